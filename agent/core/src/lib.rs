@@ -1,0 +1,16 @@
+//! The pure heart of Weft: objects in, route tables and conditions out.
+//!
+//! ```text
+//! Snapshot ─▶ resolve ─▶ Resolution ─┬▶ compile ─▶ Config (what the data plane reads)
+//!   model                            └▶ status  ─▶ conditions (what the user reads)
+//! ```
+//!
+//! Both outputs come from the same [`resolve::Resolution`], so what is reported is what runs.
+//! Nothing in this crate does I/O, reads a clock or draws a random number: time and randomness
+//! are arguments. `.ci/run` checks that its dependency tree has no async runtime, socket, TLS or
+//! Kubernetes crate.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod config;
+pub mod model;

@@ -1,0 +1,140 @@
+//! Names and references.
+
+use std::{fmt, sync::Arc};
+
+/// A shared, immutable string: names are copied into many tables.
+pub type Str = Arc<str>;
+
+/// The kinds that Weft reads, in the order in which status is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum Kind {
+    GatewayClass,
+    Gateway,
+    ListenerSet,
+    HttpRoute,
+    GrpcRoute,
+    TlsRoute,
+    TcpRoute,
+    UdpRoute,
+    ReferenceGrant,
+    BackendTlsPolicy,
+    Service,
+    EndpointSlice,
+    Namespace,
+    Pod,
+    Secret,
+    ConfigMap,
+}
+
+impl Kind {
+    /// The kind as written in YAML, e.g. `HTTPRoute`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::GatewayClass => "GatewayClass",
+            Self::Gateway => "Gateway",
+            Self::ListenerSet => "ListenerSet",
+            Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::TlsRoute => "TLSRoute",
+            Self::TcpRoute => "TCPRoute",
+            Self::UdpRoute => "UDPRoute",
+            Self::ReferenceGrant => "ReferenceGrant",
+            Self::BackendTlsPolicy => "BackendTLSPolicy",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Namespace => "Namespace",
+            Self::Pod => "Pod",
+            Self::Secret => "Secret",
+            Self::ConfigMap => "ConfigMap",
+        }
+    }
+
+    /// The API group: `gateway.networking.k8s.io`, `discovery.k8s.io`, or "" for core kinds.
+    #[must_use]
+    pub const fn group(self) -> &'static str {
+        match self {
+            Self::Service | Self::Namespace | Self::Pod | Self::Secret | Self::ConfigMap => "",
+            Self::EndpointSlice => "discovery.k8s.io",
+            _ => GATEWAY_GROUP,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// `gateway.networking.k8s.io`.
+pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
+/// Our controller's name (GatewayClass `spec.controllerName`).
+pub const CONTROLLER_NAME: &str = "weft.dev/gateway-controller";
+
+/// `namespace/name`. Ordered as the specification breaks ties: by `{namespace}/{name}`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey {
+    /// Namespace; empty for cluster-scoped kinds.
+    pub namespace: Str,
+    /// Name.
+    pub name: Str,
+}
+
+impl ObjectKey {
+    /// A key from its two parts.
+    #[must_use]
+    pub fn new(namespace: impl Into<Str>, name: impl Into<Str>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            f.write_str(&self.name)
+        } else {
+            write!(f, "{}/{}", self.namespace, self.name)
+        }
+    }
+}
+
+/// Kind and key: names one object of the world.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectRef {
+    /// Kind.
+    pub kind: Kind,
+    /// Namespace and name.
+    pub key: ObjectKey,
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind, self.key)
+    }
+}
+
+/// A group and kind that a user wrote and that may be none of ours.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GroupKind {
+    /// API group; "" is the core group.
+    pub group: Str,
+    /// Kind as written.
+    pub kind: Str,
+}
+
+impl GroupKind {
+    /// Whether this names `kind`. The group `core` is taken for "" as blog posts write it.
+    #[must_use]
+    pub fn is(&self, kind: Kind) -> bool {
+        &*self.kind == kind.as_str()
+            && (&*self.group == kind.group() || (kind.group().is_empty() && &*self.group == "core"))
+    }
+}
+
+impl fmt::Display for GroupKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.group.is_empty() { f.write_str(&self.kind) } else { write!(f, "{}/{}", self.group, self.kind) }
+    }
+}

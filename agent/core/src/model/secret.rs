@@ -1,0 +1,86 @@
+//! Secrets and ConfigMaps, as far as routing needs them: certificates.
+
+use super::{Meta, Str};
+use std::{fmt, sync::Arc};
+
+/// A `Secret`, already read by the provider; private keys never leave [`KeyPair`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Secret {
+    /// Metadata.
+    pub meta: Meta,
+    /// What it holds.
+    pub data: SecretData,
+}
+
+/// What a Secret holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecretData {
+    /// `kubernetes.io/tls` with a certificate chain and key that parse and belong together.
+    Tls(Arc<KeyPair>),
+    /// A `ca.crt` bundle (PEM) without a key pair.
+    Ca(CaBundle),
+    /// Cannot be used, with the reason ("tls.crt: no PEM certificate found").
+    Invalid(Str),
+}
+
+/// A certificate chain and its private key.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KeyPair {
+    /// DER certificates, leaf first.
+    pub chain: Vec<Vec<u8>>,
+    /// PKCS#8, PKCS#1 or SEC1 key in DER, wiped by its owner on drop.
+    pub key: PrivateKey,
+    /// DNS names and IPs that the leaf carries, for messages.
+    pub names: Vec<Str>,
+}
+
+/// A private key in DER. Not printed; overwritten on drop.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PrivateKey(Vec<u8>);
+
+impl PrivateKey {
+    /// Takes the DER bytes.
+    #[must_use]
+    pub fn new(der: Vec<u8>) -> Self {
+        Self(der)
+    }
+
+    /// The DER bytes, for the TLS library only.
+    #[must_use]
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for PrivateKey {
+    fn drop(&mut self) {
+        // `black_box` keeps the store: core has no `unsafe` for a volatile write.
+        self.0.fill(0);
+        std::hint::black_box(&self.0);
+    }
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PrivateKey(redacted)")
+    }
+}
+
+impl fmt::Debug for KeyPair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyPair").field("names", &self.names).finish_non_exhaustive()
+    }
+}
+
+/// CA certificates in DER.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct CaBundle(pub Arc<Vec<Vec<u8>>>);
+
+/// A `ConfigMap`, as far as it is a CA bundle (`ca.crt`) or parameters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigMap {
+    /// Metadata.
+    pub meta: Meta,
+    /// `data["ca.crt"]` when it is there: its certificates, or why they cannot be used.
+    pub ca: Option<Result<CaBundle, Str>>,
+}

@@ -1,0 +1,99 @@
+//! Namespaces, and pods as the mesh knows them.
+
+use super::{Labels, Meta, ObjectKey, SpiffeId, Str};
+use std::net::IpAddr;
+
+/// Label that puts a namespace or pod into the mesh (`enabled`) or keeps it out (`disabled`); the pod's wins.
+pub const MESH_LABEL: &str = "weft.dev/mesh";
+/// Label for what an enrolled pod accepts from outside the mesh; pod, then namespace, then the mesh's default.
+pub const MTLS_LABEL: &str = "weft.dev/mtls";
+
+/// `Namespace`: its labels decide selectors, enrolment and mode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// Metadata; the namespace is empty, the name is the namespace's.
+    pub meta: Meta,
+}
+
+/// A pod: from a Pod object (own node, files) or a WorkloadSlice entry (the rest of the cluster).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Metadata.
+    pub meta: Meta,
+    /// `status.podIPs`; empty until the sandbox exists.
+    pub ips: Vec<IpAddr>,
+    /// `spec.serviceAccountName`, `default` when left out.
+    pub service_account: Str,
+    /// `spec.nodeName`.
+    pub node: Option<Str>,
+    /// `spec.hostNetwork`: never enrolled.
+    pub host_network: bool,
+    /// Finished (`status.phase` Succeeded or Failed): its IPs may belong to another pod by now.
+    pub finished: bool,
+}
+
+/// What an enrolled pod accepts from outside the mesh.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum MtlsMode {
+    /// Plaintext from outside the mesh is let in.
+    #[default]
+    Permissive,
+    /// Only mutual TLS.
+    Strict,
+}
+
+/// A pod as the data plane needs it. Derived from [`Pod`] and [`Namespace`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// The pod.
+    pub pod: ObjectKey,
+    /// Its addresses.
+    pub ips: Vec<IpAddr>,
+    /// Who it is.
+    pub identity: SpiffeId,
+    /// Its node.
+    pub node: Option<Str>,
+    /// Whether its traffic is captured, so that it can be reached by HBONE on port 15008.
+    pub enrolled: bool,
+    /// What it accepts from outside the mesh.
+    pub mode: MtlsMode,
+    /// Names for telemetry (`service.name` and the like), from annotations and labels by the
+    /// OpenTelemetry k8s conventions' order.
+    pub app: Str,
+}
+
+impl Workload {
+    /// Derives a workload.
+    #[must_use]
+    pub fn derive(pod: &Pod, namespace: Option<&Namespace>, trust_domain: &str, default_mode: MtlsMode) -> Self {
+        let label = |name: &str| {
+            pod.meta.labels.get(name).or_else(|| namespace.and_then(|n| n.meta.labels.get(name))).map(|v| &**v)
+        };
+        let mode = match label(MTLS_LABEL) {
+            Some("strict") => MtlsMode::Strict,
+            Some("permissive") => MtlsMode::Permissive,
+            _ => default_mode,
+        };
+        Self {
+            pod: pod.meta.key.clone(),
+            ips: pod.ips.clone(),
+            identity: SpiffeId::new(trust_domain, pod.meta.key.namespace.clone(), pod.service_account.clone()),
+            node: pod.node.clone(),
+            enrolled: label(MESH_LABEL) == Some("enabled") && !pod.host_network,
+            mode,
+            app: app_name(&pod.meta.annotations, &pod.meta.labels, &pod.meta.key.name),
+        }
+    }
+}
+
+/// `service.name` by the OpenTelemetry k8s conventions: annotation, then the recommended labels, then the pod's
+/// name without the suffixes that a Deployment adds.
+fn app_name(annotations: &Labels, labels: &Labels, pod: &str) -> Str {
+    annotations
+        .get("resource.opentelemetry.io/service.name")
+        .or_else(|| labels.get("app.kubernetes.io/instance"))
+        .or_else(|| labels.get("app.kubernetes.io/name"))
+        .or_else(|| labels.get("app"))
+        .cloned()
+        .unwrap_or_else(|| pod.into())
+}
