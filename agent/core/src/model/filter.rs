@@ -14,9 +14,15 @@ pub enum Filter {
     RequestMirror(Mirror),
     Cors(Cors),
     /// `ExtensionRef`: none is served yet, so the rule fails closed with a condition.
-    ExtensionRef { group: Str, kind: Str, name: Str },
+    ExtensionRef {
+        group: Str,
+        kind: Str,
+        name: Str,
+    },
     /// `ExternalAuth` (GEP-1494, experimental): parsed; not acted on yet, so the rule fails closed.
-    ExternalAuth { backend: BackendObjectRef },
+    ExternalAuth {
+        backend: BackendObjectRef,
+    },
     /// A type this version does not know: `Accepted=False/UnsupportedValue`, fails closed.
     Unknown(Str),
 }

@@ -25,7 +25,11 @@ pub struct InvalidSpiffeId(pub String);
 impl SpiffeId {
     /// An identity from its parts.
     #[must_use]
-    pub fn new(trust_domain: impl Into<Str>, namespace: impl Into<Str>, service_account: impl Into<Str>) -> Self {
+    pub fn new(
+        trust_domain: impl Into<Str>,
+        namespace: impl Into<Str>,
+        service_account: impl Into<Str>,
+    ) -> Self {
         Self {
             trust_domain: trust_domain.into(),
             namespace: namespace.into(),

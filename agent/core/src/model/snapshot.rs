@@ -1,8 +1,8 @@
 //! The whole watched world at one moment.
 
 use super::{
-    BackendTlsPolicy, ConfigMap, EndpointSlice, Gateway, GatewayClass, ListenerSet, Namespace, ObjectKey, Pod,
-    ReferenceGrant, Route, RouteKind, Secret, Service, Str,
+    BackendTlsPolicy, ConfigMap, EndpointSlice, Gateway, GatewayClass, ListenerSet, Namespace, ObjectKey,
+    Pod, ReferenceGrant, Route, RouteKind, Secret, Service, Str,
 };
 use std::{collections::BTreeMap, sync::Arc};
 

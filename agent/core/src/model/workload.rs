@@ -65,9 +65,18 @@ pub struct Workload {
 impl Workload {
     /// Derives a workload.
     #[must_use]
-    pub fn derive(pod: &Pod, namespace: Option<&Namespace>, trust_domain: &str, default_mode: MtlsMode) -> Self {
+    pub fn derive(
+        pod: &Pod,
+        namespace: Option<&Namespace>,
+        trust_domain: &str,
+        default_mode: MtlsMode,
+    ) -> Self {
         let label = |name: &str| {
-            pod.meta.labels.get(name).or_else(|| namespace.and_then(|n| n.meta.labels.get(name))).map(|v| &**v)
+            pod.meta
+                .labels
+                .get(name)
+                .or_else(|| namespace.and_then(|n| n.meta.labels.get(name)))
+                .map(|v| &**v)
         };
         let mode = match label(MTLS_LABEL) {
             Some("strict") => MtlsMode::Strict,
@@ -77,7 +86,11 @@ impl Workload {
         Self {
             pod: pod.meta.key.clone(),
             ips: pod.ips.clone(),
-            identity: SpiffeId::new(trust_domain, pod.meta.key.namespace.clone(), pod.service_account.clone()),
+            identity: SpiffeId::new(
+                trust_domain,
+                pod.meta.key.namespace.clone(),
+                pod.service_account.clone(),
+            ),
             node: pod.node.clone(),
             enrolled: label(MESH_LABEL) == Some("enabled") && !pod.host_network,
             mode,
