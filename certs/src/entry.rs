@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::{
     runtime::Handle,
     sync::{Notify, watch},
+    task::JoinSet,
 };
 use weft_core::model::SpiffeId;
 
@@ -251,9 +252,7 @@ async fn attempt(shared: &Arc<Shared>, entry: &Entry) -> Result<Validity, IssueE
     let csr = key.csr(&entry.identity).map_err(|e| local(&e))?;
     let request = IssueRequest { csr, identity: entry.identity.clone(), ttl: shared.config.ttl };
     let number = shared.counters.begun.fetch_add(1, Ordering::Relaxed) + 1;
-    let timeout = shared.config.issue_timeout;
-    let issue = tokio::time::timeout(timeout, shared.issuer.issue(request)).await;
-    let answer = issue.map_err(|_| IssueError::TimedOut(timeout))??;
+    let answer = ask(shared, request).await?;
     let bundle = answer.bundle.clone();
     let material = accept_answer(shared, &entry.identity, &key, answer)?;
     let validity = material.facts.validity;
@@ -263,6 +262,21 @@ async fn attempt(shared: &Arc<Shared>, entry: &Entry) -> Result<Validity, IssueE
         shared.rebundle();
     }
     Ok(validity)
+}
+
+/// Asks in a task of its own, which ends with this future: a panic in an issuer must not end the renewals, which
+/// nobody would notice until the certificate runs out.
+async fn ask(shared: &Shared, request: IssueRequest) -> Result<IssuedCertificate, IssueError> {
+    let issuer = shared.issuer.clone();
+    let mut task = JoinSet::new();
+    task.spawn(async move { issuer.issue(request).await });
+    let timeout = shared.config.issue_timeout;
+    match tokio::time::timeout(timeout, task.join_next()).await {
+        Err(_) => Err(IssueError::TimedOut(timeout)),
+        Ok(Some(Ok(answer))) => answer,
+        Ok(Some(Err(panicked))) => Err(IssueError::Local { reason: panicked.to_string() }),
+        Ok(None) => Err(IssueError::Local { reason: "the issue was not started".into() }),
+    }
 }
 
 /// Checks that the answer is what was asked for: our key, our identity, valid now, under the issuer's own

@@ -33,6 +33,7 @@ enum Misdeed {
     OtherKey,
     OtherRoot,
     NoChain,
+    Panic,
 }
 
 impl Tester {
@@ -42,6 +43,7 @@ impl Tester {
         let mut asked = request.clone();
         match &misdeed {
             Some(Misdeed::Fail(error)) => return Err(error.clone()),
+            Some(Misdeed::Panic) => panic!("a bug in the issuer"),
             Some(Misdeed::OtherIdentity) => asked.identity = id("other"),
             Some(Misdeed::OtherKey) => asked.csr = SecretKey::generate().unwrap().csr(&id("web")).unwrap(),
             _ => {}
@@ -243,6 +245,7 @@ async fn a_bad_answer_is_no_certificate() {
         (Misdeed::OtherKey, "another public key"),
         (Misdeed::OtherRoot, "UnknownIssuer"),
         (Misdeed::NoChain, "chain is empty"),
+        (Misdeed::Panic, "panicked"),
         (Misdeed::Fail(IssueError::Denied { reason: "no such pod".into() }), "no such pod"),
     ];
     for (misdeed, says) in table {
@@ -312,6 +315,23 @@ async fn roots_rotate_with_overlap() {
     assert_alive(&mut standing).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_issuers_new_bundle_reaches_every_identity() {
+    let old = ca(start());
+    let new = ca(start()).trusting(old.bundle());
+    let both = new.bundle().clone();
+    let (tester, store) = tester(old);
+    let web = store.acquire(id("web"));
+    ready(&web).await;
+    tester.local.replace(new);
+    let late = store.acquire(id("late"));
+    ready(&late).await;
+    connect(&late, &web).await.unwrap();
+    connect(&web, &late).await.unwrap();
+    assert_eq!(web.info().roots, both.describe());
+    assert_eq!(store.metrics().issued, 2, "the certificate is the old one");
+}
+
 #[test]
 fn a_late_answer_does_not_bring_back_old_roots() {
     let (old, new) = (ca(start()).bundle().clone(), ca(start()).bundle().clone());
@@ -334,4 +354,32 @@ fn a_handle_may_be_acquired_outside_the_runtime() {
     drop(guard);
     let web = store.acquire(id("web")); // e.g. on a data-plane worker
     runtime.block_on(web.ready(Instant::now() + Duration::from_secs(30))).unwrap();
+}
+
+#[test]
+fn handles_come_and_go_on_many_threads() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let _guard = runtime.enter();
+    let local = LocalIssuer::new(ca(Timestamp::now()), "cluster.local");
+    let store = IdentityStore::new(Arc::new(local), StoreConfig::new("cluster.local"));
+    let kept = store.acquire(id("s0"));
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (store, runtime) = (&store, &runtime);
+            scope.spawn(move || {
+                for turn in 0..200 {
+                    let handle = store.acquire(id(&format!("s{}", (thread + turn) % 3)));
+                    if turn % 20 == 0 {
+                        runtime.block_on(ready(&handle));
+                        assert!(handle.server_config().is_some());
+                    }
+                }
+            });
+        }
+    });
+    runtime.block_on(ready(&kept));
+    assert_eq!(store.shared.identities.lock().len(), 1);
+    assert_eq!(store.metrics().identities, 1);
+    drop(kept);
+    assert!(store.shared.identities.lock().is_empty());
 }
