@@ -1,0 +1,5 @@
+//! Picking a backend by weight and an endpoint by load. Random draws are arguments.
+
+mod weighted;
+
+pub use weighted::Weighted;

@@ -1,0 +1,7 @@
+//! Finding the rule for a request: the index that must agree with the specification's sorted list.
+
+mod host;
+mod table;
+
+pub use host::HostMap;
+pub use table::{Entry, Order, RequestHead, RouteTable, Selected};
