@@ -38,9 +38,7 @@ pub fn run(env: &Env<'_>, stdin: &[u8]) -> Outcome {
     match serve(env, stdin) {
         Ok(None) => Outcome { stdout: String::new(), success: true },
         Ok(Some(result)) => Outcome { stdout: result.to_string(), success: true },
-        Err(error) => {
-            Outcome { stdout: error.to_json(&answer_version(stdin)).to_string(), success: false }
-        }
+        Err(error) => Outcome { stdout: error.to_json(&answer_version(stdin)).to_string(), success: false },
     }
 }
 
