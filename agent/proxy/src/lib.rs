@@ -15,3 +15,4 @@
 pub mod context;
 pub mod dial;
 pub mod error;
+pub mod telemetry;
