@@ -41,6 +41,39 @@ pub(super) fn table(statuses: &BTreeMap<ObjectRef, ObjectStatus>) -> String {
     text
 }
 
+/// One line for the log: conditions that are as one wishes by name, the others with reason and message.
+pub(super) fn summary(status: &ObjectStatus) -> String {
+    let mut groups: Vec<(String, &[Condition])> = Vec::new();
+    match status {
+        ObjectStatus::GatewayClass { conditions, .. } => groups.push((String::new(), conditions)),
+        ObjectStatus::Gateway { conditions, listeners, .. }
+        | ObjectStatus::ListenerSet { conditions, listeners } => {
+            groups.push((String::new(), conditions));
+            groups.extend(
+                listeners.iter().map(|l| (format!("listener {}: ", l.name), l.conditions.as_slice())),
+            );
+        }
+        ObjectStatus::Route { parents } => {
+            groups.extend(
+                parents.iter().map(|p| (format!("{}: ", parent_name(&p.parent)), p.conditions.as_slice())),
+            );
+        }
+        ObjectStatus::BackendTlsPolicy { ancestors } => {
+            groups.extend(ancestors.iter().map(|a| (format!("{}: ", a.ancestor), a.conditions.as_slice())));
+        }
+    }
+    let one = |c: &Condition| match c.status {
+        ConditionStatus::True if c.message.is_empty() => c.kind.to_owned(),
+        status => {
+            format!("{}={} ({}) {}", c.kind, status_text(status), c.reason, c.message).trim_end().to_owned()
+        }
+    };
+    let group = |(prefix, conditions): &(String, &[Condition])| {
+        format!("{prefix}{}", conditions.iter().map(one).collect::<Vec<_>>().join(", "))
+    };
+    groups.iter().map(group).collect::<Vec<_>>().join("; ")
+}
+
 /// The same as JSON, shaped like `status` of the API.
 pub(super) fn json(object: &ObjectRef, status: &ObjectStatus) -> Value {
     let status = match status {
