@@ -11,8 +11,8 @@ use std::{
 };
 use support::*;
 use weft_inpod::{
-    AGENT_MARK, CaptureConfig, Family, HBONE_PORT, INBOUND_PORT, Listeners, Mode, NetnsThread,
-    OUTBOUND_PORT, PodSockets, apply, open_listeners, original_dst, remove,
+    AGENT_MARK, CaptureConfig, Family, HBONE_PORT, INBOUND_PORT, Listeners, Mode, NetnsThread, OUTBOUND_PORT,
+    PodSockets, apply, open_listeners, original_dst, remove,
 };
 
 /// Dropped packets show as a connect that does not end: this long is enough to tell.
@@ -139,11 +139,8 @@ fn the_application_sees_the_clients_address() {
             assert_talks(&mut agent, &mut accepted);
         }
         drop(accepted);
-        let refused = connect_from(
-            stash.tcp(Family::of(to.ip())).unwrap(),
-            Some(source),
-            SocketAddr::new(to.ip(), 9),
-        );
+        let refused =
+            connect_from(stash.tcp(Family::of(to.ip())).unwrap(), Some(source), SocketAddr::new(to.ip(), 9));
         let error = refused.expect_err("nobody listens on port 9");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "the application's refusal is seen");
     }
@@ -220,7 +217,8 @@ fn without_listeners_everything_is_refused() {
 fn our_plaintext_ports_are_refused_from_outside() {
     let net = Net::new();
     let listeners = captured(&net, &CaptureConfig::default());
-    for to in [at(POD4, OUTBOUND_PORT), at(POD4, INBOUND_PORT), at(POD6, OUTBOUND_PORT), at(POD6, INBOUND_PORT)]
+    for to in
+        [at(POD4, OUTBOUND_PORT), at(POD4, INBOUND_PORT), at(POD6, OUTBOUND_PORT), at(POD6, INBOUND_PORT)]
     {
         let error = connect(&net.peer, to).expect_err("these ports are not for callers");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "{to}");
@@ -276,7 +274,8 @@ fn leaving_drains_redirected_connections_and_then_restores_the_pod() {
     let mut outbound_agent = accept(&listeners.outbound).0;
     let mut inbound = connect(&net.peer, at(POD4, 80)).unwrap();
     let mut inbound_agent = accept(&listeners.inbound).0;
-    let mut to_app = connect_from(stash.tcp(Family::V4).unwrap(), Some(at(CLIENT4, 0)), at(POD4, 80)).unwrap();
+    let mut to_app =
+        connect_from(stash.tcp(Family::V4).unwrap(), Some(at(CLIENT4, 0)), at(POD4, 80)).unwrap();
     let mut app = accept(&inside).0;
 
     apply(&net.pod, &CaptureConfig::default(), Mode::Drain).unwrap();

@@ -43,9 +43,7 @@ impl Net {
         ip(&["netns", "add", pod]);
         ip(&["netns", "add", peer]);
         ip(&["-n", pod, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", peer]);
-        for (ns, addresses) in
-            [(pod, &[POD4, POD6][..]), (peer, &[PEER4, PEER6, CLIENT4, CLIENT6][..])]
-        {
+        for (ns, addresses) in [(pod, &[POD4, POD6][..]), (peer, &[PEER4, PEER6, CLIENT4, CLIENT6][..])] {
             ip(&["-n", ns, "link", "set", "lo", "up"]);
             ip(&["-n", ns, "link", "set", "eth0", "up"]);
             for address in addresses {
