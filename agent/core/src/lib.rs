@@ -13,9 +13,11 @@
 #![warn(missing_docs)]
 
 pub mod balance;
+mod compile;
 pub mod config;
 pub mod engine;
 pub mod matching;
 pub mod model;
+mod resolve;
 pub mod shards;
 pub mod status;
