@@ -7,9 +7,7 @@ use super::{
 use http::{HeaderMap, Request};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use weft_core::{
-    config::{
-        Action, AppProtocol, Backend, BackendKey, Endpoint, FailReason, FilterChain, HttpRule, RuleId,
-    },
+    config::{Action, AppProtocol, Backend, BackendKey, Endpoint, FailReason, FilterChain, HttpRule, RuleId},
     model::{MtlsMode, ObjectKey, RouteKind, SpiffeId, Timeouts, Workload},
 };
 

@@ -29,24 +29,27 @@ fn attempt() -> TryRecord<'static> {
 #[test]
 fn a_server_span_says_what_semconv_wants() {
     let exchange = Exchange::new();
-    expect(server(&exchange.record()), &[
-        ("url.path", "/cart/1"),
-        ("url.scheme", "http"),
-        ("server.address", "shop.example"),
-        ("server.port", "8080"),
-        ("user_agent.original", "curl/8"),
-        ("network.protocol.version", "1.1"),
-        ("network.peer.address", "10.0.0.7"),
-        ("network.peer.port", "4711"),
-        ("client.address", "10.0.0.7"),
-        ("http.request.method", "GET"),
-        ("http.route", "/cart/*"),
-        ("http.response.status_code", "200"),
-        ("weft.route", "shop/canary"),
-        ("weft.rule", "2"),
-        ("weft.backend", "shop/cart-v2:80"),
-        ("weft.source.identity", "spiffe://cluster.local/ns/shop/sa/web"),
-    ]);
+    expect(
+        server(&exchange.record()),
+        &[
+            ("url.path", "/cart/1"),
+            ("url.scheme", "http"),
+            ("server.address", "shop.example"),
+            ("server.port", "8080"),
+            ("user_agent.original", "curl/8"),
+            ("network.protocol.version", "1.1"),
+            ("network.peer.address", "10.0.0.7"),
+            ("network.peer.port", "4711"),
+            ("client.address", "10.0.0.7"),
+            ("http.request.method", "GET"),
+            ("http.route", "/cart/*"),
+            ("http.response.status_code", "200"),
+            ("weft.route", "shop/canary"),
+            ("weft.rule", "2"),
+            ("weft.backend", "shop/cart-v2:80"),
+            ("weft.source.identity", "spiffe://cluster.local/ns/shop/sa/web"),
+        ],
+    );
 }
 
 #[test]
@@ -60,23 +63,26 @@ fn a_client_span_names_the_endpoint_and_the_resend() {
         resend: 1,
         ..attempt()
     };
-    expect(client(&exchange.record(), &outcome), &[
-        ("url.full", "http://shop.example:8080/cart/1"),
-        ("server.address", "10.0.0.9"),
-        ("server.port", "8080"),
-        ("network.peer.address", "10.0.0.9"),
-        ("network.peer.port", "8080"),
-        ("http.request.resend_count", "1"),
-        ("http.request.method", "GET"),
-        ("http.route", "/cart/*"),
-        ("weft.route", "shop/canary"),
-        ("weft.rule", "2"),
-        ("weft.backend", "shop/cart-v2:80"),
-        ("weft.source.identity", "spiffe://cluster.local/ns/shop/sa/web"),
-        ("weft.destination.identity", "spiffe://cluster.local/ns/shop/sa/cart"),
-        ("weft.reason", "connect_failed"),
-        ("error.type", "connect_failed"),
-    ]);
+    expect(
+        client(&exchange.record(), &outcome),
+        &[
+            ("url.full", "http://shop.example:8080/cart/1"),
+            ("server.address", "10.0.0.9"),
+            ("server.port", "8080"),
+            ("network.peer.address", "10.0.0.9"),
+            ("network.peer.port", "8080"),
+            ("http.request.resend_count", "1"),
+            ("http.request.method", "GET"),
+            ("http.route", "/cart/*"),
+            ("weft.route", "shop/canary"),
+            ("weft.rule", "2"),
+            ("weft.backend", "shop/cart-v2:80"),
+            ("weft.source.identity", "spiffe://cluster.local/ns/shop/sa/web"),
+            ("weft.destination.identity", "spiffe://cluster.local/ns/shop/sa/cart"),
+            ("weft.reason", "connect_failed"),
+            ("error.type", "connect_failed"),
+        ],
+    );
 }
 
 #[test]

@@ -50,7 +50,11 @@ impl SpanExporter for Collector {
     }
 }
 
-async fn exported(spans: Vec<SpanData>, config: TraceConfig, fail: bool) -> (Vec<(String, Vec<String>)>, Arc<Stats>) {
+async fn exported(
+    spans: Vec<SpanData>,
+    config: TraceConfig,
+    fail: bool,
+) -> (Vec<(String, Vec<String>)>, Arc<Stats>) {
     let (queue, receiver) = Queue::new(config.queue_max);
     let (stats, sender, got) = (queue.stats(), queue.sender(), Exported::default());
     spans.into_iter().for_each(|span| queue.on_end(span));
@@ -82,7 +86,8 @@ fn a_batch_is_grouped_by_workload_and_stripped() {
 #[test]
 fn the_resource_is_the_workload() {
     let names = ["shop", "web-1", "web", "node-1"].map(Value::from);
-    let shared = [("k8s.cluster.name".to_owned(), "east".to_owned()), ("service.name".to_owned(), "weft".to_owned())];
+    let shared =
+        [("k8s.cluster.name".to_owned(), "east".to_owned()), ("service.name".to_owned(), "weft".to_owned())];
     let resource = resource(&names, &shared);
     let expected = [
         ("service.name", "web"),

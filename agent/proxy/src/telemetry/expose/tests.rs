@@ -81,8 +81,13 @@ fn both_formats_hold_the_same_samples() {
 #[test]
 fn values_and_labels() {
     let samples = parse(&text(ContentType::Text), ContentType::Text);
-    let check = |start: &str, holds: &[&str], value: f64| assert_eq!(one(&samples, start, holds), value, "{start}");
-    check("weft_requests_total{", &["direction=\"mesh\"", "code=\"200\"", "route_name=\"canary\"", "rule=\"2\""], 1.0);
+    let check =
+        |start: &str, holds: &[&str], value: f64| assert_eq!(one(&samples, start, holds), value, "{start}");
+    check(
+        "weft_requests_total{",
+        &["direction=\"mesh\"", "code=\"200\"", "route_name=\"canary\"", "rule=\"2\""],
+        1.0,
+    );
     check("weft_requests_total{", &["parent_name=\"a\\\"b\\\\c\\nd\"", "code=\"503\""], 1.0);
     check("weft_request_duration_seconds_bucket{", &["direction=\"mesh\"", "le=\"0.001\""], 0.0);
     check("weft_request_duration_seconds_bucket{", &["direction=\"mesh\"", "le=\"0.0025\""], 1.0);

@@ -76,7 +76,8 @@ fn labels_are_bounded() {
     }
     let all = registry.outcomes.snapshot();
     assert_eq!(all.len(), 4);
-    let overflow = all.iter().find(|(l, _)| l.edge.parent.as_ref().is_some_and(|p| &*p.name == OVERFLOW)).unwrap();
+    let overflow =
+        all.iter().find(|(l, _)| l.edge.parent.as_ref().is_some_and(|p| &*p.name == OVERFLOW)).unwrap();
     assert_eq!((overflow.0.code, overflow.1[0].slot.uses()), (500, 47));
     assert_eq!(registry.outcomes.overflows.load(Relaxed), 47);
 }

@@ -69,10 +69,12 @@ fn state_and_baggage_pass_unless_the_trace_is_new() {
     check(&sent, always(), true, &["baggage: k=v", &ours, "tracestate: a=1", "tracestate: b=2"]);
     let (context, _) = upstream(&sent, always());
     assert_eq!(context.state.unwrap(), "a=1,b=2");
-    check(&[("traceparent", "bad"), ("tracestate", "a=1"), ("baggage", "k=v")], always(), true, &[
-        "baggage: k=v",
-        NEW,
-    ]);
+    check(
+        &[("traceparent", "bad"), ("tracestate", "a=1"), ("baggage", "k=v")],
+        always(),
+        true,
+        &["baggage: k=v", NEW],
+    );
 }
 
 #[test]
@@ -130,29 +132,41 @@ fn b3_of_many_headers() {
         ("x-b3-parentspanid", "00000000000000cc"),
         ("x-b3-sampled", "1"),
     ];
-    check(&sent, never(), true, &[
-        &format!("traceparent: 00-{T}-00000000000000bb-01"),
-        &format!("x-b3-parentspanid: {P}"),
-        "x-b3-sampled: 1",
-        "x-b3-spanid: 00000000000000bb",
-        &format!("x-b3-traceid: {T}"),
-    ]);
+    check(
+        &sent,
+        never(),
+        true,
+        &[
+            &format!("traceparent: 00-{T}-00000000000000bb-01"),
+            &format!("x-b3-parentspanid: {P}"),
+            "x-b3-sampled: 1",
+            "x-b3-spanid: 00000000000000bb",
+            &format!("x-b3-traceid: {T}"),
+        ],
+    );
     let debug = [("x-b3-traceid", T), ("x-b3-spanid", P), ("x-b3-flags", "1")];
-    check(&debug, never(), true, &[
-        &format!("traceparent: 00-{T}-00000000000000bb-01"),
-        "x-b3-sampled: 1",
-        "x-b3-spanid: 00000000000000bb",
-        &format!("x-b3-traceid: {T}"),
-    ]);
+    check(
+        &debug,
+        never(),
+        true,
+        &[
+            &format!("traceparent: 00-{T}-00000000000000bb-01"),
+            "x-b3-sampled: 1",
+            "x-b3-spanid: 00000000000000bb",
+            &format!("x-b3-traceid: {T}"),
+        ],
+    );
 }
 
 #[test]
 fn w3c_wins_over_b3_and_both_tell_the_same() {
     let on = format!("00-{T}-{P}-01");
-    check(&[("traceparent", &on), ("b3", "0")], never(), true, &[
-        &format!("b3: {T}-00000000000000bb-1"),
-        &format!("traceparent: 00-{T}-00000000000000bb-01"),
-    ]);
+    check(
+        &[("traceparent", &on), ("b3", "0")],
+        never(),
+        true,
+        &[&format!("b3: {T}-00000000000000bb-1"), &format!("traceparent: 00-{T}-00000000000000bb-01")],
+    );
 }
 
 #[test]
