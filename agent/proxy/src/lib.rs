@@ -14,5 +14,13 @@
 
 pub mod context;
 pub mod dial;
+pub mod drain;
 pub mod error;
+pub mod inbound;
+pub mod l4;
+pub mod outbound;
+pub mod pods;
+pub mod share;
 pub mod telemetry;
+pub mod transport;
+pub mod worker;
