@@ -178,6 +178,21 @@ fn watch_hangup(config: &TelemetryConfig, writer: Option<Arc<Writer>>) -> Option
 }
 
 impl Telemetry {
+    /// Telemetry that only counts: no span, no log, no subscriber. For tests of the data plane and short-lived tools.
+    #[must_use]
+    pub fn counting() -> Arc<Self> {
+        let config = TelemetryConfig::default();
+        Arc::new(Self {
+            registry: Arc::new(Registry::new(config.metrics.series_max, config.metrics.idle)),
+            workers: Mutex::default(),
+            certificates: Mutex::default(),
+            spans: None,
+            writer: None,
+            hangup: Mutex::default(),
+            config,
+        })
+    }
+
     /// The telemetry of one more worker. Call it on the worker's thread, once.
     #[must_use]
     pub fn worker(&self) -> Rc<WorkerTelemetry> {
