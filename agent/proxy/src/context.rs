@@ -1,7 +1,12 @@
 //! What every connection can reach: process-wide, per worker, and per source of traffic.
 
 use arc_swap::ArcSwap;
-use std::{io, net::IpAddr, os::fd::OwnedFd, sync::Arc};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::{BorrowedFd, OwnedFd},
+    sync::Arc,
+};
 use weft_core::{
     config::Config,
     model::{ObjectKey, Workload},
@@ -14,6 +19,23 @@ pub struct Shared {
     pub config: ArcSwap<Config>,
     /// Limits.
     pub limits: Limits,
+    /// Where the peers' agents listen for HBONE; 15008 but in tests, where two agents share an address.
+    pub hbone_port: u16,
+}
+
+/// The port of HBONE: inbound mutual TLS, on the pod's own address.
+pub const HBONE_PORT: u16 = 15008;
+/// The port of captured outbound connections.
+pub const OUTBOUND_PORT: u16 = 15001;
+/// The port of captured inbound plaintext connections.
+pub const INBOUND_PORT: u16 = 15006;
+
+impl Shared {
+    /// State that serves an empty Config.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self { config: ArcSwap::default(), limits, hbone_port: HBONE_PORT }
+    }
 }
 
 /// Bounds that keep one tenant from starving another. Counted per share and worker unless said otherwise.
@@ -57,6 +79,18 @@ pub trait Sockets: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// When the kernel gives no socket (limits), or the pod's namespace is gone.
     fn tcp(&self, ipv6: bool) -> io::Result<OwnedFd>;
+
+    /// Where a captured connection was going before it was redirected.
+    ///
+    /// # Errors
+    /// When the kernel knows no original destination: the connection was made to the listener itself.
+    fn original_dst(&self, socket: BorrowedFd<'_>) -> io::Result<SocketAddr> {
+        let socket = socket2::SockRef::from(&socket);
+        let ipv6 = socket.local_addr()?.as_socket_ipv6().is_some_and(|a| a.ip().to_ipv4_mapped().is_none());
+        // A dual-stack listener holds IPv4 connections as v4-mapped ones; conntrack knows them as IPv4.
+        let addr = if ipv6 { socket.original_dst_v6()? } else { socket.original_dst_v4()? };
+        addr.as_socket().ok_or_else(|| io::Error::other("the original destination is no IP address"))
+    }
 }
 
 /// On whose behalf connections are opened and work is charged: a pod of this node, or a Gateway.
@@ -70,6 +104,18 @@ pub struct Source {
     pub identity: Option<weft_certs::IdentityHandle>,
     /// Its sockets.
     pub sockets: Arc<dyn Sockets>,
+}
+
+impl Source {
+    /// The address that its connections come from: the pod's own of that family. `None` for a Gateway, whose
+    /// connections leave from wherever the kernel says.
+    #[must_use]
+    pub fn bind_ip(&self, ipv6: bool) -> Option<IpAddr> {
+        match self.share {
+            ShareKey::Pod(_) => self.workload.ips.iter().copied().find(|ip| ip.is_ipv6() == ipv6),
+            ShareKey::Gateway(_) => None,
+        }
+    }
 }
 
 /// Names a share.

@@ -91,7 +91,7 @@ impl Reason {
 }
 
 /// What went wrong, for whom.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("{}: {detail}", reason.as_str())]
 pub struct ProxyError {
     /// One label.

@@ -14,4 +14,10 @@
 
 pub mod context;
 pub mod dial;
+pub mod drain;
 pub mod error;
+pub mod l4;
+pub mod pods;
+pub mod share;
+pub mod transport;
+pub mod worker;

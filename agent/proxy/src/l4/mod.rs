@@ -1,0 +1,3 @@
+//! Opaque bytes: recognising what is spoken, and copying what is not HTTP.
+
+pub mod learn;
