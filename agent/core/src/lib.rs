@@ -15,7 +15,9 @@
 pub mod balance;
 pub mod config;
 pub mod engine;
+pub mod filter;
 pub mod matching;
 pub mod model;
 pub mod shards;
 pub mod status;
+pub mod timing;

@@ -1,6 +1,6 @@
 //! A route table.
 
-use crate::model::{Hostname, Match, ObjectKey};
+use crate::model::{Hostname, Match, ObjectKey, PathMatch};
 use http::{HeaderMap, Method};
 
 /// What matching looks at.
@@ -55,6 +55,20 @@ pub struct RouteTable<P> {
 pub struct Selected<'a, P> {
     /// The winning entry.
     pub entry: &'a Entry<P>,
+}
+
+impl<'a, P> Selected<'a, P> {
+    /// The path prefix that matched, without a trailing slash (`/` is empty): what `ReplacePrefixMatch` replaces.
+    /// `None` when the winner has no prefix match.
+    #[must_use]
+    pub fn prefix(&self) -> Option<&'a str> {
+        match &self.entry.matcher.path {
+            Some(PathMatch::Prefix(prefix)) => Some(prefix.trim_end_matches('/')),
+            Some(_) => None,
+            // HTTP's default is the prefix `/`.
+            None => Some(""),
+        }
+    }
 }
 
 impl<P> Default for RouteTable<P> {
