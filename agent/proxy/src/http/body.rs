@@ -21,7 +21,7 @@ pub(crate) const MIRROR_FRAMES_MAX: usize = 16;
 
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
-pub enum BodyError {
+pub(crate) enum BodyError {
     /// The side that sends it failed.
     #[error(transparent)]
     Peer(#[from] hyper::Error),
@@ -84,11 +84,6 @@ impl Upload {
     /// Whether the client broke it off.
     pub(crate) fn failed(&self) -> bool {
         self.failed.get()
-    }
-
-    /// Whether nothing of it was taken yet.
-    pub(crate) fn untouched(&self) -> bool {
-        self.bytes.get() == 0 && !self.complete.get() && !self.failed.get()
     }
 
     /// Remembers it from here on, up to [`REPLAY_BYTES_MAX`].

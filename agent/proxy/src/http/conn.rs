@@ -107,11 +107,12 @@ impl<D: Dial> Conn<D> {
         })
     }
 
+    pub(crate) const fn direction_of(conn: &HttpConn<D>) -> Direction {
+        direction(&conn.entrance)
+    }
+
     pub(crate) const fn direction(&self) -> Direction {
-        match self.entrance {
-            Entrance::Mesh { .. } => Direction::Mesh,
-            Entrance::Gateway(_) => Direction::Gateway,
-        }
+        direction(&self.entrance)
     }
 
     /// Whether the client came over TLS that we ended.
@@ -125,5 +126,12 @@ impl<D: Dial> Conn<D> {
             Entrance::Mesh { frontend } => frontend.port(),
             Entrance::Gateway(gateway) => gateway.port,
         }
+    }
+}
+
+const fn direction(entrance: &Entrance) -> Direction {
+    match entrance {
+        Entrance::Mesh { .. } => Direction::Mesh,
+        Entrance::Gateway(_) => Direction::Gateway,
     }
 }

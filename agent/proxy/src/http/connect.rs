@@ -20,7 +20,6 @@ use std::{
     future::poll_fn,
     pin::Pin,
     rc::Rc,
-    task::Poll,
     time::Duration,
 };
 use weft_core::config::Endpoint;
@@ -101,8 +100,6 @@ pub(crate) async fn http2<D: Dial>(
         }
         ended
     }));
-    // One turn for the task, so that the peer's SETTINGS, often there already, are known before the second stream.
-    let _: Poll<()> = futures_util::poll!(std::future::pending::<()>());
     Ok(H2Conn::new(sender, info, allowed))
 }
 

@@ -2,18 +2,20 @@
 //! must be given back at its end. Boxed once, moved along the path, ends when dropped, however that comes.
 
 use super::{
-    body::Upload,
+    body::{RequestBody, Upload},
     conn::{Conn, Entrance},
     io::MaybeTls,
     loads::InFlight,
     pool::{H1Conn, Key, Stream},
 };
 use crate::{
-    dial::Dial,
+    dial::{Dial, UpstreamInfo},
     error::Reason,
     telemetry::{ActiveRequest, RequestHead, RequestRecord, RequestSpan, TraceContext, TryRecord, is_grpc},
 };
-use http::{HeaderMap, HeaderValue, Method, request::Parts};
+use futures_util::future::Either;
+use http::{HeaderMap, HeaderValue, Request, Response, request::Parts};
+use hyper::{body::Incoming, client::conn::TrySendError};
 use std::{
     pin::Pin,
     rc::Rc,
@@ -34,6 +36,37 @@ pub(crate) enum Lease<Io: 'static> {
     H2(Stream),
 }
 
+impl<Io> Lease<Io> {
+    /// Who is there.
+    pub(crate) fn info(&self) -> &UpstreamInfo {
+        match self {
+            Self::H1(_, h1) => &h1.info,
+            Self::H2(stream) => &stream.0.info,
+        }
+    }
+
+    /// Whether HTTP/2 is spoken.
+    pub(crate) const fn is_h2(&self) -> bool {
+        matches!(self, Self::H2(_))
+    }
+
+    /// Whether it was used before, so that the peer may be closing it already.
+    pub(crate) const fn is_kept(&self) -> bool {
+        matches!(self, Self::H1(_, h1) if h1.reused)
+    }
+
+    /// Sends a request.
+    pub(crate) fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<Io> {
+        match self {
+            Self::H1(_, h1) => Either::Left(h1.sender.try_send_request(request)),
+            Self::H2(stream) => Either::Right(stream.0.sender.clone().try_send_request(request)),
+        }
+    }
+}
+
 /// State of one exchange.
 pub(crate) struct Exchange<D: Dial> {
     pub(crate) conn: Rc<Conn<D>>,
@@ -45,8 +78,6 @@ pub(crate) struct Exchange<D: Dial> {
     _active: ActiveRequest,
     /// Content is gRPC: errors are told in its way.
     pub(crate) grpc: bool,
-    /// An answer has no body, whatever its head says.
-    pub(crate) head_only: bool,
     /// `Origin`, kept for CORS.
     pub(crate) origin: Option<HeaderValue>,
 
@@ -57,6 +88,8 @@ pub(crate) struct Exchange<D: Dial> {
     pub(crate) backend_response: Option<Arc<HeaderModifier>>,
     pub(crate) upload: Option<Rc<Upload>>,
 
+    /// The head once more, for another try, if one may be made.
+    pub(crate) spare: Option<Parts>,
     /// The try under way, or the last one.
     pub(crate) attempt: Attempt<D>,
     pub(crate) tries: u32,
@@ -71,6 +104,7 @@ pub(crate) struct Exchange<D: Dial> {
 
 /// One try.
 pub(crate) struct Attempt<D: Dial> {
+    pub(crate) started: Instant,
     pub(crate) endpoint: Option<(Arc<EndpointSet>, usize)>,
     pub(crate) identity: Option<Rc<SpiffeId>>,
     pub(crate) span: RequestSpan,
@@ -80,7 +114,14 @@ pub(crate) struct Attempt<D: Dial> {
 
 impl<D: Dial> Default for Attempt<D> {
     fn default() -> Self {
-        Self { endpoint: None, identity: None, span: RequestSpan::None, in_flight: None, lease: None }
+        Self {
+            started: Instant::now(),
+            endpoint: None,
+            identity: None,
+            span: RequestSpan::None,
+            in_flight: None,
+            lease: None,
+        }
     }
 }
 
@@ -107,13 +148,13 @@ impl<D: Dial> Exchange<D> {
             span,
             _active: telemetry.request_started(conn.direction()),
             grpc: is_grpc(&parts.headers),
-            head_only: parts.method == Method::HEAD,
             origin: None,
             frontend: None,
             rule: None,
             backend: None,
             backend_response: None,
             upload: None,
+            spare: None,
             attempt: Attempt::default(),
             tries: 0,
             code: 0,

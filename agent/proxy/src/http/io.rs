@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::client::TlsStream;
 
 /// A way to an endpoint, with TLS of the backend's own on top when a BackendTLSPolicy asks for it.
-pub enum MaybeTls<Io> {
+pub(crate) enum MaybeTls<Io> {
     /// As dialled.
     Plain(Io),
     /// TLS to the backend. Boxed: its state is large and plain connections are the rule.

@@ -20,6 +20,7 @@ mod forward;
 mod io;
 mod loads;
 mod mirror;
+mod plan;
 mod pool;
 mod reply;
 mod respond;
@@ -27,8 +28,9 @@ mod route;
 mod serve;
 mod upgrade;
 
-pub use conn::{Entrance, GatewayEntrance, HttpConn};
+pub use conn::{DownstreamTls, Entrance, GatewayEntrance, HttpConn};
 pub use io::Prefixed;
+pub use respond::REASON_HEADER;
 pub use serve::{HttpVersion, serve};
 
 use crate::{
@@ -55,6 +57,8 @@ pub struct HttpWorker<D: Dial> {
     pub(crate) loads: Loads,
     pub(crate) backend_tls: BackendTlsCache,
     pools: RefCell<HashMap<ShareKey, Rc<Pool<io::MaybeTls<D::Io>>>>>,
+    /// Mirror copies under way.
+    pub(crate) mirrors: Cell<usize>,
     random: Cell<u64>,
 }
 
@@ -69,6 +73,7 @@ impl<D: Dial> HttpWorker<D> {
             loads: Loads::default(),
             backend_tls: BackendTlsCache::default(),
             pools: RefCell::default(),
+            mirrors: Cell::new(0),
             random: Cell::new(seed),
         })
     }

@@ -4,8 +4,12 @@
 //! HTTP/1.1 connections are lent to one exchange and come back at the end of its answer (last in, first out, so that
 //! spare ones grow old and are closed). HTTP/2 connections are shared, up to the peer's stream limit.
 
-use super::{body::RequestBody, upgrade::Handoff};
-use crate::{dial::UpstreamInfo, share::Share};
+use super::{body::RequestBody, respond, upgrade::Handoff};
+use crate::{
+    dial::UpstreamInfo,
+    error::{ProxyError, Reason, Retryable},
+    share::Share,
+};
 use hyper::client::conn::{http1, http2};
 use std::{
     cell::{Cell, RefCell},
@@ -97,11 +101,6 @@ impl Stream {
         conn.streams.set(conn.streams.get() + 1);
         Self(Rc::clone(conn))
     }
-
-    /// Whether no stream was opened on this connection before.
-    pub(crate) fn is_first(&self) -> bool {
-        self.0.streams.get() == 1
-    }
 }
 
 impl Drop for Stream {
@@ -136,6 +135,7 @@ struct Shared {
 #[derive(Default)]
 pub(crate) struct Dialing {
     done: Cell<bool>,
+    failed: RefCell<Option<(Reason, String)>>,
     waiting: Cell<usize>,
     changed: Notify,
 }
@@ -153,6 +153,13 @@ pub(crate) enum H2Turn {
 /// The duty to make a connection; whoever waits for it is told when this is dropped.
 pub(crate) struct DialTurn(Rc<Dialing>);
 
+impl DialTurn {
+    /// It failed: for all who wait too, so that they do not each try one after the other.
+    pub(crate) fn fail(self, error: &ProxyError) {
+        *self.0.failed.borrow_mut() = Some((error.reason, error.detail.clone()));
+    }
+}
+
 impl Drop for DialTurn {
     fn drop(&mut self) {
         self.0.done.set(true);
@@ -161,11 +168,17 @@ impl Drop for DialTurn {
 }
 
 impl Dialing {
-    /// Until the connection is made, or has failed.
-    pub(crate) async fn done(&self) {
+    /// Until the connection is made, or given up.
+    pub(crate) async fn done(&self) -> Result<(), ProxyError> {
         let changed = self.changed.notified();
         if !self.done.get() {
             changed.await;
+        }
+        match &*self.failed.borrow() {
+            Some((reason, detail)) => {
+                Err(ProxyError { retry: Retryable::Yes, ..respond::error(*reason, detail.clone()) })
+            }
+            None => Ok(()),
         }
     }
 }

@@ -111,11 +111,11 @@ fn gateway<'c>(
 /// The listener of a request inside TLS: the one that the handshake chose. A host of another listener is never served
 /// over this connection, since its certificate and its demands on clients were not part of the handshake (GEP-3567).
 fn https<'c>(
-    hosts: &'c HostMap<TlsListener>,
+    hosts: &'c HostMap<Arc<TlsListener>>,
     sni: Option<&str>,
     request: &Request<'_>,
 ) -> Result<&'c Arc<HttpListener>, Reason> {
-    let of = |host: Option<&str>| match hosts.get(host) {
+    let of = |host: Option<&str>| match hosts.get(host).map(|l| &**l) {
         Some(TlsListener::Https { http, .. }) => Some(http),
         _ => None,
     };
