@@ -87,16 +87,10 @@ impl Worker {
     /// Drains a tenant's share on this worker and forgets it. Returns when its connections have ended or `grace` is
     /// over.
     pub async fn retire(&self, key: &ShareKey, grace: Duration) {
-        let share = self.shares.borrow().get(key).cloned();
+        // Taken out first: a pod of the same name that comes back meanwhile gets a share of its own.
+        let share = self.shares.borrow_mut().remove(key);
         let Some(share) = share else { return };
         share.drain().run(grace, share.idle()).await;
-        // A pod of the same name may have come back meanwhile, with a share of its own.
-        let mut shares = self.shares.borrow_mut();
-        if shares.get(key).is_some_and(|now| Rc::ptr_eq(now, &share)) {
-            shares.remove(key);
-        }
-        drop(shares);
-        self.tunnels.forget(key);
         share.close();
     }
 

@@ -5,6 +5,7 @@
 //! - [`stream`]: one tunnel stream as bytes; [`tunnel`]: the client's HTTP/2 connection; [`pool`]: which tunnel;
 //! - [`accept`]: the server side on port 15008.
 
+pub mod accept;
 pub mod connect;
 pub mod pool;
 pub mod stream;

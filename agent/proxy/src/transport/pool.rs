@@ -155,6 +155,7 @@ impl Tunnels {
             ip: want.to.ip(),
             identity: want.workload.identity.clone(),
         };
+        let mut failed = None;
         loop {
             let entry = self.entries.borrow_mut().entry(key.clone()).or_default().clone();
             entry.tunnels.borrow_mut().retain(|t| t.state() == State::Open);
@@ -164,7 +165,12 @@ impl Tunnels {
                 .iter()
                 .map(|t| View { streams: t.streams(), bulk: t.bulk() })
                 .collect();
-            match pick(&views, want.bulk, entry.opening.get()) {
+            if let Some(error) = failed.filter(|_| views.is_empty()) {
+                return Err(error);
+            }
+            // After one failure to open another, what is there must do.
+            let crowded = entry.opening.get() || failed.is_some();
+            match pick(&views, want.bulk, crowded) {
                 Pick::Use(index) => {
                     let tunnel = entry.tunnels.borrow()[index].clone();
                     return Ok((tunnel.reserve(want.bulk), tunnel.identity.clone()));
@@ -180,9 +186,7 @@ impl Tunnels {
                 Pick::Wait => {}
             }
             entry.changed.notified().await;
-            if let Some(error) = &*entry.failure.borrow() {
-                return Err(error.clone());
-            }
+            failed = entry.failure.borrow().clone();
         }
     }
 
@@ -269,7 +273,7 @@ async fn establish(
     let to = SocketAddr::new(key.ip, worker.shared.hbone_port);
     let permit = share.handshake().await;
     let tcp = connect::tcp(&*source.sockets, source.bind_ip(key.ip.is_ipv6()), to, limits).await?;
-    let tls = tls::connect(source, &key.identity, tcp, limits).await?;
+    let tls = tls::connect(source, &key.identity, (key.ip, tcp), limits).await?;
     drop(permit);
     let identity = Rc::new(key.identity.clone());
     Tunnel::establish(tls, identity).await.map_err(|error| ProxyError {

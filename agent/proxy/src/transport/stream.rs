@@ -38,18 +38,16 @@ impl TunnelStream {
         self.send.send_reset(Reason::CANCEL);
     }
 
-    /// The next received bytes without a copy; empty at the end of the stream. The window is released here.
-    pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    /// The next received bytes without a copy; empty at the end of the stream. Their window stays taken until
+    /// [`Self::release`].
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
         if !self.head.is_empty() {
             return Poll::Ready(Ok(std::mem::take(&mut self.head)));
         }
-        let chunk = ready!(self.poll_frame(cx))?;
-        self.release(chunk.len());
-        Poll::Ready(Ok(chunk))
+        self.poll_data(cx)
     }
 
-    /// The next frame, with the window not yet released.
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
         loop {
             match ready!(self.recv.poll_data(cx)) {
                 Some(Ok(frame)) if frame.is_empty() => {}
@@ -64,7 +62,11 @@ impl TunnelStream {
         }
     }
 
-    fn release(&mut self, n: usize) {
+    /// The reader has done with `n` bytes: the other end may send as many more.
+    pub fn release(&mut self, n: usize) {
+        if n == 0 {
+            return;
+        }
         // Fails only for a stream that is gone.
         let _ = self.recv.flow_control().release_capacity(n);
     }

@@ -5,12 +5,11 @@ use crate::{
     error::{Blame, ProxyError, Reason, Retryable},
     share::Share,
 };
-use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::ServerName;
-use std::{net::Ipv4Addr, rc::Rc, sync::Arc, time::Duration};
+use std::{net::IpAddr, rc::Rc, time::Duration};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
-use weft_certs::IdentityHandle;
+use weft_certs::{HandshakeFailure, IdentityHandle, PeerSet, peer_identity};
 use weft_core::model::SpiffeId;
 
 /// What TLS may hold unsent: large enough that one write of the tunnel becomes one batch of records.
@@ -24,12 +23,14 @@ const TLS_BUFFER: usize = 1 << 20;
 pub async fn connect(
     source: &Source,
     expected: &SpiffeId,
-    io: TcpStream,
+    (to, io): (IpAddr, TcpStream),
     limits: &Limits,
 ) -> Result<client::TlsStream<TcpStream>, ProxyError> {
-    let config = source.identity.as_ref().and_then(|identity| client_config(identity, expected));
+    let peers = PeerSet::one(expected.clone());
+    let config = source.identity.as_ref().and_then(|identity| identity.client_config(&peers));
     let config = config.ok_or_else(|| no_certificate(&source.workload.identity))?;
-    let name = ServerName::IpAddress(Ipv4Addr::UNSPECIFIED.into());
+    // Not compared: it keys session resumption only.
+    let name = ServerName::IpAddress(to.into());
     let handshake = TlsConnector::from(config).connect(name, io);
     let mut stream = timed(handshake, limits).await?.map_err(|error| failed(Blame::Upstream, &error))?;
     stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
@@ -46,7 +47,7 @@ pub async fn accept(
     share: &Rc<Share>,
     limits: &Limits,
 ) -> Result<(server::TlsStream<TcpStream>, Rc<SpiffeId>), ProxyError> {
-    let config = server_config(identity).ok_or_else(|| no_certificate_here())?;
+    let config = identity.server_config().ok_or_else(|| no_certificate(identity.identity()))?;
     let accepting = async {
         let permit = share.handshake().await;
         let accepted = TlsAcceptor::from(config).accept(io).await;
@@ -55,7 +56,7 @@ pub async fn accept(
     };
     let mut stream = timed(accepting, limits).await?.map_err(|error| failed(Blame::Downstream, &error))?;
     stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
-    let peer = stream.get_ref().1.peer_certificates().and_then(peer_identity).ok_or_else(|| ProxyError {
+    let peer = stream.get_ref().1.peer_certificates().and_then(|chain| peer_identity(chain)).ok_or_else(|| ProxyError {
         reason: Reason::PeerIdentity,
         blame: Blame::Downstream,
         retry: Retryable::No,
@@ -74,18 +75,6 @@ async fn timed<F: Future>(handshake: F, limits: &Limits) -> Result<F::Output, Pr
     })
 }
 
-fn client_config(_identity: &IdentityHandle, _expected: &SpiffeId) -> Option<Arc<ClientConfig>> {
-    None
-}
-
-fn server_config(_identity: &IdentityHandle) -> Option<Arc<ServerConfig>> {
-    None
-}
-
-fn peer_identity(_certificates: &[rustls_pki_types::CertificateDer<'_>]) -> Option<SpiffeId> {
-    None
-}
-
 fn failed(blame: Blame, error: &std::io::Error) -> ProxyError {
     // A peer that dropped the connection may be restarting: another endpoint may do. One that is somebody else
     // will stay somebody else, but another endpoint of the same Service may be who it should be.
@@ -93,24 +82,16 @@ fn failed(blame: Blame, error: &std::io::Error) -> ProxyError {
         reason: Reason::PeerIdentity,
         blame,
         retry: Retryable::Yes,
-        detail: format!("TLS handshake: {error}"),
+        detail: HandshakeFailure::from_io(error).to_string(),
     }
 }
 
-fn no_certificate(of: &SpiffeId) -> ProxyError {
+/// The identity that was needed has no certificate yet.
+pub(crate) fn no_certificate(of: &SpiffeId) -> ProxyError {
     ProxyError {
         reason: Reason::NoCertificate,
         blame: Blame::Agent,
         retry: Retryable::No,
         detail: format!("{of} has no certificate yet"),
-    }
-}
-
-fn no_certificate_here() -> ProxyError {
-    ProxyError {
-        reason: Reason::NoCertificate,
-        blame: Blame::Agent,
-        retry: Retryable::No,
-        detail: "this pod has no certificate yet".to_owned(),
     }
 }

@@ -206,8 +206,34 @@ pub fn refused(status: StatusCode, to: SocketAddr) -> ProxyError {
     ProxyError { reason, blame: Blame::Upstream, retry, detail }
 }
 
+/// A tunnel that broke before it carried anything.
+pub(crate) fn broken(peer: SocketAddr, error: &dyn std::error::Error) -> ProxyError {
+    ProxyError {
+        reason: Reason::PeerIdentity,
+        blame: Blame::Upstream,
+        retry: Retryable::Yes,
+        detail: format!("HTTP/2 with the agent of {peer}: {error}"),
+    }
+}
+
 /// Returns when the peer no longer answers. Retires a tunnel that is not used.
 async fn keep_alive(ping: Option<PingPong>, tunnel: &Tunnel) {
+    let retire_idle = async {
+        loop {
+            tokio::time::sleep(PING_INTERVAL).await;
+            if tunnel.streams.get() == 0 && tunnel.idle_since.get().elapsed() > IDLE_RELEASE {
+                tunnel.retire();
+            }
+        }
+    };
+    tokio::select! {
+        () = peer_lost(ping) => {}
+        () = retire_idle => {}
+    }
+}
+
+/// Asks for signs of life; returns when none comes any more.
+pub(crate) async fn peer_lost(ping: Option<PingPong>) {
     let Some(mut ping) = ping else {
         return std::future::pending().await;
     };
@@ -216,9 +242,6 @@ async fn keep_alive(ping: Option<PingPong>, tunnel: &Tunnel) {
         match tokio::time::timeout(PING_TIMEOUT, ping.ping(Ping::opaque())).await {
             Ok(Ok(_)) => {}
             Ok(Err(_)) | Err(_) => return,
-        }
-        if tunnel.streams.get() == 0 && tunnel.idle_since.get().elapsed() > IDLE_RELEASE {
-            tunnel.retire();
         }
     }
 }
