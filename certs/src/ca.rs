@@ -76,7 +76,8 @@ pub enum CaError {
 pub struct Ca {
     key: SecretKey,
     certificate: CertificateDer<'static>,
-    /// Sent after the leaf: empty for a root, else the signing certificate and those above it, without the root.
+    /// Sent after the leaf: empty for a root, else the signing certificate and those above it, without the
+    /// root.
     intermediates: Arc<[CertificateDer<'static>]>,
     bundle: TrustBundle,
     validity: Validity,
@@ -94,7 +95,8 @@ impl Ca {
     pub(crate) fn create_with(key: SecretKey, trust_domain: &str, now: Timestamp) -> Result<Self, CaError> {
         let mut params = CertificateParams::default();
         let serial = serial_number()?;
-        // A name of its own for each root: while two overlap, a log line and a path builder can tell them apart.
+        // A name of its own for each root: while two overlap, a log line and a path builder can tell them
+        // apart.
         let tail: String = serial.iter().rev().take(4).map(|b| format!("{b:02x}")).collect();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::OrganizationName, trust_domain);
@@ -108,8 +110,8 @@ impl Ca {
         Self::assemble(key, vec![certificate])
     }
 
-    /// Reads a CA that someone brings: the signing certificate first, then those above it; the self-signed ones
-    /// become the trust bundle. Without a self-signed one the topmost is trusted.
+    /// Reads a CA that someone brings: the signing certificate first, then those above it; the self-signed
+    /// ones become the trust bundle. Without a self-signed one the topmost is trusted.
     ///
     /// # Errors
     /// When a text is not PEM, the key belongs to another certificate, or the certificate may not sign.
@@ -142,9 +144,9 @@ impl Ca {
         self.validity
     }
 
-    /// Signs a leaf for `identity` with the public key of `csr`, whose signature proves that the asker has the key.
-    /// Names and extensions in the request are ignored: whoever calls decides who the asker is.
-    /// The life is `ttl` within [`MIN_TTL`] and [`MAX_TTL`], and ends no later than the CA's own.
+    /// Signs a leaf for `identity` with the public key of `csr`, whose signature proves that the asker has
+    /// the key. Names and extensions in the request are ignored: whoever calls decides who the asker is. The
+    /// life is `ttl` within [`MIN_TTL`] and [`MAX_TTL`], and ends no later than the CA's own.
     ///
     /// # Errors
     /// When the request is malformed or badly signed, or the CA itself is not valid at `now`.
@@ -176,7 +178,8 @@ impl Ca {
     }
 
     fn assemble(key: SecretKey, chain: Vec<CertificateDer<'static>>) -> Result<Self, CaError> {
-        let bad = |reason: &str| CaError::Material { what: "the CA certificate".into(), reason: reason.into() };
+        let bad =
+            |reason: &str| CaError::Material { what: "the CA certificate".into(), reason: reason.into() };
         let certificate = chain.first().cloned().ok_or_else(|| bad("there is no certificate"))?;
         let validity = check_signer(&certificate, &key).map_err(bad)?;
         let (mut roots, intermediates): (Vec<_>, Vec<_>) = chain.into_iter().partition(is_self_signed);
@@ -209,12 +212,14 @@ fn leaf_params(identity: &SpiffeId) -> Result<CertificateParams, CaError> {
     params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
     Ok(params)
 }
 
-/// The public key of a request whose signature holds. ECDSA on P-256 or P-384 only: other keys are weak or slow.
+/// The public key of a request whose signature holds. ECDSA on P-256 or P-384 only: other keys are weak or
+/// slow.
 fn proven_key(csr: &CertificateSigningRequestDer<'_>) -> Result<SubjectPublicKeyInfo, CaError> {
     let refused = |reason: &str| CaError::Csr(reason.to_owned());
     let (rest, request) =
@@ -242,7 +247,9 @@ fn check_signer(certificate: &CertificateDer<'_>, key: &SecretKey) -> Result<Val
         return Err("its basic constraints do not say CA");
     }
     match cert.key_usage() {
-        Ok(Some(usage)) if !usage.value.key_cert_sign() => return Err("its key usage forbids signing certificates"),
+        Ok(Some(usage)) if !usage.value.key_cert_sign() => {
+            return Err("its key usage forbids signing certificates");
+        }
         Ok(_) => {}
         Err(_) => return Err("it has two key usage extensions"),
     }

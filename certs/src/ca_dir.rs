@@ -1,5 +1,5 @@
-//! The CA in a directory: `ca.crt` (the signing certificate, then those above it), `ca.key` (mode 0600) and, if
-//! present, `roots.pem` (further roots to trust while one is being replaced).
+//! The CA in a directory: `ca.crt` (the signing certificate, then those above it), `ca.key` (mode 0600) and,
+//! if present, `roots.pem` (further roots to trust while one is being replaced).
 //!
 //! Processes that start at once on the same directory end with the same CA: making it happens under a lock on
 //! `.ca.lock`, and `ca.crt`, written last and renamed into place, says that both are complete.
@@ -31,8 +31,8 @@ impl Ca {
     /// The CA of `dir`, made there if there is none yet. Blocks on the disk.
     ///
     /// # Errors
-    /// When a file cannot be read or written, or does not make a CA. A certificate without its key is an error:
-    /// replacing it would cut off everyone who trusts it.
+    /// When a file cannot be read or written, or does not make a CA. A certificate without its key is an
+    /// error: replacing it would cut off everyone who trusts it.
     pub fn load_or_create(dir: &Path, trust_domain: &str, now: Timestamp) -> Result<Self, CaError> {
         // First without the lock: the directory may be a mounted Secret, which is read-only.
         if let Some(ca) = Self::load(dir)? {
@@ -64,7 +64,9 @@ impl Ca {
         let Some(certificates) = read_if_there(&dir.join(CERTIFICATE))? else { return Ok(None) };
         let key = read_if_there(&dir.join(KEY))?.ok_or_else(|| CaError::Material {
             what: dir.join(CERTIFICATE).display().to_string(),
-            reason: format!("{KEY} is missing beside it; restore it, or remove {CERTIFICATE} to start a new mesh"),
+            reason: format!(
+                "{KEY} is missing beside it; restore it, or remove {CERTIFICATE} to start a new mesh"
+            ),
         })?;
         let ca = Self::from_pem(&certificates, &key).map_err(in_dir(dir))?;
         match read_if_there(&dir.join(ROOTS))? {

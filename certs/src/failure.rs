@@ -40,7 +40,9 @@ pub enum HandshakeFailure {
     #[error("the handshake failed: {0}")]
     Tls(String),
     /// Another CA.
-    #[error("the peer's certificate comes from a CA that this mesh does not trust: compare the trust bundles")]
+    #[error(
+        "the peer's certificate comes from a CA that this mesh does not trust: compare the trust bundles"
+    )]
     UnknownIssuer,
 }
 
@@ -95,7 +97,9 @@ impl HandshakeFailure {
 
     fn from_certificate(error: &CertificateError) -> Self {
         match error {
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => Self::Expired(error.to_string()),
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                Self::Expired(error.to_string())
+            }
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
                 Self::NotYetValid(error.to_string())
             }

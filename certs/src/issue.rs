@@ -1,5 +1,5 @@
-//! Who issues certificates: behind a trait, so that the same store works with a CA in this process and with one
-//! across the network (`istio.v1.auth.IstioCertificateService`).
+//! Who issues certificates: behind a trait, so that the same store works with a CA in this process and with
+//! one across the network (`istio.v1.auth.IstioCertificateService`).
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -43,8 +43,8 @@ pub struct IssuedCertificate {
 }
 
 impl IssuedCertificate {
-    /// From PEM texts as Istio's service gives them: leaf first, root or roots last. The self-signed ones are the
-    /// bundle; without one, the last.
+    /// From PEM texts as Istio's service gives them: leaf first, root or roots last. The self-signed ones are
+    /// the bundle; without one, the last.
     ///
     /// # Errors
     /// [`IssueError::BadAnswer`] when this is no chain.
@@ -101,8 +101,8 @@ pub enum IssueError {
         /// What it said.
         reason: String,
     },
-    /// The issuer does not let us have this identity. Soon tried again, since an issuer may know of a new pod later
-    /// than we do.
+    /// The issuer does not let us have this identity. Soon tried again, since an issuer may know of a new pod
+    /// later than we do.
     #[error("the issuer denies this identity: {reason}")]
     Denied {
         /// What it said.

@@ -1,12 +1,13 @@
 //! Mesh identity: who a workload is, proved by X.509-SVID certificates.
 //!
 //! The public surface:
-//! - [`IdentityStore`]: asks an [`Issuer`] for a certificate per [`SpiffeId`], renews it at half life and keeps a
-//!   valid one when the issuer fails. [`IdentityStore::acquire`] gives an [`IdentityHandle`];
+//! - [`IdentityStore`]: asks an [`Issuer`] for a certificate per [`SpiffeId`], renews it at half life and
+//!   keeps a valid one when the issuer fails. [`IdentityStore::acquire`] gives an [`IdentityHandle`];
 //! - [`IdentityHandle`]: prebuilt TLS configs of one identity, for both sides of a mutual TLS 1.3 connection.
 //!   It withholds the key and the CA on purpose: a proxy needs neither;
 //! - [`Issuer`], with [`LocalIssuer`] over a [`Ca`] in the same process;
-//! - [`peer_identity`]: who is at the other end of a verified connection, and [`HandshakeFailure`]: why there is none;
+//! - [`peer_identity`]: who is at the other end of a verified connection, and [`HandshakeFailure`]: why there
+//!   is none;
 //! - [`rotation`]: when to renew, as plain functions.
 //!
 //! ```
@@ -38,7 +39,9 @@ mod bundle;
 mod ca;
 mod ca_dir;
 mod clock;
+mod entry;
 mod failure;
+mod info;
 mod issue;
 mod key;
 mod leaf;
@@ -53,11 +56,12 @@ pub use bundle::{InvalidBundle, TrustBundle};
 pub use ca::{Ca, CaError, MAX_TTL, MIN_TTL};
 pub use clock::{Clock, SystemClock, TokioClock};
 pub use failure::HandshakeFailure;
-pub use issue::{Fault, IssueError, IssueFuture, IssueRequest, IssuedCertificate, Issuer, LocalIssuer, Retry};
-pub use leaf::RootInfo;
-pub use store::{
-    IdentityHandle, IdentityInfo, IdentityState, IdentityStore, Metrics, NotReady, StoreConfig,
+pub use info::{IdentityInfo, IdentityState, Metrics};
+pub use issue::{
+    Fault, IssueError, IssueFuture, IssueRequest, IssuedCertificate, Issuer, LocalIssuer, Retry,
 };
+pub use leaf::RootInfo;
+pub use store::{IdentityHandle, IdentityStore, NotReady, StoreConfig};
 pub use tls::{ALPN_H2, crypto_provider};
 pub use verify::{IdentityError, PeerSet, peer_identity};
 pub use weft_core::model::SpiffeId;

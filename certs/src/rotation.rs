@@ -1,8 +1,9 @@
 //! When to renew a certificate. Pure: the time and a drawn number are arguments.
 //!
-//! A certificate is renewed at about half of its remaining life, spread so that a node's identities do not all ask
-//! at once. When issuing fails, the next try comes after 0.5 s, doubling to 150 s, and the certificate held is kept
-//! for as long as it is valid: an outage of the CA must not matter until certificates run out.
+//! A certificate is renewed at about half of its remaining life, spread so that a node's identities do not
+//! all ask at once. When issuing fails, the next try comes after 0.5 s, doubling to 150 s, and the
+//! certificate held is kept for as long as it is valid: an outage of the CA must not matter until
+//! certificates run out.
 
 use std::time::Duration;
 
@@ -91,7 +92,8 @@ pub fn renewal(validity: Validity, now: Timestamp, draw: u64) -> Timestamp {
     at.max(after(now, RENEWAL_MIN))
 }
 
-/// The pause after the `failures`-th failure in a row: 0.5 s doubling to 150 s, of which the last fifth is drawn.
+/// The pause after the `failures`-th failure in a row: 0.5 s doubling to 150 s, of which the last fifth is
+/// drawn.
 #[must_use]
 pub fn backoff(failures: u32, draw: u64) -> Duration {
     let doublings = failures.saturating_sub(1).min(16);
@@ -101,7 +103,8 @@ pub fn backoff(failures: u32, draw: u64) -> Duration {
     full.saturating_sub(less).max(BACKOFF_MIN)
 }
 
-/// Whether an issue must go before ordinary renewals: nothing valid is held, or less than a tenth of its life is left.
+/// Whether an issue must go before ordinary renewals: nothing valid is held, or less than a tenth of its life
+/// is left.
 #[must_use]
 pub fn is_urgent(held: Option<Validity>, now: Timestamp) -> bool {
     held.is_none_or(|v| {

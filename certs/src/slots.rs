@@ -85,7 +85,10 @@ mod tests {
     /// Polls the futures once, so that they queue in this order.
     async fn queue(futures: &mut [std::pin::Pin<Box<dyn Future<Output = Slot> + '_>>]) {
         for future in futures {
-            assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(future.as_mut().poll(cx).is_pending())).await);
+            assert!(
+                std::future::poll_fn(|cx| std::task::Poll::Ready(future.as_mut().poll(cx).is_pending()))
+                    .await
+            );
         }
     }
 
@@ -113,7 +116,8 @@ mod tests {
     async fn a_slot_on_its_way_to_a_cancelled_waiter_is_not_lost() {
         let slots = Slots::new(1);
         let held = slots.acquire(false).await;
-        let mut waiting: Vec<std::pin::Pin<Box<dyn Future<Output = Slot>>>> = vec![Box::pin(slots.acquire(false))];
+        let mut waiting: Vec<std::pin::Pin<Box<dyn Future<Output = Slot>>>> =
+            vec![Box::pin(slots.acquire(false))];
         queue(&mut waiting).await;
         drop(held); // now in the channel
         drop(waiting);

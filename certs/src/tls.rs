@@ -28,14 +28,15 @@ use crate::{
 /// The protocol of the tunnel, in both directions.
 pub const ALPN_H2: &[u8] = b"h2";
 
-/// How long a ticket key is in use, in seconds. A resumed session is not verified anew, so this (twice, as the last
-/// key still opens tickets) bounds how long a peer outlives its certificate; rustls's own ticketer allows 12 h.
+/// How long a ticket key is in use, in seconds. A resumed session is not verified anew, so this (twice, as
+/// the last key still opens tickets) bounds how long a peer outlives its certificate; rustls's own ticketer
+/// allows 12 h.
 const TICKET_KEY_LIFE: u32 = 3600;
 /// Sessions that a client config remembers: one per endpoint address.
 const CLIENT_SESSIONS: usize = 64;
 
-/// The mesh's cryptography: TLS 1.3 AES-GCM suites, X25519MLKEM768 first. Passed explicitly to every config, so that
-/// no other crate's process-wide default matters.
+/// The mesh's cryptography: TLS 1.3 AES-GCM suites, X25519MLKEM768 first. Passed explicitly to every config,
+/// so that no other crate's process-wide default matters.
 #[must_use]
 pub fn crypto_provider() -> Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
@@ -82,8 +83,8 @@ pub(crate) struct Credentials {
 }
 
 impl Credentials {
-    /// Builds the server config. `previous` lends its ticket keys if it trusts the same roots: a ticket stands for a
-    /// verified peer, so it must not outlive the roots by which the peer was verified.
+    /// Builds the server config. `previous` lends its ticket keys if it trusts the same roots: a ticket
+    /// stands for a verified peer, so it must not outlive the roots by which the peer was verified.
     pub(crate) fn build(
         settings: &TlsSettings,
         material: Material,
@@ -218,3 +219,6 @@ impl ClientCache {
         self.configs.insert(peers, (self.uses, config));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,8 @@ use std::{fmt, sync::Arc};
 
 use jiff::Timestamp;
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
+    SignatureScheme,
     client::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor,
@@ -24,8 +25,8 @@ use x509_parser::{
 
 use crate::{clock::unix_time, issue::IssuedCertificate, tls::crypto_provider};
 
-/// The identities that an endpoint may have: usually one, several while a Service selects pods of two accounts.
-/// Order and repetition do not matter. An empty set accepts nobody.
+/// The identities that an endpoint may have: usually one, several while a Service selects pods of two
+/// accounts. Order and repetition do not matter. An empty set accepts nobody.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct PeerSet(Arc<[SpiffeId]>);
 

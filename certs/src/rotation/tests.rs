@@ -14,13 +14,13 @@ fn validity(from: i64, to: i64) -> Validity {
 fn renews_around_half_life() {
     // (not_before, not_after, draw, seconds until the renewal)
     let table = [
-        (-120, 86_400, 0, 38_880),             // 45 %
-        (-120, 86_400, 4_320_000, 43_200),     // 50 %
-        (-120, 86_400, 8_640_000, 47_520),     // 55 %
-        (0, 10, 0, 4),                         // 4.5 s
-        (0, 1, 0, 1),                          // not sooner than RENEWAL_MIN
-        (-100, -10, 7, 1),                     // already run out: ask at once, but not in a loop
-        (100, 300, 0, 190),                    // not valid yet: counted from its start
+        (-120, 86_400, 0, 38_880),         // 45 %
+        (-120, 86_400, 4_320_000, 43_200), // 50 %
+        (-120, 86_400, 8_640_000, 47_520), // 55 %
+        (0, 10, 0, 4),                     // 4.5 s
+        (0, 1, 0, 1),                      // not sooner than RENEWAL_MIN
+        (-100, -10, 7, 1),                 // already run out: ask at once, but not in a loop
+        (100, 300, 0, 190),                // not valid yet: counted from its start
     ];
     for (from, to, draw, wait) in table {
         let got = renewal(validity(from, to), at(0), draw).duration_since(at(0)).as_secs();
@@ -30,7 +30,8 @@ fn renews_around_half_life() {
 
 #[test]
 fn backs_off_from_half_a_second_to_150() {
-    let table = [(1, 500), (2, 1000), (3, 2000), (8, 64_000), (9, 128_000), (10, 150_000), (u32::MAX, 150_000)];
+    let table =
+        [(1, 500), (2, 1000), (3, 2000), (8, 64_000), (9, 128_000), (10, 150_000), (u32::MAX, 150_000)];
     for (failures, ms) in table {
         assert_eq!(backoff(failures, 0), Duration::from_millis(ms), "{failures}");
     }
@@ -81,8 +82,8 @@ proptest! {
         prop_assert!(next.as_secs_f64() >= this.as_secs_f64() * 0.8);
     }
 
-    /// Any sequence of failures and successes: the next try is always in the future and at most 150 s away while
-    /// failing; whatever is valid is served.
+    /// Any sequence of failures and successes: the next try is always in the future and at most 150 s away
+    /// while failing; whatever is valid is served.
     #[test]
     fn any_history_goes_on(history in proptest::collection::vec((any::<bool>(), 1i64..200_000, any::<u64>()), 1..60)) {
         let (mut rotation, mut now, mut held) = (Rotation::default(), at(0), None);
