@@ -25,6 +25,12 @@ pub enum ContentType {
 }
 
 impl ContentType {
+    /// For [`super::Telemetry::render_metrics`].
+    #[must_use]
+    pub const fn is_openmetrics(self) -> bool {
+        matches!(self, Self::OpenMetrics)
+    }
+
     /// The header's value.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -59,7 +65,7 @@ pub(super) struct View<'a> {
 
 /// Renders it.
 pub(super) fn render(view: &View<'_>, format: ContentType) -> String {
-    let mut out = Text { out: String::with_capacity(16 * 1024), open: format == ContentType::OpenMetrics };
+    let mut out = Text { out: String::with_capacity(16 * 1024), open: format.is_openmetrics() };
     out.family("weft_build", "Version of this agent.", "info");
     out.line("weft_build_info", &[("version", &env!("CARGO_PKG_VERSION"))], &1);
     plain(&mut out, view.workers);

@@ -47,14 +47,6 @@ pub enum InitError {
         /// What is wrong with it.
         source: tracing_subscriber::filter::ParseError,
     },
-    /// The OTLP endpoint cannot be used.
-    #[error("trace endpoint \"{endpoint}\": {source}")]
-    Endpoint {
-        /// As configured.
-        endpoint: String,
-        /// What is wrong with it.
-        source: ExporterBuildError,
-    },
     /// The access log cannot be opened.
     #[error("access log: {0}")]
     AccessLog(#[source] io::Error),
@@ -85,26 +77,34 @@ struct Spans {
 }
 
 /// Starts telemetry and becomes the global `tracing` subscriber. Call it once, on the control runtime, which then
-/// runs the exporter. The environment is not read here: see [`TraceConfig::with_env`].
+/// runs the exporter. The environment is not read here: see [`TraceConfig::with_env`]. An endpoint that cannot be used
+/// is logged and leaves tracing off: traffic does not wait for it.
 ///
 /// # Errors
 /// See [`InitError`].
-pub fn init(config: TelemetryConfig) -> Result<Arc<Telemetry>, InitError> {
-    let (telemetry, dispatch) = build(config)?;
+pub fn init(mut config: TelemetryConfig) -> Result<Arc<Telemetry>, InitError> {
+    let export = config.trace.endpoint.take().map(|endpoint| {
+        let export = start_export(&endpoint, &config.trace);
+        (endpoint, export)
+    });
+    let (provider, spans, problem) = match export {
+        Some((endpoint, Ok((provider, spans)))) => {
+            config.trace.endpoint = Some(endpoint);
+            (Some(provider), Some(spans), None)
+        }
+        Some((endpoint, Err(error))) => (None, None, Some((endpoint, error))),
+        None => (None, None, None),
+    };
+    let dispatch = subscriber(&config.log, provider)?;
+    let telemetry = assemble(config, spans)?;
     tracing::dispatcher::set_global_default(dispatch).map_err(|_| InitError::Twice)?;
+    if let Some((endpoint, error)) = problem {
+        tracing::error!(endpoint, %error, "no spans are exported: mend the trace endpoint and restart");
+    }
     Ok(telemetry)
 }
 
-/// As [`init`], but leaves the subscriber to the caller.
-fn build(config: TelemetryConfig) -> Result<(Arc<Telemetry>, Dispatch), InitError> {
-    let (provider, spans) = match &config.trace.endpoint {
-        Some(endpoint) => {
-            let (provider, spans) = start_export(endpoint, &config.trace)?;
-            (Some(provider), Some(spans))
-        }
-        None => (None, None),
-    };
-    let dispatch = subscriber(&config.log, provider)?;
+fn assemble(config: TelemetryConfig, spans: Option<Spans>) -> Result<Arc<Telemetry>, InitError> {
     let writer = Writer::start(&config.access_log.output).map_err(InitError::AccessLog)?.map(Arc::new);
     let telemetry = Telemetry {
         registry: Arc::new(Registry::new(config.metrics.series_max, config.metrics.idle)),
@@ -115,16 +115,15 @@ fn build(config: TelemetryConfig) -> Result<(Arc<Telemetry>, Dispatch), InitErro
         writer,
         config,
     };
-    Ok((Arc::new(telemetry), dispatch))
+    Ok(Arc::new(telemetry))
 }
 
-fn start_export(endpoint: &str, config: &TraceConfig) -> Result<(SdkTracerProvider, Spans), InitError> {
-    let exporter = SpanExporter::builder()
-        .with_tonic()
-        .with_endpoint(endpoint)
-        .with_timeout(config.timeout)
-        .build()
-        .map_err(|source| InitError::Endpoint { endpoint: endpoint.to_owned(), source })?;
+fn start_export(
+    endpoint: &str,
+    config: &TraceConfig,
+) -> Result<(SdkTracerProvider, Spans), ExporterBuildError> {
+    let exporter =
+        SpanExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(config.timeout).build()?;
     let (queue, receiver) = Queue::new(config.queue_max);
     let (stats, sender) = (queue.stats(), queue.sender());
     let task = tokio::spawn(export::run(exporter, receiver, config.clone(), stats.clone()));
