@@ -7,6 +7,7 @@ use crate::{
     context::{ShareKey, Shared},
     drain::Drain,
     share::{Share, ShareLimits},
+    telemetry::WorkerTelemetry,
     transport::pool::Tunnels,
 };
 use std::{
@@ -43,6 +44,8 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     /// Signal for everything on this worker.
     pub drain: Drain,
+    /// Metrics, traces, access log.
+    pub telemetry: Rc<WorkerTelemetry>,
     /// HBONE tunnels to other pods.
     pub tunnels: Tunnels,
     /// What (Service, port)s without a declared protocol turned out to speak.
@@ -59,9 +62,11 @@ impl Worker {
     fn new(id: usize, shared: Arc<Shared>, peers: Arc<Peers>) -> Rc<Self> {
         // The standard library's hasher is keyed at random: a seed without a dependency.
         let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), id);
+        let telemetry = shared.telemetry.worker();
         Rc::new(Self {
             id,
             shared,
+            telemetry,
             drain: Drain::new(),
             tunnels: Tunnels::default(),
             learned: crate::l4::learn::Learned::default(),
