@@ -131,7 +131,8 @@ fn trusted<'a>(certificates: impl Iterator<Item = CertificateDer<'a>>) -> RootCe
 fn system_roots() -> &'static RootCertStore {
     static ROOTS: OnceLock<RootCertStore> = OnceLock::new();
     ROOTS.get_or_init(|| {
-        let path = std::env::var_os("SSL_CERT_FILE").unwrap_or_else(|| "/etc/ssl/certs/ca-certificates.crt".into());
+        let path =
+            std::env::var_os("SSL_CERT_FILE").unwrap_or_else(|| "/etc/ssl/certs/ca-certificates.crt".into());
         let certificates = CertificateDer::pem_file_iter(path).into_iter().flatten().flatten();
         trusted(certificates)
     })
@@ -148,7 +149,11 @@ struct Verifier {
 }
 
 impl Verifier {
-    fn new(roots: RootCertStore, policy: &BackendTls, provider: &Arc<CryptoProvider>) -> Result<Self, String> {
+    fn new(
+        roots: RootCertStore,
+        policy: &BackendTls,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Self, String> {
         Ok(Self {
             roots,
             hostname: ServerName::try_from(policy.hostname.as_str().to_owned()).map_err(|e| e.to_string())?,
@@ -169,7 +174,9 @@ impl Verifier {
             SubjectAltName::Hostname(host) => match host.wildcard_suffix() {
                 // A certificate's own `*.example.com` is what a wildcard SAN of a policy asks for.
                 Some(_) => end_entity.valid_dns_names().any(|carried| carried == host.as_str()),
-                None => ServerName::try_from(host.as_str()).is_ok_and(|n| verify_server_name(&parsed, &n).is_ok()),
+                None => {
+                    ServerName::try_from(host.as_str()).is_ok_and(|n| verify_server_name(&parsed, &n).is_ok())
+                }
             },
         };
         if self.names.iter().any(carried) {

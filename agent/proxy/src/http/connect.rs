@@ -15,13 +15,7 @@ use crate::{
 };
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{
-    cell::Cell,
-    future::poll_fn,
-    pin::Pin,
-    rc::Rc,
-    time::Duration,
-};
+use std::{cell::Cell, future::poll_fn, pin::Pin, rc::Rc, time::Duration};
 use weft_core::config::Endpoint;
 
 /// Receive window of one stream: what a client that does not read may hold here.
@@ -117,9 +111,14 @@ async fn dial<D: Dial>(
             let handshake = tls.connect(io, protocol);
             match tokio::time::timeout(limit, handshake).await {
                 Ok(Ok(io)) => MaybeTls::Tls(Box::new(io)),
-                Ok(Err(e)) => return Err(unreached(Reason::PeerIdentity, format!("TLS to {}: {e}", info.addr))),
+                Ok(Err(e)) => {
+                    return Err(unreached(Reason::PeerIdentity, format!("TLS to {}: {e}", info.addr)));
+                }
                 Err(_) => {
-                    return Err(unreached(Reason::ConnectTimeout, format!("TLS to {}: no answer", info.addr)));
+                    return Err(unreached(
+                        Reason::ConnectTimeout,
+                        format!("TLS to {}: no answer", info.addr),
+                    ));
                 }
             }
         }

@@ -16,12 +16,7 @@ use crate::{
 use futures_util::future::Either;
 use http::{HeaderMap, HeaderValue, Request, Response, request::Parts};
 use hyper::{body::Incoming, client::conn::TrySendError};
-use std::{
-    pin::Pin,
-    rc::Rc,
-    sync::Arc,
-    time::Instant,
-};
+use std::{pin::Pin, rc::Rc, sync::Arc, time::Instant};
 use tokio::time::Sleep;
 use weft_core::{
     config::{Backend, Endpoint, EndpointSet, Frontend, HttpRule},

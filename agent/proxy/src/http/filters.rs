@@ -5,9 +5,7 @@ use super::{conn::Conn, exchange::Exchange, route};
 use crate::{dial::Dial, error::Reason};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version,
-    header::{
-        self, CONNECTION, FORWARDED, HOST, LOCATION, ORIGIN, TE, TRANSFER_ENCODING, UPGRADE,
-    },
+    header::{self, CONNECTION, FORWARDED, HOST, LOCATION, ORIGIN, TE, TRANSFER_ENCODING, UPGRADE},
     request::Parts,
     uri::{Authority, PathAndQuery, Scheme, Uri},
 };
@@ -250,7 +248,12 @@ fn join_cookies(headers: &mut HeaderMap) {
     if all.next().is_none() || all.next().is_none() {
         return;
     }
-    let joined = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b"; "[..]);
+    let joined = headers
+        .get_all(header::COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect::<Vec<_>>()
+        .join(&b"; "[..]);
     if let Ok(value) = HeaderValue::from_bytes(&joined) {
         headers.insert(header::COOKIE, value);
     }

@@ -12,8 +12,8 @@
 
 mod backend_tls;
 mod body;
-mod connect;
 mod conn;
+mod connect;
 mod exchange;
 mod filters;
 mod forward;

@@ -81,7 +81,13 @@ impl H2Conn {
         info: UpstreamInfo,
         streams_allowed: Rc<Cell<usize>>,
     ) -> Rc<Self> {
-        Rc::new(Self { sender, info, streams_allowed, streams: Cell::new(0), used: Cell::new(Instant::now()) })
+        Rc::new(Self {
+            sender,
+            info,
+            streams_allowed,
+            streams: Cell::new(0),
+            used: Cell::new(Instant::now()),
+        })
     }
 
     fn has_room(&self) -> bool {

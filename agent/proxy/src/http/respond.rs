@@ -28,7 +28,10 @@ pub(crate) fn error(reason: Reason, detail: impl Into<String>) -> ProxyError {
 }
 
 /// The answer to an exchange that failed before the upstream's answer.
-pub(crate) fn failure<D: Dial>(mut exchange: Box<Exchange<D>>, error: &ProxyError) -> Response<ResponseBody<D>> {
+pub(crate) fn failure<D: Dial>(
+    mut exchange: Box<Exchange<D>>,
+    error: &ProxyError,
+) -> Response<ResponseBody<D>> {
     tracing::debug!(trace = %exchange.trace.trace_id, %error, "answered by the agent");
     exchange.reason = Some(error.reason);
     if exchange.grpc {
@@ -36,7 +39,8 @@ pub(crate) fn failure<D: Dial>(mut exchange: Box<Exchange<D>>, error: &ProxyErro
     }
     let status = status(error.reason);
     exchange.code = status.as_u16();
-    let text = format!("{}: {}\ntrace: {}\n", error.reason.as_str(), say(error.reason), exchange.trace.trace_id);
+    let text =
+        format!("{}: {}\ntrace: {}\n", error.reason.as_str(), say(error.reason), exchange.trace.trace_id);
     let mut response = Response::new(ResponseBody::own(text.into(), exchange));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -60,7 +64,10 @@ fn grpc_failure<D: Dial>(mut exchange: Box<Exchange<D>>, reason: Reason) -> Resp
 }
 
 /// An answer that a filter gives: redirect, preflight.
-pub(crate) fn filtered<D: Dial>(mut exchange: Box<Exchange<D>>, head: Response<()>) -> Response<ResponseBody<D>> {
+pub(crate) fn filtered<D: Dial>(
+    mut exchange: Box<Exchange<D>>,
+    head: Response<()>,
+) -> Response<ResponseBody<D>> {
     exchange.code = head.status().as_u16();
     let (parts, ()) = head.into_parts();
     Response::from_parts(parts, ResponseBody::own(Bytes::new(), exchange))
