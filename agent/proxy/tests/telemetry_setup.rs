@@ -1,6 +1,7 @@
 //! Setting telemetry up with what an operator may get wrong. One test: the `tracing` subscriber is the process's.
 
 use http::HeaderMap;
+use nix::sys::signal::{Signal, raise};
 use std::time::Duration;
 use weft_proxy::telemetry::{
     AccessLogConfig, AccessLogOutput, InitError, LogConfig, TelemetryConfig, TraceConfig, init,
@@ -28,5 +29,11 @@ async fn what_is_wrong_is_said_and_a_bad_collector_stops_nothing() {
     trace.inject(&mut upstream);
     assert!(!trace.sampled && upstream.is_empty());
     assert!(matches!(init(config()), Err(InitError::Twice)));
+
+    std::fs::rename(&path, dir.path().join("access.log.1")).expect("rotated");
+    raise(Signal::SIGHUP).expect("our own signal");
+    while !path.exists() {
+        tokio::task::yield_now().await;
+    }
     assert!(telemetry.shutdown(Duration::from_secs(30)).await);
 }
