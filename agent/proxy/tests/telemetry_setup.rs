@@ -19,10 +19,14 @@ async fn what_is_wrong_is_said_and_a_bad_collector_stops_nothing() {
     let access_log = AccessLogConfig { output, ..AccessLogConfig::default() };
     assert!(matches!(init(TelemetryConfig { access_log, ..config() }), Err(InitError::AccessLog(_))));
 
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("access.log");
+    let output = AccessLogOutput::File(path.clone());
+    let access_log = AccessLogConfig { output, ..AccessLogConfig::default() };
     let endpoint = Some("not a uri".into());
     let trace = TraceConfig { endpoint, ratio: 1.0, ..TraceConfig::default() };
-    let telemetry =
-        init(TelemetryConfig { trace, ..config() }).expect("traffic does not wait for a collector");
+    let telemetry = init(TelemetryConfig { trace, access_log, ..config() })
+        .expect("traffic does not wait for a collector");
     let worker = telemetry.worker();
     let trace = worker.start(&HeaderMap::new());
     let mut upstream = HeaderMap::new();
