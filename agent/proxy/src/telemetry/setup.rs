@@ -195,6 +195,15 @@ impl Telemetry {
         })
     }
 
+    /// Telemetry that leaves the `tracing` subscriber of the process alone: for tests, and for a second data plane in
+    /// one process. Call it inside a runtime if it exports or writes to a file.
+    ///
+    /// # Errors
+    /// See [`InitError`].
+    pub fn detached(config: TelemetryConfig) -> Result<Arc<Self>, InitError> {
+        build(config).map(|(telemetry, _)| telemetry)
+    }
+
     /// The telemetry of one more worker. Call it on the worker's thread, once.
     #[must_use]
     pub fn worker(&self) -> Rc<WorkerTelemetry> {
