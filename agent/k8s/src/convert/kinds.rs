@@ -7,8 +7,6 @@ use weft_core::model::{GATEWAY_GROUP, Kind, ObjectKey};
 /// What a document is.
 pub(super) enum Class {
     Ours(Kind),
-    /// Expected beside our kinds and of no use here.
-    Silent,
     /// Somebody else's, with a helpful word.
     Foreign(&'static str),
     Wrong {

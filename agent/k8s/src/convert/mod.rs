@@ -79,7 +79,6 @@ pub fn convert(value: Value, source: &Source<'_>) -> Converted {
     let label = kinds::label(&value);
     match kinds::classify(&value) {
         Class::Ours(kind) => ours(kind, value, source),
-        Class::Silent => Converted::default(),
         Class::Foreign(remedy) => {
             let finding = finding(Severity::Ignored, "", "not a kind that Weft reads", remedy);
             Converted { problems: vec![problem(finding, &label, source)], ..Converted::default() }

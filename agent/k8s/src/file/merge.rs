@@ -61,16 +61,15 @@ impl Next {
         self.problems.extend(entry.converted.problems.iter().cloned());
         let Some(id) = entry.converted.id.clone() else { return };
         match self.met.entry(id.clone()) {
-            btree_map::Entry::Occupied(first) => {
+            // A first one that was refused and never good stands in nobody's way.
+            btree_map::Entry::Occupied(first) if self.kept.contains_key(&id) => {
                 let first = first.get();
                 let reason =
                     format!("is defined already in {}:{}, which stays in effect", first.file, first.line);
                 self.problems.push(note(Severity::Error, &id, &entry.origin, &reason, "keep one of the two"));
                 return;
             }
-            btree_map::Entry::Vacant(slot) => {
-                slot.insert(entry.origin.clone());
-            }
+            slot => drop(slot.insert_entry(entry.origin.clone())),
         }
         let old = before.remove(&id);
         match (entry.converted.object.clone(), old) {

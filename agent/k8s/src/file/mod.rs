@@ -51,9 +51,6 @@ pub enum FileError {
         /// From the system.
         source: io::Error,
     },
-    /// The kernel refuses watches (often `fs.inotify.max_user_instances`); worth a retry after raising the limit.
-    #[error("cannot watch files: {0}; raise fs.inotify.max_user_instances and max_user_watches")]
-    Watch(#[from] notify::Error),
 }
 
 /// Reads a directory of YAML and JSON, sub-directories included.

@@ -59,7 +59,7 @@ pub fn read(text: &str) -> (Vec<Document>, Vec<SyntaxError>) {
                 documents.push(document);
                 continue;
             }
-            error.remedy = hint(chunk, error.line.saturating_sub(first_line) as usize, error.remedy);
+            hint(chunk, first_line, &mut error);
             errors.push(error);
         }
     }
@@ -119,16 +119,23 @@ fn json(chunk: &str, line: u32) -> Option<Document> {
 }
 
 /// The usual reasons, found in the text around the error.
-fn hint(chunk: &str, at: usize, otherwise: String) -> String {
-    if !otherwise.is_empty() {
-        return otherwise;
-    }
+fn hint(chunk: &str, first_line: u32, error: &mut SyntaxError) {
     if chunk.contains("{{") && chunk.contains("}}") {
-        return "this looks like a Helm template: render it first with \"helm template\"".to_owned();
+        "this looks like a Helm template: render it first with \"helm template\""
+            .clone_into(&mut error.remedy);
+        return;
     }
-    let around = || chunk.lines().skip(at.saturating_sub(1)).take(2);
-    if around().any(|l| l.trim_start_matches(' ').starts_with('\t')) {
-        return "indent with spaces: YAML allows no tabs there".to_owned();
+    if !error.remedy.is_empty() {
+        return;
     }
-    "check the indentation and the quotes of this line and the one above".to_owned()
+    let tab = |l: &&str| l.trim_start_matches(' ').starts_with('\t');
+    let lines = (first_line..).zip(chunk.lines());
+    // The parser often notices a tab when it is still in the line above.
+    let near = |n: u32| n >= error.line.saturating_sub(1) && n <= error.line + 1;
+    if let Some((line, _)) = lines.filter(|(n, _)| near(*n)).find(|(_, l)| tab(l)) {
+        error.line = line;
+        "indent with spaces: YAML allows no tabs there".clone_into(&mut error.remedy);
+        return;
+    }
+    "check the indentation and the quotes of this line and the one above".clone_into(&mut error.remedy);
 }
