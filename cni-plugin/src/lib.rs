@@ -1,1 +1,12 @@
+//! The weft-cni plugin as a library: what the binary does ([`plugin`]), the words of the CNI
+//! specification ([`spec`]) and the wire to the agent ([`protocol`], shared with `weft-inpod`).
+//!
+//! The plugin is thin on purpose: it holds no Kubernetes credentials, changes nothing in the kernel
+//! and decides one thing only, from a table the agent left behind, when the agent cannot be asked.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
+mod client;
+pub mod plugin;
+pub mod protocol;
+pub mod spec;

@@ -1,1 +1,42 @@
+//! Everything of Weft that touches a pod's network namespace.
+//!
+//! ```text
+//! kubelet ─▶ weft-cni ─▶ cni.sock ─▶ PodManager ─▶ holder: listeners in the pod's netns
+//!                                        │    └──▶ apply: routes + one nft transaction
+//!                                        └──▶ PodEvent::Captured ─▶ data plane
+//! ```
+//!
+//! The binary calls [`holder::run`] (subcommand `weft holder`) and [`PodManager::start`]; the data plane
+//! gets [`CapturedPod`]s with their listeners and [`PodSockets`]. All rules live inside pods: nothing here
+//! changes the host's network.
+//!
+//! This is the only crate with `unsafe`: to own descriptors that came by SCM_RIGHTS, and for `setrlimit`.
+#![warn(missing_docs)]
 
+mod apply;
+mod cni_server;
+mod error_list;
+pub mod holder;
+mod manager;
+mod netns;
+mod ns_thread;
+mod routes;
+mod ruleset;
+mod socket;
+mod stash;
+pub mod state;
+mod wire;
+
+pub use apply::{ApplyError, apply, remove};
+pub use error_list::ErrorList;
+pub use manager::{
+    CapturedPod, Counts, Decision, Enrolment, ManagerConfig, ManagerHandle, PodEvent, PodManager, StartError,
+};
+pub use netns::{Netns, NetnsError};
+pub use ns_thread::{NetnsThread, Refused};
+pub use ruleset::{
+    AGENT_MARK, CaptureConfig, HBONE_PORT, INBOUND_PORT, InvalidAnnotation, Mode, OUTBOUND_PORT, REPLY_MARK,
+    ruleset,
+};
+pub use socket::{Family, Listeners, ipv6_enabled, open_listeners, original_dst};
+pub use stash::PodSockets;

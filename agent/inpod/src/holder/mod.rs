@@ -1,0 +1,357 @@
+//! `weft holder`: owns network namespaces and listening sockets, and nothing else.
+//!
+//! It is tiny, single-threaded and does not change between versions unless it must, so that agents can crash
+//! and be replaced: connection attempts wait in the accept queues of sockets that live here. A new holder
+//! takes everything from the running one through `handoff.sock`; the queues never close.
+
+mod client;
+mod protocol;
+mod table;
+
+pub use client::HolderError;
+pub(crate) use client::{HolderEvent, HolderLink, Request};
+pub use protocol::{GroupKey, PodRecord, Transport};
+pub(crate) use table::{HeldItem as Held, HeldPod};
+
+use crate::wire::{Frame, WireError, read_frame, send_message};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{getsockopt, sockopt::PeerCredentials},
+};
+use protocol::{Answer, Ask, Handoff, VERSION, handoff_path, socket_path};
+use std::{
+    fs, io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use table::{HeldItem, Table};
+
+/// A peer that stops in the middle of a message is cut off: the holder serves one at a time.
+const PEER_PATIENCE: Duration = Duration::from_secs(5);
+/// Connections at once: an agent, its successor, and some room.
+const MAX_PEERS: usize = 8;
+
+/// Where a holder works and when it ends.
+#[derive(Debug)]
+pub struct HolderConfig {
+    /// Directory of the sockets, e.g. `/run/weft`; made if missing.
+    pub run_dir: PathBuf,
+    /// The holder ends when this becomes readable or closes. Without it, it ends with the process or when a
+    /// new holder has taken over.
+    pub stop: Option<OwnedFd>,
+}
+
+/// A holder that cannot work. An agent that misbehaves is never the reason.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The sockets cannot be made.
+    #[error("{path}: {source}")]
+    Socket {
+        /// Which.
+        path: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The system refused to wait.
+    #[error("poll: {0}")]
+    Poll(io::Error),
+}
+
+/// Serves until a new holder has taken over, or `stop` says so. Blocking; run it on a thread of its own.
+///
+/// # Errors
+/// Only when the sockets in `run_dir` cannot be made, or `poll` fails.
+pub fn run(config: HolderConfig) -> Result<(), RunError> {
+    raise_open_files_limit();
+    make_run_dir(&config.run_dir)?;
+    let predecessor = take_over(&config.run_dir);
+    let (table, old) = match predecessor {
+        Ok(Some((table, old))) => (table, Some(old)),
+        Ok(None) => (Table::default(), None),
+        Err(error) => {
+            tracing::warn!(%error, "the running holder did not hand over: starting empty");
+            (Table::default(), None)
+        }
+    };
+    let mut holder = Holder {
+        table,
+        agents: bind(&socket_path(&config.run_dir))?,
+        successors: bind(&handoff_path(&config.run_dir))?,
+        peers: Vec::new(),
+        stop: config.stop,
+    };
+    // Only now that agents find us may the old one go.
+    if let Some(old) = old
+        && let Err(error) = send_message(old.as_fd(), &Handoff::Taken, &[])
+    {
+        tracing::warn!(%error, "the old holder does not know that it may end");
+    }
+    tracing::info!(items = holder.table.len(), dir = %config.run_dir.display(), "holding");
+    while holder.turn()? == Next::Serve {}
+    Ok(())
+}
+
+struct Holder {
+    table: Table,
+    agents: UnixListener,
+    successors: UnixListener,
+    peers: Vec<Peer>,
+    stop: Option<OwnedFd>,
+}
+
+/// A connection from an agent. It is the active one once it has said Hello.
+struct Peer {
+    stream: UnixStream,
+    /// When the agent started, once it said so.
+    started: Option<u64>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    Serve,
+    End,
+}
+
+impl Holder {
+    /// Waits for something to happen and deals with it.
+    fn turn(&mut self) -> Result<Next, RunError> {
+        let ready = self.wait()?;
+        if ready.stop {
+            return Ok(Next::End);
+        }
+        // From the back: removing one does not move those still to be looked at.
+        for index in ready.peers.into_iter().rev() {
+            self.serve(index);
+        }
+        if ready.agent {
+            self.welcome();
+        }
+        if ready.successor && self.hand_over() {
+            return Ok(Next::End);
+        }
+        Ok(Next::Serve)
+    }
+
+    fn wait(&self) -> Result<Ready, RunError> {
+        let fixed = [self.agents.as_fd(), self.successors.as_fd()];
+        let peers = self.peers.iter().map(|p| p.stream.as_fd());
+        let stop = self.stop.iter().map(AsFd::as_fd);
+        let mut fds: Vec<PollFd<'_>> =
+            fixed.into_iter().chain(peers).chain(stop).map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        loop {
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) => break,
+                Err(nix::Error::EINTR) => {}
+                Err(e) => return Err(RunError::Poll(e.into())),
+            }
+        }
+        let hit: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(true)).collect();
+        let count = self.peers.len();
+        Ok(Ready {
+            agent: hit[0],
+            successor: hit[1],
+            peers: (0..count).filter(|i| hit[2 + i]).collect(),
+            stop: hit.get(2 + count).copied().unwrap_or(false),
+        })
+    }
+
+    fn welcome(&mut self) {
+        let Some(stream) = accept_root(&self.agents) else { return };
+        if self.peers.len() >= MAX_PEERS {
+            tracing::warn!("too many connections: refusing one");
+            return;
+        }
+        self.peers.push(Peer { stream, started: None });
+    }
+
+    fn serve(&mut self, index: usize) {
+        let served = match read_frame(self.peers[index].stream.as_fd()) {
+            Ok(Some(frame)) => self.answer(index, frame),
+            Ok(None) => Err(WireError::Io(io::ErrorKind::ConnectionAborted.into())),
+            Err(e) => Err(e),
+        };
+        if let Err(error) = served {
+            tracing::info!(%error, "an agent is gone");
+            self.peers.remove(index);
+        }
+    }
+
+    fn answer(&mut self, index: usize, mut frame: Frame) -> Result<(), WireError> {
+        let ask = frame.message()?;
+        if let Ask::Hello { version, started } = ask {
+            return self.hello(index, version, started);
+        }
+        let peer = &self.peers[index];
+        if peer.started.is_none() {
+            return send_message(peer.stream.as_fd(), &Answer::Superseded, &[]);
+        }
+        let table = &mut self.table;
+        let reply = match ask {
+            Ask::Hello { .. } => Err("said Hello already".to_owned()),
+            Ask::Adopt(item) => {
+                let held = HeldItem::new(item, std::mem::take(&mut frame.fds))?;
+                table.adopt(held).map(|()| (Answer::Ok, Vec::new()))
+            }
+            Ask::OpenPod { container_id } => table.open_pod(&container_id),
+            Ask::SetCaptured { container_id, captured } => table.set_captured(&container_id, captured),
+            Ask::ClosePod { container_id } => Ok(table.close_pod(&container_id)),
+            Ask::RemovePod { container_id } => Ok(table.remove_pod(&container_id)),
+            Ask::ListenGroup { key, members } => table.listen_group(&key, members),
+            Ask::CloseGroup { key } => Ok(table.close_group(&key)),
+        };
+        let (answer, fds) = reply.unwrap_or_else(|reason| (Answer::Failed { reason }, Vec::new()));
+        send_message(peer.stream.as_fd(), &answer, &fds)
+    }
+
+    /// The newest agent is the active one. Those before it are told, so that two never fight over us.
+    fn hello(&mut self, index: usize, version: u32, started: u64) -> Result<(), WireError> {
+        let stream = self.peers[index].stream.as_fd();
+        if version != VERSION {
+            let reason = format!("holder speaks version {VERSION}, agent version {version}");
+            return send_message(stream, &Answer::Failed { reason }, &[]);
+        }
+        if self.peers.iter().any(|p| p.started.is_some_and(|other| other > started)) {
+            return send_message(stream, &Answer::Superseded, &[]);
+        }
+        self.table.send_all(stream)?;
+        for (other, peer) in self.peers.iter_mut().enumerate() {
+            if other != index && peer.started.take().is_some() {
+                // It may be dead already: then its connection ends by itself.
+                let _ = send_message(peer.stream.as_fd(), &Answer::Superseded, &[]);
+            }
+        }
+        self.peers[index].started = Some(started);
+        Ok(())
+    }
+
+    /// Gives everything to a new holder. True when it said that it has it: then this one may end.
+    fn hand_over(&self) -> bool {
+        let Some(stream) = accept_root(&self.successors) else { return false };
+        match give(&self.table, stream.as_fd()) {
+            Ok(()) => {
+                tracing::info!(items = self.table.len(), "handed over");
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "handing over failed: still holding");
+                false
+            }
+        }
+    }
+}
+
+struct Ready {
+    agent: bool,
+    successor: bool,
+    peers: Vec<usize>,
+    stop: bool,
+}
+
+fn give(table: &Table, successor: BorrowedFd<'_>) -> Result<(), WireError> {
+    let wrong = |what: &str| WireError::Io(io::Error::new(io::ErrorKind::InvalidData, what.to_owned()));
+    match next_message(successor)? {
+        Handoff::Take { version: VERSION } => {}
+        Handoff::Take { version } => {
+            let reason = format!("this holder speaks version {VERSION}, not {version}");
+            send_message(successor, &Answer::Failed { reason: reason.clone() }, &[])?;
+            return Err(wrong(&reason));
+        }
+        Handoff::Taken => return Err(wrong("the new holder said Taken before Take")),
+    }
+    table.send_all(successor)?;
+    match next_message(successor)? {
+        Handoff::Taken => Ok(()),
+        Handoff::Take { .. } => Err(wrong("the new holder said Take twice")),
+    }
+}
+
+fn next_message(peer: BorrowedFd<'_>) -> Result<Handoff, WireError> {
+    let frame = read_frame(peer)?.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+    Ok(frame.message()?)
+}
+
+/// Everything from the holder that runs now, and the connection on which to tell it that it may end.
+/// `None`: no holder runs.
+fn take_over(run_dir: &Path) -> Result<Option<(Table, UnixStream)>, HolderError> {
+    let old = match UnixStream::connect(handoff_path(run_dir)) {
+        Ok(stream) => stream,
+        // No socket, or one that a dead holder left behind.
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            return Ok(None);
+        }
+        Err(e) => return Err(WireError::from(e).into()),
+    };
+    set_patience(&old).map_err(WireError::from)?;
+    send_message(old.as_fd(), &Handoff::Take { version: VERSION }, &[])?;
+    let mut table = Table::default();
+    for item in client::read_items(old.as_fd())? {
+        table.adopt(item).map_err(HolderError::Failed)?;
+    }
+    Ok(Some((table, old)))
+}
+
+/// Binds under another name and renames, so that there is always a socket at `path`.
+pub(crate) fn bind(path: &Path) -> Result<UnixListener, RunError> {
+    let failed = |source| RunError::Socket { path: path.display().to_string(), source };
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}", std::process::id()));
+    let temporary = PathBuf::from(temporary);
+    match fs::remove_file(&temporary) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&temporary).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    fs::rename(&temporary, path).map_err(failed)?;
+    Ok(listener)
+}
+
+/// 0711: names inside can be reached by those who know them, the sockets check who calls.
+pub(crate) fn make_run_dir(run_dir: &Path) -> Result<(), RunError> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(run_dir)
+        .map_err(|source| RunError::Socket { path: run_dir.display().to_string(), source })
+}
+
+/// Whether the peer is root: nobody else may have a pod's sockets.
+pub(crate) fn is_root(stream: &impl AsFd) -> bool {
+    getsockopt(stream, PeerCredentials).is_ok_and(|peer| peer.uid() == 0)
+}
+
+fn accept_root(listener: &UnixListener) -> Option<UnixStream> {
+    let (stream, _) = listener.accept().ok()?; // it may have gone again
+    if !is_root(&stream) {
+        tracing::warn!("refusing a connection from a user other than root");
+        return None;
+    }
+    stream.set_nonblocking(false).and_then(|()| set_patience(&stream)).ok()?;
+    Some(stream)
+}
+
+fn set_patience(stream: &UnixStream) -> io::Result<()> {
+    stream.set_read_timeout(Some(PEER_PATIENCE))?;
+    stream.set_write_timeout(Some(PEER_PATIENCE))
+}
+
+/// A node's pods need four descriptors each; the usual soft limit is 1024.
+#[allow(unsafe_code)]
+fn raise_open_files_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid rlimit for the duration of both calls; the calls touch nothing else.
+    let raised = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 && {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) == 0
+        }
+    };
+    if !raised {
+        tracing::warn!(error = %io::Error::last_os_error(), "cannot raise the open-files limit");
+    }
+}

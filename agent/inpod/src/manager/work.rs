@@ -1,0 +1,204 @@
+//! What is done to one pod: each function is one piece of work, idempotent, with a deadline on every wait.
+
+use super::{CapturedPod, Ended, PodEvent};
+use crate::{
+    apply::{apply, remove},
+    holder::{GroupKey, HeldPod, HolderError, HolderLink, PodRecord, Request},
+    netns::Netns,
+    ns_thread::NetnsThread,
+    ruleset::{CaptureConfig, Mode},
+    socket::Listeners,
+    stash::PodSockets,
+};
+use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+
+/// How long the data plane may leave its event queue full.
+const EVENT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What work needs.
+#[derive(Debug)]
+pub(super) struct Kit {
+    pub(super) link: HolderLink,
+    /// Runs `nft`: slow, so apart from `sockets`.
+    pub(super) rules: NetnsThread,
+    /// Fills the stashes.
+    pub(super) sockets: NetnsThread,
+    pub(super) events: mpsc::Sender<PodEvent>,
+    pub(super) ready_deadline: Duration,
+    pub(super) drain_deadline: Duration,
+}
+
+/// The agent's side of a pod. Work owns it while it runs.
+#[derive(Debug)]
+pub(super) struct Sandbox {
+    pub(super) record: PodRecord,
+    netns: Netns,
+    /// Duplicates of the holder's, to give back if that crashes.
+    listeners: Option<Listeners>,
+    /// Whether rules may be in place.
+    captured: bool,
+    served: Served,
+}
+
+/// What the data plane knows of the pod.
+#[derive(Debug)]
+enum Served {
+    No,
+    Asked(oneshot::Receiver<Result<(), String>>),
+    Yes,
+}
+
+impl Sandbox {
+    pub(super) const fn new(record: PodRecord, netns: Netns) -> Self {
+        Self::found(record, netns, None, false)
+    }
+
+    pub(super) const fn found(
+        record: PodRecord,
+        netns: Netns,
+        listeners: Option<Listeners>,
+        captured: bool,
+    ) -> Self {
+        Self { record, netns, listeners, captured, served: Served::No }
+    }
+
+    /// A copy for the holder. Listeners that cannot be duplicated are left out: the holder opens its own.
+    pub(super) fn held(&self) -> HeldPod {
+        let listeners = self.listeners.as_ref().and_then(|l| l.try_clone().ok());
+        HeldPod { record: self.record.clone(), netns: self.netns.clone(), listeners, captured: self.captured }
+    }
+}
+
+/// Captures a pod or brings its rules up to date.
+pub(super) async fn capture(
+    kit: &Kit,
+    mut sandbox: Sandbox,
+    config: &CaptureConfig,
+) -> (Sandbox, Result<(), String>) {
+    let result = try_capture(kit, &mut sandbox, config).await;
+    (sandbox, result)
+}
+
+async fn try_capture(kit: &Kit, sandbox: &mut Sandbox, config: &CaptureConfig) -> Result<(), String> {
+    let id = sandbox.record.container_id.clone();
+    // Again, in case the holder restarted or was away at ADD; an item that it has changes nothing.
+    kit.link.ask(Request::Adopt(sandbox.held())).await.map_err(text)?;
+    if sandbox.listeners.is_none() {
+        sandbox.listeners = Some(kit.link.open(&id).await.map_err(text)?);
+    }
+    serve(kit, sandbox).await?;
+    sandbox.captured = true;
+    set_rules(kit, sandbox, config.clone(), Mode::Capture).await?;
+    kit.link.ask(Request::SetCaptured(id, true)).await.map(drop).map_err(text)
+}
+
+/// Hands the pod to the data plane, once, and waits until it is served.
+async fn serve(kit: &Kit, sandbox: &mut Sandbox) -> Result<(), String> {
+    if matches!(sandbox.served, Served::No) {
+        let listeners = sandbox.listeners.as_ref().ok_or("no listeners")?;
+        let listeners = listeners.try_clone().map_err(|e| format!("duplicate listeners: {e}"))?;
+        let sockets = PodSockets::pod(sandbox.netns.clone(), kit.sockets.clone());
+        let (ready, asked) = oneshot::channel();
+        let pod = CapturedPod { record: sandbox.record.clone(), listeners, sockets };
+        emit(kit, PodEvent::Captured { pod, ready }).await?;
+        sandbox.served = Served::Asked(asked);
+    }
+    if let Served::Asked(ready) = &mut sandbox.served {
+        match timeout(kit.ready_deadline, ready).await {
+            Ok(Ok(Ok(()))) => sandbox.served = Served::Yes,
+            // It may still come: the next try goes on waiting for the same answer.
+            Err(_) => return Err("the data plane is not ready for it (certificate?)".into()),
+            Ok(Ok(Err(reason))) => {
+                sandbox.served = Served::No;
+                return Err(reason);
+            }
+            Ok(Err(_)) => {
+                sandbox.served = Served::No;
+                return Err("the data plane gave the pod up".into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Lets a pod out of the mesh. New connections go direct at once; those that go through us end first.
+pub(super) async fn release(kit: &Kit, mut sandbox: Sandbox) -> (Sandbox, Result<(), String>) {
+    let result = try_release(kit, &mut sandbox).await;
+    (sandbox, result)
+}
+
+async fn try_release(kit: &Kit, sandbox: &mut Sandbox) -> Result<(), String> {
+    let id = sandbox.record.container_id.clone();
+    set_rules(kit, sandbox, CaptureConfig::default(), Mode::Drain).await?;
+    kit.link.ask(Request::SetCaptured(id.clone(), false)).await.map_err(text)?;
+    if !matches!(std::mem::replace(&mut sandbox.served, Served::No), Served::No) {
+        let (drained, ended) = oneshot::channel();
+        let record = sandbox.record.clone();
+        emit(kit, PodEvent::Released { record, gone: false, drained }).await?;
+        if timeout(kit.drain_deadline, ended).await.is_err() {
+            tracing::warn!(sandbox = %id, "connections of a pod that left the mesh did not end in time");
+        }
+    }
+    let netns = sandbox.netns.clone();
+    kit.rules.run(netns.clone(), move || remove(&netns)).await.map_err(text)?.map_err(text)?;
+    (sandbox.listeners, sandbox.captured) = (None, false);
+    kit.link.ask(Request::Close(id)).await.map(drop).map_err(text)
+}
+
+/// The sandbox is gone, its rules with it.
+pub(super) async fn forget(kit: &Kit, id: String, sandbox: Option<Sandbox>) {
+    if let Some(sandbox) = sandbox
+        && !matches!(sandbox.served, Served::No)
+    {
+        let (drained, _) = oneshot::channel(); // nothing to wait for
+        let event = PodEvent::Released { record: sandbox.record.clone(), gone: true, drained };
+        if let Err(reason) = emit(kit, event).await {
+            tracing::error!(sandbox = %id, %reason, "the data plane does not know that a pod is gone");
+        }
+    }
+    tell(kit, &id, Request::Remove(id.clone())).await;
+}
+
+/// Tells the holder of a pod.
+pub(super) async fn remember(kit: Arc<Kit>, pod: HeldPod) -> Ended {
+    let id = pod.record.container_id.clone();
+    tell(&kit, &id, Request::Adopt(pod)).await;
+    Ended { sandbox: None, event: None }
+}
+
+/// Gives a group back to the holder.
+pub(super) async fn remember_group(kit: Arc<Kit>, key: GroupKey, sockets: Vec<OwnedFd>) -> Ended {
+    let name = key.address.to_string();
+    tell(&kit, &name, Request::AdoptGroup(key, sockets)).await;
+    Ended { sandbox: None, event: None }
+}
+
+async fn set_rules(kit: &Kit, sandbox: &Sandbox, config: CaptureConfig, mode: Mode) -> Result<(), String> {
+    let netns = sandbox.netns.clone();
+    kit.rules.run(netns.clone(), move || apply(&netns, &config, mode)).await.map_err(text)?.map_err(text)
+}
+
+async fn emit(kit: &Kit, event: PodEvent) -> Result<(), String> {
+    match timeout(EVENT_DEADLINE, kit.events.send(event)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err("the data plane has ended".into()),
+        Err(_) => Err("the data plane does not take events".into()),
+    }
+}
+
+async fn tell(kit: &Kit, what: &str, request: Request) {
+    match kit.link.ask(request).await {
+        Ok(_) => {}
+        // After the reconnect the manager gives the holder all that it knows.
+        Err(HolderError::Away | HolderError::Superseded) => {}
+        Err(error) => tracing::warn!(what, %error, "the holder does not know of it"),
+    }
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
