@@ -50,11 +50,7 @@ fn defaults_are_those_of_the_crds() {
     );
 }
 
-#[test]
-fn every_field_of_an_http_rule_arrives() {
-    let r = route(
-        "HTTPRoute",
-        r#"{
+const FULL_ROUTE: &str = r#"{
         parentRefs: [{group: "", kind: Service, namespace: other, name: s, sectionName: web, port: 80}],
         useDefaultGateways: All,
         hostnames: [a.example, "*.b.example"],
@@ -74,8 +70,11 @@ fn every_field_of_an_http_rule_arrives() {
                          filters: [{type: ExtensionRef, extensionRef: {group: g.example, kind: K, name: e}}]}],
           timeouts: {request: 10s, backendRequest: 0s},
           retry: {codes: [503], attempts: 3, backoff: 100ms},
-          sessionPersistence: {sessionName: s, type: Header, absoluteTimeout: 1h}}]}"#,
-    );
+          sessionPersistence: {sessionName: s, type: Header, absoluteTimeout: 1h}}]}"#;
+
+#[test]
+fn every_field_of_an_http_rule_arrives() {
+    let r = route("HTTPRoute", FULL_ROUTE);
     assert_eq!(
         r.parents,
         [ParentRef {

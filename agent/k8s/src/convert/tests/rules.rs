@@ -71,6 +71,14 @@ fn structure() {
             "backendRefs: [{name: a, port: 80, weight: 1000001}]",
             "spec.rules[0].backendRefs[0].weight: 1000001 is out of range; it must be from 0 to 1000000",
         ),
+    ] {
+        check_rule(accepted, refused, said);
+    }
+}
+
+#[test]
+fn values() {
+    for (accepted, refused, said) in [
         (
             "timeouts: {request: 1h30m}",
             "timeouts: {request: 1.5h}",
@@ -114,6 +122,10 @@ fn structure() {
     ] {
         check_rule(accepted, refused, said);
     }
+}
+
+#[test]
+fn sizes_names_and_hosts() {
     let many = |n: usize| format!("backendRefs: [{}]", vec!["{name: a, port: 80}"; n].join(", "));
     check_rule(&many(16), &many(17), "spec.rules[0].backendRefs: has 17 entries; at most 16 are allowed");
     check(
