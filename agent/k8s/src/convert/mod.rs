@@ -90,6 +90,18 @@ pub fn convert(value: Value, source: &Source<'_>) -> Converted {
     }
 }
 
+/// Converts a `WeftGatewayConfig` (`weft.dev/v1alpha1`): so far only its presence counts. `None` for any other kind.
+#[must_use]
+pub fn convert_gateway_config(value: &Value, source: &Source<'_>) -> Option<(Option<Meta>, Vec<Problem>)> {
+    if value["apiVersion"] != "weft.dev/v1alpha1" || value["kind"] != "WeftGatewayConfig" {
+        return None;
+    }
+    let mut report = Report::default();
+    let meta = meta::of_gateway_config(&mut Cx { value, source, report: &mut report });
+    let meta = meta.filter(|_| report.rejections() == 0);
+    Some((meta, problems(report, &kinds::label(value), source)))
+}
+
 impl Object {
     /// Kind and key.
     #[must_use]

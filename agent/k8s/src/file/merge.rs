@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use weft_core::model::{ObjectRef, Origin, Snapshot};
+use weft_core::model::{Meta, ObjectRef, Objects, Origin, Snapshot};
 
 /// An object in effect.
 #[derive(Debug)]
@@ -46,7 +46,8 @@ impl FileProvider {
             next.keep_missing(path, parsed, &mut before);
         }
         self.agent = agent(&files, &self.agent, &mut next.problems);
-        let mut snapshot = Snapshot::default();
+        self.gateway_configs = gateway_configs(&files, std::mem::take(&mut self.gateway_configs));
+        let mut snapshot = Snapshot { gateway_configs: self.gateway_configs.clone(), ..Snapshot::default() };
         for kept in next.kept.values() {
             kept.object.clone().insert(&mut snapshot);
         }
@@ -118,6 +119,20 @@ fn renew(mut object: Object, old: Option<Kept>, spec: u64, path: &Path) -> Kept 
     }
     object.meta_mut().origin = origin;
     Kept { object, file, spec }
+}
+
+/// `WeftGatewayConfig` objects. While some file can be read in part only, none of them goes.
+fn gateway_configs(files: &[(PathBuf, Arc<Parsed>)], mut before: Objects<Meta>) -> Objects<Meta> {
+    let mut next = Objects::new();
+    for meta in files.iter().flat_map(|(_, parsed)| &parsed.gateway_configs) {
+        let same = |old: &Arc<Meta>| Meta { origin: meta.origin.clone(), ..(**old).clone() } == *meta;
+        let kept = before.remove(&meta.key).filter(same).unwrap_or_else(|| Arc::new(meta.clone()));
+        next.entry(meta.key.clone()).or_insert(kept);
+    }
+    if files.iter().any(|(_, parsed)| parsed.partial) {
+        next.extend(before);
+    }
+    next
 }
 
 /// The settings: the first document counts, and the last good one while it is broken.

@@ -27,7 +27,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use weft_core::model::{ObjectRef, Origin, Snapshot, Str};
+use weft_core::model::{Meta, ObjectRef, Objects, Origin, Snapshot, Str};
 
 /// Everything that the directory says.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -59,6 +59,7 @@ pub struct FileProvider {
     dir: PathBuf,
     files: BTreeMap<PathBuf, File>,
     kept: BTreeMap<ObjectRef, Kept>,
+    gateway_configs: Objects<Meta>,
     agent: AgentConfig,
 }
 
@@ -76,6 +77,7 @@ struct Parsed {
     entries: Vec<Entry>,
     /// The settings, with where they stand. The inner `None`: refused.
     agent: Vec<(Origin, Option<AgentConfig>)>,
+    gateway_configs: Vec<Meta>,
     problems: Vec<Problem>,
     /// Some of it could not be read, so that objects may be missing.
     partial: bool,
@@ -95,7 +97,13 @@ impl FileProvider {
     /// A provider for `dir`.
     #[must_use]
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), files: BTreeMap::new(), kept: BTreeMap::new(), agent: AgentConfig::default() }
+        Self {
+            dir: dir.into(),
+            files: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            gateway_configs: Objects::new(),
+            agent: AgentConfig::default(),
+        }
     }
 
     /// Reads what has changed since the last call. Never fails: what cannot be read is a problem of the world.
@@ -173,6 +181,11 @@ fn parse(path: &Path, text: &str) -> Parsed {
                 let agent = config::read(&value, &marks, &mut report);
                 parsed.problems.extend(convert::problems(report, "AgentConfig", &source));
                 parsed.agent.push((origin, agent));
+                continue;
+            }
+            if let Some((meta, problems)) = convert::convert_gateway_config(&value, &source) {
+                parsed.problems.extend(problems);
+                parsed.gateway_configs.extend(meta);
                 continue;
             }
             let spec = spec_hash(&value);

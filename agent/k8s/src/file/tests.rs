@@ -194,6 +194,23 @@ limits: {connectTimeout: 500ms, connections: 7}
 }
 
 #[test]
+fn gateway_configs_are_known_by_name() {
+    let text = "apiVersion: weft.dev/v1alpha1\nkind: WeftGatewayConfig\nmetadata: {name: edge, namespace: shop}\nspec: {any: thing}\n";
+    let dir = dir(&[("a.yaml", text)]);
+    let mut provider = FileProvider::new(dir.path());
+    let key = ObjectKey::new("shop", "edge");
+    let first = provider.load();
+    assert_eq!(problems(&first, &dir), [""; 0]);
+    write(&dir, "a.yaml", &format!("# moved\n{text}"));
+    let second = provider.load();
+    assert!(Arc::ptr_eq(&first.snapshot.gateway_configs[&key], &second.snapshot.gateway_configs[&key]));
+    write(&dir, "a.yaml", "a: [");
+    assert!(provider.load().snapshot.gateway_configs.contains_key(&key), "the last good one stays");
+    fs::remove_file(dir.path().join("a.yaml")).unwrap();
+    assert!(provider.load().snapshot.gateway_configs.is_empty());
+}
+
+#[test]
 fn a_missing_directory_is_said() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("none");

@@ -144,7 +144,7 @@ fn metadata_is_checked_for_every_kind() {
     for (meta, said) in [
         (
             "{name: A_b}",
-            "t.yaml:3: ConfigMap default/A_b: metadata.name: \"A_b\" is no ConfigMap name; use at most 253 lower-case letters, digits, - and .",
+            "t.yaml:3: ConfigMap default/A_b: metadata.name: \"A_b\" is not allowed as a name; use at most 253 lower-case letters, digits, - and .",
         ),
         (
             "{generateName: a-}",

@@ -267,7 +267,7 @@ items:
 ",
         1,
         &[
-            "t.yaml:9: Namespace B: metadata.name: \"B\" is no Namespace name; use at most 63 lower-case letters, digits and -",
+            "t.yaml:9: Namespace B: metadata.name: \"B\" is not allowed as a name; use at most 63 lower-case letters, digits and -",
         ],
     );
     check(
