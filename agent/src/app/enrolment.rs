@@ -4,7 +4,8 @@ use parking_lot::RwLock;
 use std::sync::Arc;
 use tokio::sync::watch;
 use weft_core::model::{MESH_LABEL, MtlsMode, Namespace, ObjectKey, Pod, Snapshot, Workload};
-use weft_inpod::{CaptureConfig, Decision, Enrolled, Enrolment};
+use weft_cni::protocol::Enrolled;
+use weft_inpod::{CaptureConfig, Decision, Enrolment};
 
 /// The world's answer to "is this pod enrolled?". Before the first Snapshot it knows nothing.
 #[derive(Debug)]

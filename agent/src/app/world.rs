@@ -14,7 +14,7 @@ use weft_k8s::{AgentConfig, Problem, Severity, World};
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     /// Status of every object of ours.
-    pub(super) statuses: Arc<BTreeMap<ObjectRef, ObjectStatus>>,
+    pub(super) statuses: Arc<BTreeMap<ObjectRef, Arc<ObjectStatus>>>,
     /// Generations, by object.
     pub(super) generations: BTreeMap<ObjectRef, i64>,
     /// Problems of the files.

@@ -199,7 +199,7 @@ impl Telemetry {
     /// # Errors
     /// See [`InitError`].
     pub fn detached(config: TelemetryConfig) -> Result<Arc<Self>, InitError> {
-        build(config).map(|(telemetry, _)| telemetry)
+        assemble(config, None)
     }
 
     /// The telemetry of one more worker. Call it on the worker's thread, once.
