@@ -142,6 +142,12 @@ impl Object {
         }
     }
 
+    /// Whether both are the very same value in memory.
+    #[must_use]
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        std::ptr::eq(self.meta(), other.meta())
+    }
+
     /// Metadata, to edit (a provider counts generations). Copies the object if it is shared.
     pub fn meta_mut(&mut self) -> &mut Meta {
         match self {
@@ -200,12 +206,22 @@ fn ours(kind: Kind, mut value: Value, source: &Source<'_>) -> Converted {
         object = None;
     }
     let mut problems = problems(report, &label, source);
+    if kind == Kind::Secret {
+        problems.iter_mut().for_each(redact);
+    }
     if object.is_some() && source.admitted {
         for problem in problems.iter_mut().filter(|p| p.severity == Severity::Error) {
             problem.severity = Severity::Warning;
         }
     }
     Converted { id, problems, object }
+}
+
+/// A message about a Secret does not repeat what it holds.
+fn redact(problem: &mut Problem) {
+    if let Some((reason, _)) = problem.reason.split_once(", found ") {
+        problem.reason = reason.into();
+    }
 }
 
 /// The findings of an object, with their places.

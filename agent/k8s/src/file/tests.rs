@@ -194,6 +194,35 @@ limits: {connectTimeout: 500ms, connections: 7}
 }
 
 #[test]
+fn problems_move_with_their_lines() {
+    let bad = service("b", 1).replace("spec:", "spce:");
+    let dir = dir(&[("a.yaml", &(service("a", 1) + &bad))]);
+    let mut provider = FileProvider::new(dir.path());
+    let lines = |w: &World| w.problems.iter().map(|p| p.origin.as_ref().unwrap().line).collect::<Vec<_>>();
+    let first = provider.load();
+    // The first document gets two lines more; the second is not read again.
+    write(&dir, "a.yaml", &(String::from("# one\n# two\n") + &service("a", 1) + &bad));
+    let second = provider.load();
+    assert!(!lines(&first).is_empty());
+    assert_eq!(lines(&second), lines(&first).iter().map(|l| l + 2).collect::<Vec<_>>());
+    assert_eq!(provider.load(), second);
+}
+
+#[test]
+fn a_file_that_is_no_text_is_said_at_every_load() {
+    let dir = dir(&[("a.yaml", &service("a", 1))]);
+    let mut provider = FileProvider::new(dir.path());
+    provider.load();
+    fs::remove_file(dir.path().join("a.yaml")).unwrap();
+    fs::write(dir.path().join("a.yaml"), [0xff]).unwrap();
+    for _ in 0..2 {
+        let world = provider.load();
+        assert_eq!(services(&world), [("a".into(), 1)]);
+        assert_eq!(world.problems.len(), 2, "{:?}", problems(&world, &dir));
+    }
+}
+
+#[test]
 fn gateway_configs_are_known_by_name() {
     let text = "apiVersion: weft.dev/v1alpha1\nkind: WeftGatewayConfig\nmetadata: {name: edge, namespace: shop}\nspec: {any: thing}\n";
     let dir = dir(&[("a.yaml", text)]);

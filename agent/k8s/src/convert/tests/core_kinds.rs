@@ -225,6 +225,8 @@ fn secrets_hold_a_pair_that_belongs_together() {
             "t.yaml:4: Secret shop/x: data.a: is not base64; write plain text into \"stringData\" instead of \"data\"",
         ],
     );
+    let said = "t.yaml:4: Secret shop/x: stringData.pin: expected text; put it in quotes";
+    check(&core("Secret", "stringData: {pin: 1234}"), 0, &[said]);
     check(&core("Secret", "data: {password: aGVsbG8=}"), 1, &[]);
 }
 
