@@ -192,28 +192,35 @@ struct Series<S> {
 /// All series of one set of labels.
 #[derive(Debug)]
 pub(super) struct Family<L, S> {
-    series: Mutex<HashMap<L, Series<S>>>,
+    tables: Mutex<Tables<L, S>>,
     max: usize,
-    /// Resolutions that ended in the overflow series.
+    /// Resolutions that ended in an overflow series.
     pub(super) overflows: AtomicU64,
+}
+
+/// Series as asked for, at most `max`, and the few that take what is beyond.
+#[derive(Debug)]
+struct Tables<L, S> {
+    own: HashMap<L, Series<S>>,
+    overflow: HashMap<L, Series<S>>,
 }
 
 impl<L: Labels, S: Slot> Family<L, S> {
     fn new(max: usize) -> Self {
-        Self { series: Mutex::default(), max, overflows: AtomicU64::new(0) }
+        let tables = Tables { own: HashMap::new(), overflow: HashMap::new() };
+        Self { tables: Mutex::new(tables), max, overflows: AtomicU64::new(0) }
     }
 
     /// The worker's slot of a series, made if need be. Takes the lock: rare.
     fn resolve(&self, worker: usize, labels: L) -> Arc<S> {
-        let mut all = self.series.lock();
-        let labels = if all.len() >= self.max && !all.contains_key(&labels) {
-            self.overflows.fetch_add(1, Relaxed);
-            labels.overflow()
-        } else {
-            labels
-        };
+        let mut tables = self.tables.lock();
         let fresh = || Series { slots: Vec::new(), uses: 0, moved: Instant::now() };
-        let series = all.entry(labels).or_insert_with(fresh);
+        let series = if tables.own.len() < self.max || tables.own.contains_key(&labels) {
+            tables.own.entry(labels).or_insert_with(fresh)
+        } else {
+            self.overflows.fetch_add(1, Relaxed);
+            tables.overflow.entry(labels.overflow()).or_insert_with(fresh)
+        };
         if let Some((_, slot)) = series.slots.iter().find(|(owner, _)| *owner == worker) {
             return slot.clone();
         }
@@ -224,26 +231,33 @@ impl<L: Labels, S: Slot> Family<L, S> {
 
     /// Every series and its slots, sorted by labels.
     pub(super) fn snapshot(&self) -> Vec<(L, Vec<Arc<S>>)> {
-        let all = self.series.lock();
+        let tables = self.tables.lock();
         let slots = |s: &Series<S>| s.slots.iter().map(|(_, slot)| slot.clone()).collect();
-        let mut out: Vec<_> = all.iter().map(|(labels, series)| (labels.clone(), slots(series))).collect();
-        drop(all);
+        let all = tables.own.iter().chain(&tables.overflow);
+        let mut out: Vec<_> = all.map(|(labels, series)| (labels.clone(), slots(series))).collect();
+        drop(tables);
         out.sort_by(|a, b| a.0.cmp(&b.0));
         out
     }
 
     /// Forgets series that did not move for `idle`. Whether there was any.
     fn sweep(&self, now: Instant, idle: Duration) -> bool {
-        let mut all = self.series.lock();
-        let before = all.len();
-        all.retain(|_, series| {
-            let uses = series.slots.iter().map(|(_, slot)| slot.uses()).sum();
-            if uses != series.uses {
-                (series.uses, series.moved) = (uses, now);
-            }
-            now.saturating_duration_since(series.moved) < idle
-        });
-        all.len() != before
+        let mut tables = self.tables.lock();
+        let before = tables.own.len() + tables.overflow.len();
+        tables.own.retain(|_, series| series.live(now, idle));
+        tables.overflow.retain(|_, series| series.live(now, idle));
+        tables.own.len() + tables.overflow.len() != before
+    }
+}
+
+impl<S: Slot> Series<S> {
+    /// Whether it moved within `idle`.
+    fn live(&mut self, now: Instant, idle: Duration) -> bool {
+        let uses = self.slots.iter().map(|(_, slot)| slot.uses()).sum();
+        if uses != self.uses {
+            (self.uses, self.moved) = (uses, now);
+        }
+        now.saturating_duration_since(self.moved) < idle
     }
 }
 
