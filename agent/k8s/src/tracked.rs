@@ -56,6 +56,7 @@ fn in_words(message: &str) -> (String, &'static str) {
     let found = match found {
         "map" => "a mapping",
         "sequence" => "a list",
+        "null" => "nothing",
         other => other,
     };
     let remedy = match (expected, found) {

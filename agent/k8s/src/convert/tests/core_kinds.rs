@@ -53,6 +53,10 @@ fn services() {
             "spec: {clusterIP: ten, ports: [{port: 80}]}",
             "t.yaml:4: Service shop/x: spec.clusterIP: \"ten\" is no IP address; write an IPv4 or IPv6 address",
         ),
+        (
+            "spec: {ports: [null]}",
+            "t.yaml:4: Service shop/x: spec.ports[0]: expected a mapping, found nothing",
+        ),
         ("spec: {}", "t.yaml:4: Service shop/x: spec.ports: is required; a Service needs at least one port"),
     ] {
         check(&core("Service", spec), 0, &[said]);
