@@ -20,7 +20,7 @@ use weft_core::model::{Meta, ObjectRef, Objects, Origin, Snapshot};
 #[derive(Debug)]
 pub(super) struct Kept {
     object: Object,
-    /// The object as it came from its file, before its generation was counted.
+    /// The object as it came from its file, with generation 1.
     read: Object,
     file: PathBuf,
     spec: u64,
@@ -118,7 +118,6 @@ fn renew(read: Object, old: Option<Kept>, spec: u64, path: &Path) -> Kept {
     let file = path.to_owned();
     let mut object = read.clone();
     let Some(old) = old else {
-        object.meta_mut().generation = 1;
         return Kept { object, read, file, spec };
     };
     if old.read.is_same(&read) {

@@ -131,7 +131,11 @@ impl Piece {
                 continue;
             }
             let spec = spec_hash(&value);
-            let converted = convert::convert(value, &source);
+            let mut converted = convert::convert(value, &source);
+            if let Some(object) = &mut converted.object {
+                // What the file says is another world's count.
+                object.meta_mut().generation = 1;
+            }
             self.entries.push(Entry { converted, origin, spec });
         }
     }
