@@ -1,4 +1,5 @@
 //! Capture in real namespaces with the real `nft`. Needs root.
+#![allow(clippy::unwrap_used)] // clippy knows #[test] functions, not the helpers of an integration test
 
 mod support;
 
@@ -123,6 +124,10 @@ fn the_agents_own_sockets_are_skipped() {
 #[test]
 fn the_application_sees_the_clients_address() {
     let net = Net::new();
+    // The strictest setting: a reply to a foreign address over lo must pass all the same.
+    for interface in ["all", "default", "lo", "eth0"] {
+        net.in_pod("sysctl", &["-qw", &format!("net.ipv4.conf.{interface}.rp_filter=1")]);
+    }
     let listeners = captured(&net, &CaptureConfig::default());
     let stash = sockets(&net);
     // The last pair: the pod calls itself through a Service.
@@ -200,6 +205,9 @@ fn exclusions_are_left_alone() {
 fn without_listeners_everything_is_refused() {
     let net = Net::new();
     drop(captured(&net, &CaptureConfig::default()));
+    for port in [OUTBOUND_PORT, INBOUND_PORT] {
+        wait_until_refused(&net.pod, at("::1", port));
+    }
     for (from, server, to) in [
         (&net.pod, &net.peer, at(PEER4, 80)),
         (&net.pod, &net.peer, at(PEER6, 80)),

@@ -13,6 +13,7 @@ pub(crate) use client::{HolderEvent, HolderLink, Request};
 pub use protocol::{GroupKey, PodRecord, Transport};
 pub(crate) use table::{HeldItem as Held, HeldPod};
 
+use crate::sys::raise_open_files_limit;
 use crate::wire::{Frame, WireError, read_frame, send_message};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -61,11 +62,21 @@ pub enum RunError {
     Poll(io::Error),
 }
 
+/// Why a holder ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// A new holder has everything. The process should then sleep until it is told to end: if it exited, its
+    /// container would be restarted and take everything back.
+    HandedOver,
+    /// `stop` said so. Everything is closed, unless an agent has duplicates.
+    Stopped,
+}
+
 /// Serves until a new holder has taken over, or `stop` says so. Blocking; run it on a thread of its own.
 ///
 /// # Errors
 /// Only when the sockets in `run_dir` cannot be made, or `poll` fails.
-pub fn run(config: HolderConfig) -> Result<(), RunError> {
+pub fn run(config: HolderConfig) -> Result<Ended, RunError> {
     raise_open_files_limit();
     make_run_dir(&config.run_dir)?;
     let predecessor = take_over(&config.run_dir);
@@ -91,8 +102,11 @@ pub fn run(config: HolderConfig) -> Result<(), RunError> {
         tracing::warn!(%error, "the old holder does not know that it may end");
     }
     tracing::info!(items = holder.table.len(), dir = %config.run_dir.display(), "holding");
-    while holder.turn()? == Next::Serve {}
-    Ok(())
+    loop {
+        if let Some(ended) = holder.turn()? {
+            return Ok(ended);
+        }
+    }
 }
 
 struct Holder {
@@ -110,18 +124,12 @@ struct Peer {
     started: Option<u64>,
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Next {
-    Serve,
-    End,
-}
-
 impl Holder {
     /// Waits for something to happen and deals with it.
-    fn turn(&mut self) -> Result<Next, RunError> {
+    fn turn(&mut self) -> Result<Option<Ended>, RunError> {
         let ready = self.wait()?;
         if ready.stop {
-            return Ok(Next::End);
+            return Ok(Some(Ended::Stopped));
         }
         // From the back: removing one does not move those still to be looked at.
         for index in ready.peers.into_iter().rev() {
@@ -130,10 +138,7 @@ impl Holder {
         if ready.agent {
             self.welcome();
         }
-        if ready.successor && self.hand_over() {
-            return Ok(Next::End);
-        }
-        Ok(Next::Serve)
+        Ok((ready.successor && self.hand_over()).then_some(Ended::HandedOver))
     }
 
     fn wait(&self) -> Result<Ready, RunError> {
@@ -338,20 +343,4 @@ fn accept_root(listener: &UnixListener) -> Option<UnixStream> {
 fn set_patience(stream: &UnixStream) -> io::Result<()> {
     stream.set_read_timeout(Some(PEER_PATIENCE))?;
     stream.set_write_timeout(Some(PEER_PATIENCE))
-}
-
-/// A node's pods need four descriptors each; the usual soft limit is 1024.
-#[allow(unsafe_code)]
-fn raise_open_files_limit() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is a valid rlimit for the duration of both calls; the calls touch nothing else.
-    let raised = unsafe {
-        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 && {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) == 0
-        }
-    };
-    if !raised {
-        tracing::warn!(error = %io::Error::last_os_error(), "cannot raise the open-files limit");
-    }
 }

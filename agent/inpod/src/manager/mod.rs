@@ -18,6 +18,7 @@ use crate::{
     socket::Listeners,
     stash::PodSockets,
     state::{Action, Event, Pods, Ticket},
+    sys::{raise_open_files_limit, since_boot_ns},
 };
 use std::{
     collections::{BTreeMap, HashMap},
@@ -25,7 +26,7 @@ use std::{
     os::fd::OwnedFd,
     path::PathBuf,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 use tokio::{
     net::UnixListener,
@@ -153,10 +154,11 @@ impl PodManager {
         config: ManagerConfig,
         enrolment: Arc<dyn Enrolment>,
     ) -> Result<(ManagerHandle, mpsc::Receiver<PodEvent>), StartError> {
+        raise_open_files_limit();
         make_run_dir(&config.run_dir)?;
         let (events, received) = mpsc::channel(EVENTS);
         let (from_holder, holder_events) = mpsc::channel(4);
-        let link = HolderLink::start(config.run_dir.clone(), started_now(), from_holder)?;
+        let link = HolderLink::start(config.run_dir.clone(), since_boot_ns(), from_holder)?;
         let (calls, called) = mpsc::channel(CALLS);
         let (adds, added) = mpsc::channel(CALLS);
         let stop = CancellationToken::new();
@@ -559,10 +561,4 @@ fn response(result: Result<(), String>) -> Response {
 
 fn answer(reply: oneshot::Sender<Response>, response: Response) {
     let _ = reply.send(response); // a plugin that gave up needs no answer
-}
-
-/// Nanoseconds of the wall clock: orders agents on one node. Two that start in one instant cannot be.
-fn started_now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
