@@ -489,4 +489,8 @@ async fn a_pod_from_before_can_be_added_by_hand() {
     added.unwrap();
     assert_eq!(event.record.container_id, "found");
     assert!(has_table(&net));
+    assert_eq!(agent.handle.records().await.len(), 1);
+    agent.handle.forget("found".into()).await;
+    let PodEvent::Released { gone: true, .. } = agent.event().await else { panic!() };
+    assert!(agent.handle.records().await.is_empty());
 }

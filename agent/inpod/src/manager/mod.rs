@@ -32,9 +32,9 @@ use tokio::{
     net::UnixListener,
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
-    time::sleep,
+    time::{sleep, timeout},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weft_cni::{
     protocol::{Attachment, Command, Enrolled, Response, socket_path},
     spec::Code,
@@ -47,6 +47,8 @@ pub use crate::state::Decision;
 const DECISION_PATIENCE: Duration = Duration::from_secs(5);
 /// How long an ADD waits altogether; less than the plugin's 20 s.
 const ADD_PATIENCE: Duration = Duration::from_secs(15);
+/// How long the holder may take for what it must still hear when the manager ends.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(30);
 /// Bounds of the manager's queues.
@@ -160,7 +162,7 @@ impl PodManager {
         let (from_holder, holder_events) = mpsc::channel(4);
         let link = HolderLink::start(config.run_dir.clone(), since_boot_ns(), from_holder)?;
         let (calls, called) = mpsc::channel(CALLS);
-        let (adds, added) = mpsc::channel(CALLS);
+        let (asks, asked) = mpsc::channel(CALLS);
         let stop = CancellationToken::new();
         let groups: Groups = Arc::default();
         let (counts, seen_counts) = watch::channel(Counts::default());
@@ -187,18 +189,19 @@ impl PodManager {
             waiting: HashMap::new(),
             next_ticket: 0,
             work: JoinSet::new(),
+            telling: TaskTracker::new(),
             groups: groups.clone(),
             connected: false,
             counts,
         };
-        let sources = Sources { holder_events, called, added, stop: stop.clone() };
+        let sources = Sources { holder_events, called, asked, stop: stop.clone() };
         let task = tokio::spawn(async move {
             manager.run(sources).await;
             if let Some(server) = server {
                 let _ = server.await; // a panic in it has been logged by tokio; nothing else to do
             }
         });
-        Ok((ManagerHandle { link, adds, stop, groups, task, counts: seen_counts }, received))
+        Ok((ManagerHandle { link, asks, stop, groups, task, counts: seen_counts }, received))
     }
 }
 
@@ -219,18 +222,19 @@ pub struct Counts {
 #[derive(Debug)]
 pub struct ManagerHandle {
     link: HolderLink,
-    adds: mpsc::Sender<Add>,
+    asks: mpsc::Sender<Ask>,
     stop: CancellationToken,
     groups: Groups,
     task: tokio::task::JoinHandle<()>,
     counts: watch::Receiver<Counts>,
 }
 
+/// What the binary asks of the manager.
 #[derive(Debug)]
-struct Add {
-    record: PodRecord,
-    netns: Netns,
-    reply: oneshot::Sender<Result<(), String>>,
+enum Ask {
+    Add(PodRecord, Netns, oneshot::Sender<Result<(), String>>),
+    Records(oneshot::Sender<Vec<PodRecord>>),
+    Forget(String),
 }
 
 impl ManagerHandle {
@@ -241,8 +245,22 @@ impl ManagerHandle {
     /// Why the pod is not protected yet; it is tried again by itself.
     pub async fn add(&self, record: PodRecord, netns: Netns) -> Result<(), String> {
         let (reply, answer) = oneshot::channel();
-        self.adds.try_send(Add { record, netns, reply }).map_err(|_| "the agent is busy".to_owned())?;
+        self.asks.try_send(Ask::Add(record, netns, reply)).map_err(|_| "the agent is busy".to_owned())?;
         answer.await.unwrap_or_else(|_| Err("the manager has ended".into()))
+    }
+
+    /// The sandboxes that are known, in no order. Some may be gone: their DEL came while no agent was there.
+    pub async fn records(&self) -> Vec<PodRecord> {
+        let (reply, answer) = oneshot::channel();
+        if self.asks.send(Ask::Records(reply)).await.is_err() {
+            return Vec::new();
+        }
+        answer.await.unwrap_or_default()
+    }
+
+    /// Forgets a sandbox, as DEL does. For those of [`Self::records`] whose pod no longer exists.
+    pub async fn forget(&self, container_id: String) {
+        let _ = self.asks.send(Ask::Forget(container_id)).await; // a manager that has ended knows no sandbox
     }
 
     /// The sockets of a Gateway's group: opened by the holder with `members` members, or duplicates of the group
@@ -291,7 +309,7 @@ impl ManagerHandle {
 struct Sources {
     holder_events: mpsc::Receiver<HolderEvent>,
     called: mpsc::Receiver<Call>,
-    added: mpsc::Receiver<Add>,
+    asked: mpsc::Receiver<Ask>,
     stop: CancellationToken,
 }
 
@@ -303,7 +321,10 @@ struct Manager {
     sandboxes: HashMap<String, Sandbox>,
     waiting: HashMap<Ticket, Waiting>,
     next_ticket: Ticket,
+    /// Ends with an event.
     work: JoinSet<Ended>,
+    /// Tells the holder or the data plane, and ends by itself.
+    telling: TaskTracker,
     groups: Groups,
     connected: bool,
     counts: watch::Sender<Counts>,
@@ -315,10 +336,10 @@ enum Waiting {
     Binary(oneshot::Sender<Result<(), String>>),
 }
 
-/// How a task ended: the sandbox that it had comes back, and the machine hears of it.
+/// How a task ended: the machine hears of it, and the sandbox that it had comes back.
 struct Ended {
     sandbox: Option<(String, Sandbox)>,
-    event: Option<Event>,
+    event: Event,
 }
 
 impl Manager {
@@ -339,7 +360,7 @@ impl Manager {
                     }
                 },
                 Some(call) = sources.called.recv() => self.call(call),
-                Some(add) = sources.added.recv() => self.add(add.record, add.netns, Waiting::Binary(add.reply)),
+                Some(ask) = sources.asked.recv() => self.asked(ask),
                 Ok(()) = changed.changed() => {
                     changed.mark_unchanged();
                     enrolment_file::write(&self.run_dir, self.enrolment.table());
@@ -352,8 +373,20 @@ impl Manager {
             self.counts.send_if_modified(|counts| std::mem::replace(counts, now) != now);
         }
         // Work is dropped, not awaited: each step is a transaction, and the next agent starts from the holder's
-        // record of what is done.
+        // record of what is done. What that record lacks is still told.
         self.work.shutdown().await;
+        self.telling.close();
+        if timeout(LAST_WORDS, self.telling.wait()).await.is_err() {
+            tracing::warn!("the holder did not take the last changes");
+        }
+    }
+
+    fn asked(&mut self, ask: Ask) {
+        match ask {
+            Ask::Add(record, netns, reply) => self.add(record, netns, Waiting::Binary(reply)),
+            Ask::Records(reply) => drop(reply.send(self.pods.records().cloned().collect())),
+            Ask::Forget(id) => self.on(Event::Deleted { id }),
+        }
     }
 
     /// After a (re)connect: learn what the holder has, and give it what it lost.
@@ -393,7 +426,7 @@ impl Manager {
     fn give_back(&mut self, held: &[String], groups: &[GroupKey]) {
         let missing = self.sandboxes.values().filter(|s| !held.contains(&s.record.container_id));
         for sandbox in missing {
-            self.work.spawn(work::remember(self.kit.clone(), sandbox.held()));
+            self.telling.spawn(work::remember(self.kit.clone(), sandbox.held()));
         }
         let lost: Vec<(GroupKey, Vec<OwnedFd>)> = self
             .groups
@@ -406,7 +439,7 @@ impl Manager {
             })
             .collect();
         for (key, sockets) in lost {
-            self.work.spawn(work::remember_group(self.kit.clone(), key, sockets));
+            self.telling.spawn(work::remember_group(self.kit.clone(), key, sockets));
         }
     }
 
@@ -458,7 +491,7 @@ impl Manager {
         if !known {
             let sandbox = Sandbox::new(record.clone(), netns);
             // So that the next agent knows the pod too, enrolled or not. Not waited for: capture asks again.
-            self.work.spawn(work::remember(self.kit.clone(), sandbox.held()));
+            self.telling.spawn(work::remember(self.kit.clone(), sandbox.held()));
             self.sandboxes.insert(id, sandbox);
         }
         self.on(Event::Added { record, ticket });
@@ -480,7 +513,7 @@ impl Manager {
                 let kit = self.kit.clone();
                 self.work.spawn(async move {
                     let (sandbox, result) = work::capture(&kit, sandbox, &config).await;
-                    let event = Some(Event::CaptureEnded { id: id.clone(), result });
+                    let event = Event::CaptureEnded { id: id.clone(), result };
                     Ended { sandbox: Some((id, sandbox)), event }
                 });
             }
@@ -490,17 +523,14 @@ impl Manager {
                 let kit = self.kit.clone();
                 self.work.spawn(async move {
                     let (sandbox, result) = work::release(&kit, sandbox).await;
-                    let event = Some(Event::ReleaseEnded { id: id.clone(), result });
+                    let event = Event::ReleaseEnded { id: id.clone(), result };
                     Ended { sandbox: Some((id, sandbox)), event }
                 });
             }
             Action::Forget { id } => {
                 let sandbox = self.sandboxes.remove(&id);
                 let kit = self.kit.clone();
-                self.work.spawn(async move {
-                    work::forget(&kit, id, sandbox).await;
-                    Ended { sandbox: None, event: None }
-                });
+                self.telling.spawn(async move { work::forget(&kit, id, sandbox).await });
             }
             Action::Reply { ticket, result } => match self.waiting.remove(&ticket) {
                 Some(Waiting::Plugin(reply)) => answer(reply, response(result)),
@@ -517,7 +547,7 @@ impl Manager {
     fn after(&mut self, pause: Duration, event: Event) {
         self.work.spawn(async move {
             sleep(pause).await;
-            Ended { sandbox: None, event: Some(event) }
+            Ended { sandbox: None, event }
         });
     }
 
@@ -529,15 +559,12 @@ impl Manager {
         if let Some((id, sandbox)) = sandbox {
             self.sandboxes.insert(id, sandbox);
         }
-        if let Some(
-            Event::CaptureEnded { id, result: Err(reason) } | Event::ReleaseEnded { id, result: Err(reason) },
-        ) = &event
+        if let Event::CaptureEnded { id, result: Err(reason) }
+        | Event::ReleaseEnded { id, result: Err(reason) } = &event
         {
             tracing::warn!(sandbox = %id, %reason, "a pod is not as it should be; trying again");
         }
-        if let Some(event) = event {
-            self.on(event);
-        }
+        self.on(event);
     }
 }
 

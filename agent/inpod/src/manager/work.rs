@@ -1,6 +1,6 @@
 //! What is done to one pod: each function is one piece of work, idempotent, with a deadline on every wait.
 
-use super::{CapturedPod, Ended, PodEvent};
+use super::{CapturedPod, PodEvent};
 use crate::{
     apply::{apply, remove},
     holder::{GroupKey, HeldPod, HolderError, HolderLink, PodRecord, Request},
@@ -149,32 +149,27 @@ async fn try_release(kit: &Kit, sandbox: &mut Sandbox) -> Result<(), String> {
     kit.link.ask(Request::Close(id)).await.map(drop).map_err(text)
 }
 
-/// The sandbox is gone, its rules with it.
+/// The sandbox is gone, its rules with it. The holder first: what it keeps outlives us.
 pub(super) async fn forget(kit: &Kit, id: String, sandbox: Option<Sandbox>) {
-    if let Some(sandbox) = sandbox
-        && !matches!(sandbox.served, Served::No)
-    {
-        let (drained, _) = oneshot::channel(); // nothing to wait for
-        let event = PodEvent::Released { record: sandbox.record.clone(), gone: true, drained };
-        if let Err(reason) = emit(kit, event).await {
-            tracing::error!(sandbox = %id, %reason, "the data plane does not know that a pod is gone");
-        }
-    }
     tell(kit, &id, Request::Remove(id.clone())).await;
+    let Some(sandbox) = sandbox.filter(|s| !matches!(s.served, Served::No)) else { return };
+    let (drained, _) = oneshot::channel(); // nothing to wait for
+    let event = PodEvent::Released { record: sandbox.record, gone: true, drained };
+    if let Err(reason) = emit(kit, event).await {
+        tracing::error!(sandbox = %id, %reason, "the data plane does not know that a pod is gone");
+    }
 }
 
 /// Tells the holder of a pod.
-pub(super) async fn remember(kit: Arc<Kit>, pod: HeldPod) -> Ended {
+pub(super) async fn remember(kit: Arc<Kit>, pod: HeldPod) {
     let id = pod.record.container_id.clone();
     tell(&kit, &id, Request::Adopt(pod)).await;
-    Ended { sandbox: None, event: None }
 }
 
 /// Gives a group back to the holder.
-pub(super) async fn remember_group(kit: Arc<Kit>, key: GroupKey, sockets: Vec<OwnedFd>) -> Ended {
+pub(super) async fn remember_group(kit: Arc<Kit>, key: GroupKey, sockets: Vec<OwnedFd>) {
     let name = key.address.to_string();
     tell(&kit, &name, Request::AdoptGroup(key, sockets)).await;
-    Ended { sandbox: None, event: None }
 }
 
 async fn set_rules(kit: &Kit, sandbox: &Sandbox, config: CaptureConfig, mode: Mode) -> Result<(), String> {
