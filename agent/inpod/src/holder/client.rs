@@ -133,13 +133,28 @@ impl HolderLink {
 
     /// Asks anything else; the answer's descriptors come back.
     pub(crate) async fn ask(&self, request: Request) -> Result<Vec<OwnedFd>, HolderError> {
+        self.post(request).answer().await
+    }
+
+    /// Queues a request now, in order with those before it. The answer need not be waited for.
+    pub(crate) fn post(&self, request: Request) -> Posted {
         let (reply, answer) = oneshot::channel();
-        self.queue.try_send(Queued { request, reply, since: Instant::now() }).map_err(|e| match e {
+        let queued = self.queue.try_send(Queued { request, reply, since: Instant::now() });
+        let _ = self.wake.0.write(1); // full means that it is awake already
+        Posted(queued.map(|()| answer).map_err(|e| match e {
             TrySendError::Full(_) => HolderError::Busy,
             TrySendError::Disconnected(_) => HolderError::Superseded,
-        })?;
-        let _ = self.wake.0.write(1); // full means that it is awake already
-        answer.await.unwrap_or(Err(HolderError::Away))
+        }))
+    }
+}
+
+/// A request that was queued, or why not.
+#[derive(Debug)]
+pub(crate) struct Posted(Result<oneshot::Receiver<Result<Vec<OwnedFd>, HolderError>>, HolderError>);
+
+impl Posted {
+    pub(crate) async fn answer(self) -> Result<Vec<OwnedFd>, HolderError> {
+        self.0?.await.unwrap_or(Err(HolderError::Away))
     }
 }
 

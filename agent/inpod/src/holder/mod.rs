@@ -9,7 +9,7 @@ mod protocol;
 mod table;
 
 pub use client::HolderError;
-pub(crate) use client::{HolderEvent, HolderLink, Request};
+pub(crate) use client::{HolderEvent, HolderLink, Posted, Request};
 pub use protocol::{GroupKey, PodRecord, Transport};
 pub(crate) use table::{HeldItem as Held, HeldPod};
 

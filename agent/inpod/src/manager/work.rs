@@ -3,14 +3,14 @@
 use super::{CapturedPod, PodEvent};
 use crate::{
     apply::{apply, remove},
-    holder::{GroupKey, HeldPod, HolderError, HolderLink, PodRecord, Request},
+    holder::{HeldPod, HolderError, HolderLink, PodRecord, Posted, Request},
     netns::Netns,
     ns_thread::NetnsThread,
     ruleset::{CaptureConfig, Mode},
     socket::Listeners,
     stash::PodSockets,
 };
-use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::time::Duration;
 use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
@@ -149,10 +149,12 @@ async fn try_release(kit: &Kit, sandbox: &mut Sandbox) -> Result<(), String> {
     kit.link.ask(Request::Close(id)).await.map(drop).map_err(text)
 }
 
-/// The sandbox is gone, its rules with it. The holder first: what it keeps outlives us.
-pub(super) async fn forget(kit: &Kit, id: String, sandbox: Option<Sandbox>) {
-    tell(kit, &id, Request::Remove(id.clone())).await;
-    let Some(sandbox) = sandbox.filter(|s| !matches!(s.served, Served::No)) else { return };
+/// The sandbox is gone, its rules with it: tells the data plane.
+pub(super) async fn forget(kit: &Kit, sandbox: Sandbox) {
+    if matches!(sandbox.served, Served::No) {
+        return;
+    }
+    let id = sandbox.record.container_id.clone();
     let (drained, _) = oneshot::channel(); // nothing to wait for
     let event = PodEvent::Released { record: sandbox.record, gone: true, drained };
     if let Err(reason) = emit(kit, event).await {
@@ -160,16 +162,14 @@ pub(super) async fn forget(kit: &Kit, id: String, sandbox: Option<Sandbox>) {
     }
 }
 
-/// Tells the holder of a pod.
-pub(super) async fn remember(kit: Arc<Kit>, pod: HeldPod) {
-    let id = pod.record.container_id.clone();
-    tell(&kit, &id, Request::Adopt(pod)).await;
-}
-
-/// Gives a group back to the holder.
-pub(super) async fn remember_group(kit: Arc<Kit>, key: GroupKey, sockets: Vec<OwnedFd>) {
-    let name = key.address.to_string();
-    tell(&kit, &name, Request::AdoptGroup(key, sockets)).await;
+/// Hears whether the holder took what it was told.
+pub(super) async fn told(what: String, posted: Posted) {
+    match posted.answer().await {
+        Ok(_) => {}
+        // After the reconnect the manager gives the holder all that it knows.
+        Err(HolderError::Away | HolderError::Superseded) => {}
+        Err(error) => tracing::warn!(what, %error, "the holder does not know of it"),
+    }
 }
 
 async fn set_rules(kit: &Kit, sandbox: &Sandbox, config: CaptureConfig, mode: Mode) -> Result<(), String> {
@@ -182,15 +182,6 @@ async fn emit(kit: &Kit, event: PodEvent) -> Result<(), String> {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err("the data plane has ended".into()),
         Err(_) => Err("the data plane does not take events".into()),
-    }
-}
-
-async fn tell(kit: &Kit, what: &str, request: Request) {
-    match kit.link.ask(request).await {
-        Ok(_) => {}
-        // After the reconnect the manager gives the holder all that it knows.
-        Err(HolderError::Away | HolderError::Superseded) => {}
-        Err(error) => tracing::warn!(what, %error, "the holder does not know of it"),
     }
 }
 
