@@ -5,12 +5,21 @@
 //!   model                            └▶ status  ─▶ conditions (what the user reads)
 //! ```
 //!
-//! Both outputs come from the same [`resolve::Resolution`], so what is reported is what runs.
+//! Both outputs come from the same `Resolution`, so what is reported is what runs.
 //! Nothing in this crate does I/O, reads a clock or draws a random number: time and randomness
 //! are arguments. `.ci/run` checks that its dependency tree has no async runtime, socket, TLS or
 //! Kubernetes crate.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod balance;
+mod compile;
 pub mod config;
+pub mod engine;
+pub mod filter;
+pub mod matching;
 pub mod model;
+mod resolve;
+pub mod shards;
+pub mod status;
+pub mod timing;

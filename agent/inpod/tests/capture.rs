@@ -204,10 +204,11 @@ fn exclusions_are_left_alone() {
 #[test]
 fn without_listeners_everything_is_refused() {
     let net = Net::new();
-    drop(captured(&net, &CaptureConfig::default()));
+    drop(open_listeners(&net.pod).unwrap());
     for port in [OUTBOUND_PORT, INBOUND_PORT] {
         wait_until_refused(&net.pod, at("::1", port));
     }
+    apply(&net.pod, &CaptureConfig::default(), Mode::Capture).unwrap();
     for (from, server, to) in [
         (&net.pod, &net.peer, at(PEER4, 80)),
         (&net.pod, &net.peer, at(PEER6, 80)),
@@ -222,14 +223,21 @@ fn without_listeners_everything_is_refused() {
 }
 
 #[test]
-fn our_plaintext_ports_are_refused_from_outside() {
+fn our_plaintext_ports_are_reached_by_redirect_only() {
     let net = Net::new();
     let listeners = captured(&net, &CaptureConfig::default());
     for to in
         [at(POD4, OUTBOUND_PORT), at(POD4, INBOUND_PORT), at(POD6, OUTBOUND_PORT), at(POD6, INBOUND_PORT)]
     {
-        let error = connect(&net.peer, to).expect_err("these ports are not for callers");
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "{to}");
+        for from in [&net.peer, &net.pod] {
+            let error = connect(from, to).expect_err("these ports are not for callers");
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "{to}");
+        }
+        let loopback =
+            SocketAddr::new(if to.is_ipv4() { at("127.0.0.1", 0) } else { at("::1", 0) }.ip(), to.port());
+        connect(&net.pod, loopback).expect_err("nor over loopback");
+        let agent = sockets(&net).tcp(Family::of(to.ip())).unwrap();
+        connect_from(agent, None, to).expect_err("nor for the agent: it would go in circles");
     }
     assert!(nobody_waits(&listeners.inbound) && nobody_waits(&listeners.outbound));
 }

@@ -1,1 +1,24 @@
+//! Kubernetes kinds to the core model, from files now and from watches later.
+//!
+//! - [`convert`] is the border: an object in, a model and [`Problem`]s out; defaults and validation of the CRDs happen
+//!   there, the same for every source.
+//! - [`FileProvider`] reads a directory of YAML into a [`World`] and follows its changes.
+//! - [`yaml`] reads text with the line of every field.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
+mod api;
+mod config;
+mod convert;
+mod duration;
+mod file;
+mod path;
+mod problem;
+mod schema;
+mod tracked;
+pub mod yaml;
+
+pub use config::*;
+pub use convert::{Converted, Object, Source, convert, unroll};
+pub use file::{FileError, FileProvider, World};
+pub use problem::{Problem, Severity};

@@ -1,1 +1,27 @@
+//! The data plane: three entrances, one path.
+//!
+//! ```text
+//! gateway listener ─┐
+//! pod 15001 ────────┼▶ detect ─▶ http::serve ─▶ select rule ─▶ filters ─▶ pick backend, endpoint ─▶ dial ─▶ upstream
+//!                   └▶ l4 ──────────────────────────────────────────────────────────────────────▶ dial ─▶ upstream
+//! pod 15008 (HBONE), 15006 (plaintext) ─▶ inbound ─▶ the application, from the client's address
+//! ```
+//!
+//! Threads: one control runtime elsewhere, and N [`worker`]s here, each a current-thread runtime. A connection lives
+//! and dies on one worker; pools, balancer state and counters are per worker, without locks (`Rc`, `Cell`).
+//! Each pod's (or Gateway's) connections run under that pod's [`share`].
+#![forbid(unsafe_code)]
 
+pub mod context;
+pub mod dial;
+pub mod drain;
+pub mod error;
+pub mod http;
+pub mod inbound;
+pub mod l4;
+pub mod outbound;
+pub mod pods;
+pub mod share;
+pub mod telemetry;
+pub mod transport;
+pub mod worker;

@@ -1,6 +1,6 @@
 //! Names and references.
 
-use std::{fmt, sync::Arc};
+use std::{cmp::Ordering, fmt, sync::Arc};
 
 /// A shared, immutable string: names are copied into many tables.
 pub type Str = Arc<str>;
@@ -73,8 +73,9 @@ pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 /// Our controller's name (GatewayClass `spec.controllerName`).
 pub const CONTROLLER_NAME: &str = "weft.dev/gateway-controller";
 
-/// `namespace/name`. Ordered as the specification breaks ties: by `{namespace}/{name}`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// `namespace/name`. Ordered as the specification breaks ties: alphabetically by the text `{namespace}/{name}`, so
+/// `a-b/x` comes before `a/x` (`-` sorts before `/`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ObjectKey {
     /// Namespace; empty for cluster-scoped kinds.
     pub namespace: Str,
@@ -87,6 +88,22 @@ impl ObjectKey {
     #[must_use]
     pub fn new(namespace: impl Into<Str>, name: impl Into<Str>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl Ord for ObjectKey {
+    fn cmp(&self, other: &Self) -> Ordering {
+        if self.namespace == other.namespace {
+            return self.name.cmp(&other.name);
+        }
+        // Namespaces differ and hold no `/`, so the first byte that differs is in them or is this `/`.
+        self.namespace.bytes().chain([b'/']).cmp(other.namespace.bytes().chain([b'/']))
+    }
+}
+
+impl PartialOrd for ObjectKey {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -130,6 +147,12 @@ impl GroupKind {
     pub fn is(&self, kind: Kind) -> bool {
         &*self.kind == kind.as_str()
             && (&*self.group == kind.group() || (kind.group().is_empty() && &*self.group == "core"))
+    }
+}
+
+impl From<Kind> for GroupKind {
+    fn from(kind: Kind) -> Self {
+        Self { group: kind.group().into(), kind: kind.as_str().into() }
     }
 }
 

@@ -124,8 +124,8 @@ impl Manager {
                 }
                 Some(ended) = self.work.join_next() => self.ended(ended),
             }
-            let (captured, known) = self.pods.counts();
-            let now = Counts { captured, known, holder: self.connected };
+            let (captured, pending, known) = self.pods.counts();
+            let now = Counts { captured, pending, known, holder: self.connected };
             self.counts.send_if_modified(|counts| std::mem::replace(counts, now) != now);
         }
         // Work is dropped, not awaited: each step is a transaction, and the next agent starts from the holder's

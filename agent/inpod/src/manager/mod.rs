@@ -177,6 +177,8 @@ type Groups = Arc<parking_lot::Mutex<BTreeMap<GroupKey, Vec<OwnedFd>>>>;
 pub struct Counts {
     /// Captured and served.
     pub captured: usize,
+    /// Being captured or released, among them those that an earlier agent served and this one does not yet.
+    pub pending: usize,
     /// Known on this node.
     pub known: usize,
     /// Whether the holder is connected.

@@ -1,0 +1,155 @@
+//! Files to one world: duplicates, last good versions, generations.
+
+use super::{Entry, FileProvider, Parsed, World};
+use crate::{
+    config::AgentConfig,
+    convert::Object,
+    problem::{Problem, Severity},
+};
+use std::{
+    collections::{BTreeMap, btree_map},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use weft_core::model::{ObjectRef, Origin, Snapshot};
+
+/// An object in effect.
+#[derive(Debug)]
+pub(super) struct Kept {
+    object: Object,
+    file: PathBuf,
+    spec: u64,
+}
+
+/// The world under construction.
+struct Next {
+    kept: BTreeMap<ObjectRef, Kept>,
+    /// Where each object was met first, also one that was refused.
+    met: BTreeMap<ObjectRef, Origin>,
+    problems: Vec<Problem>,
+}
+
+impl FileProvider {
+    /// Puts the files together and remembers what is in effect.
+    pub(super) fn merge(&mut self, problems: Vec<Problem>) -> World {
+        let mut before = std::mem::take(&mut self.kept);
+        let mut next = Next { kept: BTreeMap::new(), met: BTreeMap::new(), problems };
+        let files: Vec<(PathBuf, Arc<Parsed>)> =
+            self.files.iter().map(|(path, file)| (path.clone(), file.parsed.clone())).collect();
+        for (path, parsed) in &files {
+            next.problems.extend(parsed.problems.iter().cloned());
+            for entry in &parsed.entries {
+                next.entry(path, entry, &mut before);
+            }
+        }
+        for (path, parsed) in files.iter().filter(|(_, parsed)| parsed.partial) {
+            next.keep_missing(path, parsed, &mut before);
+        }
+        self.agent = agent(&files, &self.agent, &mut next.problems);
+        let mut snapshot = Snapshot::default();
+        for kept in next.kept.values() {
+            kept.object.clone().insert(&mut snapshot);
+        }
+        self.kept = next.kept;
+        next.problems.sort_by(|a, b| a.origin.cmp(&b.origin));
+        World { snapshot, problems: next.problems, agent: self.agent.clone() }
+    }
+}
+
+impl Next {
+    fn entry(&mut self, path: &Path, entry: &Entry, before: &mut BTreeMap<ObjectRef, Kept>) {
+        self.problems.extend(entry.converted.problems.iter().cloned());
+        let Some(id) = entry.converted.id.clone() else { return };
+        match self.met.entry(id.clone()) {
+            btree_map::Entry::Occupied(first) => {
+                let first = first.get();
+                let reason =
+                    format!("is defined already in {}:{}, which stays in effect", first.file, first.line);
+                self.problems.push(note(Severity::Error, &id, &entry.origin, &reason, "keep one of the two"));
+                return;
+            }
+            btree_map::Entry::Vacant(slot) => {
+                slot.insert(entry.origin.clone());
+            }
+        }
+        let old = before.remove(&id);
+        match (entry.converted.object.clone(), old) {
+            (Some(object), old) => {
+                self.kept.insert(id, renew(object, old, entry.spec, path));
+            }
+            (None, Some(old)) => {
+                let reason = "the last good version stays in effect";
+                self.problems.push(note(Severity::Warning, &id, &entry.origin, reason, ""));
+                self.kept.insert(id, Kept { file: path.to_owned(), ..old });
+            }
+            (None, None) => {}
+        }
+    }
+
+    /// What stood in a file that can now be read in part only, and is nowhere else.
+    fn keep_missing(&mut self, path: &Path, parsed: &Parsed, before: &mut BTreeMap<ObjectRef, Kept>) {
+        let missing: Vec<ObjectRef> =
+            before.iter().filter(|(_, k)| k.file == path).map(|(id, _)| id.clone()).collect();
+        for id in missing {
+            let Some(kept) = before.remove(&id) else { continue };
+            let line = parsed.problems.first().and_then(|p| p.origin.as_ref()).map_or(1, |o| o.line);
+            let origin = Origin { file: path.to_string_lossy().into(), line };
+            let reason = "the last good version stays in effect";
+            let remedy = "correct the file, or delete it to remove the object";
+            self.problems.push(note(Severity::Warning, &id, &origin, reason, remedy));
+            self.kept.insert(id, kept);
+        }
+    }
+}
+
+/// The object with its generation counted; the old `Arc` when nothing has changed.
+fn renew(mut object: Object, old: Option<Kept>, spec: u64, path: &Path) -> Kept {
+    let file = path.to_owned();
+    let Some(old) = old else {
+        object.meta_mut().generation = 1;
+        return Kept { object, file, spec };
+    };
+    let meta = object.meta_mut();
+    meta.generation = old.object.meta().generation + i64::from(spec != old.spec);
+    // A line added above moves every object below it: they have not changed for that, so the place is left out of the
+    // comparison (and an unchanged object names the line where it stood when it last changed).
+    let origin = std::mem::replace(&mut meta.origin, old.object.meta().origin.clone());
+    if object == old.object {
+        return Kept { object: old.object, file, spec };
+    }
+    object.meta_mut().origin = origin;
+    Kept { object, file, spec }
+}
+
+/// The settings: the first document counts, and the last good one while it is broken.
+fn agent(files: &[(PathBuf, Arc<Parsed>)], last: &AgentConfig, problems: &mut Vec<Problem>) -> AgentConfig {
+    let mut all = files.iter().flat_map(|(_, parsed)| &parsed.agent);
+    let first = all.next();
+    for (origin, _) in all {
+        problems.push(Problem {
+            severity: Severity::Error,
+            origin: Some(origin.clone()),
+            object: "AgentConfig".into(),
+            path: "".into(),
+            reason: "a second AgentConfig: the first stays in effect".into(),
+            remedy: "keep one of the two".into(),
+        });
+    }
+    match first {
+        Some((_, Some(agent))) => agent.clone(),
+        Some((_, None)) => last.clone(),
+        None if files.iter().any(|(_, p)| p.partial) => last.clone(),
+        None => AgentConfig::default(),
+    }
+}
+
+fn note(severity: Severity, id: &ObjectRef, origin: &Origin, reason: &str, remedy: &str) -> Problem {
+    Problem {
+        severity,
+        origin: Some(origin.clone()),
+        object: id.to_string().into(),
+        path: "".into(),
+        reason: reason.into(),
+        remedy: remedy.into(),
+    }
+}

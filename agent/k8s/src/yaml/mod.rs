@@ -1,0 +1,134 @@
+//! YAML text to JSON values with the line of every field, reading scalars as `kubectl` does.
+//!
+//! [`read`] splits a file into documents first, so that a syntax error spoils only its own document. Bounds: nesting
+//! depth, number of nodes after aliases are expanded, size of a file; nothing here recurses with the input.
+
+mod build;
+mod marks;
+mod scalar;
+
+#[cfg(test)]
+mod tests;
+
+pub use marks::Marks;
+
+use build::Builder;
+use saphyr_parser::{Event, Parser};
+use serde_json::Value;
+
+/// Deeper nesting is refused (no Kubernetes object comes near; `serde_json` itself stops at 128).
+const MAX_DEPTH: usize = 100;
+/// More nodes in one document, aliases expanded, are refused ("billion laughs").
+const MAX_NODES: usize = 2_000_000;
+/// Longer files are refused, in bytes.
+const MAX_FILE: usize = 64 << 20;
+
+/// One document that parsed. Empty documents are left out.
+#[derive(Clone, Debug)]
+pub struct Document {
+    /// The content.
+    pub value: Value,
+    /// Where each field stands.
+    pub marks: Marks,
+}
+
+/// Why a piece of a file is no YAML.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SyntaxError {
+    /// 1-based line.
+    pub line: u32,
+    /// What is wrong.
+    pub reason: String,
+    /// What to do; may be empty.
+    pub remedy: String,
+}
+
+/// Reads all documents of a file. Errors stand beside the documents that are fine.
+#[must_use]
+pub fn read(text: &str) -> (Vec<Document>, Vec<SyntaxError>) {
+    let (mut documents, mut errors) = (Vec::new(), Vec::new());
+    if text.len() > MAX_FILE {
+        let reason = format!("the file has {} MiB; at most {} are read", text.len() >> 20, MAX_FILE >> 20);
+        errors.push(SyntaxError { line: 1, reason, remedy: "split it into several files".to_owned() });
+        return (documents, errors);
+    }
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    for (first_line, chunk) in chunks(text) {
+        if let Err(mut error) = read_chunk(chunk, first_line, &mut documents) {
+            if let Some(document) = json(chunk, first_line) {
+                documents.push(document);
+                continue;
+            }
+            error.remedy = hint(chunk, error.line.saturating_sub(first_line) as usize, error.remedy);
+            errors.push(error);
+        }
+    }
+    (documents, errors)
+}
+
+/// Splits at lines that start with `---`, which YAML allows as a document marker only, with the 1-based line of each.
+fn chunks(text: &str) -> Vec<(u32, &str)> {
+    let mut out = Vec::new();
+    let (mut start, mut first_line, mut offset, mut line) = (0, 1, 0, 1);
+    for l in text.split_inclusive('\n') {
+        let marker =
+            l.strip_prefix("---").is_some_and(|r| r.is_empty() || r.starts_with([' ', '\t', '\r', '\n']));
+        // A marker right after directives (`%YAML 1.2`) belongs to them.
+        if marker && !only_directives(&text[start..offset]) {
+            out.push((first_line, &text[start..offset]));
+            (start, first_line) = (offset, line);
+        }
+        offset += l.len();
+        line += 1;
+    }
+    out.push((first_line, &text[start..]));
+    out
+}
+
+fn only_directives(chunk: &str) -> bool {
+    let mut any = false;
+    chunk.lines().all(|l| {
+        any |= l.starts_with('%');
+        l.starts_with('%') || l.trim().is_empty() || l.starts_with('#')
+    }) && any
+}
+
+fn read_chunk(chunk: &str, first_line: u32, out: &mut Vec<Document>) -> Result<(), SyntaxError> {
+    // An untouched builder for each chunk: anchors do not cross documents.
+    let mut builder = Builder::new(first_line);
+    let mut parser = Parser::new_from_str(chunk);
+    while let Some(event) = parser.next_event() {
+        let (event, span) = event.map_err(|e| SyntaxError {
+            line: first_line + u32::try_from(e.marker().line()).unwrap_or(u32::MAX).saturating_sub(1),
+            reason: format!("not valid YAML: {}", e.info()),
+            remedy: String::new(),
+        })?;
+        if let Event::DocumentEnd = event {
+            out.extend(builder.finish());
+        } else {
+            builder.on_event(event, span)?;
+        }
+    }
+    Ok(())
+}
+
+/// JSON is YAML but for details (tabs between tokens, `\/`, surrogate pairs): a chunk that looks like it gets a second try.
+fn json(chunk: &str, line: u32) -> Option<Document> {
+    let value: Value = chunk.trim_start().starts_with('{').then(|| serde_json::from_str(chunk).ok())??;
+    Some(Document { value, marks: Marks::leaf(line) })
+}
+
+/// The usual reasons, found in the text around the error.
+fn hint(chunk: &str, at: usize, otherwise: String) -> String {
+    if !otherwise.is_empty() {
+        return otherwise;
+    }
+    if chunk.contains("{{") && chunk.contains("}}") {
+        return "this looks like a Helm template: render it first with \"helm template\"".to_owned();
+    }
+    let around = || chunk.lines().skip(at.saturating_sub(1)).take(2);
+    if around().any(|l| l.trim_start_matches(' ').starts_with('\t')) {
+        return "indent with spaces: YAML allows no tabs there".to_owned();
+    }
+    "check the indentation and the quotes of this line and the one above".to_owned()
+}

@@ -1,0 +1,186 @@
+//! The border between HTTP (and L4) and the transport: "connect me to this endpoint on behalf of this source".
+
+use crate::{
+    context::Source,
+    error::{Blame, ProxyError, Reason, Retryable},
+    transport::{connect, pool::Want, stream::TunnelStream},
+    worker::Worker,
+};
+use http::HeaderMap;
+use std::{
+    io::{self, IoSlice},
+    net::SocketAddr,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use weft_core::{config::Endpoint, model::SpiffeId};
+
+/// An established way to an endpoint: plain TCP, TLS to the backend, or a stream of an HBONE tunnel.
+#[derive(Debug)]
+pub struct Upstream<S> {
+    /// Bytes.
+    pub io: S,
+    /// What is known about it.
+    pub info: UpstreamInfo,
+}
+
+/// What is known about an upstream connection.
+#[derive(Clone, Debug)]
+pub struct UpstreamInfo {
+    /// The endpoint.
+    pub addr: SocketAddr,
+    /// Who answered, verified; `None` for plaintext.
+    pub identity: Option<Rc<SpiffeId>>,
+}
+
+/// Opens connections to endpoints. HBONE for enrolled endpoints (never plaintext to them), else plain TCP from the
+/// source's own address.
+pub trait Dial: 'static {
+    /// What it gives.
+    type Io: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static;
+
+    /// Connects within the deadline of [`crate::context::Limits`]. `bulk` asks for a tunnel of its own (opaque
+    /// streams that may carry much).
+    fn dial(
+        &self,
+        source: &Rc<Source>,
+        endpoint: &Endpoint,
+        bulk: bool,
+    ) -> impl Future<Output = Result<Upstream<Self::Io>, ProxyError>>;
+}
+
+/// The one implementation: a worker's tunnels and the source's sockets.
+#[derive(Clone, Debug)]
+pub struct Dialer {
+    worker: Rc<Worker>,
+}
+
+impl Dialer {
+    /// Dials with this worker's tunnels.
+    #[must_use]
+    pub const fn new(worker: Rc<Worker>) -> Self {
+        Self { worker }
+    }
+
+    /// As [`Dial::dial`], with headers for the CONNECT (`traceparent`, `baggage`, `forwarded`).
+    ///
+    /// # Errors
+    /// Why there is no connection; `retry` says whether another endpoint may do.
+    pub async fn dial_with(
+        &self,
+        source: &Rc<Source>,
+        endpoint: &Endpoint,
+        bulk: bool,
+        headers: &HeaderMap,
+    ) -> Result<Upstream<UpstreamIo>, ProxyError> {
+        let limits = &self.worker.shared.limits;
+        let to = endpoint.addr;
+        let Some(workload) = endpoint.workload.as_deref().filter(|w| w.enrolled) else {
+            let io = connect::tcp(&*source.sockets, source.bind_ip(to.is_ipv6()), to, limits).await?;
+            return Ok(Upstream { io: UpstreamIo::Tcp(io), info: UpstreamInfo { addr: to, identity: None } });
+        };
+        let want = Want { source, workload, to, bulk, headers };
+        let deadline = Duration::from_millis(limits.connect_timeout_ms + limits.handshake_timeout_ms);
+        let stream = tokio::time::timeout(deadline, self.worker.tunnels.stream(&self.worker, want));
+        let (io, identity) = stream.await.map_err(|_| slow(to, deadline))??;
+        let info = UpstreamInfo { addr: to, identity: Some(identity) };
+        Ok(Upstream { io: UpstreamIo::Tunnel(io), info })
+    }
+}
+
+impl Dial for Dialer {
+    type Io = UpstreamIo;
+
+    async fn dial(
+        &self,
+        source: &Rc<Source>,
+        endpoint: &Endpoint,
+        bulk: bool,
+    ) -> Result<Upstream<UpstreamIo>, ProxyError> {
+        self.dial_with(source, endpoint, bulk, &HeaderMap::new()).await
+    }
+}
+
+fn slow(to: SocketAddr, deadline: Duration) -> ProxyError {
+    ProxyError {
+        reason: Reason::ConnectTimeout,
+        blame: Blame::Upstream,
+        retry: Retryable::Yes,
+        detail: format!("no stream to {to} within {deadline:?}"),
+    }
+}
+
+/// A connection to an endpoint.
+#[derive(Debug)]
+pub enum UpstreamIo {
+    /// Outside the mesh.
+    Tcp(TcpStream),
+    /// Inside.
+    Tunnel(TunnelStream),
+}
+
+impl UpstreamIo {
+    /// Waits until something has come in (or the end), without taking it.
+    pub(crate) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Tcp(io) => {
+                let mut byte = [0];
+                io.poll_peek(cx, &mut ReadBuf::new(&mut byte)).map(drop)
+            }
+            Self::Tunnel(io) => io.poll_readable(cx),
+        }
+    }
+}
+
+impl AsyncRead for UpstreamIo {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(io) => Pin::new(io).poll_read(cx, buf),
+            Self::Tunnel(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for UpstreamIo {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(io) => Pin::new(io).poll_write(cx, buf),
+            Self::Tunnel(io) => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Self::Tunnel(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(io) => Pin::new(io).poll_flush(cx),
+            Self::Tunnel(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Tunnel(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}

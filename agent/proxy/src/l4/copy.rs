@@ -1,0 +1,182 @@
+//! Copies both directions of a connection until both have ended.
+//!
+//! Half-close is kept: the end of one direction is passed on, the other goes on. An error of either side resets the
+//! other. After each burst the task yields, so that a bulk flow does not hold up the others of its share.
+
+use super::{
+    chunks::Chunks,
+    pipe::{Pipe, READ_MAX, ReadSize},
+};
+use crate::drain::Drain;
+use bytes::Bytes;
+use std::{
+    future::poll_fn,
+    io,
+    task::{Context, Poll, ready},
+};
+
+/// Bytes moved in one turn of the task. One large connection's bursts are another one's waiting time.
+const BURST: usize = READ_MAX;
+
+/// What was copied, and how it ended.
+#[derive(Debug)]
+pub struct Copied {
+    /// Bytes from the downstream.
+    pub received: u64,
+    /// Bytes to the downstream.
+    pub sent: u64,
+    /// How it ended.
+    pub end: End,
+}
+
+/// How a copy ended.
+#[derive(Debug)]
+pub enum End {
+    /// Both directions ended in order.
+    Clean,
+    /// The downstream's connection failed; the upstream's was reset.
+    Downstream(io::Error),
+    /// The upstream's connection failed; the downstream's was reset.
+    Upstream(io::Error),
+    /// The drain's deadline passed; both were reset.
+    Expired,
+}
+
+/// Copies until both directions have ended. `early` was read from the downstream before. Both sides are closed when
+/// this returns: in order, or by a reset.
+pub async fn bidirectional<D: Pipe, U: Pipe>(
+    mut downstream: D,
+    mut upstream: U,
+    early: Bytes,
+    drain: &Drain,
+) -> Copied {
+    let mut up = Flow::default();
+    let mut down = Flow::default();
+    up.moved = early.len() as u64;
+    up.waiting.push(early);
+    let copying = poll_fn(|cx| poll_both(&mut downstream, &mut upstream, &mut up, &mut down, cx));
+    let end = tokio::select! {
+        biased;
+        end = copying => end,
+        () = drain.expired() => End::Expired,
+    };
+    if !matches!(end, End::Clean) {
+        downstream.abort();
+        upstream.abort();
+    }
+    Copied { received: up.moved, sent: down.moved, end }
+}
+
+/// One direction.
+#[derive(Debug, Default)]
+struct Flow {
+    waiting: Chunks,
+    size: ReadSize,
+    moved: u64,
+    state: FlowState,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum FlowState {
+    #[default]
+    Open,
+    /// The source has ended; what waits is still to be written.
+    Ending,
+    /// The end was passed on.
+    Ended,
+}
+
+/// Which side failed.
+enum Failed {
+    Source(io::Error),
+    Sink(io::Error),
+}
+
+fn poll_both<D: Pipe, U: Pipe>(
+    downstream: &mut D,
+    upstream: &mut U,
+    up: &mut Flow,
+    down: &mut Flow,
+    cx: &mut Context<'_>,
+) -> Poll<End> {
+    let a = match up.poll(downstream, upstream, cx) {
+        Poll::Ready(Err(Failed::Source(error))) => return Poll::Ready(End::Downstream(error)),
+        Poll::Ready(Err(Failed::Sink(error))) => return Poll::Ready(End::Upstream(error)),
+        Poll::Ready(Ok(())) => true,
+        Poll::Pending => false,
+    };
+    let b = match down.poll(upstream, downstream, cx) {
+        Poll::Ready(Err(Failed::Source(error))) => return Poll::Ready(End::Upstream(error)),
+        Poll::Ready(Err(Failed::Sink(error))) => return Poll::Ready(End::Downstream(error)),
+        Poll::Ready(Ok(())) => true,
+        Poll::Pending => false,
+    };
+    if a && b { Poll::Ready(End::Clean) } else { Poll::Pending }
+}
+
+impl Flow {
+    fn poll<S: Pipe, T: Pipe>(
+        &mut self,
+        source: &mut S,
+        sink: &mut T,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Failed>> {
+        let mut burst = BURST;
+        loop {
+            if !self.waiting.is_empty()
+                && self.poll_write(source, sink, cx).map_err(Failed::Sink)?.is_pending()
+            {
+                return self.poll_ahead(source, cx);
+            }
+            match self.state {
+                FlowState::Open => {}
+                FlowState::Ending => {
+                    ready!(sink.poll_finish(cx)).map_err(Failed::Sink)?;
+                    self.state = FlowState::Ended;
+                }
+                FlowState::Ended => return Poll::Ready(Ok(())),
+            }
+            if self.state == FlowState::Ended {
+                return Poll::Ready(Ok(()));
+            }
+            if burst == 0 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            // Idle from here on if nothing has come: hold no memory.
+            self.waiting = Chunks::default();
+            let n =
+                ready!(source.poll_fill(cx, &mut self.waiting, &mut self.size)).map_err(Failed::Source)?;
+            self.took(n);
+            burst = burst.saturating_sub(n);
+        }
+    }
+
+    fn poll_write<S: Pipe, T: Pipe>(
+        &mut self,
+        source: &mut S,
+        sink: &mut T,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = self.waiting.len();
+        let written = sink.poll_drain(cx, &mut self.waiting);
+        source.consumed(before - self.waiting.len());
+        written
+    }
+
+    /// While the sink is slow.
+    fn poll_ahead<S: Pipe>(&mut self, source: &mut S, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        while self.state == FlowState::Open {
+            let n = ready!(source.poll_fill_ahead(cx, &mut self.waiting)).map_err(Failed::Source)?;
+            self.took(n);
+        }
+        Poll::Pending
+    }
+
+    fn took(&mut self, n: usize) {
+        self.moved += n as u64;
+        if n == 0 {
+            self.state = FlowState::Ending;
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! The server side of HBONE: mutual TLS on the pod's own address, HTTP/2, one CONNECT per connection to the
+//! application, which sees the client pod's address.
+
+use super::{
+    CONNECTION_WINDOW, DATA_FRAME_BUDGET, FRAME_SIZE, SEND_BUFFER, STREAM_WINDOW,
+    connect::{self, canonical},
+    stream::TunnelStream,
+    tls, tunnel,
+};
+use crate::{
+    error::{ProxyError, Reason},
+    l4::{copy, tcp::Ended},
+    pods::{Accepted, Pod},
+    telemetry::{Counter, Direction, TunnelSide},
+    worker::Worker,
+};
+use bytes::Bytes;
+use h2::{
+    RecvStream,
+    server::{Connection, SendResponse},
+};
+use http::{Method, Request, Response, StatusCode};
+use std::{
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    time::{Duration, Instant},
+};
+use tokio::net::TcpStream;
+use weft_core::model::SpiffeId;
+
+/// Streams that a peer may have open on one tunnel. Our own clients use 100, ztunnel's too.
+const STREAMS_MAX: u32 = 200;
+
+/// Serves one tunnel until it ends.
+pub(crate) async fn serve(conn: Accepted) {
+    let begin = Instant::now();
+    let Accepted { worker, pod, io, peer, _guard } = conn;
+    if let Err(error) = serve_tunnel(&worker, &pod, io, peer).await {
+        worker.telemetry.count(Counter::HandshakeTunnelServerFailed);
+        let mut ended = Ended::new(Direction::Inbound, "hbone", peer, begin);
+        ended.destination = Some(pod.source.workload.clone());
+        ended.fail(&error);
+        ended.record(&worker);
+    }
+}
+
+async fn serve_tunnel(
+    worker: &Rc<Worker>,
+    pod: &Rc<Pod>,
+    io: TcpStream,
+    peer: SocketAddr,
+) -> Result<(), ProxyError> {
+    let limits = &worker.shared.limits;
+    let local = io.local_addr().map(canonical).map_err(|e| tunnel::broken(peer, &e))?;
+    let identity =
+        pod.source.identity.as_ref().ok_or_else(|| tls::no_certificate(&pod.source.workload.identity))?;
+    let (tls, client) = tls::accept(identity, io, &pod.share, limits).await?;
+    let handshake = h2::server::Builder::new()
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME_SIZE)
+        .max_header_list_size(64 * 1024)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_concurrent_streams(STREAMS_MAX)
+        .data_frame_budget(DATA_FRAME_BUDGET)
+        .handshake::<_, Bytes>(tls);
+    let deadline = Duration::from_millis(limits.handshake_timeout_ms);
+    let connection = tokio::time::timeout(deadline, handshake).await;
+    let mut connection =
+        connection.map_err(|e| tunnel::broken(peer, &e))?.map_err(|e| tunnel::broken(peer, &e))?;
+    worker.telemetry.count(Counter::HandshakeTunnelServerOk);
+    let _open = worker.telemetry.tunnel_opened(TunnelSide::Server);
+    let own = Rc::new(pod.source.workload.identity.clone());
+    let context =
+        Rc::new(Tunnel { worker: worker.clone(), pod: pod.clone(), client, own, peer, local: local.ip() });
+    accept_streams(&mut connection, &context).await;
+    Ok(())
+}
+
+/// What all streams of one accepted tunnel have in common.
+struct Tunnel {
+    worker: Rc<Worker>,
+    pod: Rc<Pod>,
+    client: Rc<SpiffeId>,
+    /// Who the client verified us to be.
+    own: Rc<SpiffeId>,
+    peer: SocketAddr,
+    local: IpAddr,
+}
+
+async fn accept_streams<IO>(connection: &mut Connection<IO, Bytes>, context: &Rc<Tunnel>)
+where
+    IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    let drain = context.pod.share.drain();
+    let lost = tunnel::peer_lost(connection.ping_pong());
+    tokio::pin!(lost);
+    let mut going_away = false;
+    loop {
+        tokio::select! {
+            accepted = connection.accept() => match accepted {
+                Some(Ok((request, respond))) => {
+                    context.pod.share.spawn(serve_stream(context.clone(), request, respond));
+                }
+                Some(Err(error)) => {
+                    tracing::debug!(peer = %context.peer, %error, "an accepted tunnel broke");
+                    return;
+                }
+                None => return,
+            },
+            () = drain.draining(), if !going_away => {
+                // GOAWAY: the peer opens its next streams on a new tunnel, those of this one go on.
+                connection.graceful_shutdown();
+                going_away = true;
+            }
+            () = drain.expired() => return,
+            () = &mut lost => return,
+        }
+    }
+}
+
+async fn serve_stream(context: Rc<Tunnel>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    let begin = Instant::now();
+    let to = match destination(&request, context.local) {
+        Ok(to) => to,
+        Err(status) => return answer(&mut respond, status),
+    };
+    let mut ended = Ended::new(Direction::Inbound, "hbone", context.peer, begin);
+    ended.source_identity = Some(context.client.clone());
+    ended.destination_identity = Some(context.own.clone());
+    ended.destination = Some(context.pod.source.workload.clone());
+    ended.endpoint = Some(to);
+    serve_connect(&context, request, respond, &mut ended).await;
+    ended.record(&context.worker);
+}
+
+async fn serve_connect(
+    context: &Tunnel,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    ended: &mut Ended,
+) {
+    let Some(_guard) = context.pod.share.admit() else {
+        ended.reason = Some(Reason::Limit);
+        return answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE);
+    };
+    let Some(to) = ended.endpoint else { return };
+    let limits = &context.worker.shared.limits;
+    // From the client's own address: the application and its NetworkPolicy see who calls.
+    let connecting = connect::tcp(&*context.pod.source.sockets, Some(context.peer.ip()), to, limits);
+    let connected = tokio::select! {
+        connected = connecting => connected,
+        _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => {
+            ended.reason = Some(Reason::ClientGone);
+            return;
+        }
+    };
+    let application = match connected {
+        Ok(application) => application,
+        Err(error) => {
+            ended.fail(&error);
+            return answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE);
+        }
+    };
+    let Ok(send) = respond.send_response(Response::new(()), false) else {
+        ended.reason = Some(Reason::ClientGone);
+        return;
+    };
+    let stream = TunnelStream::new(send, request.into_body(), None);
+    let copied = copy::bidirectional(stream, application, Bytes::new(), context.pod.share.drain()).await;
+    ended.copied(&copied);
+}
+
+/// Where a CONNECT wants to go: a port of this pod, on the address that the tunnel came to. Anything else would make
+/// the agent an open relay inside the pod's network namespace.
+fn destination<B>(request: &Request<B>, local: IpAddr) -> Result<SocketAddr, StatusCode> {
+    if request.method() != Method::CONNECT || request.extensions().get::<h2::ext::Protocol>().is_some() {
+        return Err(StatusCode::BAD_REQUEST);
+    }
+    let authority = request.uri().authority().ok_or(StatusCode::BAD_REQUEST)?;
+    let to: SocketAddr = authority.as_str().parse().map_err(|_| StatusCode::BAD_REQUEST)?;
+    let to = canonical(to);
+    // The application must not be able to reach our own inbound ports through us.
+    let ours = [crate::context::OUTBOUND_PORT, crate::context::INBOUND_PORT, crate::context::HBONE_PORT];
+    if to.ip() != local || to.port() == 0 || ours.contains(&to.port()) {
+        return Err(StatusCode::BAD_REQUEST);
+    }
+    Ok(to)
+}
+
+fn answer(respond: &mut SendResponse<Bytes>, status: StatusCode) {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    // Fails only if the peer has gone.
+    let _ = respond.send_response(response, true);
+}

@@ -1,0 +1,309 @@
+//! Which tunnel a new stream takes: kept per (client pod, endpoint, identity) on each worker.
+//!
+//! The key names the pod and not just the identity because the server's pod sees the client pod's address.
+
+use super::{
+    connect, tls,
+    tunnel::{OpenError, State, StreamGuard, Tunnel, broken, refused},
+};
+use crate::{
+    context::{ShareKey, Source},
+    error::{Blame, ProxyError, Reason, Retryable},
+    telemetry::{Counter, TunnelSide},
+    transport::stream::TunnelStream,
+    worker::Worker,
+};
+use http::HeaderMap;
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    time::Duration,
+};
+use tokio::sync::Notify;
+use weft_core::model::{SpiffeId, Workload};
+
+/// Streams of one tunnel.
+pub const STREAMS_MAX: usize = 100;
+/// Tunnels of one key that are opened to spread load (h2 keeps one lock a connection and writes one frame at a time).
+pub const TUNNELS_SPREAD: usize = 4;
+/// Tunnels of one key in all: more than [`TUNNELS_SPREAD`] only when each of those is full.
+pub const TUNNELS_MAX: usize = 64;
+/// Tunnels that may die under a stream that is being opened before we give up.
+const ATTEMPTS: usize = 3;
+
+/// All tunnels of one worker.
+#[derive(Debug, Default)]
+pub struct Tunnels {
+    entries: RefCell<HashMap<TunnelKey, Rc<Entry>>>,
+}
+
+/// What may share a tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TunnelKey {
+    /// Whose connections.
+    pub source: ShareKey,
+    /// The endpoint's address.
+    pub ip: IpAddr,
+    /// Who must answer there.
+    pub identity: SpiffeId,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    tunnels: RefCell<Vec<Rc<Tunnel>>>,
+    /// A handshake is under way.
+    opening: Cell<bool>,
+    /// How the last one ended, if it failed.
+    failure: RefCell<Option<ProxyError>>,
+    /// A handshake ended, or a stream or tunnel did.
+    changed: Notify,
+}
+
+/// A stream wanted by somebody.
+#[derive(Clone, Copy, Debug)]
+pub struct Want<'a> {
+    /// On whose behalf.
+    pub source: &'a Rc<Source>,
+    /// The pod behind the endpoint.
+    pub workload: &'a Workload,
+    /// Where to.
+    pub to: SocketAddr,
+    /// May carry much: gets a tunnel of its own when there is one to have.
+    pub bulk: bool,
+    /// `traceparent`, `baggage`, `forwarded`.
+    pub headers: &'a HeaderMap,
+}
+
+/// What [`pick`] sees of a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct View {
+    /// Open streams.
+    pub streams: usize,
+    /// Of these, bulk ones.
+    pub bulk: usize,
+}
+
+/// What a new stream does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pick {
+    /// Goes onto this tunnel.
+    Use(usize),
+    /// Opens a tunnel.
+    Open,
+    /// Waits for the handshake that is under way.
+    Wait,
+    /// There are too many.
+    Full,
+}
+
+/// Decides. Small streams avoid tunnels with a bulk stream, bulk streams want an empty one, and what is there is
+/// used rather than waited for.
+#[must_use]
+pub fn pick(tunnels: &[View], bulk: bool, opening: bool) -> Pick {
+    let free = || tunnels.iter().enumerate().filter(|(_, t)| t.streams < STREAMS_MAX);
+    // A bulk stream counts for more than any number of small ones; a bulk stream avoids those too.
+    let best = free().min_by_key(|(_, t)| (t.bulk, t.streams));
+    let good = |t: &View| if bulk { t.streams == 0 } else { t.bulk == 0 };
+    match best {
+        Some((index, view)) if good(view) || tunnels.len() >= TUNNELS_SPREAD || opening => Pick::Use(index),
+        None if opening => Pick::Wait,
+        None if tunnels.len() >= TUNNELS_MAX => Pick::Full,
+        _ => Pick::Open,
+    }
+}
+
+impl Tunnels {
+    /// Opens a stream to `want.to` on a kept or a new tunnel. The caller sets the deadline.
+    ///
+    /// # Errors
+    /// Why there is no tunnel, or why the peer's agent refused the stream.
+    pub async fn stream(
+        &self,
+        worker: &Rc<Worker>,
+        want: Want<'_>,
+    ) -> Result<(TunnelStream, Rc<SpiffeId>), ProxyError> {
+        let mut last = None;
+        for _ in 0..ATTEMPTS {
+            let (guard, identity) = self.reserve(worker, want).await?;
+            match guard.open(want.to, want.headers).await {
+                Ok(stream) => return Ok((stream, identity)),
+                Err(OpenError::Refused(status)) => return Err(refused(status, want.to)),
+                // No byte of the application was sent: always safe on another tunnel.
+                Err(OpenError::Gone(error)) => last = Some(error),
+            }
+        }
+        Err(ProxyError {
+            reason: Reason::UpstreamReset,
+            blame: Blame::Upstream,
+            retry: Retryable::Yes,
+            detail: format!(
+                "tunnels to {} end before use: {}",
+                want.to,
+                last.map_or_else(String::new, |e| e.to_string())
+            ),
+        })
+    }
+
+    async fn reserve(
+        &self,
+        worker: &Rc<Worker>,
+        want: Want<'_>,
+    ) -> Result<(StreamGuard, Rc<SpiffeId>), ProxyError> {
+        let key = TunnelKey {
+            source: want.source.share.clone(),
+            ip: want.to.ip(),
+            identity: want.workload.identity.clone(),
+        };
+        let mut failed = None;
+        let mut waited = false;
+        loop {
+            let entry = self.entries.borrow_mut().entry(key.clone()).or_default().clone();
+            entry.tunnels.borrow_mut().retain(|t| t.state() == State::Open);
+            let views: Vec<View> = entry
+                .tunnels
+                .borrow()
+                .iter()
+                .map(|t| View { streams: t.streams(), bulk: t.bulk() })
+                .collect();
+            if let Some(error) = failed.as_ref().filter(|_| views.is_empty()) {
+                return Err(ProxyError::clone(error));
+            }
+            // After one failure to open another, what is there must do.
+            let crowded = entry.opening.get() || failed.is_some();
+            match pick(&views, want.bulk, crowded) {
+                Pick::Use(index) => {
+                    worker.telemetry.count(if waited {
+                        Counter::PoolMissTunnel
+                    } else {
+                        Counter::PoolHitTunnel
+                    });
+                    let tunnel = entry.tunnels.borrow()[index].clone();
+                    return Ok((tunnel.reserve(want.bulk), tunnel.identity.clone()));
+                }
+                Pick::Full => return Err(full(want.to)),
+                Pick::Open => {
+                    entry.opening.set(true);
+                    entry.failure.take();
+                    let opener = open(worker.clone(), want.source.clone(), key.clone(), entry.clone());
+                    // A task of its own: the one who asked first may give up, the others still wait.
+                    worker.share(&want.source.share).spawn(opener);
+                }
+                Pick::Wait => {}
+            }
+            waited = true;
+            entry.changed.notified().await;
+            failed = entry.failure.borrow().clone();
+        }
+    }
+
+    /// Retires every tunnel of a source.
+    pub fn forget(&self, source: &ShareKey) {
+        self.entries.borrow_mut().retain(|key, entry| {
+            let keep = key.source != *source;
+            if !keep {
+                entry.tunnels.borrow().iter().for_each(|t| t.retire());
+            }
+            keep
+        });
+    }
+
+    /// Open tunnels.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.borrow().values().map(|e| e.tunnels.borrow().len()).sum()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Drops what has ended; an entry without tunnels goes too.
+    fn prune(&self, key: &TunnelKey) {
+        let mut entries = self.entries.borrow_mut();
+        if let Some(entry) = entries.get(key) {
+            entry.tunnels.borrow_mut().retain(|t| t.state() == State::Open);
+            entry.changed.notify_waiters();
+            if entry.tunnels.borrow().is_empty() && !entry.opening.get() {
+                entries.remove(key);
+            }
+        }
+    }
+}
+
+/// Opens a tunnel for `entry` and drives it until it ends.
+async fn open(worker: Rc<Worker>, source: Rc<Source>, key: TunnelKey, entry: Rc<Entry>) {
+    /// Tells the waiters even when the task is dropped half way.
+    struct Opening<'a>(&'a Entry);
+    impl Drop for Opening<'_> {
+        fn drop(&mut self) {
+            self.0.opening.set(false);
+            self.0.changed.notify_waiters();
+        }
+    }
+    let opening = Opening(&entry);
+    let limits = &worker.shared.limits;
+    let deadline = Duration::from_millis(limits.connect_timeout_ms + limits.handshake_timeout_ms);
+    let establishing = tokio::time::timeout(deadline, establish(&worker, &source, &key));
+    match establishing.await.unwrap_or_else(|_| Err(slow(&key, deadline))) {
+        Ok((tunnel, driver)) => {
+            worker.telemetry.count(Counter::HandshakeTunnelClientOk);
+            let _open = worker.telemetry.tunnel_opened(TunnelSide::Client);
+            entry.tunnels.borrow_mut().push(tunnel.clone());
+            drop(opening);
+            let share = worker.share(&source.share);
+            tokio::pin!(driver);
+            tokio::select! {
+                () = &mut driver => {}
+                () = share.drain().draining() => {
+                    tunnel.retire();
+                    worker.tunnels.prune(&key);
+                    driver.await;
+                }
+            }
+        }
+        Err(error) => {
+            worker.telemetry.count(Counter::HandshakeTunnelClientFailed);
+            *entry.failure.borrow_mut() = Some(error);
+            drop(opening);
+        }
+    }
+    worker.tunnels.prune(&key);
+}
+
+async fn establish(
+    worker: &Rc<Worker>,
+    source: &Rc<Source>,
+    key: &TunnelKey,
+) -> Result<(Rc<Tunnel>, impl Future<Output = ()> + 'static), ProxyError> {
+    let limits = &worker.shared.limits;
+    let share = worker.share(&source.share);
+    let to = SocketAddr::new(key.ip, worker.shared.hbone_port);
+    let permit = share.handshake().await;
+    let tcp = connect::tcp(&*source.sockets, source.bind_ip(key.ip.is_ipv6()), to, limits).await?;
+    let tls = tls::connect(source, &key.identity, (key.ip, tcp), limits).await?;
+    drop(permit);
+    let identity = Rc::new(key.identity.clone());
+    Tunnel::establish(tls, identity).await.map_err(|error| broken(to, &error))
+}
+
+fn slow(key: &TunnelKey, deadline: Duration) -> ProxyError {
+    ProxyError {
+        reason: Reason::ConnectTimeout,
+        blame: Blame::Upstream,
+        retry: Retryable::Yes,
+        detail: format!("no tunnel to {} within {deadline:?}", key.ip),
+    }
+}
+
+fn full(to: SocketAddr) -> ProxyError {
+    ProxyError {
+        reason: Reason::Limit,
+        blame: Blame::Agent,
+        retry: Retryable::Yes,
+        detail: format!("{TUNNELS_MAX} tunnels with {STREAMS_MAX} streams each to {to} are all in use"),
+    }
+}

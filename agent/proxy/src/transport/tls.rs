@@ -1,0 +1,100 @@
+//! Mutual TLS handshakes with mesh identities.
+
+use crate::{
+    context::{Limits, Source},
+    error::{Blame, ProxyError, Reason, Retryable},
+    share::Share,
+};
+use rustls_pki_types::ServerName;
+use std::{net::IpAddr, rc::Rc, time::Duration};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use weft_certs::{HandshakeFailure, IdentityHandle, PeerSet, peer_identity};
+use weft_core::model::SpiffeId;
+
+/// What TLS may hold unsent: large enough that one write of the tunnel becomes one batch of records.
+const TLS_BUFFER: usize = 1 << 20;
+
+/// Connects as `source` to whoever holds `expected`, and nobody else. The hostname is not compared and no SNI is
+/// sent: the listener is the pod.
+///
+/// # Errors
+/// `NoCertificate` without one of our own, `PeerIdentity` when the other side is somebody else, `ConnectTimeout`.
+pub async fn connect(
+    source: &Source,
+    expected: &SpiffeId,
+    (to, io): (IpAddr, TcpStream),
+    limits: &Limits,
+) -> Result<client::TlsStream<TcpStream>, ProxyError> {
+    let peers = PeerSet::one(expected.clone());
+    let config = source.identity.as_ref().and_then(|identity| identity.client_config(&peers));
+    let config = config.ok_or_else(|| no_certificate(&source.workload.identity))?;
+    // Not compared: it keys session resumption only.
+    let name = ServerName::IpAddress(to.into());
+    let handshake = TlsConnector::from(config).connect(name, io);
+    let mut stream = timed(handshake, limits).await?.map_err(|error| failed(Blame::Upstream, &error))?;
+    stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
+    Ok(stream)
+}
+
+/// Accepts as `identity`; gives the connection and who is at the other end.
+///
+/// # Errors
+/// As [`connect`]; a client without an acceptable certificate is `PeerIdentity`.
+pub async fn accept(
+    identity: &IdentityHandle,
+    io: TcpStream,
+    share: &Rc<Share>,
+    limits: &Limits,
+) -> Result<(server::TlsStream<TcpStream>, Rc<SpiffeId>), ProxyError> {
+    let config = identity.server_config().ok_or_else(|| no_certificate(identity.identity()))?;
+    let accepting = async {
+        let permit = share.handshake().await;
+        let accepted = TlsAcceptor::from(config).accept(io).await;
+        drop(permit);
+        accepted
+    };
+    let mut stream = timed(accepting, limits).await?.map_err(|error| failed(Blame::Downstream, &error))?;
+    stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
+    let peer =
+        stream.get_ref().1.peer_certificates().and_then(|chain| peer_identity(chain)).ok_or_else(|| {
+            ProxyError {
+                reason: Reason::PeerIdentity,
+                blame: Blame::Downstream,
+                retry: Retryable::No,
+                detail: "the client's certificate carries no SPIFFE identity".to_owned(),
+            }
+        })?;
+    Ok((stream, Rc::new(peer)))
+}
+
+async fn timed<F: Future>(handshake: F, limits: &Limits) -> Result<F::Output, ProxyError> {
+    let deadline = Duration::from_millis(limits.handshake_timeout_ms);
+    tokio::time::timeout(deadline, handshake).await.map_err(|_| ProxyError {
+        reason: Reason::ConnectTimeout,
+        blame: Blame::Upstream,
+        retry: Retryable::Yes,
+        detail: format!("TLS handshake not done within {deadline:?}"),
+    })
+}
+
+fn failed(blame: Blame, error: &std::io::Error) -> ProxyError {
+    // A peer that dropped the connection may be restarting: another endpoint may do. One that is somebody else
+    // will stay somebody else, but another endpoint of the same Service may be who it should be.
+    ProxyError {
+        reason: Reason::PeerIdentity,
+        blame,
+        retry: Retryable::Yes,
+        detail: HandshakeFailure::from_io(error).to_string(),
+    }
+}
+
+/// The identity that was needed has no certificate yet.
+pub(crate) fn no_certificate(of: &SpiffeId) -> ProxyError {
+    ProxyError {
+        reason: Reason::NoCertificate,
+        blame: Blame::Agent,
+        retry: Retryable::No,
+        detail: format!("{of} has no certificate yet"),
+    }
+}

@@ -1,0 +1,123 @@
+//! Pages for people and probes: metrics, health, status, certificates. Small, on the control runtime.
+
+use super::{report, world::Seen};
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use serde_json::json;
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{net::TcpListener, sync::Semaphore};
+use tokio_util::sync::CancellationToken;
+use weft_proxy::telemetry::Telemetry;
+
+/// Connections at once on each address; more wait in the accept queue.
+const CONNECTIONS_MAX: usize = 64;
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the pages show.
+pub(super) struct Pages {
+    /// Counters.
+    pub(super) telemetry: Arc<Telemetry>,
+    /// Status and problems.
+    pub(super) seen: Arc<Mutex<Seen>>,
+    /// Certificates.
+    pub(super) identities: weft_certs::IdentityStore,
+    /// Whether the first full configuration is served and pods that were captured are served again.
+    pub(super) ready: AtomicBool,
+}
+
+/// Binds an address and serves the pages on it until `stop`.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub(super) async fn serve(addr: SocketAddr, pages: Arc<Pages>, stop: CancellationToken) -> Result<()> {
+    let listener = TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr}"))?;
+    tokio::spawn(stop.clone().run_until_cancelled_owned(accept(listener, pages, stop)));
+    Ok(())
+}
+
+async fn accept(listener: TcpListener, pages: Arc<Pages>, stop: CancellationToken) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(50)).await; // out of descriptors: let some go
+            continue;
+        };
+        let pages = pages.clone();
+        let service = service_fn(move |request| {
+            let pages = pages.clone();
+            async move { Ok::<_, std::convert::Infallible>(pages.answer(&request)) }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), service);
+        tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+            let _ = connection.await; // the client's trouble
+            drop(permit);
+        }));
+    }
+}
+
+impl Pages {
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        match request.uri().path() {
+            "/metrics" => self.metrics(request),
+            "/healthz" => text(StatusCode::OK, "ok\n"),
+            "/readyz" if self.ready.load(Ordering::Acquire) => text(StatusCode::OK, "ok\n"),
+            "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "the first configuration is not served yet\n"),
+            "/status" => self.status(),
+            "/certificates" => page(json!(self.identities.infos())),
+            "/" => text(StatusCode::OK, "/status  /certificates  /metrics  /healthz  /readyz\n"),
+            _ => text(StatusCode::NOT_FOUND, "no such page; / lists them\n"),
+        }
+    }
+
+    fn metrics(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let accept = request.headers().get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let kind = weft_proxy::telemetry::negotiate(accept);
+        let body = self.telemetry.render_metrics(kind.is_openmetrics());
+        let mut response = Response::new(Full::new(Bytes::from(body)));
+        response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind.as_str()));
+        response
+    }
+
+    fn status(&self) -> Response<Full<Bytes>> {
+        let seen = self.seen.lock();
+        let objects: Vec<_> = seen
+            .statuses
+            .iter()
+            .map(|(object, status)| {
+                let mut value = report::json(object, status);
+                value["generation"] = json!(seen.generations.get(object));
+                value
+            })
+            .collect();
+        let problems: Vec<String> = seen.problems.iter().map(ToString::to_string).collect();
+        page(json!({"configVersion": seen.version, "objects": objects, "problems": problems}))
+    }
+}
+
+fn page(value: serde_json::Value) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(value.to_string() + "\n")));
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    response
+}
+
+fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
+    *response.status_mut() = status;
+    response
+}

@@ -1,0 +1,118 @@
+//! From the directory to the data plane: World ─▶ Engine ─▶ Config, statuses, problems.
+
+use super::{enrolment::WorldEnrolment, report};
+use parking_lot::Mutex;
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use weft_core::{
+    engine::{Engine, Feedback, Settings, Update},
+    model::{ObjectRef, Snapshot},
+    status::ObjectStatus,
+};
+use weft_k8s::{AgentConfig, Problem, Severity, World};
+
+/// What the admin pages show.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// Status of every object of ours.
+    pub(super) statuses: Arc<BTreeMap<ObjectRef, Arc<ObjectStatus>>>,
+    /// Generations, by object.
+    pub(super) generations: BTreeMap<ObjectRef, i64>,
+    /// Problems of the files.
+    pub(super) problems: Vec<Problem>,
+    /// Version of the Config in effect.
+    pub(super) version: u64,
+}
+
+/// The last world and what was made of it.
+pub(super) struct Pipeline {
+    engine: Engine,
+    world: Arc<World>,
+    feedback: Feedback,
+    enrolment: Arc<WorldEnrolment>,
+    seen: Arc<Mutex<Seen>>,
+}
+
+/// Without an address map a Gateway binds every address of the machine.
+const EVERY_ADDRESS: IpAddr = IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
+
+pub(super) fn settings(agent: &AgentConfig) -> Settings {
+    Settings {
+        trust_domain: agent.trust_domain.clone(),
+        default_mode: agent.mtls,
+        gateway_addresses: agent.gateway_addresses.clone(),
+        default_addresses: vec![EVERY_ADDRESS],
+    }
+}
+
+impl Pipeline {
+    pub(super) fn new(enrolment: Arc<WorldEnrolment>, seen: Arc<Mutex<Seen>>) -> Self {
+        let world = Arc::new(World::default());
+        Self { engine: Engine::new(settings(&world.agent)), world, feedback: Feedback::default(), enrolment, seen }
+    }
+
+    /// Takes a new world: resolves, compiles, says what changed.
+    pub(super) fn world(&mut self, world: Arc<World>) -> Update {
+        say_problems(&self.world.problems, &world.problems);
+        if world.agent != self.world.agent {
+            self.engine.set_settings(settings(&world.agent));
+        }
+        self.world = world;
+        let update = self.apply();
+        self.enrolment.update(&self.world.snapshot);
+        update
+    }
+
+    /// Takes what the data plane reports; `None` when nothing differs.
+    pub(super) fn feedback(&mut self, feedback: Feedback) -> Option<Update> {
+        if feedback == self.feedback {
+            return None;
+        }
+        self.feedback = feedback;
+        Some(self.apply())
+    }
+
+    fn apply(&mut self) -> Update {
+        let update = self.engine.apply(self.world.snapshot.clone(), &self.feedback);
+        for object in &update.changed {
+            match update.statuses.get(object) {
+                Some(status) => tracing::info!("{object}: {}", report::summary(status)),
+                None => tracing::info!("{object}: removed"),
+            }
+        }
+        let mut seen = self.seen.lock();
+        seen.statuses = update.statuses.clone();
+        seen.generations = generations(&self.world.snapshot);
+        seen.problems.clone_from(&self.world.problems);
+        seen.version = update.config.version;
+        update
+    }
+}
+
+/// Logs problems that were not there before, and those that are gone.
+fn say_problems(before: &[Problem], now: &[Problem]) {
+    for problem in now.iter().filter(|p| !before.contains(p)) {
+        match problem.severity {
+            Severity::Error => tracing::error!("{problem}"),
+            Severity::Warning => tracing::warn!("{problem}"),
+            Severity::Ignored => tracing::info!("{problem}"),
+        }
+    }
+    let gone = before.iter().filter(|p| !now.contains(p)).count();
+    if gone > 0 {
+        tracing::info!("{gone} earlier problems are gone");
+    }
+}
+
+fn generations(snapshot: &Snapshot) -> BTreeMap<ObjectRef, i64> {
+    use weft_core::model::Kind;
+    let mut all = BTreeMap::new();
+    let mut add = |kind, meta: &weft_core::model::Meta| {
+        all.insert(ObjectRef { kind, key: meta.key.clone() }, meta.generation);
+    };
+    snapshot.classes.values().for_each(|o| add(Kind::GatewayClass, &o.meta));
+    snapshot.gateways.values().for_each(|o| add(Kind::Gateway, &o.meta));
+    snapshot.listener_sets.values().for_each(|o| add(Kind::ListenerSet, &o.meta));
+    snapshot.routes.values().for_each(|o| add(o.kind.kind(), &o.meta));
+    snapshot.tls_policies.values().for_each(|o| add(Kind::BackendTlsPolicy, &o.meta));
+    all
+}

@@ -1,0 +1,92 @@
+//! Arguments of the `weft` binary.
+
+use crate::{call::CallArgs, demo::DemoArgs, echo::EchoArgs};
+use clap::{Parser, Subcommand};
+use std::{net::SocketAddr, path::PathBuf};
+
+/// Weft: a sidecarless service mesh. One agent per node, mutual TLS between pods, Gateway API routing at the
+/// client's node and at the edge.
+#[derive(Debug, Parser)]
+#[command(name = "weft", version, max_term_width = 100, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show the mesh at work on this machine: two nodes, four pods, a canary, mutual TLS (needs root)
+    #[command(
+        after_help = "Leaves nothing behind, also on Ctrl-C. With --keep it stays up and prints how to play with it."
+    )]
+    Demo(DemoArgs),
+    /// Serve Gateways and, with --run-dir, a node's pods from a directory of YAML, reloaded on change
+    #[command(after_help = RUN_HELP)]
+    Run(RunArgs),
+    /// Own the listening sockets of a node's pods, so that they survive the agent
+    Holder(HolderArgs),
+    /// Echo servers of the demo and the tests
+    #[command(hide = true)]
+    Echo(EchoArgs),
+    /// HTTP client of the demo and the tests
+    #[command(hide = true)]
+    Call(CallArgs),
+}
+
+const RUN_HELP: &str = "\
+Examples:
+  weft run --config ./gateway            serve the Gateways of ./gateway/*.yaml on this machine
+  weft run --config ./gateway --dry-run  say what is wrong with the files, and end (exit code 1 on errors)
+  weft run --config DIR --node node-a --run-dir /run/weft   be the agent of node-a (start `weft holder` first)
+
+Kinds: GatewayClass (controllerName weft.dev/gateway-controller), Gateway, ListenerSet, HTTPRoute, GRPCRoute, TLSRoute,
+TCPRoute, UDPRoute, ReferenceGrant, BackendTLSPolicy, Service, EndpointSlice, Namespace, Pod, Secret, ConfigMap, and
+AgentConfig (weft.dev/v1alpha1) for addresses, tracing and limits.";
+
+/// `weft run`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct RunArgs {
+    /// Directory of YAML files, sub-directories included
+    #[arg(long, value_name = "DIR")]
+    pub config: PathBuf,
+    /// Print problems and conditions, serve nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// This node's name, as in `spec.nodeName`
+    #[arg(long, env = "NODE_NAME", default_value = "local")]
+    pub node: String,
+    /// Run directory shared with `weft holder` and `weft-cni`; without it only Gateways are served
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Directory of the mesh CA (`ca.crt`, `ca.key`), made if it is not there
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/weft/ca")]
+    pub ca_dir: PathBuf,
+    /// Data plane threads; the number of CPUs, at most 2, when left out
+    #[arg(long, env = "WEFT_WORKERS")]
+    pub workers: Option<usize>,
+    /// Access log: a file, `-` for standard output, `off`
+    #[arg(long, value_name = "FILE")]
+    pub access_log: Option<String>,
+    /// Admin address: configuration and certificates as JSON
+    #[arg(long, default_value = "127.0.0.1:15000")]
+    pub admin: SocketAddr,
+    /// Address of Prometheus metrics (`/metrics`)
+    #[arg(long, default_value = "0.0.0.0:15020")]
+    pub metrics: SocketAddr,
+    /// Address of health (`/healthz`, `/readyz`)
+    #[arg(long, default_value = "0.0.0.0:15021")]
+    pub health: SocketAddr,
+    /// Longest time that connections are let finish after SIGTERM, in seconds
+    #[arg(long, default_value_t = 25)]
+    pub drain_seconds: u64,
+}
+
+/// `weft holder`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct HolderArgs {
+    /// Run directory shared with the agent
+    #[arg(long, value_name = "DIR", default_value = "/run/weft")]
+    pub run_dir: PathBuf,
+}

@@ -1,0 +1,140 @@
+//! Small servers for the demo and the tests: HTTP (1.1, h2c, upgrades), TCP echo, and a server that speaks first.
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Request, Response, StatusCode, body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
+
+/// What to serve.
+#[derive(Clone, Debug, clap::Args)]
+pub struct EchoArgs {
+    /// Name that every answer carries, e.g. `cart-v1`.
+    #[arg(long, default_value = "echo")]
+    pub name: String,
+    /// Port for HTTP/1.1 and h2c.
+    #[arg(long)]
+    pub http: Option<u16>,
+    /// Port that sends back what it reads.
+    #[arg(long)]
+    pub tcp: Option<u16>,
+    /// Port that greets first, like SMTP, and then echoes lines.
+    #[arg(long)]
+    pub banner: Option<u16>,
+}
+
+/// Serves until killed.
+///
+/// # Errors
+/// When a port cannot be bound.
+pub async fn run(args: EchoArgs) -> Result<()> {
+    let name: Arc<str> = args.name.into();
+    let mut tasks = tokio::task::JoinSet::new();
+    if let Some(port) = args.http {
+        let (listener, name) = (bind(port).await?, name.clone());
+        tasks.spawn(accept(listener, move |stream, peer| http(stream, peer, name.clone())));
+    }
+    if let Some(port) = args.tcp {
+        tasks.spawn(accept(bind(port).await?, |stream, _| tcp(stream)));
+    }
+    if let Some(port) = args.banner {
+        let listener = bind(port).await?;
+        tasks.spawn(accept(listener, move |stream, _| banner(stream, name.clone())));
+    }
+    while tasks.join_next().await.is_some() {}
+    Ok(())
+}
+
+async fn bind(port: u16) -> Result<TcpListener> {
+    let addr = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr}"))
+}
+
+async fn accept<F: Future<Output = ()> + Send + 'static>(
+    listener: TcpListener,
+    serve: impl Fn(TcpStream, SocketAddr) -> F + Send + 'static,
+) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let _ = stream.set_nodelay(true);
+                tokio::spawn(serve(stream, peer));
+            }
+            Err(error) => {
+                eprintln!("accept: {error}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn http(stream: TcpStream, peer: SocketAddr, name: Arc<str>) {
+    let service = service_fn(move |request| answer(request, peer, name.clone()));
+    let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+    let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+}
+
+/// `/status/503` answers that code; everything else is described in JSON.
+async fn answer(
+    request: Request<Incoming>,
+    peer: SocketAddr,
+    name: Arc<str>,
+) -> Result<Response<Full<Bytes>>, hyper::Error> {
+    let (head, body) = request.into_parts();
+    let mut received = 0_usize;
+    let mut body = body;
+    while let Some(frame) = body.frame().await {
+        received += frame?.data_ref().map_or(0, Bytes::len);
+    }
+    let headers: BTreeMap<&str, String> = head
+        .headers
+        .iter()
+        .map(|(k, v)| (k.as_str(), String::from_utf8_lossy(v.as_bytes()).into_owned()))
+        .collect();
+    let text = serde_json::json!({
+        "service": &*name,
+        "peer": peer.ip().to_canonical().to_string(),
+        "method": head.method.as_str(),
+        "uri": head.uri.to_string(),
+        "version": format!("{:?}", head.version),
+        "headers": headers,
+        "bytes": received,
+    });
+    let code = head.uri.path().strip_prefix("/status/").and_then(|c| c.parse::<StatusCode>().ok());
+    let mut response = Response::new(Full::new(Bytes::from(text.to_string() + "\n")));
+    *response.status_mut() = code.unwrap_or(StatusCode::OK);
+    response.headers_mut().insert("content-type", http::HeaderValue::from_static("application/json"));
+    if let Ok(value) = http::HeaderValue::from_str(&name) {
+        response.headers_mut().insert("x-service", value);
+    }
+    Ok(response)
+}
+
+async fn tcp(mut stream: TcpStream) {
+    let (mut read, mut write) = stream.split();
+    let _ = tokio::io::copy(&mut read, &mut write).await;
+    let _ = write.shutdown().await;
+}
+
+async fn banner(mut stream: TcpStream, name: Arc<str>) {
+    if stream.write_all(format!("220 {name} ready\r\n").as_bytes()).await.is_err() {
+        return;
+    }
+    let mut buffer = vec![0; 4096];
+    while let Ok(n @ 1..) = stream.read(&mut buffer).await {
+        let answer = if buffer[..n].starts_with(b"QUIT") { "221 bye\r\n" } else { "250 ok\r\n" };
+        if stream.write_all(answer.as_bytes()).await.is_err() || answer.starts_with("221") {
+            return;
+        }
+    }
+}

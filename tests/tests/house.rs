@@ -1,0 +1,132 @@
+//! The house rules that a machine can check: purity of weft-core, licences, sizes, unsafe.
+
+use anyhow::{Context, Result, ensure};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is inside the workspace").to_owned()
+}
+
+fn cargo(args: &[&str]) -> Result<String> {
+    let output = Command::new(env!("CARGO")).args(args).current_dir(root()).output()?;
+    ensure!(output.status.success(), "cargo {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Our Rust sources.
+fn sources() -> Vec<PathBuf> {
+    fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let name = entry.file_name();
+            if path.is_dir() && name != "target" && name != "fuzz" {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for dir in ["agent", "certs", "cni-plugin", "tests"] {
+        walk(&root().join(dir), &mut found);
+    }
+    assert!(found.len() > 40, "the walk found only {} files", found.len());
+    found
+}
+
+#[test]
+fn core_has_no_io_dependency() -> Result<()> {
+    let tree = cargo(&[
+        "tree",
+        "--locked",
+        "-p",
+        "weft-core",
+        "-e",
+        "normal",
+        "--prefix",
+        "none",
+        "--format",
+        "{lib}",
+    ])?;
+    let crates: Vec<&str> = tree.lines().map(|l| l.split_whitespace().next().unwrap_or("")).collect();
+    ensure!(crates.contains(&"http") && crates.contains(&"regex"), "the tree looks wrong: {tree}");
+    let banned = [
+        "tokio",
+        "mio",
+        "hyper",
+        "h2",
+        "rustls",
+        "kube",
+        "kube_client",
+        "rand",
+        "socket2",
+        "nix",
+        "async_executor",
+        "getrandom",
+    ];
+    for name in banned {
+        ensure!(!crates.contains(&name), "weft-core depends on {name}: it must stay pure");
+    }
+    Ok(())
+}
+
+#[test]
+fn licences_are_allowed() -> Result<()> {
+    let deny = fs::read_to_string(root().join("deny.toml"))?;
+    let list = deny
+        .split("allow = [")
+        .nth(1)
+        .and_then(|s| s.split(']').next())
+        .context("deny.toml: licenses.allow")?;
+    let allowed: Vec<&str> = list.split('"').skip(1).step_by(2).collect();
+    let metadata: serde_json::Value =
+        serde_json::from_str(&cargo(&["metadata", "--locked", "--format-version", "1"])?)?;
+    let packages = metadata["packages"].as_array().context("packages")?;
+    ensure!(packages.len() > 100, "only {} packages", packages.len());
+    for package in packages {
+        let expression = package["license"].as_str().unwrap_or("none");
+        // Each alternative of an OR is enough; every part of an AND is needed.
+        let fine = expression.replace('/', " OR ").split(" OR ").any(|alternative| {
+            alternative.split(" AND ").all(|l| allowed.contains(&l.trim_matches(['(', ')', ' '])))
+        });
+        ensure!(
+            fine,
+            "{} {} has licence {expression}, not allowed by deny.toml",
+            package["name"],
+            package["version"]
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn files_fit_a_sitting() -> Result<()> {
+    for path in sources() {
+        let text = fs::read_to_string(&path)?;
+        let is_test = path.components().any(|c| c.as_os_str() == "tests") || path.ends_with("tests.rs");
+        let lines = text.lines().take_while(|l| !l.starts_with("#[cfg(test)]")).count();
+        ensure!(
+            is_test || lines <= 800,
+            "{}: {lines} lines before its tests; split it by what it knows",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn unsafe_lives_in_inpod_only() -> Result<()> {
+    for path in sources() {
+        let text = fs::read_to_string(&path)?;
+        let uses = text.lines().any(|l| {
+            let code = l.split("//").next().unwrap_or("");
+            ["unsafe {", "unsafe fn", "unsafe impl"].iter().any(|u| code.contains(u) && !code.contains('"'))
+        });
+        ensure!(!uses || path.starts_with(root().join("agent/inpod")), "unsafe code in {}", path.display());
+    }
+    Ok(())
+}
