@@ -17,7 +17,11 @@ use crate::sys::raise_open_files_limit;
 use crate::wire::{Frame, WireError, read_frame, send_message};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{getsockopt, sockopt::PeerCredentials},
+    sys::{
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
+        socket::{getsockopt, sockopt::PeerCredentials},
+    },
 };
 use protocol::{Answer, Ask, Handoff, VERSION, handoff_path, socket_path};
 use std::{
@@ -57,19 +61,43 @@ pub enum RunError {
         /// The cause.
         source: io::Error,
     },
+    /// Signals cannot be received.
+    #[error("signals: {0}")]
+    Signals(io::Error),
     /// The system refused to wait.
     #[error("poll: {0}")]
     Poll(io::Error),
 }
 
-/// Why a holder ended.
+/// Why a holder ended its service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// A new holder has everything. The process should then sleep until it is told to end: if it exited, its
-    /// container would be restarted and take everything back.
+    /// A new holder has everything.
     HandedOver,
     /// `stop` said so. Everything is closed, unless an agent has duplicates.
     Stopped,
+}
+
+/// The whole of `weft holder`: serves until SIGTERM or SIGINT. After a handover it sleeps until then: if it
+/// ended, its container would be restarted and take everything back. Call it before any thread is started.
+///
+/// # Errors
+/// As [`run`], or when signals cannot be received.
+pub fn run_process(run_dir: PathBuf) -> Result<Ended, RunError> {
+    // Received as a descriptor: process 1 of a container ignores signals that it does not ask for.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    let received = signals
+        .thread_block()
+        .and_then(|()| SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC))
+        .map_err(|e| RunError::Signals(e.into()))?;
+    let stop = received.as_fd().try_clone_to_owned().map_err(RunError::Signals)?;
+    let ended = run(HolderConfig { run_dir, stop: Some(stop) })?;
+    if ended == Ended::HandedOver {
+        received.read_signal().map_err(|e| RunError::Signals(e.into()))?;
+    }
+    Ok(ended)
 }
 
 /// Serves until a new holder has taken over, or `stop` says so. Blocking; run it on a thread of its own.
