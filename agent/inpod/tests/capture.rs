@@ -57,7 +57,9 @@ fn outbound_connections_are_redirected_with_their_destination() {
         let mut client = connect(&net.pod, to).unwrap();
         let (mut accepted, peer) = accept(&listeners.outbound);
         assert_eq!(original_dst(&accepted).unwrap(), to);
-        assert_eq!(peer, client.local_addr().unwrap());
+        // Not the port: two connections of one source port to two destinations (which is allowed) end at one
+        // listener, and then the kernel gives one of them another source port.
+        assert_eq!(peer.ip(), client.local_addr().unwrap().ip());
         assert!(accepted.nodelay().unwrap(), "inherited from the listener");
         assert_talks(&mut client, &mut accepted);
     }
@@ -72,7 +74,7 @@ fn inbound_connections_are_redirected_with_their_destination_and_source() {
         let mut client = connect(&net.peer, to).unwrap();
         let (mut accepted, peer) = accept(&listeners.inbound);
         assert_eq!(original_dst(&accepted).unwrap(), to);
-        assert_eq!(peer, client.local_addr().unwrap());
+        assert_eq!(peer.ip(), client.local_addr().unwrap().ip());
         assert_talks(&mut client, &mut accepted);
         assert!(nobody_waits(&app), "the application saw a plaintext connection");
     }

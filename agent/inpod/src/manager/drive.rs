@@ -111,7 +111,8 @@ impl Manager {
                     Some(HolderEvent::Superseded) | None => {
                         tracing::info!("a newer agent has taken over");
                         sources.stop.cancel();
-                        let _ = self.kit.events.send(PodEvent::Superseded).await;
+                        // A data plane that does not take events is ending already.
+                        let _ = work::emit(&self.kit, PodEvent::Superseded).await;
                         break;
                     }
                 },
@@ -286,9 +287,8 @@ impl Manager {
             Action::Forget { id } => {
                 // The holder first: what it keeps outlives us.
                 self.tell(&id, Request::Remove(id.clone()));
-                if let Some(sandbox) = self.sandboxes.remove(&id) {
-                    let kit = self.kit.clone();
-                    self.telling.spawn(async move { work::forget(&kit, sandbox).await });
+                if let Some(event) = self.sandboxes.remove(&id).and_then(work::farewell) {
+                    self.emit(event);
                 }
             }
             Action::Reply { ticket, result } => match self.waiting.remove(&ticket) {
@@ -300,6 +300,13 @@ impl Manager {
                 let pause = RETRY_FIRST.saturating_mul(1 << attempt.min(16)).min(RETRY_LAST);
                 self.after(pause, Event::Retry { id });
             }
+        }
+    }
+
+    /// At once if there is room, so that a pod's old sandbox goes before its new one comes.
+    fn emit(&self, event: PodEvent) {
+        if let Err(mpsc::error::TrySendError::Full(event)) = self.kit.events.try_send(event) {
+            self.telling.spawn(work::emit_late(self.kit.clone(), event));
         }
     }
 

@@ -10,7 +10,7 @@ use crate::{
     socket::Listeners,
     stash::PodSockets,
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
@@ -149,16 +149,17 @@ async fn try_release(kit: &Kit, sandbox: &mut Sandbox) -> Result<(), String> {
     kit.link.ask(Request::Close(id)).await.map(drop).map_err(text)
 }
 
-/// The sandbox is gone, its rules with it: tells the data plane.
-pub(super) async fn forget(kit: &Kit, sandbox: Sandbox) {
-    if matches!(sandbox.served, Served::No) {
-        return;
-    }
-    let id = sandbox.record.container_id.clone();
+/// What the data plane must hear of a sandbox that is gone, its rules with it.
+pub(super) fn farewell(sandbox: Sandbox) -> Option<PodEvent> {
+    let served = !matches!(sandbox.served, Served::No);
     let (drained, _) = oneshot::channel(); // nothing to wait for
-    let event = PodEvent::Released { record: sandbox.record, gone: true, drained };
-    if let Err(reason) = emit(kit, event).await {
-        tracing::error!(sandbox = %id, %reason, "the data plane does not know that a pod is gone");
+    served.then_some(PodEvent::Released { record: sandbox.record, gone: true, drained })
+}
+
+/// Emits an event that found the queue full.
+pub(super) async fn emit_late(kit: Arc<Kit>, event: PodEvent) {
+    if let Err(reason) = emit(&kit, event).await {
+        tracing::error!(%reason, "the data plane does not know that a pod is gone");
     }
 }
 
@@ -177,7 +178,7 @@ async fn set_rules(kit: &Kit, sandbox: &Sandbox, config: CaptureConfig, mode: Mo
     kit.rules.run(netns.clone(), move || apply(&netns, &config, mode)).await.map_err(text)?.map_err(text)
 }
 
-async fn emit(kit: &Kit, event: PodEvent) -> Result<(), String> {
+pub(super) async fn emit(kit: &Kit, event: PodEvent) -> Result<(), String> {
     match timeout(EVENT_DEADLINE, kit.events.send(event)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err("the data plane has ended".into()),
