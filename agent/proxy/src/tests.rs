@@ -68,8 +68,7 @@ async fn opaque_bytes_cross_a_tunnel_and_keep_the_clients_address() {
     let client = mesh.pod("a", "127.10.1.1", MtlsMode::Strict).await;
     let server = mesh.pod("b", "127.10.1.2", MtlsMode::Strict).await;
     let (addr, mut clients) = echo("127.10.1.2", "").await;
-    let opaque =
-        mesh.service("db", AppProtocol::Opaque, &[endpoint(addr, Some(&server.workload))]);
+    let opaque = mesh.service("db", AppProtocol::Opaque, &[endpoint(addr, Some(&server.workload))]);
     for to in [opaque, addr] {
         let answer = exchange(call(&client, to).await, b"hello").await.unwrap();
         assert_eq!(answer, b"hello");
@@ -199,8 +198,7 @@ async fn who_is_not_who_he_should_be_is_not_called() {
     let (addr, _clients) = echo("127.10.8.2", "").await;
     let mut other = (*server.workload).clone();
     other.identity.service_account = "somebody-else".into();
-    let to =
-        mesh.service("db", AppProtocol::Opaque, &[endpoint(addr, Some(&std::sync::Arc::new(other)))]);
+    let to = mesh.service("db", AppProtocol::Opaque, &[endpoint(addr, Some(&std::sync::Arc::new(other)))]);
     assert_call_reset(&client, to).await;
     mesh.stop().await;
 }

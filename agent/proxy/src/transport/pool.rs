@@ -310,3 +310,6 @@ fn full(to: SocketAddr) -> ProxyError {
         detail: format!("{TUNNELS_MAX} tunnels with {STREAMS_MAX} streams each to {to} are all in use"),
     }
 }
+
+#[cfg(test)]
+mod tests;
