@@ -1,5 +1,6 @@
 //! Spans from two workers, through the real OTLP exporter, to a gRPC collector in this process. One test, since the
 //! `tracing` subscriber is the process's.
+#![allow(clippy::unwrap_used, reason = "clippy does not see that helpers of a test are tests")]
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};

@@ -51,6 +51,7 @@ pub(crate) fn plan<D: Dial>(exchange: &mut Exchange<D>, parts: &mut Parts) -> Re
     if parts.method == Method::CONNECT || !route::well_formed(parts) {
         return Err(error(Reason::BadRequest, "CONNECT, or not exactly one Host"));
     }
+    route::resolve_dots(parts);
     let conn = Rc::clone(&exchange.conn);
     let config = conn.http.shared.config.load();
     let client = &conn.source.workload.pod.namespace;

@@ -2,14 +2,14 @@
 
 use super::conn::{Entrance, GatewayEntrance};
 use crate::error::Reason;
-use http::{HeaderMap, Uri, Version, header, request::Parts};
-use std::{net::SocketAddr, sync::Arc};
+use http::{HeaderMap, Uri, Version, header, request::Parts, uri::PathAndQuery};
+use std::{borrow::Cow, net::SocketAddr, sync::Arc};
 use weft_core::{
     config::{
         Backend, Config, Frontend, HttpListener, HttpRule, L4Rule, MeshRoutes, PortConfig, TlsListener,
         Transport,
     },
-    matching::{HostMap, RequestHead, RouteTable, host_of},
+    matching::{HostMap, RequestHead, RouteTable, host_of, normal_path},
 };
 
 /// What serves a request.
@@ -38,6 +38,20 @@ pub(crate) fn well_formed(parts: &Parts) -> bool {
         (None, _) => parts.version != Version::HTTP_11,
         (Some(host), None) => host.to_str().is_ok(),
         (Some(_), Some(_)) => false,
+    }
+}
+
+/// Resolves dot segments, so that what is matched is what the backend sees.
+pub(crate) fn resolve_dots(parts: &mut Parts) {
+    let Cow::Owned(mut path) = normal_path(parts.uri.path()) else { return };
+    if let Some(query) = parts.uri.query() {
+        path.push('?');
+        path.push_str(query);
+    }
+    let mut uri = parts.uri.clone().into_parts();
+    uri.path_and_query = PathAndQuery::try_from(path).ok();
+    if let Ok(uri) = Uri::from_parts(uri) {
+        parts.uri = uri;
     }
 }
 

@@ -31,7 +31,7 @@ fn a_request() {
         "source_identity": "spiffe://cluster.local/ns/shop/sa/web",
         "source_namespace": "shop", "source_pod": "web-1", "source_workload": "web",
         "destination_namespace": "shop", "destination_pod": "cart-v2-1", "destination_workload": "cart",
-        "method": "GET", "authority": "shop.example:8080", "path": "/cart/1", "user_agent": "curl/8",
+        "method": "GET", "scheme": "http", "authority": "shop.example:8080", "path": "/cart/1", "user_agent": "curl/8",
         "protocol": "http", "version": "1.1", "code": 200, "bytes_in": 3, "bytes_out": 5, "duration_ms": 1.234,
         "parent": "shop/cart", "route_kind": "HTTPRoute", "route": "shop/canary", "rule": "2",
         "backend": "shop/cart-v2:80", "endpoint": "10.0.0.9:8080",
@@ -59,7 +59,9 @@ fn what_the_agent_answered_has_a_reason() {
 #[test]
 fn a_connection() {
     let (source, destination) = (workload("shop", "web-1", "web"), workload("db", "pg-0", "pg"));
+    let exchange = Exchange::new();
     let record = ConnectionRecord {
+        trace: Some(&exchange.trace),
         source: Some(&source),
         destination: Some(&destination),
         destination_identity: Some(&destination.identity),
@@ -77,6 +79,7 @@ fn a_connection() {
     assert_eq!((&got["bytes_in"], &got["bytes_out"]), (&json!(7), &json!(9)));
     assert_eq!(got["duration_ms"], json!(61_000.0));
     assert_eq!(got["protocol"], "tcp");
+    assert_eq!(got["trace_id"], exchange.trace.trace_id.to_string());
 }
 
 proptest! {
