@@ -1,4 +1,4 @@
-//! What the data plane reads: compiled, immutable, shared. Made only by [`crate::compile`].
+//! What the data plane reads: compiled, immutable, shared. Made only by `crate::compile`.
 //!
 //! A request takes one `Arc<Config>` and holds no lock on it. Gateway and mesh differ only in the key that finds
 //! a table: (gateway, port, host) or (ClusterIP, port, client namespace). An edit clones one shard and the tables
@@ -315,6 +315,8 @@ pub struct BackendKey {
     pub service: ObjectKey,
     /// The Service's port (not the endpoint's).
     pub port: u16,
+    /// TCP or UDP: a Service may have the same number twice (DNS).
+    pub transport: Transport,
 }
 
 /// TLS to a backend.

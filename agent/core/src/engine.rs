@@ -1,34 +1,32 @@
 //! The pipeline as one value: Snapshots in, Config and conditions out.
 
+mod changes;
+mod claims;
+mod report;
+mod state;
+
+pub use crate::resolve::Settings;
+
+use self::{changes::replace, state::State};
 use crate::{
     config::{Config, Transport},
-    model::{MtlsMode, ObjectKey, ObjectRef, Snapshot, Str},
-    status::ObjectStatus,
+    model::{ObjectKey, ObjectRef, Snapshot, Str},
+    status::{ObjectStatus, Statuses},
 };
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
-
-/// What resolution needs beside the Snapshot.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// Trust domain of every identity.
-    pub trust_domain: Str,
-    /// The mesh's default for what enrolled pods accept from outside.
-    pub default_mode: MtlsMode,
-    /// Addresses that each Gateway binds: from the address map of a file config, or assigned by the controller.
-    pub gateway_addresses: BTreeMap<ObjectKey, Vec<IpAddr>>,
-    /// Addresses for a Gateway that is not in the map.
-    pub default_addresses: Vec<IpAddr>,
-}
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 /// What the data plane reports back, so that `Programmed` is true only for what serves.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Feedback {
     /// Ports that could not be bound, with the reason ("127.0.0.1:80: permission denied").
-    pub unbound: BTreeMap<(ObjectKey, u16, TransportKey), Str>,
+    pub unbound: BTreeMap<(ObjectKey, u16, Transport), Str>,
+    /// Addresses of a Gateway that cannot be used at all, with the reason ("cannot assign requested address").
+    pub unusable: BTreeMap<(ObjectKey, IpAddr), Str>,
 }
-
-/// [`Transport`] as a map key.
-pub type TransportKey = Transport;
 
 /// What an [`Engine`] gives after a change.
 #[derive(Clone, Debug)]
@@ -36,32 +34,97 @@ pub struct Update {
     /// What to serve.
     pub config: Arc<Config>,
     /// The status of every object of ours.
-    pub statuses: Arc<BTreeMap<ObjectRef, ObjectStatus>>,
+    pub statuses: Arc<BTreeMap<ObjectRef, Arc<ObjectStatus>>>,
     /// Objects whose status differs from the update before, removed ones included.
     pub changed: Vec<ObjectRef>,
+}
+
+/// How much an [`Engine`] has done so far: units resolved and tables compiled. Grows with what changes, not with what
+/// is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Work {
+    pub gateways: u64,
+    pub routes: u64,
+    pub policies: u64,
+    pub tables: u64,
+    pub frontends: u64,
+    pub endpoints: u64,
 }
 
 /// Holds the last Snapshot and what was made of it; each [`Engine::apply`] costs what changed.
 #[derive(Debug)]
 pub struct Engine {
     settings: Settings,
+    /// The settings have changed: everything is to be made anew.
+    stale: bool,
+    feedback: Feedback,
+    state: State,
+    statuses: Statuses,
+    config: Arc<Config>,
 }
 
 impl Engine {
     /// An engine over an empty world.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self { settings }
+        Self {
+            settings,
+            stale: false,
+            feedback: Feedback::default(),
+            state: State::default(),
+            statuses: Statuses::default(),
+            config: Arc::default(),
+        }
     }
 
     /// Resolves and compiles what differs from the Snapshot before.
-    pub fn apply(&mut self, _snapshot: Snapshot, _feedback: &Feedback) -> Update {
-        let _ = &self.settings;
-        Update { config: Arc::default(), statuses: Arc::default(), changed: Vec::new() }
+    pub fn apply(&mut self, snapshot: Snapshot, feedback: &Feedback) -> Update {
+        let started_anew = std::mem::take(&mut self.stale);
+        if started_anew {
+            let work = self.state.work;
+            self.state = State::default();
+            self.state.work = work;
+        }
+        let changes = replace(&mut self.state.world, snapshot);
+        let mut touched = self.state.update(&self.settings, changes);
+        if *feedback != self.feedback {
+            touched.gateways.extend(self.concerned(feedback));
+            self.feedback = feedback.clone();
+        }
+        self.report(&touched, started_anew);
+        if touched.config || started_anew {
+            let version = self.config.version + 1;
+            self.config = Arc::new(Config { version, ..self.state.config.clone() });
+        }
+        Update {
+            config: self.config.clone(),
+            statuses: self.statuses.all(),
+            changed: self.statuses.take_changed(),
+        }
     }
 
     /// Replaces the settings; takes effect with the next [`Engine::apply`].
     pub fn set_settings(&mut self, settings: Settings) {
+        self.stale |= settings != self.settings;
         self.settings = settings;
     }
+
+    /// What has been done so far.
+    #[must_use]
+    pub fn work(&self) -> Work {
+        self.state.work
+    }
+
+    /// Gateways that the old or new feedback speaks of.
+    fn concerned(&self, new: &Feedback) -> BTreeSet<ObjectKey> {
+        let keys = |f: &Feedback| {
+            let unbound = f.unbound.keys().map(|(key, _, _)| key.clone());
+            unbound.chain(f.unusable.keys().map(|(key, _)| key.clone())).collect::<Vec<_>>()
+        };
+        keys(&self.feedback).into_iter().chain(keys(new)).collect()
+    }
 }
+
+#[cfg(test)]
+mod tests;

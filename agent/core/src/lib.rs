@@ -13,11 +13,13 @@
 #![warn(missing_docs)]
 
 pub mod balance;
+mod compile;
 pub mod config;
 pub mod engine;
 pub mod filter;
 pub mod matching;
 pub mod model;
+mod resolve;
 pub mod shards;
 pub mod status;
 pub mod timing;

@@ -1,9 +1,10 @@
 //! 15001: what a captured pod sends. Decides once per connection where it goes, and by which path.
 
 use crate::{
-    context::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT},
+    context::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, Peer},
     dial::{Upstream, UpstreamIo},
     error::{Blame, ProxyError, Reason, Retryable},
+    http::{self, Entrance, HttpConn, HttpVersion, Prefixed},
     l4::{
         detect::{Detected, PEEK_MAX, Sni, detect, server_name},
         learn::Class,
@@ -165,11 +166,26 @@ impl Captured {
         tcp::serve(conn, target, early).await;
     }
 
-    /// The first bytes are read and given to the HTTP path, which finds the routes by the address.
-    async fn http(self, early: Bytes, _version: Detected) {
-        let Some(frontend) = self.frontend.clone() else { return };
-        let target = L4Target::Backend(frontend.default.clone());
-        self.opaque(target, early).await;
+    /// The HTTP path finds the routes by the address, for each request anew.
+    async fn http(self, early: Bytes, version: Detected) {
+        let version = match version {
+            Detected::Http1 => Some(HttpVersion::Http1),
+            Detected::Http2 => Some(HttpVersion::Http2),
+            _ => None,
+        };
+        let Accepted { worker, pod, io, peer, _guard } = self.conn;
+        let conn = HttpConn {
+            http: worker.http(),
+            share: pod.share.clone(),
+            source: pod.source.clone(),
+            peer: Peer { ip: peer.ip(), port: peer.port() },
+            entrance: Entrance::Mesh { frontend: self.to },
+        };
+        if early.is_empty() {
+            http::serve(io, version, conn).await;
+        } else {
+            http::serve(Prefixed::new(early, io), version, conn).await;
+        }
     }
 
     /// TLSRoutes: waits for the ClientHello. A client that does not speak TLS has no route here.

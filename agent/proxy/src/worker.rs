@@ -5,7 +5,9 @@
 
 use crate::{
     context::{ShareKey, Shared},
+    dial::Dialer,
     drain::Drain,
+    http::HttpWorker,
     share::{Share, ShareLimits},
     telemetry::WorkerTelemetry,
     transport::pool::Tunnels,
@@ -55,6 +57,8 @@ pub struct Worker {
     /// All workers, for handing connections over.
     pub(crate) peers: Arc<Peers>,
     shares: RefCell<HashMap<ShareKey, Rc<Share>>>,
+    /// Made when first asked for, dropped with [`Worker::close`]: its dialer holds the worker.
+    http: RefCell<Option<Rc<HttpWorker<Dialer>>>>,
     random: Cell<u64>,
 }
 
@@ -73,6 +77,7 @@ impl Worker {
             pods: RefCell::default(),
             peers,
             shares: RefCell::default(),
+            http: RefCell::default(),
             random: Cell::new(seed),
         })
     }
@@ -96,7 +101,20 @@ impl Worker {
         let share = self.shares.borrow_mut().remove(key);
         let Some(share) = share else { return };
         share.drain().run(grace, share.idle()).await;
+        if let Some(http) = &*self.http.borrow() {
+            http.forget(key);
+        }
+        self.tunnels.forget(key);
         share.close();
+    }
+
+    /// The HTTP side of this worker.
+    pub fn http(self: &Rc<Self>) -> Rc<HttpWorker<Dialer>> {
+        let make = || {
+            let dialer = Dialer::new(self.clone());
+            HttpWorker::new(self.shared.clone(), dialer, self.telemetry.clone(), self.draw())
+        };
+        self.http.borrow_mut().get_or_insert_with(make).clone()
     }
 
     /// Every share, for metrics.
@@ -130,6 +148,7 @@ impl Worker {
         for share in self.shares.take().into_values() {
             share.close();
         }
+        self.http.take();
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Values are made by `weft-k8s` from YAML or watches, already defaulted and validated: no
 //! `Option<String>` of a CRD passes this border. Types hold what the user wrote, never what follows
-//! from it (that is [`crate::resolve`]).
+//! from it (that is `crate::resolve`).
 
 mod filter;
 mod gateway;

@@ -150,6 +150,12 @@ impl GroupKind {
     }
 }
 
+impl From<Kind> for GroupKind {
+    fn from(kind: Kind) -> Self {
+        Self { group: kind.group().into(), kind: kind.as_str().into() }
+    }
+}
+
 impl fmt::Display for GroupKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.group.is_empty() {

@@ -1,8 +1,8 @@
 //! The whole watched world at one moment.
 
 use super::{
-    BackendTlsPolicy, ConfigMap, EndpointSlice, Gateway, GatewayClass, ListenerSet, Namespace, ObjectKey,
-    Pod, ReferenceGrant, Route, RouteKind, Secret, Service, Str,
+    BackendTlsPolicy, ConfigMap, EndpointSlice, Gateway, GatewayClass, ListenerSet, Meta, Namespace,
+    ObjectKey, Pod, ReferenceGrant, Route, RouteKind, Secret, Service, Str,
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -25,4 +25,6 @@ pub struct Snapshot {
     pub pods: Objects<Pod>,
     pub secrets: Objects<Secret>,
     pub config_maps: Objects<ConfigMap>,
+    /// `WeftGatewayConfig` of `weft.dev`: so far only their presence counts (`parametersRef`).
+    pub gateway_configs: Objects<Meta>,
 }

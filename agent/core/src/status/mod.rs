@@ -1,6 +1,21 @@
 //! Conditions as the cluster shows them.
 
+mod class;
+mod diff;
+mod gateway;
+mod route;
+mod tls_policy;
+
+pub(crate) use self::{
+    class::class_status,
+    diff::Statuses,
+    gateway::{gateway_status, listener_set_status},
+    route::route_status,
+    tls_policy::{Ancestor, policy_status},
+};
+
 use crate::model::{GroupKind, ObjectKey, ParentRef, Str};
+use crate::resolve::{Problem, reason};
 
 /// One `metav1.Condition` without its transition time (the writer keeps that).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +30,39 @@ pub struct Condition {
     pub message: String,
     /// `observedGeneration`.
     pub observed_generation: i64,
+}
+
+impl Condition {
+    pub(crate) fn yes(kind: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
+        let status = ConditionStatus::True;
+        Self { kind, status, reason, message: message.into(), observed_generation: 0 }
+    }
+
+    pub(crate) fn no(kind: &'static str, problem: &Problem) -> Self {
+        Self {
+            kind,
+            status: ConditionStatus::False,
+            reason: problem.reason,
+            message: problem.message.clone(),
+            observed_generation: 0,
+        }
+    }
+
+    /// `ResolvedRefs`.
+    pub(crate) fn refs(refs: &Result<(), Problem>) -> Self {
+        match refs {
+            Ok(()) => Self::yes("ResolvedRefs", reason::RESOLVED_REFS, "All references are resolved."),
+            Err(problem) => Self::no("ResolvedRefs", problem),
+        }
+    }
+}
+
+/// Every condition carries the generation that it was made from.
+fn observed(generation: i64, mut conditions: Vec<Condition>) -> Vec<Condition> {
+    for condition in &mut conditions {
+        condition.observed_generation = generation;
+    }
+    conditions
 }
 
 /// `metav1.ConditionStatus`.

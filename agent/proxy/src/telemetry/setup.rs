@@ -16,7 +16,7 @@ use opentelemetry_sdk::trace::{Sampler as SdkSampler, SdkTracerProvider};
 use parking_lot::Mutex;
 use std::{
     collections::BTreeMap,
-    io,
+    io::{self, IsTerminal},
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
@@ -99,7 +99,9 @@ pub fn init(mut config: TelemetryConfig) -> Result<Arc<Telemetry>, InitError> {
     let telemetry = assemble(config, spans)?;
     tracing::dispatcher::set_global_default(dispatch).map_err(|_| InitError::Twice)?;
     if let Some((endpoint, error)) = problem {
-        tracing::error!(endpoint, %error, "no spans are exported: mend the trace endpoint and restart");
+        // Without a scheme the exporter takes https, which is not built in.
+        let remedy = "write http://HOST:4317 (no TLS) and restart";
+        tracing::error!(endpoint, %error, remedy, "no spans are exported: the trace endpoint cannot be used");
     }
     Ok(telemetry)
 }
@@ -141,7 +143,7 @@ fn subscriber(log: &LogConfig, provider: Option<SdkTracerProvider>) -> Result<Di
     let filter = EnvFilter::try_new(&log.filter)
         .map_err(|source| InitError::Filter { filter: log.filter.clone(), source })?;
     let filter = filter.and(filter_fn(|meta| meta.target() != TARGET));
-    let fmt = fmt_layer().with_writer(io::stderr);
+    let fmt = fmt_layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
     let fmt = if log.json { fmt.json().boxed() } else { fmt.boxed() };
     let otel = provider.map(|provider| {
         tracing_opentelemetry::layer()
@@ -178,6 +180,21 @@ fn watch_hangup(config: &TelemetryConfig, writer: Option<Arc<Writer>>) -> Option
 }
 
 impl Telemetry {
+    /// Telemetry that only counts: no span, no log, no subscriber. For tests of the data plane and short-lived tools.
+    #[must_use]
+    pub fn counting() -> Arc<Self> {
+        let config = TelemetryConfig::default();
+        Arc::new(Self {
+            registry: Arc::new(Registry::new(config.metrics.series_max, config.metrics.idle)),
+            workers: Mutex::default(),
+            certificates: Mutex::default(),
+            spans: None,
+            writer: None,
+            hangup: Mutex::default(),
+            config,
+        })
+    }
+
     /// Telemetry that leaves the `tracing` subscriber of the process alone: for tests, and for a second data plane in
     /// one process. Call it inside a runtime if it exports or writes to a file.
     ///

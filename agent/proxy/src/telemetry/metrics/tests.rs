@@ -13,7 +13,7 @@ fn registry(max: usize) -> Arc<Registry> {
 /// Codes and counts, sorted by labels.
 fn codes(registry: &Registry) -> Vec<(u16, u64)> {
     let all = registry.outcomes.snapshot();
-    all.iter().map(|(l, parts)| (l.code, parts.iter().map(|p| p.slot.uses()).sum())).collect()
+    all.iter().map(|(l, parts)| (l.code, parts.iter().map(|p| p.uses()).sum())).collect()
 }
 
 #[test]
@@ -28,8 +28,8 @@ fn workers_count_apart_and_sum_up() {
     let exchanges = registry.exchanges.snapshot();
     let [(edge, parts)] = &exchanges[..] else { panic!("one edge, whatever the outcome") };
     assert_eq!(edge.source, Some(("shop".into(), "web".into())));
-    assert_eq!(parts.iter().map(|p| p.slot.uses()).sum::<u64>(), 6);
-    assert_eq!(parts.iter().map(|p| p.slot.request_bytes.load(Relaxed)).sum::<u64>(), 18);
+    assert_eq!(parts.iter().map(|p| p.uses()).sum::<u64>(), 6);
+    assert_eq!(parts.iter().map(|p| p.request_bytes.load(Relaxed)).sum::<u64>(), 18);
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn labels_are_bounded() {
     assert_eq!(all.len(), 4);
     let overflow =
         all.iter().find(|(l, _)| l.edge.parent.as_ref().is_some_and(|p| &*p.name == OVERFLOW)).unwrap();
-    assert_eq!((overflow.0.code, overflow.1[0].slot.uses()), (500, 47));
+    assert_eq!((overflow.0.code, overflow.1[0].uses()), (500, 47));
     assert_eq!(registry.outcomes.overflows.load(Relaxed), 47);
 }
 
@@ -114,6 +114,23 @@ fn an_idle_series_is_forgotten_and_comes_back() {
 }
 
 #[test]
+fn room_that_idle_series_leave_is_used() {
+    let (registry, mut fixture) = (registry(1), Fixture::new());
+    let worker = Handles::new(0, registry.clone());
+    let start = Instant::now();
+    worker.request(&fixture.record());
+    fixture.rule = rule("late", "/");
+    worker.request(&RequestRecord { code: 404, ..fixture.record() });
+    assert_eq!(codes(&registry), [(400, 1), (200, 1)]);
+    registry.sweep(start);
+    worker.request(&RequestRecord { code: 404, ..fixture.record() });
+    // The first is idle, the overflow is not: from now on the late one has a series of its own.
+    registry.sweep(start + IDLE);
+    worker.request(&RequestRecord { code: 404, ..fixture.record() });
+    assert_eq!(codes(&registry), [(400, 2), (404, 1)]);
+}
+
+#[test]
 fn connections_by_edge_and_reason() {
     let registry = registry(100);
     let worker = Handles::new(0, registry.clone());
@@ -129,10 +146,8 @@ fn connections_by_edge_and_reason() {
     worker.connection(&record);
     worker.connection(&ConnectionRecord { reason: Some(Reason::Denied), ..record });
     let all = registry.flows.snapshot();
-    let counts: Vec<_> = all
-        .iter()
-        .map(|(l, p)| (l.reason, p[0].slot.count.load(Relaxed), p[0].slot.received.load(Relaxed)))
-        .collect();
+    let counts: Vec<_> =
+        all.iter().map(|(l, p)| (l.reason, p[0].count.load(Relaxed), p[0].received.load(Relaxed))).collect();
     assert_eq!(counts, [(None, 2, 14), (Some("denied"), 1, 7)]);
     assert_eq!(all[0].0.destination, Some(("db".into(), "pg".into())));
 }

@@ -1,0 +1,160 @@
+//! Statuses of what an apply has touched, and lint.
+
+use super::{
+    Engine,
+    state::{Touched, route_kind},
+};
+use crate::{
+    model::{Kind, ObjectKey, ObjectRef},
+    resolve::{
+        Domain, ListenerId, ResolvedPolicy, RouteId, Slot, policies_of, policy_targets, resolve_class,
+        unused_grants,
+    },
+    status::{
+        Ancestor, ObjectStatus, class_status, gateway_status, listener_set_status, policy_status,
+        route_status,
+    },
+};
+use std::collections::BTreeSet;
+
+impl Engine {
+    /// Makes the statuses of what was touched; after a start from nothing, also takes away what is left over.
+    pub(super) fn report(&mut self, touched: &Touched, started_anew: bool) {
+        let mut sets = touched.sets.clone();
+        for name in &touched.classes {
+            let status = self.state.read_class(&self.settings, name, |reader| {
+                resolve_class(reader, name).map(|(class, accepted)| class_status(class, &accepted))
+            });
+            let key = ObjectKey::new("", name.clone());
+            self.statuses.set(ObjectRef { kind: Kind::GatewayClass, key }, status);
+        }
+        for key in &touched.gateways {
+            let gateway = self.state.gateways.get(key);
+            let status = gateway.map(|g| gateway_status(g, &self.feedback, |id| self.attached(key, id)));
+            sets.extend(gateway.iter().flat_map(|g| g.sets.iter().map(|s| s.set.meta.key.clone())));
+            self.statuses.set(ObjectRef { kind: Kind::Gateway, key: key.clone() }, status);
+        }
+        for key in sets {
+            let status = self.set_status(&key);
+            self.statuses.set(ObjectRef { kind: Kind::ListenerSet, key }, status);
+        }
+        for id in &touched.routes {
+            let status = self.state.routes.get(id).and_then(|route| {
+                route_status(&route.resolved, |slot| self.state.slots.get(slot)?.verdicts.get(id))
+            });
+            self.statuses.set(ObjectRef { kind: route_kind(id), key: id.1.clone() }, status);
+        }
+        for key in touched.policies.clone() {
+            let status = self.state.policies.get(&key).and_then(|p| self.policy_status(p));
+            self.statuses.set(ObjectRef { kind: Kind::BackendTlsPolicy, key }, status);
+        }
+        if started_anew {
+            self.drop_leftovers(touched);
+        }
+    }
+
+    /// Remarks about objects that have no condition of their own for them.
+    #[must_use]
+    pub fn lint(&self) -> Vec<(ObjectRef, String)> {
+        let grants = unused_grants(&self.state.world.snapshot).into_iter().map(|grant| {
+            let object = ObjectRef { kind: Kind::ReferenceGrant, key: grant.meta.key.clone() };
+            let message = "nothing refers across namespaces through this grant; it only opens a hole. The grant \
+                           belongs into the namespace of what is referred to, and names the referrer in `from`.";
+            (object, message.to_owned())
+        });
+        let policies = self.state.policies.values().flat_map(|p| {
+            let missing = policy_targets(&p.policy)
+                .into_iter()
+                .filter(|s| !self.state.world.snapshot.services.contains_key(s));
+            missing.map(|service| {
+                let key = p.policy.meta.key.clone();
+                let object = ObjectRef { kind: Kind::BackendTlsPolicy, key };
+                (object, format!("target Service {service} does not exist"))
+            })
+        });
+        grants.chain(policies).collect()
+    }
+
+    fn attached(&self, gateway: &ObjectKey, id: &ListenerId) -> i32 {
+        let slot = Slot::Listener { gateway: gateway.clone(), id: id.clone() };
+        self.state.slots.get(&slot).map_or(0, |s| s.attached)
+    }
+
+    fn set_status(&self, key: &ObjectKey) -> Option<ObjectStatus> {
+        let set = self.state.world.snapshot.listener_sets.get(key)?;
+        if !set.parent_kind.is(Kind::Gateway) {
+            return None;
+        }
+        let gateway = self.state.gateways.get(&set.parent)?;
+        let resolved = gateway.sets.iter().find(|s| s.set.meta.key == *key)?;
+        let attached = |id: &ListenerId| self.attached(&set.parent, id);
+        Some(listener_set_status(gateway, resolved, &self.feedback, attached))
+    }
+
+    fn policy_status(&self, policy: &ResolvedPolicy) -> Option<ObjectStatus> {
+        let targets = policy_targets(&policy.policy);
+        let ancestors: BTreeSet<_> = targets
+            .iter()
+            .flat_map(|service| self.state.users.get(service).into_iter().flatten())
+            .flat_map(|id| self.ancestors(id, &targets))
+            .collect();
+        policy_status(policy, ancestors.into_iter(), self.loses_to(policy).as_ref())
+    }
+
+    /// Parents of a route through which it reaches one of `targets`.
+    fn ancestors(&self, id: &RouteId, targets: &BTreeSet<ObjectKey>) -> Vec<Ancestor> {
+        let Some(route) = self.state.routes.get(id).map(|r| &r.resolved) else { return Vec::new() };
+        let reaches =
+            |domain| route.rules(domain).is_some_and(|r| r.services.iter().any(|s| targets.contains(s)));
+        let parents = route.parents.iter().filter(|p| p.accepted.is_ok() && reaches(p.domain));
+        parents
+            .map(|p| Ancestor {
+                kind: match p.domain {
+                    Domain::Gateway => Kind::Gateway,
+                    Domain::Mesh => Kind::Service,
+                },
+                key: p.object.clone(),
+            })
+            .collect()
+    }
+
+    /// The older policy, when each target of this one is taken.
+    fn loses_to(&self, policy: &ResolvedPolicy) -> Option<ObjectKey> {
+        let mut winner = None;
+        let targets = policy.policy.targets.iter().filter(|t| t.kind.is(Kind::Service));
+        for target in targets {
+            let service = ObjectKey::new(policy.policy.meta.key.namespace.clone(), target.name.clone());
+            let rivals = policies_of(&self.state.world, &self.state.policies, &service);
+            // The same section, so that a policy for one port does not conflict with one for the whole Service.
+            let first = rivals.into_iter().find(|p| {
+                let mut targets = p.policy.targets.iter();
+                targets.any(|t| {
+                    t.kind.is(Kind::Service) && t.name == target.name && t.section_name == target.section_name
+                })
+            });
+            match first {
+                Some(first) if first.policy.meta.key != policy.policy.meta.key => {
+                    winner.get_or_insert(first.policy.meta.key.clone());
+                }
+                _ => return None,
+            }
+        }
+        winner
+    }
+
+    fn drop_leftovers(&mut self, touched: &Touched) {
+        let known = |object: &ObjectRef| match object.kind {
+            Kind::GatewayClass => touched.classes.contains(&object.key.name),
+            Kind::Gateway => touched.gateways.contains(&object.key),
+            Kind::ListenerSet => self.state.world.snapshot.listener_sets.contains_key(&object.key),
+            Kind::BackendTlsPolicy => self.state.policies.contains_key(&object.key),
+            _ => touched.routes.iter().any(|id| route_kind(id) == object.kind && id.1 == object.key),
+        };
+        let all = self.statuses.all();
+        let gone: Vec<_> = all.keys().filter(|o| !known(o)).cloned().collect();
+        drop(all);
+        for object in gone {
+            self.statuses.set(object, None);
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! Worlds in, conditions and selections out.
+
+mod world;
+
+mod gateways;
+mod incremental;
+mod listeners;
+mod mesh;
+mod policies;
+mod routes;
+mod workloads;

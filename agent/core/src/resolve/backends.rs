@@ -1,0 +1,128 @@
+//! backendRefs: kinds, grants, Services, ports and TLS policies.
+
+use super::{
+    Domain, Problem, Reader,
+    app_protocol::{declared, spoken},
+    grants::Referrer,
+    reason,
+    tls_policy::chosen_policy,
+};
+use crate::{
+    config::{Backend, BackendKey, FailReason, Transport},
+    model::{
+        BackendObjectRef, Kind, ObjectKey, RouteKind, Service, ServicePort, ServiceType, Str,
+        TransportProtocol,
+    },
+};
+use std::sync::Arc;
+
+/// A backend reference looked up.
+pub(super) struct Lookup {
+    /// The Service that was named, whether or not it can be used.
+    pub(super) service: Option<ObjectKey>,
+    pub(super) target: Result<Arc<Backend>, FailReason>,
+    /// For `ResolvedRefs`.
+    pub(super) problem: Option<Problem>,
+    /// An extra sentence for `Accepted`: the reference is fine, but requests will fail.
+    pub(super) note: Option<String>,
+}
+
+/// Looks up backends for one route in one domain.
+pub(super) struct Backends<'r, 'w> {
+    pub(super) reader: &'r Reader<'w>,
+    pub(super) kind: RouteKind,
+    pub(super) namespace: Str,
+    pub(super) domain: Domain,
+}
+
+impl Backends<'_, '_> {
+    /// Looks one up; the error of the reference is part of the answer.
+    pub(super) fn lookup(&self, object: &BackendObjectRef) -> Lookup {
+        match self.find(object) {
+            Ok((key, service, port)) => self.with_policy(key, service, port),
+            Err(problem) => Lookup {
+                service: None,
+                target: Err(FailReason::InvalidBackend),
+                problem: Some(problem),
+                note: None,
+            },
+        }
+    }
+
+    fn find(&self, object: &BackendObjectRef) -> Result<(ObjectKey, &Service, &ServicePort), Problem> {
+        let not_found = |why: String| Problem::new(reason::BACKEND_NOT_FOUND, why);
+        if !object.kind.is(Kind::Service) {
+            let why = format!("backendRef kind {} is not supported; use a Service", object.kind);
+            return Err(Problem::new(reason::INVALID_KIND, why));
+        }
+        let namespace = object.namespace.clone().unwrap_or_else(|| self.namespace.clone());
+        let key = ObjectKey::new(namespace, object.name.clone());
+        // Routes of a Service need no grant: the client could call the backend itself (GEP-1294).
+        if self.domain == Domain::Gateway {
+            let from = Referrer { kind: self.kind.kind(), namespace: self.namespace.clone() };
+            from.check(self.reader, Kind::Service, &key)?;
+        }
+        let service =
+            self.reader.service(&key).ok_or_else(|| not_found(format!("Service {key} does not exist")))?;
+        if service.kind == ServiceType::ExternalName {
+            // CVE-2021-25740: an ExternalName can point to anything, localhost included.
+            let why = format!("Service {key} is of type ExternalName, which may not be a backend");
+            return Err(Problem::new(reason::INVALID_KIND, why));
+        }
+        let number =
+            object.port.ok_or_else(|| not_found(format!("backendRef to Service {key} needs a port")))?;
+        let port = self.find_port(&key, service, number)?;
+        Ok((key, service, port))
+    }
+
+    fn find_port<'s>(
+        &self,
+        key: &ObjectKey,
+        service: &'s Service,
+        number: u16,
+    ) -> Result<&'s ServicePort, Problem> {
+        let wanted = match self.kind {
+            RouteKind::Udp => TransportProtocol::Udp,
+            _ => TransportProtocol::Tcp,
+        };
+        let mut same_number = service.ports.iter().filter(|p| p.port == number).peekable();
+        if same_number.peek().is_none() {
+            let ports: Vec<_> = service.ports.iter().map(|p| p.port.to_string()).collect();
+            let why = format!("Service {key} has no port {number}, only {}", ports.join(", "));
+            return Err(Problem::new(reason::BACKEND_NOT_FOUND, why));
+        }
+        same_number.find(|p| p.protocol == wanted).ok_or_else(|| {
+            let why =
+                format!("port {number} of Service {key} is not {wanted:?}, as {} needs", self.kind.kind());
+            Problem::new(reason::UNSUPPORTED_PROTOCOL, why)
+        })
+    }
+
+    fn with_policy(&self, key: ObjectKey, service: &Service, port: &ServicePort) -> Lookup {
+        let policies = match self.kind {
+            RouteKind::Udp => Vec::new(),
+            _ => self.reader.policies(&key),
+        };
+        let policy = chosen_policy(&policies, &key, &port.name);
+        let broken = policy.filter(|p| p.tls.is_none());
+        let target = match broken {
+            // Never in clear where TLS is asked for.
+            Some(_) => Err(FailReason::InvalidBackend),
+            None => Ok(Arc::new(Backend {
+                key: BackendKey {
+                    service: key.clone(),
+                    port: port.port,
+                    transport: if self.kind == RouteKind::Udp { Transport::Udp } else { Transport::Tcp },
+                },
+                protocol: spoken(self.kind, declared(port)),
+                tls: policy.and_then(|p| p.tls.clone()),
+                client_ip_affinity: service.client_ip_affinity,
+            })),
+        };
+        let note = broken.map(|p| {
+            let policy = &p.policy.meta.key;
+            format!("Requests to Service {key} fail: BackendTLSPolicy {policy} is not valid.")
+        });
+        Lookup { service: Some(key), target, problem: None, note }
+    }
+}

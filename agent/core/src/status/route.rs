@@ -1,0 +1,79 @@
+//! Routes: one entry for each parent of ours.
+
+use super::{Condition, ObjectStatus, RouteParentStatus, observed};
+use crate::{
+    compile::Verdict,
+    resolve::{Problem, ResolvedParent, ResolvedRoute, ResolvedRules, Slot, reason},
+};
+use std::collections::BTreeSet;
+
+/// The status of a route. `verdict` tells what became of it at a slot. `None` without a parent of ours.
+pub(crate) fn route_status<'v>(
+    route: &ResolvedRoute,
+    verdict: impl Fn(&Slot) -> Option<&'v Verdict>,
+) -> Option<ObjectStatus> {
+    let generation = route.route.meta.generation;
+    let entry = |parent: &ResolvedParent| RouteParentStatus {
+        parent: route.route.parents[parent.index].clone(),
+        conditions: observed(generation, conditions(route, parent, &verdict)),
+    };
+    let parents: Vec<_> = route.parents.iter().map(entry).collect();
+    (!parents.is_empty()).then_some(ObjectStatus::Route { parents })
+}
+
+fn conditions<'v>(
+    route: &ResolvedRoute,
+    parent: &ResolvedParent,
+    verdict: &impl Fn(&Slot) -> Option<&'v Verdict>,
+) -> Vec<Condition> {
+    let verdicts: Vec<_> = parent.attachments.iter().filter_map(|a| verdict(&a.slot)).collect();
+    let Some(rules) = route.rules(parent.domain) else {
+        // The parent is missing: there is nothing to say about references.
+        let missing = parent.accepted.as_ref().err();
+        return missing.map(|p| Condition::no("Accepted", p)).into_iter().collect();
+    };
+    let accepted = accepted(parent, rules, &verdicts);
+    let partially = accepted.is_ok() && !rules.dropped.is_empty();
+    let accepted = match accepted {
+        Ok(message) => Condition::yes("Accepted", reason::ACCEPTED, message),
+        Err(problem) => Condition::no("Accepted", &problem),
+    };
+    let mut out = vec![accepted, Condition::refs(&Problem::join(rules.refs.clone()))];
+    if partially {
+        out.push(Condition::yes("PartiallyInvalid", reason::UNSUPPORTED_VALUE, dropped(rules)));
+    }
+    out
+}
+
+fn accepted(
+    parent: &ResolvedParent,
+    rules: &ResolvedRules,
+    verdicts: &[&Verdict],
+) -> Result<String, Problem> {
+    parent.accepted.clone()?;
+    if rules.all_dropped() {
+        // Fails closed: requests that it would match answer 500, they do not fall through to another route.
+        let reason = rules.dropped.first().map_or(reason::UNSUPPORTED_VALUE, |(_, p)| p.reason);
+        return Err(Problem::new(reason, dropped(rules)));
+    }
+    let rejections: Vec<_> = verdicts.iter().filter_map(|v| v.rejected.as_ref()).collect();
+    let everywhere = !verdicts.is_empty() && rejections.len() == verdicts.len();
+    if let Some(problem) = rejections.first().filter(|_| everywhere) {
+        return Err((*problem).clone());
+    }
+    let mut sentences = vec!["The route is attached.".to_owned()];
+    sentences.extend(parent.notes.iter().cloned());
+    sentences.extend(rules.notes.iter().cloned());
+    sentences.extend(rejections.iter().map(|p| format!("Not on every listener or port: {}.", p.message)));
+    sentences.extend(verdicts.iter().flat_map(|v| v.notes.iter().cloned()));
+    let mut seen = BTreeSet::new();
+    sentences.retain(|s| seen.insert(s.clone()));
+    Ok(sentences.join(" "))
+}
+
+/// `PartiallyInvalid` must start with "Dropped Rule" (shared_types.go).
+fn dropped(rules: &ResolvedRules) -> String {
+    let one = |(index, problem): &(usize, Problem)| format!("rules[{index}]: {}", problem.message);
+    let all: Vec<_> = rules.dropped.iter().map(one).collect();
+    format!("Dropped Rule: {}", all.join("; "))
+}
