@@ -7,7 +7,7 @@ use http_body_util::BodyExt;
 use std::sync::Arc;
 use weft_core::{
     config::{Action, AppProtocol, FailReason, HttpRule, MirrorTarget},
-    model::{Cors, HeaderModifier, Hostname, PathModifier, Redirect, RouteKind, UrlRewrite},
+    model::{Cors, HeaderModifier, Hostname, PathModifier, Redirect, UrlRewrite},
 };
 
 /// A request through a mesh frontend with one rule: what the upstream saw of it, and what the client got.
@@ -91,10 +91,10 @@ cases! {
         code: 200, answer: &[],
     };
     passes_options_star: Case {
-        what: "OPTIONS *", rule: |r| r.id.kind = RouteKind::Http,
+        what: "OPTIONS *", rule: PLAIN,
         request: "OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
-        upstream: None,
-        code: 404, answer: &["x-weft-reason: no_route"],
+        upstream: Some(("OPTIONS *", &["host: a"])),
+        code: 200, answer: &[],
     };
     resolves_dot_segments_before_matching: Case {
         what: "dots", rule: PLAIN,

@@ -34,7 +34,8 @@ use weft_core::{
     balance::Weighted,
     config::{
         Action, AppProtocol, Backend, BackendKey, Config, Endpoint, EndpointSet, FailReason, FilterChain,
-        Frontend, GatewayConfig, HttpBackend, HttpListener, HttpRule, MeshRoutes, PortConfig, RuleId, Transport,
+        Frontend, GatewayConfig, HttpBackend, HttpListener, HttpRule, MeshRoutes, PortConfig, RuleId,
+        Transport,
     },
     matching::{Entry, HostMap, Order, RouteTable},
     model::{Hostname, Match, MtlsMode, ObjectKey, PathMatch, RouteKind, SpiffeId, Timeouts, Workload},
@@ -46,7 +47,8 @@ pub(super) const GATEWAY_PORT: u16 = 8080;
 
 /// Runs a test on a runtime like a worker's. Nothing here takes long: a test that hangs fails.
 pub(super) fn run(test: impl Future<Output = ()> + 'static) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
     runtime.unwrap().block_on(async {
         tokio::time::timeout(Duration::from_secs(30), test).await.expect("the test hangs");
     });
@@ -61,7 +63,12 @@ pub(super) struct Plain {
 impl Dial for Plain {
     type Io = TcpStream;
 
-    async fn dial(&self, _: &Rc<Source>, endpoint: &Endpoint, _: bool) -> Result<Upstream<TcpStream>, ProxyError> {
+    async fn dial(
+        &self,
+        _: &Rc<Source>,
+        endpoint: &Endpoint,
+        _: bool,
+    ) -> Result<Upstream<TcpStream>, ProxyError> {
         self.dials.set(self.dials.get() + 1);
         let io = TcpStream::connect(endpoint.addr).await.map_err(|e| ProxyError {
             retry: Retryable::Yes,
@@ -119,7 +126,11 @@ impl Bed {
         self.listen(Entrance::Gateway(GatewayEntrance { gateway, port: GATEWAY_PORT, tls: None }), None).await
     }
 
-    pub(super) async fn listen(self: &Rc<Self>, entrance: Entrance, version: Option<HttpVersion>) -> SocketAddr {
+    pub(super) async fn listen(
+        self: &Rc<Self>,
+        entrance: Entrance,
+        version: Option<HttpVersion>,
+    ) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let bed = Rc::clone(self);
@@ -167,20 +178,25 @@ impl Bed {
 pub(super) struct World(pub(super) Config);
 
 pub(super) fn backend(name: &str, protocol: AppProtocol) -> Backend {
-    let key = BackendKey { service: ObjectKey::new("shop", name), port: 80 };
+    let key = BackendKey { service: ObjectKey::new("shop", name), port: 80, transport: Transport::Tcp };
     Backend { key, protocol, tls: None, client_ip_affinity: false }
 }
 
 impl World {
     /// A Service with these endpoints.
     pub(super) fn service(&mut self, backend: Backend, endpoints: &[SocketAddr]) -> Arc<Backend> {
-        let ready = endpoints.iter().map(|addr| Endpoint { addr: *addr, workload: None, zone: None }).collect();
+        let ready =
+            endpoints.iter().map(|addr| Endpoint { addr: *addr, workload: None, zone: None }).collect();
         self.0.endpoints.insert(backend.key.clone(), Arc::new(EndpointSet { ready }));
         Arc::new(backend)
     }
 
     /// [`FRONTEND`], in front of `default`, with these producer routes.
-    pub(super) fn frontend(mut self, default: &Arc<Backend>, routes: Option<Vec<(Match, HttpRule)>>) -> Config {
+    pub(super) fn frontend(
+        mut self,
+        default: &Arc<Backend>,
+        routes: Option<Vec<(Match, HttpRule)>>,
+    ) -> Config {
         let frontend = Frontend {
             service: default.key.service.clone(),
             port: 80,
@@ -294,7 +310,8 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExec {
 }
 
 pub(super) fn text(code: u16, body: &'static str) -> Reply {
-    let body = Full::new(Bytes::from_static(body.as_bytes())).map_err(|e: Infallible| match e {}).boxed_unsync();
+    let body =
+        Full::new(Bytes::from_static(body.as_bytes())).map_err(|e: Infallible| match e {}).boxed_unsync();
     Response::builder().status(code).body(body).unwrap()
 }
 
@@ -305,7 +322,9 @@ impl App {
     }
 
     /// `handler` gets the request and its number, from 1.
-    pub(super) async fn start(handler: impl Fn(Seen, u32) -> LocalBoxFuture<'static, Reply> + 'static) -> Self {
+    pub(super) async fn start(
+        handler: impl Fn(Seen, u32) -> LocalBoxFuture<'static, Reply> + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let app =
             Self { addr: listener.local_addr().unwrap(), seen: Rc::default(), connections: Rc::default() };
@@ -344,7 +363,9 @@ impl App {
         });
         // An error is the test's own doing.
         let _ = if &first == b"PRI" {
-            hyper::server::conn::http2::Builder::new(LocalExec).serve_connection(TokioIo::new(io), service).await
+            hyper::server::conn::http2::Builder::new(LocalExec)
+                .serve_connection(TokioIo::new(io), service)
+                .await
         } else {
             hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(io), service).await
         };
