@@ -7,7 +7,10 @@ use super::{
 use http::{HeaderMap, Request};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use weft_core::{
-    config::{Action, AppProtocol, Backend, BackendKey, Endpoint, FailReason, FilterChain, HttpRule, RuleId},
+    config::{
+        Action, AppProtocol, Backend, BackendKey, Endpoint, FailReason, FilterChain, HttpRule, RuleId,
+        Transport,
+    },
     model::{MtlsMode, ObjectKey, RouteKind, SpiffeId, Timeouts, Workload},
 };
 
@@ -52,7 +55,7 @@ pub(super) fn rule(name: &str, label: &str) -> Arc<HttpRule> {
 
 pub(super) fn backend(name: &str) -> Arc<Backend> {
     Arc::new(Backend {
-        key: BackendKey { service: ObjectKey::new("shop", name), port: 80 },
+        key: BackendKey { service: ObjectKey::new("shop", name), port: 80, transport: Transport::Tcp },
         protocol: AppProtocol::Http,
         tls: None,
         client_ip_affinity: false,

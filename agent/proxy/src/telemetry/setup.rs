@@ -3,7 +3,7 @@
 use super::{
     config::{AccessLogOutput, LogConfig, TelemetryConfig, TraceConfig},
     counters::Counters,
-    export::{self, DecidedIds, Message, Queue, Stats},
+    export::{DecidedIds, Message, Queue, Stats, run},
     expose::{self, ContentType, View},
     metrics::{Handles, Registry},
     span::TARGET,
@@ -83,27 +83,37 @@ struct Spans {
 /// # Errors
 /// See [`InitError`].
 pub fn init(mut config: TelemetryConfig) -> Result<Arc<Telemetry>, InitError> {
-    let export = config.trace.endpoint.take().map(|endpoint| {
-        let export = start_export(&endpoint, &config.trace);
-        (endpoint, export)
-    });
-    let (provider, spans, problem) = match export {
-        Some((endpoint, Ok((provider, spans)))) => {
-            config.trace.endpoint = Some(endpoint);
-            (Some(provider), Some(spans), None)
-        }
-        Some((endpoint, Err(error))) => (None, None, Some((endpoint, error))),
-        None => (None, None, None),
-    };
-    let dispatch = subscriber(&config.log, provider)?;
-    let telemetry = assemble(config, spans)?;
+    let export = export(&mut config.trace);
+    let dispatch = subscriber(&config.log, export.provider)?;
+    let telemetry = assemble(config, export.spans)?;
     tracing::dispatcher::set_global_default(dispatch).map_err(|_| InitError::Twice)?;
-    if let Some((endpoint, error)) = problem {
+    if let Some((endpoint, error)) = export.problem {
         // Without a scheme the exporter takes https, which is not built in.
         let remedy = "write http://HOST:4317 (no TLS) and restart";
         tracing::error!(endpoint, %error, remedy, "no spans are exported: the trace endpoint cannot be used");
     }
     Ok(telemetry)
+}
+
+/// How spans get out, if they do.
+#[derive(Default)]
+struct Export {
+    provider: Option<SdkTracerProvider>,
+    spans: Option<Spans>,
+    /// An endpoint that cannot be used, and why.
+    problem: Option<(String, ExporterBuildError)>,
+}
+
+/// Starts the export. An endpoint that cannot be used is taken out of the configuration.
+fn export(config: &mut TraceConfig) -> Export {
+    let Some(endpoint) = config.endpoint.clone() else { return Export::default() };
+    match start_export(&endpoint, config) {
+        Ok((provider, spans)) => Export { provider: Some(provider), spans: Some(spans), problem: None },
+        Err(error) => {
+            config.endpoint = None;
+            Export { problem: Some((endpoint, error)), ..Export::default() }
+        }
+    }
 }
 
 fn assemble(config: TelemetryConfig, spans: Option<Spans>) -> Result<Arc<Telemetry>, InitError> {
@@ -128,7 +138,7 @@ fn start_export(
         SpanExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(config.timeout).build()?;
     let (queue, receiver) = Queue::new(config.queue_max);
     let (stats, sender) = (queue.stats(), queue.sender());
-    let task = tokio::spawn(export::run(exporter, receiver, config.clone(), stats.clone()));
+    let task = tokio::spawn(run(exporter, receiver, config.clone(), stats.clone()));
     let provider = SdkTracerProvider::builder()
         .with_span_processor(queue)
         // Decided long before; only recorded requests get a span at all.
@@ -180,28 +190,14 @@ fn watch_hangup(config: &TelemetryConfig, writer: Option<Arc<Writer>>) -> Option
 }
 
 impl Telemetry {
-    /// Telemetry that only counts: no span, no log, no subscriber. For tests of the data plane and short-lived tools.
-    #[must_use]
-    pub fn counting() -> Arc<Self> {
-        let config = TelemetryConfig::default();
-        Arc::new(Self {
-            registry: Arc::new(Registry::new(config.metrics.series_max, config.metrics.idle)),
-            workers: Mutex::default(),
-            certificates: Mutex::default(),
-            spans: None,
-            writer: None,
-            hangup: Mutex::default(),
-            config,
-        })
-    }
-
     /// Telemetry that leaves the `tracing` subscriber of the process alone: for tests, and for a second data plane in
     /// one process. Call it inside a runtime if it exports or writes to a file.
     ///
     /// # Errors
     /// See [`InitError`].
-    pub fn detached(config: TelemetryConfig) -> Result<Arc<Self>, InitError> {
-        build(config).map(|(telemetry, _)| telemetry)
+    pub fn detached(mut config: TelemetryConfig) -> Result<Arc<Self>, InitError> {
+        let export = export(&mut config.trace);
+        assemble(config, export.spans)
     }
 
     /// The telemetry of one more worker. Call it on the worker's thread, once.
