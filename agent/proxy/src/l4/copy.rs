@@ -180,3 +180,6 @@ impl Flow {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
