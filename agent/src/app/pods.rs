@@ -10,7 +10,7 @@ use tokio::{
 };
 use weft_certs::IdentityStore;
 use weft_core::model::{MtlsMode, ObjectKey, Str, Workload};
-use weft_inpod::{CapturedPod, Family, PodEvent, PodRecord, PodSockets};
+use weft_inpod::{CapturedPod, Family, PodEvent, PodSockets, holder::PodRecord};
 use weft_proxy::{
     context::Sockets,
     pods::{self, DataPlane},

@@ -37,6 +37,21 @@ fn latency_jumps_up_and_fades() {
 }
 
 #[test]
+fn a_failure_is_slow_however_quick_it_came() {
+    let now = Instant::now();
+    let (mut dead, mut busy) = (Load::new(now), Load::new(now));
+    dead.begin();
+    dead.failed(now);
+    dead.end(None, now);
+    busy.begin();
+    busy.observe(ms(50), now);
+    assert_eq!((dead.in_flight(), busy.in_flight()), (0, 1));
+    assert!(dead.cost(now) > busy.cost(now));
+    let later = now + Duration::from_secs(60);
+    assert!(dead.cost(later) < busy.cost(now), "and is tried again after a while");
+}
+
+#[test]
 fn the_better_of_two() {
     let now = Instant::now();
     let loads = [10, 1].map(|latency| {
