@@ -161,9 +161,13 @@ impl State {
         });
         for key in dirty {
             let unit = Unit::Gateway(key.clone());
-            let new = self.read(settings, &unit, |r| resolve_gateway(r, &key).map(Arc::new));
+            let mut new = self.read(settings, &unit, |r| resolve_gateway(r, &key));
             self.work.gateways += 1;
             let old = self.gateways.remove(&key);
+            if let Some(new) = &mut new {
+                share_tls(new, old.as_deref());
+            }
+            let new = new.map(Arc::new);
             touched.gateways.insert(key.clone());
             for gateway in old.iter().chain(&new) {
                 touched.sets.extend(gateway.sets.iter().map(|s| s.set.meta.key.clone()));
@@ -486,6 +490,18 @@ impl State {
 fn services(route: &ResolvedRoute) -> BTreeSet<ObjectKey> {
     let rules = route.gateway_rules.iter().chain(&route.mesh_rules);
     rules.flat_map(|r| r.services.iter().cloned()).collect()
+}
+
+/// Makes equal TLS values the same `Arc`, that of before if there was one.
+fn share_tls(new: &mut ResolvedGateway, old: Option<&ResolvedGateway>) {
+    let mut known: Vec<_> =
+        old.into_iter().flat_map(|g| g.listeners.iter().filter_map(|l| l.tls.clone())).collect();
+    for tls in new.listeners.iter_mut().filter_map(|l| l.tls.as_mut()) {
+        match known.iter().find(|k| *k == tls) {
+            Some(same) => *tls = same.clone(),
+            None => known.push(tls.clone()),
+        }
+    }
 }
 
 /// Whether routes see no difference between two resolutions of a Gateway.
