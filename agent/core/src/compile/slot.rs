@@ -208,10 +208,8 @@ fn cross_serving(routes: &mut Vec<SlotRoute<'_>>, out: &mut CompiledSlot) {
     }
     let mut kept: Vec<SlotRoute<'_>> = Vec::new();
     for route in routes.drain(..) {
-        let rival = kept.iter().find(|k| {
-            k.id.0 != route.id.0
-                && k.hostnames.iter().any(|a| route.hostnames.iter().any(|b| intersects(a, b)))
-        });
+        let hit = |a: &Option<Hostname>| route.hostnames.iter().any(|b| intersects(a, b));
+        let rival = kept.iter().find(|k| k.id.0 != route.id.0 && k.hostnames.iter().any(hit));
         if let Some(rival) = rival {
             let message = format!(
                 "the older {} {} has intersecting hostnames on this listener; HTTPRoutes and GRPCRoutes cannot share \

@@ -57,10 +57,18 @@ impl Condition {
     }
 }
 
-/// Every condition carries the generation that it was made from.
+/// The API server refuses longer messages (`metav1.Condition.message`, maxLength).
+const MAX_MESSAGE: usize = 32_768;
+
+/// Every condition carries the generation that it was made from, and a message that the API server takes.
 fn observed(generation: i64, mut conditions: Vec<Condition>) -> Vec<Condition> {
     for condition in &mut conditions {
         condition.observed_generation = generation;
+        if condition.message.len() > MAX_MESSAGE {
+            let end = condition.message.floor_char_boundary(MAX_MESSAGE - "…".len());
+            condition.message.truncate(end);
+            condition.message.push('…');
+        }
     }
     conditions
 }

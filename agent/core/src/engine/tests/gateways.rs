@@ -152,6 +152,7 @@ fn programmed_follows_feedback() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn protocols_kinds_and_certificates() {
     let mut w = world();
     w.secret("infra/good", key_pair("good"));
