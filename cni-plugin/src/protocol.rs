@@ -165,3 +165,70 @@ impl Enrolled {
         self.pods.contains(&key) || (self.namespaces.contains(namespace) && !self.kept_out.contains(&key))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_pods_own_entry_wins() {
+        let set = |names: &[&str]| names.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
+        let table =
+            Enrolled { namespaces: set(&["shop"]), pods: set(&["lab/one"]), kept_out: set(&["shop/out"]) };
+        for (namespace, name, want) in [
+            ("shop", "any", true),
+            ("shop", "out", false),
+            ("lab", "one", true),
+            ("lab", "two", false),
+            ("", "", false),
+        ] {
+            assert_eq!(table.contains(namespace, name), want, "{namespace}/{name}");
+        }
+    }
+
+    #[test]
+    fn lengths_are_bounded() {
+        assert!(body_length(u32::MAX.to_be_bytes()).is_err());
+        assert!(encode(&"x".repeat(MAX_FRAME_BYTES)).is_err());
+        assert_eq!(body_length([0, 0, 1, 0]).unwrap(), 256);
+    }
+
+    proptest! {
+        #[test]
+        fn requests_survive_the_wire(id in "[a-z0-9]{1,64}", name in ".{0,80}", command in 0u8..5) {
+            let attachment = Attachment {
+                container_id: id.clone(),
+                ifname: "eth0".into(),
+                netns: "/run/netns/x".into(),
+                pod: PodArgs { namespace: name.clone(), name, uid: String::new() },
+                ips: vec![IpAddr::from([10, 0, 0, 1])],
+            };
+            let command = match command {
+                0 => Command::Add(attachment),
+                1 => Command::Check(attachment),
+                2 => Command::Del { container_id: id },
+                3 => Command::Gc { valid: vec![ValidAttachment { container_id: id, ifname: "e".into() }] },
+                _ => Command::Status,
+            };
+            let request = Request { version: PROTOCOL_VERSION, command };
+            let frame = encode(&request).unwrap();
+            let (prefix, body) = frame.split_first_chunk::<HEADER_BYTES>().unwrap();
+            prop_assert_eq!(body_length(*prefix).unwrap(), body.len());
+            prop_assert_eq!(decode::<Request>(body).unwrap(), request);
+        }
+
+        #[test]
+        fn no_body_panics(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode::<Request>(&body);
+            let _ = decode::<Response>(&body);
+            let _ = decode::<Enrolled>(&body);
+        }
+
+        #[test]
+        fn no_configuration_panics(config in "\\PC{0,200}", args in "\\PC{0,80}") {
+            let _ = crate::spec::NetConf::parse(config.as_bytes());
+            let _ = PodArgs::parse(&args);
+        }
+    }
+}

@@ -5,8 +5,8 @@
 //! mangle_output      (route,  -150)  the application's replies on it: mark 0x111, so that routes.rs keeps them
 //! nat_prerouting     (nat,    -100)  first SYN from outside → 15006
 //! nat_output         (nat,    -100)  first SYN of the pod   → 15001
-//! guard_input        (filter, 0)     a SYN that should have been redirected and was not: dropped
-//! guard_output       (filter, 0)     the same, outward
+//! guard_input        (filter, 0)     at input: a SYN that should have been redirected and was not is dropped
+//! guard_output       (filter, 0)     at postrouting: the same, outward
 //! ```
 //!
 //! Only a connection's first SYN is looked at, so connections that exist when a pod joins stay as they are.
@@ -120,7 +120,8 @@ pub fn ruleset(config: &CaptureConfig, mode: Mode, ipv6: bool) -> Nftables<'stat
         build.exempt("exempt_inbound", Side::Inbound, &config.inbound_ports, &config.inbound_cidrs);
         build.exempt("exempt_outbound", Side::Outbound, &config.outbound_ports, &config.outbound_cidrs);
         build.chain("guard_input", NfChainType::Filter, NfHook::Input, 0);
-        build.chain("guard_output", NfChainType::Filter, NfHook::Output, 0);
+        // Not at the output hook: a packet that nat_output has turned to `lo` still shows its old interface there.
+        build.chain("guard_output", NfChainType::Filter, NfHook::Postrouting, 0);
         build.capture("nat_prerouting", "exempt_inbound", redirect(INBOUND_PORT));
         build.capture("nat_output", "exempt_outbound", redirect(OUTBOUND_PORT));
         build.capture("guard_input", "exempt_inbound", Statement::Drop(None));

@@ -194,11 +194,12 @@ impl Pods {
         self.pods.values().map(|pod| &pod.record)
     }
 
-    /// How many pods are captured, and how many are known.
+    /// How many pods are captured, how many are on their way to be captured or released, and how many are known.
     #[must_use]
-    pub fn counts(&self) -> (usize, usize) {
+    pub fn counts(&self) -> (usize, usize, usize) {
         let captured = self.pods.values().filter(|p| matches!(p.phase, Phase::Captured(_))).count();
-        (captured, self.pods.len())
+        let idle = self.pods.values().filter(|p| matches!(p.phase, Phase::Idle)).count();
+        (captured, self.pods.len() - captured - idle, self.pods.len())
     }
 
     fn found(&mut self, record: PodRecord, captured: bool, decide: &Decide<'_>, actions: &mut Vec<Action>) {

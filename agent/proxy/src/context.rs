@@ -1,5 +1,6 @@
 //! What every connection can reach: process-wide, per worker, and per source of traffic.
 
+use crate::telemetry::Telemetry;
 use arc_swap::ArcSwap;
 use std::{
     io,
@@ -21,6 +22,8 @@ pub struct Shared {
     pub limits: Limits,
     /// Where the peers' agents listen for HBONE; 15008 but in tests, where two agents share an address.
     pub hbone_port: u16,
+    /// Metrics, traces, access log of the process.
+    pub telemetry: Arc<Telemetry>,
 }
 
 /// The port of HBONE: inbound mutual TLS, on the pod's own address.
@@ -33,8 +36,8 @@ pub const INBOUND_PORT: u16 = 15006;
 impl Shared {
     /// State that serves an empty Config.
     #[must_use]
-    pub fn new(limits: Limits) -> Self {
-        Self { config: ArcSwap::default(), limits, hbone_port: HBONE_PORT }
+    pub fn new(limits: Limits, telemetry: Arc<Telemetry>) -> Self {
+        Self { config: ArcSwap::default(), limits, hbone_port: HBONE_PORT, telemetry }
     }
 }
 

@@ -125,6 +125,19 @@ pub enum UpstreamIo {
     Tunnel(TunnelStream),
 }
 
+impl UpstreamIo {
+    /// Waits until something has come in (or the end), without taking it.
+    pub(crate) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Tcp(io) => {
+                let mut byte = [0];
+                io.poll_peek(cx, &mut ReadBuf::new(&mut byte)).map(drop)
+            }
+            Self::Tunnel(io) => io.poll_readable(cx),
+        }
+    }
+}
+
 impl AsyncRead for UpstreamIo {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {

@@ -16,6 +16,7 @@ pub mod context;
 pub mod dial;
 pub mod drain;
 pub mod error;
+pub mod http;
 pub mod inbound;
 pub mod l4;
 pub mod outbound;

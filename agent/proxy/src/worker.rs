@@ -5,8 +5,11 @@
 
 use crate::{
     context::{ShareKey, Shared},
+    dial::Dialer,
     drain::Drain,
+    http::HttpWorker,
     share::{Share, ShareLimits},
+    telemetry::WorkerTelemetry,
     transport::pool::Tunnels,
 };
 use std::{
@@ -43,6 +46,8 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     /// Signal for everything on this worker.
     pub drain: Drain,
+    /// Metrics, traces, access log.
+    pub telemetry: Rc<WorkerTelemetry>,
     /// HBONE tunnels to other pods.
     pub tunnels: Tunnels,
     /// What (Service, port)s without a declared protocol turned out to speak.
@@ -52,6 +57,8 @@ pub struct Worker {
     /// All workers, for handing connections over.
     pub(crate) peers: Arc<Peers>,
     shares: RefCell<HashMap<ShareKey, Rc<Share>>>,
+    /// Made when first asked for, dropped with [`Worker::close`]: its dialer holds the worker.
+    http: RefCell<Option<Rc<HttpWorker<Dialer>>>>,
     random: Cell<u64>,
 }
 
@@ -59,15 +66,18 @@ impl Worker {
     fn new(id: usize, shared: Arc<Shared>, peers: Arc<Peers>) -> Rc<Self> {
         // The standard library's hasher is keyed at random: a seed without a dependency.
         let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), id);
+        let telemetry = shared.telemetry.worker();
         Rc::new(Self {
             id,
             shared,
+            telemetry,
             drain: Drain::new(),
             tunnels: Tunnels::default(),
             learned: crate::l4::learn::Learned::default(),
             pods: RefCell::default(),
             peers,
             shares: RefCell::default(),
+            http: RefCell::default(),
             random: Cell::new(seed),
         })
     }
@@ -91,7 +101,20 @@ impl Worker {
         let share = self.shares.borrow_mut().remove(key);
         let Some(share) = share else { return };
         share.drain().run(grace, share.idle()).await;
+        if let Some(http) = &*self.http.borrow() {
+            http.forget(key);
+        }
+        self.tunnels.forget(key);
         share.close();
+    }
+
+    /// The HTTP side of this worker.
+    pub fn http(self: &Rc<Self>) -> Rc<HttpWorker<Dialer>> {
+        let make = || {
+            let dialer = Dialer::new(self.clone());
+            HttpWorker::new(self.shared.clone(), dialer, self.telemetry.clone(), self.draw())
+        };
+        self.http.borrow_mut().get_or_insert_with(make).clone()
     }
 
     /// Every share, for metrics.
@@ -125,6 +148,7 @@ impl Worker {
         for share in self.shares.take().into_values() {
             share.close();
         }
+        self.http.take();
     }
 }
 

@@ -1,6 +1,12 @@
 //! Wiring: which part talks to which.
 
+mod admin;
+mod enrolment;
+mod gateways;
+mod pods;
 mod report;
+mod run;
+mod world;
 
 use crate::{
     call,
@@ -17,8 +23,8 @@ use std::process::ExitCode;
 pub fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Demo(args) => demo::run(&args)?,
-        Command::Run(_) => {}
-        Command::Holder(_) => {}
+        Command::Run(args) => return run::run(args),
+        Command::Holder(args) => holder(args)?,
         Command::Echo(args) => simple_runtime()?.block_on(echo::run(args))?,
         Command::Call(args) => {
             let tally = simple_runtime()?.block_on(call::run(args))?;
@@ -26,6 +32,13 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Ends on SIGTERM or SIGINT: then pods are captured with nobody behind their listeners, which is why the holder outlives
+/// agents and hands everything to its successor first.
+fn holder(args: crate::cli::HolderArgs) -> Result<()> {
+    weft_inpod::holder::run(weft_inpod::holder::HolderConfig { run_dir: args.run_dir, stop: None })?;
+    Ok(())
 }
 
 fn simple_runtime() -> Result<tokio::runtime::Runtime> {

@@ -1,18 +1,18 @@
 //! Conditions for people and machines: what `kubectl get` would show, from the files.
 
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
 use weft_core::{
     model::{ObjectRef, ParentRef},
     status::{Condition, ConditionStatus, ListenerStatus, ObjectStatus},
 };
 
 /// A table of every object with its conditions; reasons and messages of those that are not as one wishes.
-pub(super) fn table(statuses: &BTreeMap<ObjectRef, ObjectStatus>) -> String {
+pub(super) fn table(statuses: &BTreeMap<ObjectRef, Arc<ObjectStatus>>) -> String {
     let mut text = String::new();
     for (object, status) in statuses {
         let _ = writeln!(text, "{object}");
-        match status {
+        match &**status {
             ObjectStatus::GatewayClass { conditions, .. } => lines(&mut text, "", conditions),
             ObjectStatus::Gateway { conditions, addresses, listeners, .. } => {
                 for (kind, value) in addresses {

@@ -14,7 +14,7 @@ use weft_k8s::{AgentConfig, Problem, Severity, World};
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     /// Status of every object of ours.
-    pub(super) statuses: Arc<BTreeMap<ObjectRef, ObjectStatus>>,
+    pub(super) statuses: Arc<BTreeMap<ObjectRef, Arc<ObjectStatus>>>,
     /// Generations, by object.
     pub(super) generations: BTreeMap<ObjectRef, i64>,
     /// Problems of the files.
@@ -47,7 +47,13 @@ pub(super) fn settings(agent: &AgentConfig) -> Settings {
 impl Pipeline {
     pub(super) fn new(enrolment: Arc<WorldEnrolment>, seen: Arc<Mutex<Seen>>) -> Self {
         let world = Arc::new(World::default());
-        Self { engine: Engine::new(settings(&world.agent)), world, feedback: Feedback::default(), enrolment, seen }
+        Self {
+            engine: Engine::new(settings(&world.agent)),
+            world,
+            feedback: Feedback::default(),
+            enrolment,
+            seen,
+        }
     }
 
     /// Takes a new world: resolves, compiles, says what changed.

@@ -61,14 +61,16 @@ impl<K: Eq + Hash> Outliers<K> {
     ///
     /// At most half of the endpoints are ejected at a time: when most fail, the fault is hardly theirs.
     pub fn failed(&mut self, endpoint: K, endpoints: usize, now: Instant) -> Option<Duration> {
-        let room = self.ejected(now) < endpoints / 2;
         let policy = self.policy;
+        let before = self.records.get(&endpoint).map_or(0, |r| r.failures);
+        // Counting those at rest is left for when it matters.
+        let eject = before.saturating_add(1) >= policy.failures && self.ejected(now) < endpoints / 2;
         let record = self.records.entry(endpoint).or_default();
         if record.until.is_some_and(|until| now < until) {
             return None; // the tail of requests sent before
         }
         record.failures = record.failures.saturating_add(1);
-        if record.failures < policy.failures || !room {
+        if !eject {
             return None;
         }
         let growth = 1_u32.checked_shl(record.ejections).unwrap_or(u32::MAX);

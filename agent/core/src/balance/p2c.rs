@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 /// After how long without an answer an endpoint's latency has faded to 1/e: a slow one is asked again.
 const DECAY: Duration = Duration::from_secs(10);
 
+/// The latency that a failure stands for.
+const FAILURE: Duration = Duration::from_secs(1);
+
 /// What one worker knows of one endpoint: requests under way, and latency as a peak-sensitive moving average (it
 /// jumps to a slow answer at once and forgets it over [`DECAY`]).
 #[derive(Clone, Copy, Debug)]
@@ -26,14 +29,26 @@ impl Load {
         self.in_flight = self.in_flight.saturating_add(1);
     }
 
-    /// A request is over; `latency` is the time to the answer's head, or `None` if there was none to measure.
+    /// A request is over; `latency` is the time to the answer's head, unless [`Load::observe`] has been told before.
     pub fn end(&mut self, latency: Option<Duration>, now: Instant) {
         self.in_flight = self.in_flight.saturating_sub(1);
-        let Some(latency) = latency else { return };
+        if let Some(latency) = latency {
+            self.observe(latency, now);
+        }
+    }
+
+    /// An answer's head came after `latency`; the request may still be under way.
+    pub fn observe(&mut self, latency: Duration, now: Instant) {
         let sample = latency.as_secs_f64() * 1e9;
         let keep = self.keep(now);
         self.latency_ns = sample.max(self.latency_ns * keep + sample * (1.0 - keep));
         self.updated = self.updated.max(now);
+    }
+
+    /// No connection, or no answer. Counts as a slow answer: an endpoint that refuses at once would otherwise look like
+    /// the quickest of all and draw every request.
+    pub fn failed(&mut self, now: Instant) {
+        self.observe(FAILURE, now);
     }
 
     /// Requests under way.

@@ -1,10 +1,11 @@
 //! What filters do to a request or a response.
 //!
-//! Order of effect, whatever the order in `filters` (the API says SHOULD; the suite and every peer agree on this
-//! one): CORS (a preflight is answered here) → redirect (answers; nothing below runs) → request headers → URL
-//! rewrite → mirrors (they copy what the backend would get) → backend. Then, on the way back: response headers →
-//! CORS. A backendRef's own filters run after the rule's. All of them act on the head only and never fail a request
-//! that was well formed.
+//! Order of effect, whatever the order in `filters` (the API asks for the list's order where possible and lets an
+//! implementation document another): CORS, which answers a preflight → redirect, which answers → request headers → URL
+//! rewrite → mirrors, which copy what the backend would get → backend. A backendRef's own filters come after the
+//! rule's. On the way back: response headers of the backendRef, then of the rule → CORS.
+//!
+//! All of them act on the head only; the one failure is a rewritten target that grows beyond 64 KiB.
 
 pub mod cors;
 pub mod headers;

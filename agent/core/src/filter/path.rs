@@ -50,11 +50,11 @@ fn split(s: &str, at: char) -> (&str, Option<&str>) {
 }
 
 /// Percent-encodes what no URI may hold: the CRD puts no pattern on replacement values, and a line feed in one must not
-/// end the `Location` header.
+/// end the `Location` header. A backslash too: browsers read `/\evil.example` as `//evil.example`.
 pub(super) fn encoded(s: &str) -> String {
     let mut out = String::with_capacity(s.len());
     for byte in s.bytes() {
-        if matches!(byte, b'!'..=b'~') && !matches!(byte, b'"' | b'<' | b'>' | b'#') {
+        if byte.is_ascii_graphic() && !b"\"#<>\\`{}".contains(&byte) {
             out.push(char::from(byte));
         } else {
             let _ = write!(out, "%{byte:02X}"); // writing to a String cannot fail

@@ -207,6 +207,8 @@ type Groups = Arc<parking_lot::Mutex<BTreeMap<GroupKey, Vec<OwnedFd>>>>;
 pub struct Counts {
     /// Captured and served.
     pub captured: usize,
+    /// Being captured or released, among them those that an earlier agent served and this one does not yet.
+    pub pending: usize,
     /// Known on this node.
     pub known: usize,
     /// Whether the holder is connected.
@@ -345,8 +347,8 @@ impl Manager {
                 }
                 Some(ended) = self.work.join_next() => self.ended(ended),
             }
-            let (captured, known) = self.pods.counts();
-            let now = Counts { captured, known, holder: self.connected };
+            let (captured, pending, known) = self.pods.counts();
+            let now = Counts { captured, pending, known, holder: self.connected };
             self.counts.send_if_modified(|counts| std::mem::replace(counts, now) != now);
         }
         // Work is dropped, not awaited: each step is a transaction, and the next agent starts from the holder's

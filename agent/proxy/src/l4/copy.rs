@@ -123,7 +123,9 @@ impl Flow {
     ) -> Poll<Result<(), Failed>> {
         let mut burst = BURST;
         loop {
-            if !self.waiting.is_empty() && self.poll_write(source, sink, cx).map_err(Failed::Sink)?.is_pending() {
+            if !self.waiting.is_empty()
+                && self.poll_write(source, sink, cx).map_err(Failed::Sink)?.is_pending()
+            {
                 return self.poll_ahead(source, cx);
             }
             match self.state {
@@ -143,7 +145,8 @@ impl Flow {
             }
             // Idle from here on if nothing has come: hold no memory.
             self.waiting = Chunks::default();
-            let n = ready!(source.poll_fill(cx, &mut self.waiting, &mut self.size)).map_err(Failed::Source)?;
+            let n =
+                ready!(source.poll_fill(cx, &mut self.waiting, &mut self.size)).map_err(Failed::Source)?;
             self.took(n);
             burst = burst.saturating_sub(n);
         }

@@ -24,6 +24,7 @@ pub(super) fn request(out: &mut Vec<u8>, record: &RequestRecord<'_>, now: System
     line.side("destination", record.destination_identity, destination);
     if let Some(head) = record.head {
         line.text("method", head.method.as_str());
+        line.text("scheme", if head.https { "https" } else { "http" });
         line.bytes("authority", head.authority());
         let path = head.uri.path_and_query().filter(|_| query).map_or(head.uri.path(), |p| p.as_str());
         line.text("path", path);
@@ -85,6 +86,10 @@ pub(super) fn connection(out: &mut Vec<u8>, record: &ConnectionRecord<'_>, now: 
     }
     if let Some(endpoint) = record.endpoint {
         line.display("endpoint", endpoint);
+    }
+    if let Some(trace) = record.trace {
+        line.display("trace_id", trace.trace_id);
+        line.display("span_id", trace.span_id);
     }
     if let Some(reason) = record.reason {
         line.text("reason", reason.as_str());

@@ -106,19 +106,17 @@ pub(super) async fn run(
     stats: Arc<Stats>,
 ) {
     let mut flushes: Vec<oneshot::Sender<()>> = Vec::new();
+    let mut failing = false;
     loop {
         let (batch, closed) = gather(&mut queue, &config, &mut flushes).await;
         for (workload, spans) in group(batch) {
             let count = spans.len() as u64;
             exporter.set_resource(&resource(&workload, &config.resource));
             let result = timeout(config.timeout, exporter.export(spans)).await;
-            match result.unwrap_or(Err(OTelSdkError::Timeout(config.timeout))) {
-                Ok(()) => stats.exported.fetch_add(count, Relaxed),
-                Err(error) => {
-                    tracing::debug!(%error, spans = count, "cannot export spans");
-                    stats.failed.fetch_add(count, Relaxed)
-                }
-            };
+            let result = result.unwrap_or(Err(OTelSdkError::Timeout(config.timeout)));
+            let counter = if result.is_ok() { &stats.exported } else { &stats.failed };
+            counter.fetch_add(count, Relaxed);
+            tell(&mut failing, result);
         }
         for done in flushes.drain(..) {
             // Whoever waits may have given up.
@@ -128,6 +126,16 @@ pub(super) async fn run(
             return;
         }
     }
+}
+
+/// Logs when the collector goes away and when it is back, not each lost batch: those are counted.
+fn tell(failing: &mut bool, result: OTelSdkResult) {
+    match (result, *failing) {
+        (Err(error), false) => tracing::warn!(%error, "cannot export spans; they are counted as failed"),
+        (Ok(()), true) => tracing::info!("spans are exported again"),
+        (Err(_), true) | (Ok(()), false) => return,
+    }
+    *failing = !*failing;
 }
 
 /// Waits for a first span, then for a full batch, the interval or a flush. Whether the queue is closed.

@@ -2,7 +2,7 @@
 
 use super::{
     counters::{self, Counters, GAUGES, SHOWN},
-    metrics::{BUCKETS, Edge, Exchange, Flow, Link, Outcome, Part, Registry, Total},
+    metrics::{BUCKETS, Edge, Exchange, Flow, Link, Outcome, Registry, Total},
     record::Direction,
 };
 use std::{
@@ -25,6 +25,12 @@ pub enum ContentType {
 }
 
 impl ContentType {
+    /// For [`super::Telemetry::render_metrics`].
+    #[must_use]
+    pub const fn is_openmetrics(self) -> bool {
+        matches!(self, Self::OpenMetrics)
+    }
+
     /// The header's value.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -39,10 +45,10 @@ impl ContentType {
 #[must_use]
 pub fn negotiate(accept: &str) -> ContentType {
     let wanted = accept.split(',').any(|range| {
-        let mut parts = range.split(';').map(str::trim);
-        let named = parts.next().is_some_and(|t| t.eq_ignore_ascii_case("application/openmetrics-text"));
+        let mut slots = range.split(';').map(str::trim);
+        let named = slots.next().is_some_and(|t| t.eq_ignore_ascii_case("application/openmetrics-text"));
         let refused = |p: &str| p.strip_prefix("q=").and_then(|q| q.parse::<f32>().ok()) == Some(0.0);
-        named && !parts.any(refused)
+        named && !slots.any(refused)
     });
     if wanted { ContentType::OpenMetrics } else { ContentType::Text }
 }
@@ -59,7 +65,7 @@ pub(super) struct View<'a> {
 
 /// Renders it.
 pub(super) fn render(view: &View<'_>, format: ContentType) -> String {
-    let mut out = Text { out: String::with_capacity(16 * 1024), open: format == ContentType::OpenMetrics };
+    let mut out = Text { out: String::with_capacity(16 * 1024), open: format.is_openmetrics() };
     out.family("weft_build", "Version of this agent.", "info");
     out.line("weft_build_info", &[("version", &env!("CARGO_PKG_VERSION"))], &1);
     plain(&mut out, view.workers);
@@ -117,18 +123,18 @@ fn requests(out: &mut Text, registry: &Registry) {
     let outcomes = registry.outcomes.snapshot();
     let exchanges = registry.exchanges.snapshot();
     out.counter("weft_requests", "Requests by edge and outcome.");
-    for (labels, parts) in &outcomes {
+    for (labels, slots) in &outcomes {
         let (code, grpc) = (labels.code, labels.grpc_status.map(|s| s.to_string()).unwrap_or_default());
         let reason = labels.reason.unwrap_or("");
         let edge = EdgeText::of(&labels.edge);
         let mut all = edge.labels();
         all.extend([("code", &code as &dyn Display), ("grpc_status", &grpc), ("reason", &reason)]);
-        out.total("weft_requests", &all, sum(parts, |p| &p.0));
+        out.total("weft_requests", &all, sum(slots, |p| &p.0));
     }
     out.family("weft_request_duration_seconds", "Time from a request's head to its last byte.", "histogram");
-    for (labels, parts) in &exchanges {
+    for (labels, slots) in &exchanges {
         let edge = EdgeText::of(labels);
-        out.histogram("weft_request_duration_seconds", &edge.labels(), &Histogram::of(parts));
+        out.histogram("weft_request_duration_seconds", &edge.labels(), &Histogram::of(slots));
     }
     let bytes: [BytesOf<Exchange>; 2] = [
         ("weft_request_bytes", "Body bytes received from clients.", |p| &p.request_bytes),
@@ -136,8 +142,8 @@ fn requests(out: &mut Text, registry: &Registry) {
     ];
     for (family, help, cell) in bytes {
         out.counter(family, help);
-        for (labels, parts) in &exchanges {
-            out.total(family, &EdgeText::of(labels).labels(), sum(parts, cell));
+        for (labels, slots) in &exchanges {
+            out.total(family, &EdgeText::of(labels).labels(), sum(slots, cell));
         }
     }
     aliases(out, &outcomes, &exchanges);
@@ -148,14 +154,14 @@ type BytesOf<S> = (&'static str, &'static str, fn(&S) -> &AtomicU64);
 /// The two names that dashboards for Gateways ask for, by Gateway only.
 fn aliases(
     out: &mut Text,
-    outcomes: &[(Outcome, Vec<Arc<Part<Total>>>)],
-    exchanges: &[(Edge, Vec<Arc<Part<Exchange>>>)],
+    outcomes: &[(Outcome, Vec<Arc<Total>>)],
+    exchanges: &[(Edge, Vec<Arc<Exchange>>)],
 ) {
     let none = ObjectKey::new("", "");
     let mut codes: BTreeMap<(&ObjectKey, u16), u64> = BTreeMap::new();
-    for (labels, parts) in outcomes.iter().filter(|(l, _)| l.edge.direction == Direction::Gateway) {
+    for (labels, slots) in outcomes.iter().filter(|(l, _)| l.edge.direction == Direction::Gateway) {
         let gateway = labels.edge.parent.as_ref().unwrap_or(&none);
-        *codes.entry((gateway, labels.code)).or_default() += sum(parts, |p| &p.0);
+        *codes.entry((gateway, labels.code)).or_default() += sum(slots, |p| &p.0);
     }
     out.counter("gateway_http_requests", "Requests of Gateways; the same as weft_requests_total.");
     for ((gateway, code), count) in codes {
@@ -164,9 +170,9 @@ fn aliases(
         out.total("gateway_http_requests", &all, count);
     }
     let mut durations: BTreeMap<&ObjectKey, Histogram> = BTreeMap::new();
-    for (labels, parts) in exchanges.iter().filter(|(l, _)| l.direction == Direction::Gateway) {
+    for (labels, slots) in exchanges.iter().filter(|(l, _)| l.direction == Direction::Gateway) {
         let gateway = labels.parent.as_ref().unwrap_or(&none);
-        durations.entry(gateway).or_default().add(&Histogram::of(parts));
+        durations.entry(gateway).or_default().add(&Histogram::of(slots));
     }
     let name = "gateway_http_request_duration_seconds";
     out.family(
@@ -192,11 +198,11 @@ fn flows(out: &mut Text, registry: &Registry) {
     ];
     for (family, help, cell) in families {
         out.counter(family, help);
-        for (link, parts) in &all {
+        for (link, slots) in &all {
             let edge = EdgeText::of(&link.edge);
             let mut labels = edge.labels();
             labels.extend(link_labels(link));
-            out.total(family, &labels, sum(parts, cell));
+            out.total(family, &labels, sum(slots, cell));
         }
     }
 }
@@ -254,8 +260,8 @@ impl<'a> EdgeText<'a> {
     }
 }
 
-fn sum<S>(parts: &[Arc<Part<S>>], cell: impl Fn(&S) -> &AtomicU64) -> u64 {
-    parts.iter().map(|part| cell(&part.slot).load(Relaxed)).fold(0, u64::wrapping_add)
+fn sum<S>(slots: &[Arc<S>], cell: impl Fn(&S) -> &AtomicU64) -> u64 {
+    slots.iter().map(|slot| cell(slot).load(Relaxed)).fold(0, u64::wrapping_add)
 }
 
 #[derive(Default)]
@@ -265,9 +271,9 @@ struct Histogram {
 }
 
 impl Histogram {
-    fn of(parts: &[Arc<Part<Exchange>>]) -> Self {
-        let buckets = std::array::from_fn(|i| sum(parts, |p| &p.buckets[i]));
-        Self { buckets, nanos: sum(parts, |p| &p.nanos) }
+    fn of(slots: &[Arc<Exchange>]) -> Self {
+        let buckets = std::array::from_fn(|i| sum(slots, |p| &p.buckets[i]));
+        Self { buckets, nanos: sum(slots, |p| &p.nanos) }
     }
 
     fn add(&mut self, other: &Self) {

@@ -10,12 +10,12 @@ use super::{
 };
 use parking_lot::Mutex;
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::HashMap,
     hash::{BuildHasherDefault, Hash, Hasher},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -181,18 +181,10 @@ impl Exchange {
     }
 }
 
-/// One worker's part of a series.
-#[derive(Debug, Default)]
-pub(super) struct Part<S> {
-    pub(super) slot: S,
-    /// The series was forgotten: resolve it anew.
-    retired: AtomicBool,
-}
-
-/// A series: the parts of the workers that use it.
+/// A series: what each worker that uses it counted.
 #[derive(Debug)]
 struct Series<S> {
-    parts: Vec<(usize, Arc<Part<S>>)>,
+    slots: Vec<(usize, Arc<S>)>,
     uses: u64,
     moved: Instant,
 }
@@ -200,59 +192,72 @@ struct Series<S> {
 /// All series of one set of labels.
 #[derive(Debug)]
 pub(super) struct Family<L, S> {
-    series: Mutex<HashMap<L, Series<S>>>,
+    tables: Mutex<Tables<L, S>>,
     max: usize,
-    /// Resolutions that ended in the overflow series.
+    /// Resolutions that ended in an overflow series.
     pub(super) overflows: AtomicU64,
+}
+
+/// Series as asked for, at most `max`, and the few that take what is beyond.
+#[derive(Debug)]
+struct Tables<L, S> {
+    own: HashMap<L, Series<S>>,
+    overflow: HashMap<L, Series<S>>,
 }
 
 impl<L: Labels, S: Slot> Family<L, S> {
     fn new(max: usize) -> Self {
-        Self { series: Mutex::default(), max, overflows: AtomicU64::new(0) }
+        let tables = Tables { own: HashMap::new(), overflow: HashMap::new() };
+        Self { tables: Mutex::new(tables), max, overflows: AtomicU64::new(0) }
     }
 
-    /// The worker's part of a series, made if need be. Takes the lock: rare.
-    fn resolve(&self, worker: usize, labels: L) -> Arc<Part<S>> {
-        let mut all = self.series.lock();
-        let labels = if all.len() >= self.max && !all.contains_key(&labels) {
-            self.overflows.fetch_add(1, Relaxed);
-            labels.overflow()
+    /// The worker's slot of a series, made if need be. Takes the lock: rare.
+    fn resolve(&self, worker: usize, labels: L) -> Arc<S> {
+        let mut tables = self.tables.lock();
+        let fresh = || Series { slots: Vec::new(), uses: 0, moved: Instant::now() };
+        let series = if tables.own.len() < self.max || tables.own.contains_key(&labels) {
+            tables.own.entry(labels).or_insert_with(fresh)
         } else {
-            labels
+            self.overflows.fetch_add(1, Relaxed);
+            tables.overflow.entry(labels.overflow()).or_insert_with(fresh)
         };
-        let fresh = || Series { parts: Vec::new(), uses: 0, moved: Instant::now() };
-        let series = all.entry(labels).or_insert_with(fresh);
-        if let Some((_, part)) = series.parts.iter().find(|(owner, _)| *owner == worker) {
-            return part.clone();
+        if let Some((_, slot)) = series.slots.iter().find(|(owner, _)| *owner == worker) {
+            return slot.clone();
         }
-        let part = Arc::<Part<S>>::default();
-        series.parts.push((worker, part.clone()));
-        part
+        let slot = Arc::<S>::default();
+        series.slots.push((worker, slot.clone()));
+        slot
     }
 
-    /// Every series and its parts, sorted by labels.
-    pub(super) fn snapshot(&self) -> Vec<(L, Vec<Arc<Part<S>>>)> {
-        let all = self.series.lock();
-        let parts = |s: &Series<S>| s.parts.iter().map(|(_, part)| part.clone()).collect();
-        let mut out: Vec<_> = all.iter().map(|(labels, series)| (labels.clone(), parts(series))).collect();
-        drop(all);
+    /// Every series and its slots, sorted by labels.
+    pub(super) fn snapshot(&self) -> Vec<(L, Vec<Arc<S>>)> {
+        let tables = self.tables.lock();
+        let slots = |s: &Series<S>| s.slots.iter().map(|(_, slot)| slot.clone()).collect();
+        let all = tables.own.iter().chain(&tables.overflow);
+        let mut out: Vec<_> = all.map(|(labels, series)| (labels.clone(), slots(series))).collect();
+        drop(tables);
         out.sort_by(|a, b| a.0.cmp(&b.0));
         out
     }
 
-    /// Forgets series that did not move for `idle`. A use at this very moment may be lost.
-    fn sweep(&self, now: Instant, idle: Duration) {
-        self.series.lock().retain(|_, series| {
-            let uses = series.parts.iter().map(|(_, part)| part.slot.uses()).sum();
-            if uses != series.uses {
-                (series.uses, series.moved) = (uses, now);
-            }
-            let keep = now.saturating_duration_since(series.moved) < idle;
-            if !keep {
-                series.parts.iter().for_each(|(_, part)| part.retired.store(true, Relaxed));
-            }
-            keep
-        });
+    /// Forgets series that did not move for `idle`. Whether there was any.
+    fn sweep(&self, now: Instant, idle: Duration) -> bool {
+        let mut tables = self.tables.lock();
+        let before = tables.own.len() + tables.overflow.len();
+        tables.own.retain(|_, series| series.live(now, idle));
+        tables.overflow.retain(|_, series| series.live(now, idle));
+        tables.own.len() + tables.overflow.len() != before
+    }
+}
+
+impl<S: Slot> Series<S> {
+    /// Whether it moved within `idle`.
+    fn live(&mut self, now: Instant, idle: Duration) -> bool {
+        let uses = self.slots.iter().map(|(_, slot)| slot.uses()).sum();
+        if uses != self.uses {
+            (self.uses, self.moved) = (uses, now);
+        }
+        now.saturating_duration_since(self.moved) < idle
     }
 }
 
@@ -263,6 +268,8 @@ pub(super) struct Registry {
     pub(super) exchanges: Family<Edge, Exchange>,
     pub(super) flows: Family<Link, Flow>,
     idle: Duration,
+    /// Counts up when a series was forgotten: every handle from before may be stale.
+    generation: AtomicU64,
 }
 
 impl Registry {
@@ -272,14 +279,18 @@ impl Registry {
             exchanges: Family::new(series_max),
             flows: Family::new(series_max),
             idle,
+            generation: AtomicU64::new(0),
         }
     }
 
-    /// Forgets what is idle.
+    /// Forgets what is idle. A use by a worker that has not yet seen the new generation may be lost.
     pub(super) fn sweep(&self, now: Instant) {
-        self.outcomes.sweep(now, self.idle);
-        self.exchanges.sweep(now, self.idle);
-        self.flows.sweep(now, self.idle);
+        let idle = self.idle;
+        let forgotten =
+            [self.outcomes.sweep(now, idle), self.exchanges.sweep(now, idle), self.flows.sweep(now, idle)];
+        if forgotten.contains(&true) {
+            self.generation.fetch_add(1, Relaxed);
+        }
     }
 }
 
@@ -288,20 +299,33 @@ impl Registry {
 pub(super) struct Handles {
     worker: usize,
     registry: Arc<Registry>,
+    /// The registry's generation that these are of.
+    generation: Cell<u64>,
     requests: RefCell<HashMap<Key, Entry, BuildHasherDefault<Mix>>>,
-    flows: RefCell<HashMap<Link, Arc<Part<Flow>>>>,
+    flows: RefCell<HashMap<Link, Arc<Flow>>>,
 }
 
 impl Handles {
     pub(super) fn new(worker: usize, registry: Arc<Registry>) -> Self {
-        Self { worker, registry, requests: RefCell::default(), flows: RefCell::default() }
+        let generation = Cell::new(registry.generation.load(Relaxed));
+        Self { worker, registry, generation, requests: RefCell::default(), flows: RefCell::default() }
+    }
+
+    /// Drops handles that may be stale, and with them what they pin.
+    fn refresh(&self) {
+        let now = self.registry.generation.load(Relaxed);
+        if self.generation.replace(now) != now {
+            self.requests.borrow_mut().clear();
+            self.flows.borrow_mut().clear();
+        }
     }
 
     /// Counts a request.
     pub(super) fn request(&self, record: &RequestRecord<'_>) {
+        self.refresh();
         let key = Key::of(record);
         let mut cache = self.requests.borrow_mut();
-        if let Some(entry) = cache.get(&key).filter(|entry| !entry.retired()) {
+        if let Some(entry) = cache.get(&key) {
             return entry.count(record);
         }
         if cache.len() >= CACHE_MAX {
@@ -352,21 +376,17 @@ impl Handles {
             destination: record.destination.map(|w| names(w)),
             reason: record.reason.map(crate::error::Reason::as_str),
         };
+        self.refresh();
         let mut cache = self.flows.borrow_mut();
-        let part = match cache.get(&link).filter(|part| !part.retired.load(Relaxed)) {
-            Some(part) => part.clone(),
-            None => {
-                if cache.len() >= CACHE_MAX {
-                    cache.clear();
-                }
-                let part = self.registry.flows.resolve(self.worker, link.clone());
-                cache.insert(link, part.clone());
-                part
-            }
-        };
-        add(&part.slot.count, 1);
-        add(&part.slot.received, record.received_bytes);
-        add(&part.slot.sent, record.sent_bytes);
+        if cache.len() >= CACHE_MAX {
+            cache.clear();
+        }
+        let flow = cache
+            .entry(link)
+            .or_insert_with_key(|link| self.registry.flows.resolve(self.worker, link.clone()));
+        add(&flow.count, 1);
+        add(&flow.received, record.received_bytes);
+        add(&flow.sent, record.sent_bytes);
     }
 }
 
@@ -384,8 +404,8 @@ fn names(workload: &Workload) -> (Str, Str) {
 /// A resolved combination.
 #[derive(Debug)]
 struct Entry {
-    total: Arc<Part<Total>>,
-    exchange: Arc<Part<Exchange>>,
+    total: Arc<Total>,
+    exchange: Arc<Exchange>,
     _pins: Pins,
 }
 
@@ -399,13 +419,9 @@ struct Pins {
 }
 
 impl Entry {
-    fn retired(&self) -> bool {
-        self.total.retired.load(Relaxed) || self.exchange.retired.load(Relaxed)
-    }
-
     fn count(&self, record: &RequestRecord<'_>) {
-        add(&self.total.slot.0, 1);
-        self.exchange.slot.observe(record);
+        add(&self.total.0, 1);
+        self.exchange.observe(record);
     }
 }
 

@@ -3,7 +3,7 @@
 //! [`Telemetry`] is the process's, one `Arc`; [`WorkerTelemetry`] is a worker's, one `Rc`, and is all that the request
 //! path touches: no lock, no shared cache line, no allocation for a request that is neither recorded nor logged.
 //!
-//! ```ignore
+//! ```text
 //! let trace = worker.start(&parts.headers);
 //! let active = worker.request_started(Direction::Mesh);                  // gauge, until dropped
 //! let head = worker.wants_head(&trace).then(|| RequestHead::of(&parts, https));

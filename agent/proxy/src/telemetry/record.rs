@@ -177,6 +177,8 @@ impl<'a> RequestRecord<'a> {
 pub struct ConnectionRecord<'a> {
     /// Where it was taken up.
     pub direction: Direction,
+    /// The trace that a tunnel's CONNECT named, if any.
+    pub trace: Option<&'a TraceContext>,
     /// The Gateway or Service that routed it.
     pub parent: Option<&'a ObjectKey>,
     /// What was spoken: `tcp`, `tls`, `hbone`, `udp`.
@@ -213,6 +215,7 @@ impl<'a> ConnectionRecord<'a> {
     pub const fn new(direction: Direction, protocol: &'static str, peer: SocketAddr) -> Self {
         Self {
             direction,
+            trace: None,
             parent: None,
             protocol,
             peer,

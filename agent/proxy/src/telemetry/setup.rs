@@ -3,7 +3,7 @@
 use super::{
     config::{AccessLogOutput, LogConfig, TelemetryConfig, TraceConfig},
     counters::Counters,
-    export::{self, DecidedIds, Message, Queue, Stats},
+    export::{DecidedIds, Message, Queue, Stats, run},
     expose::{self, ContentType, View},
     metrics::{Handles, Registry},
     span::TARGET,
@@ -16,7 +16,7 @@ use opentelemetry_sdk::trace::{Sampler as SdkSampler, SdkTracerProvider};
 use parking_lot::Mutex;
 use std::{
     collections::BTreeMap,
-    io,
+    io::{self, IsTerminal},
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
@@ -46,14 +46,6 @@ pub enum InitError {
         filter: String,
         /// What is wrong with it.
         source: tracing_subscriber::filter::ParseError,
-    },
-    /// The OTLP endpoint cannot be used.
-    #[error("trace endpoint \"{endpoint}\": {source}")]
-    Endpoint {
-        /// As configured.
-        endpoint: String,
-        /// What is wrong with it.
-        source: ExporterBuildError,
     },
     /// The access log cannot be opened.
     #[error("access log: {0}")]
@@ -85,26 +77,46 @@ struct Spans {
 }
 
 /// Starts telemetry and becomes the global `tracing` subscriber. Call it once, on the control runtime, which then
-/// runs the exporter. The environment is not read here: see [`TraceConfig::with_env`].
+/// runs the exporter. The environment is not read here: see [`TraceConfig::with_env`]. An endpoint that cannot be used
+/// is logged and leaves tracing off: traffic does not wait for it.
 ///
 /// # Errors
 /// See [`InitError`].
-pub fn init(config: TelemetryConfig) -> Result<Arc<Telemetry>, InitError> {
-    let (telemetry, dispatch) = build(config)?;
+pub fn init(mut config: TelemetryConfig) -> Result<Arc<Telemetry>, InitError> {
+    let export = export(&mut config.trace);
+    let dispatch = subscriber(&config.log, export.provider)?;
+    let telemetry = assemble(config, export.spans)?;
     tracing::dispatcher::set_global_default(dispatch).map_err(|_| InitError::Twice)?;
+    if let Some((endpoint, error)) = export.problem {
+        // Without a scheme the exporter takes https, which is not built in.
+        let remedy = "write http://HOST:4317 (no TLS) and restart";
+        tracing::error!(endpoint, %error, remedy, "no spans are exported: the trace endpoint cannot be used");
+    }
     Ok(telemetry)
 }
 
-/// As [`init`], but leaves the subscriber to the caller.
-fn build(config: TelemetryConfig) -> Result<(Arc<Telemetry>, Dispatch), InitError> {
-    let (provider, spans) = match &config.trace.endpoint {
-        Some(endpoint) => {
-            let (provider, spans) = start_export(endpoint, &config.trace)?;
-            (Some(provider), Some(spans))
+/// How spans get out, if they do.
+#[derive(Default)]
+struct Export {
+    provider: Option<SdkTracerProvider>,
+    spans: Option<Spans>,
+    /// An endpoint that cannot be used, and why.
+    problem: Option<(String, ExporterBuildError)>,
+}
+
+/// Starts the export. An endpoint that cannot be used is taken out of the configuration.
+fn export(config: &mut TraceConfig) -> Export {
+    let Some(endpoint) = config.endpoint.clone() else { return Export::default() };
+    match start_export(&endpoint, config) {
+        Ok((provider, spans)) => Export { provider: Some(provider), spans: Some(spans), problem: None },
+        Err(error) => {
+            config.endpoint = None;
+            Export { problem: Some((endpoint, error)), ..Export::default() }
         }
-        None => (None, None),
-    };
-    let dispatch = subscriber(&config.log, provider)?;
+    }
+}
+
+fn assemble(config: TelemetryConfig, spans: Option<Spans>) -> Result<Arc<Telemetry>, InitError> {
     let writer = Writer::start(&config.access_log.output).map_err(InitError::AccessLog)?.map(Arc::new);
     let telemetry = Telemetry {
         registry: Arc::new(Registry::new(config.metrics.series_max, config.metrics.idle)),
@@ -115,19 +127,18 @@ fn build(config: TelemetryConfig) -> Result<(Arc<Telemetry>, Dispatch), InitErro
         writer,
         config,
     };
-    Ok((Arc::new(telemetry), dispatch))
+    Ok(Arc::new(telemetry))
 }
 
-fn start_export(endpoint: &str, config: &TraceConfig) -> Result<(SdkTracerProvider, Spans), InitError> {
-    let exporter = SpanExporter::builder()
-        .with_tonic()
-        .with_endpoint(endpoint)
-        .with_timeout(config.timeout)
-        .build()
-        .map_err(|source| InitError::Endpoint { endpoint: endpoint.to_owned(), source })?;
+fn start_export(
+    endpoint: &str,
+    config: &TraceConfig,
+) -> Result<(SdkTracerProvider, Spans), ExporterBuildError> {
+    let exporter =
+        SpanExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(config.timeout).build()?;
     let (queue, receiver) = Queue::new(config.queue_max);
     let (stats, sender) = (queue.stats(), queue.sender());
-    let task = tokio::spawn(export::run(exporter, receiver, config.clone(), stats.clone()));
+    let task = tokio::spawn(run(exporter, receiver, config.clone(), stats.clone()));
     let provider = SdkTracerProvider::builder()
         .with_span_processor(queue)
         // Decided long before; only recorded requests get a span at all.
@@ -142,7 +153,7 @@ fn subscriber(log: &LogConfig, provider: Option<SdkTracerProvider>) -> Result<Di
     let filter = EnvFilter::try_new(&log.filter)
         .map_err(|source| InitError::Filter { filter: log.filter.clone(), source })?;
     let filter = filter.and(filter_fn(|meta| meta.target() != TARGET));
-    let fmt = fmt_layer().with_writer(io::stderr);
+    let fmt = fmt_layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
     let fmt = if log.json { fmt.json().boxed() } else { fmt.boxed() };
     let otel = provider.map(|provider| {
         tracing_opentelemetry::layer()
@@ -179,6 +190,16 @@ fn watch_hangup(config: &TelemetryConfig, writer: Option<Arc<Writer>>) -> Option
 }
 
 impl Telemetry {
+    /// Telemetry that leaves the `tracing` subscriber of the process alone: for tests, and for a second data plane in
+    /// one process. Call it inside a runtime if it exports or writes to a file.
+    ///
+    /// # Errors
+    /// See [`InitError`].
+    pub fn detached(mut config: TelemetryConfig) -> Result<Arc<Self>, InitError> {
+        let export = export(&mut config.trace);
+        assemble(config, export.spans)
+    }
+
     /// The telemetry of one more worker. Call it on the worker's thread, once.
     #[must_use]
     pub fn worker(&self) -> Rc<WorkerTelemetry> {

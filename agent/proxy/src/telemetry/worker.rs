@@ -216,3 +216,6 @@ impl Random {
         b ^ (b >> 31)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,9 +10,8 @@ use super::{
 use crate::{
     error::{ProxyError, Reason},
     l4::{copy, tcp::Ended},
-    pods::Pod,
-    share::ConnectionGuard,
-    telemetry::Direction,
+    pods::{Accepted, Pod},
+    telemetry::{Counter, Direction, TunnelSide},
     worker::Worker,
 };
 use bytes::Bytes;
@@ -33,15 +32,16 @@ use weft_core::model::SpiffeId;
 const STREAMS_MAX: u32 = 200;
 
 /// Serves one tunnel until it ends.
-pub(crate) async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, io: TcpStream, peer: SocketAddr, guard: ConnectionGuard) {
+pub(crate) async fn serve(conn: Accepted) {
     let begin = Instant::now();
+    let Accepted { worker, pod, io, peer, _guard } = conn;
     if let Err(error) = serve_tunnel(&worker, &pod, io, peer).await {
+        worker.telemetry.count(Counter::HandshakeTunnelServerFailed);
         let mut ended = Ended::new(Direction::Inbound, "hbone", peer, begin);
         ended.destination = Some(pod.source.workload.clone());
         ended.fail(&error);
         ended.record(&worker);
     }
-    drop(guard);
 }
 
 async fn serve_tunnel(
@@ -52,7 +52,8 @@ async fn serve_tunnel(
 ) -> Result<(), ProxyError> {
     let limits = &worker.shared.limits;
     let local = io.local_addr().map(canonical).map_err(|e| tunnel::broken(peer, &e))?;
-    let identity = pod.source.identity.as_ref().ok_or_else(|| tls::no_certificate(&pod.source.workload.identity))?;
+    let identity =
+        pod.source.identity.as_ref().ok_or_else(|| tls::no_certificate(&pod.source.workload.identity))?;
     let (tls, client) = tls::accept(identity, io, &pod.share, limits).await?;
     let handshake = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
@@ -67,7 +68,11 @@ async fn serve_tunnel(
     let connection = tokio::time::timeout(deadline, handshake).await;
     let mut connection =
         connection.map_err(|e| tunnel::broken(peer, &e))?.map_err(|e| tunnel::broken(peer, &e))?;
-    let context = Rc::new(Tunnel { worker: worker.clone(), pod: pod.clone(), client, peer, local: local.ip() });
+    worker.telemetry.count(Counter::HandshakeTunnelServerOk);
+    let _open = worker.telemetry.tunnel_opened(TunnelSide::Server);
+    let own = Rc::new(pod.source.workload.identity.clone());
+    let context =
+        Rc::new(Tunnel { worker: worker.clone(), pod: pod.clone(), client, own, peer, local: local.ip() });
     accept_streams(&mut connection, &context).await;
     Ok(())
 }
@@ -77,6 +82,8 @@ struct Tunnel {
     worker: Rc<Worker>,
     pod: Rc<Pod>,
     client: Rc<SpiffeId>,
+    /// Who the client verified us to be.
+    own: Rc<SpiffeId>,
     peer: SocketAddr,
     local: IpAddr,
 }
@@ -120,6 +127,7 @@ async fn serve_stream(context: Rc<Tunnel>, request: Request<RecvStream>, mut res
     };
     let mut ended = Ended::new(Direction::Inbound, "hbone", context.peer, begin);
     ended.source_identity = Some(context.client.clone());
+    ended.destination_identity = Some(context.own.clone());
     ended.destination = Some(context.pod.source.workload.clone());
     ended.endpoint = Some(to);
     serve_connect(&context, request, respond, &mut ended).await;

@@ -4,11 +4,12 @@
 
 use super::{
     connect, tls,
-    tunnel::{OpenError, State, StreamGuard, Tunnel, refused},
+    tunnel::{OpenError, State, StreamGuard, Tunnel, broken, refused},
 };
 use crate::{
     context::{ShareKey, Source},
     error::{Blame, ProxyError, Reason, Retryable},
+    telemetry::{Counter, TunnelSide},
     transport::stream::TunnelStream,
     worker::Worker,
 };
@@ -156,6 +157,7 @@ impl Tunnels {
             identity: want.workload.identity.clone(),
         };
         let mut failed = None;
+        let mut waited = false;
         loop {
             let entry = self.entries.borrow_mut().entry(key.clone()).or_default().clone();
             entry.tunnels.borrow_mut().retain(|t| t.state() == State::Open);
@@ -165,13 +167,18 @@ impl Tunnels {
                 .iter()
                 .map(|t| View { streams: t.streams(), bulk: t.bulk() })
                 .collect();
-            if let Some(error) = failed.filter(|_| views.is_empty()) {
-                return Err(error);
+            if let Some(error) = failed.as_ref().filter(|_| views.is_empty()) {
+                return Err(ProxyError::clone(error));
             }
             // After one failure to open another, what is there must do.
             let crowded = entry.opening.get() || failed.is_some();
             match pick(&views, want.bulk, crowded) {
                 Pick::Use(index) => {
+                    worker.telemetry.count(if waited {
+                        Counter::PoolMissTunnel
+                    } else {
+                        Counter::PoolHitTunnel
+                    });
                     let tunnel = entry.tunnels.borrow()[index].clone();
                     return Ok((tunnel.reserve(want.bulk), tunnel.identity.clone()));
                 }
@@ -185,6 +192,7 @@ impl Tunnels {
                 }
                 Pick::Wait => {}
             }
+            waited = true;
             entry.changed.notified().await;
             failed = entry.failure.borrow().clone();
         }
@@ -242,6 +250,8 @@ async fn open(worker: Rc<Worker>, source: Rc<Source>, key: TunnelKey, entry: Rc<
     let establishing = tokio::time::timeout(deadline, establish(&worker, &source, &key));
     match establishing.await.unwrap_or_else(|_| Err(slow(&key, deadline))) {
         Ok((tunnel, driver)) => {
+            worker.telemetry.count(Counter::HandshakeTunnelClientOk);
+            let _open = worker.telemetry.tunnel_opened(TunnelSide::Client);
             entry.tunnels.borrow_mut().push(tunnel.clone());
             drop(opening);
             let share = worker.share(&source.share);
@@ -256,6 +266,7 @@ async fn open(worker: Rc<Worker>, source: Rc<Source>, key: TunnelKey, entry: Rc<
             }
         }
         Err(error) => {
+            worker.telemetry.count(Counter::HandshakeTunnelClientFailed);
             *entry.failure.borrow_mut() = Some(error);
             drop(opening);
         }
@@ -276,12 +287,7 @@ async fn establish(
     let tls = tls::connect(source, &key.identity, (key.ip, tcp), limits).await?;
     drop(permit);
     let identity = Rc::new(key.identity.clone());
-    Tunnel::establish(tls, identity).await.map_err(|error| ProxyError {
-        reason: Reason::PeerIdentity,
-        blame: Blame::Upstream,
-        retry: Retryable::Yes,
-        detail: format!("HTTP/2 with the agent of {to}: {error}"),
-    })
+    Tunnel::establish(tls, identity).await.map_err(|error| broken(to, &error))
 }
 
 fn slow(key: &TunnelKey, deadline: Duration) -> ProxyError {

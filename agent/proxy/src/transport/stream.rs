@@ -47,6 +47,15 @@ impl TunnelStream {
         self.poll_data(cx)
     }
 
+    /// Waits until something has come in (or the end), and keeps it for the next read.
+    pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.head.is_empty() {
+            // An error is found again by the next read.
+            self.head = ready!(self.poll_data(cx)).unwrap_or_default();
+        }
+        Poll::Ready(())
+    }
+
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
         loop {
             match ready!(self.recv.poll_data(cx)) {

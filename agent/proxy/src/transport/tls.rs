@@ -56,12 +56,15 @@ pub async fn accept(
     };
     let mut stream = timed(accepting, limits).await?.map_err(|error| failed(Blame::Downstream, &error))?;
     stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
-    let peer = stream.get_ref().1.peer_certificates().and_then(|chain| peer_identity(chain)).ok_or_else(|| ProxyError {
-        reason: Reason::PeerIdentity,
-        blame: Blame::Downstream,
-        retry: Retryable::No,
-        detail: "the client's certificate carries no SPIFFE identity".to_owned(),
-    })?;
+    let peer =
+        stream.get_ref().1.peer_certificates().and_then(|chain| peer_identity(chain)).ok_or_else(|| {
+            ProxyError {
+                reason: Reason::PeerIdentity,
+                blame: Blame::Downstream,
+                retry: Retryable::No,
+                detail: "the client's certificate carries no SPIFFE identity".to_owned(),
+            }
+        })?;
     Ok((stream, Rc::new(peer)))
 }
 

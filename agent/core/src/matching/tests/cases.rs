@@ -1,7 +1,10 @@
 //! Cases by hand: each sentence of the specification, and what others got wrong.
 
-use super::world::{Request, check, table};
-use crate::matching::{host_of, normal_path, split_port};
+use super::world::{Request, check, entry, table};
+use crate::{
+    matching::{Entry, Order, RouteTable, host_of, normal_path, split_port},
+    model::ObjectKey,
+};
 
 #[test]
 fn host_is_the_first_key_and_falls_through() {
@@ -153,6 +156,29 @@ fn a_leading_dot_of_a_service_does_not_count() {
 }
 
 #[test]
+fn ties() {
+    let order = |created, (namespace, name): (&str, &str), rule, matched| Order {
+        created,
+        route: ObjectKey::new(namespace, name),
+        rule,
+        matched,
+    };
+    // Each is better than the next.
+    let ordered = [
+        order(1, ("z", "z"), 9, 9),
+        order(2, ("a-b", "x"), 9, 9), // the text `a-b/x` sorts before `a/x`
+        order(2, ("a", "x"), 0, 9),
+        order(2, ("a", "x"), 1, 0),
+        order(2, ("a", "x"), 1, 1),
+        order(2, ("a", "y"), 0, 0),
+        order(2, ("b", "a"), 0, 0),
+    ];
+    let entries = ordered.iter().rev().map(|order| Entry { order: order.clone(), ..entry(0, "- /a") });
+    let table = RouteTable::build(entries.collect());
+    assert_eq!(table.iter().map(|e| &e.order).collect::<Vec<_>>(), ordered.iter().collect::<Vec<_>>());
+}
+
+#[test]
 fn what_the_rewrite_needs() {
     for (entry, prefix) in
         [("- /a/b/", Some("/a/b")), ("- /", Some("")), ("-", Some("")), ("- =/a/b", None), ("- ~.*", None)]
@@ -165,7 +191,8 @@ fn what_the_rewrite_needs() {
 
 #[test]
 fn shadowed() {
-    let cases: [(&[&str], &[(u16, u16)]); 6] = [
+    type Case<'a> = (&'a [&'a str], &'a [(u16, u16)]);
+    let cases: [Case<'_>; 6] = [
         (&["- /a", "- /a"], &[(1, 0)]),
         (&["- /a", "- /a/", "- =/a"], &[(1, 0)]),
         (&["- /", "-", "- / GET"], &[(1, 0)]),

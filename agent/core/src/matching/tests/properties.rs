@@ -8,15 +8,20 @@ use crate::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use proptest::{collection::vec, option, prelude::*, sample::select};
-use std::cmp::Ordering;
+use std::{cmp::Ordering, sync::LazyLock};
 
 fn path() -> impl Strategy<Value = String> {
     vec(select(vec!["a", "b", "ab", ""]), 0..4).prop_map(|s| format!("/{}", s.join("/")))
 }
 
+/// Compiled once: a world has many.
+static PATTERNS: LazyLock<Vec<Pattern>> = LazyLock::new(|| {
+    let texts = ["/a.*", "/.*", "/(a|b)", "a", "a+", ".*", "[ab]*", "/a/b"];
+    texts.iter().map(|p| Pattern::new(p).unwrap()).collect()
+});
+
 fn pattern() -> impl Strategy<Value = Pattern> {
-    select(vec!["/a.*", "/.*", "/(a|b)", "a", "a+", ".*", "[ab]*", "/a/b"])
-        .prop_map(|p| Pattern::new(p).unwrap())
+    (0..PATTERNS.len()).prop_map(|i| PATTERNS[i].clone())
 }
 
 fn part() -> impl Strategy<Value = Option<Str>> {

@@ -1,0 +1,6 @@
+//! Tests of balancing.
+
+mod affinity;
+mod eject;
+mod p2c;
+mod weighted;

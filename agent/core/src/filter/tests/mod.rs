@@ -1,0 +1,5 @@
+//! Tests of filters.
+
+mod cors;
+mod edits;
+mod paths;

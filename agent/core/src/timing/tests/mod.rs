@@ -1,0 +1,5 @@
+//! Tests of timing.
+
+mod durations;
+mod limits;
+mod retries;

@@ -1,0 +1,354 @@
+//! Capture in real namespaces with the real `nft`. Needs root.
+
+mod support;
+
+use socket2::{Domain, Socket, Type};
+use std::{
+    io,
+    net::{SocketAddr, TcpStream},
+    os::fd::OwnedFd,
+    time::Duration,
+};
+use support::*;
+use weft_inpod::{
+    AGENT_MARK, CaptureConfig, Family, HBONE_PORT, INBOUND_PORT, Listeners, Mode, NetnsThread, OUTBOUND_PORT,
+    PodSockets, apply, open_listeners, original_dst, remove,
+};
+
+/// Dropped packets show as a connect that does not end: this long is enough to tell.
+const NO_ANSWER: Duration = Duration::from_millis(300);
+
+fn captured(net: &Net, config: &CaptureConfig) -> Listeners {
+    let listeners = open_listeners(&net.pod).unwrap();
+    apply(&net.pod, config, Mode::Capture).unwrap();
+    listeners
+}
+
+fn excluding(annotation: &str, value: &str) -> CaptureConfig {
+    let (config, invalid) = CaptureConfig::from_annotations([(annotation, value)]);
+    assert!(invalid.is_empty(), "{invalid:?}");
+    config
+}
+
+fn sockets(net: &Net) -> PodSockets {
+    PodSockets::pod(net.pod.clone(), NetnsThread::spawn("test-sockets", 8).unwrap())
+}
+
+/// A blocking connect with a socket that was made elsewhere.
+fn connect_from(socket: OwnedFd, source: Option<SocketAddr>, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::from(socket);
+    socket.set_nonblocking(false)?;
+    if let Some(source) = source {
+        socket.bind(&source.into())?;
+    }
+    socket.connect_timeout(&to.into(), PATIENCE)?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+#[test]
+fn outbound_connections_are_redirected_with_their_destination() {
+    let net = Net::new();
+    let listeners = captured(&net, &CaptureConfig::default());
+    // Nobody listens there, and 192.0.2.7 does not even exist: the redirect comes first.
+    for to in [at(PEER4, 80), at("192.0.2.7", 443), at(PEER6, 80), at("2001:db8::7", 443)] {
+        let mut client = connect(&net.pod, to).unwrap();
+        let (mut accepted, peer) = accept(&listeners.outbound);
+        assert_eq!(original_dst(&accepted).unwrap(), to);
+        assert_eq!(peer, client.local_addr().unwrap());
+        assert!(accepted.nodelay().unwrap(), "inherited from the listener");
+        assert_talks(&mut client, &mut accepted);
+    }
+}
+
+#[test]
+fn inbound_connections_are_redirected_with_their_destination_and_source() {
+    let net = Net::new();
+    let listeners = captured(&net, &CaptureConfig::default());
+    for to in [at(POD4, 8080), at(POD6, 8080)] {
+        let app = serve(&net.pod, to);
+        let mut client = connect(&net.peer, to).unwrap();
+        let (mut accepted, peer) = accept(&listeners.inbound);
+        assert_eq!(original_dst(&accepted).unwrap(), to);
+        assert_eq!(peer, client.local_addr().unwrap());
+        assert_talks(&mut client, &mut accepted);
+        assert!(nobody_waits(&app), "the application saw a plaintext connection");
+    }
+}
+
+#[test]
+fn hbone_is_not_redirected() {
+    let net = Net::new();
+    let listeners = captured(&net, &CaptureConfig::default());
+    for to in [at(POD4, HBONE_PORT), at(POD6, HBONE_PORT)] {
+        let _client = connect(&net.peer, to).unwrap();
+        let (accepted, _) = accept(&listeners.hbone);
+        assert_eq!(original_dst(&accepted).unwrap(), to);
+    }
+}
+
+#[test]
+fn connections_that_exist_stay_as_they_are() {
+    let net = Net::new();
+    let (inside, outside) = (serve(&net.pod, at(POD4, 80)), serve(&net.peer, at(PEER4, 80)));
+    let mut inbound = connect(&net.peer, at(POD4, 80)).unwrap();
+    let mut inbound_app = accept(&inside).0;
+    let mut outbound = connect(&net.pod, at(PEER4, 80)).unwrap();
+    let mut outbound_server = accept(&outside).0;
+
+    let _listeners = captured(&net, &CaptureConfig::default());
+    assert_talks(&mut inbound, &mut inbound_app);
+    assert_talks(&mut outbound, &mut outbound_server);
+
+    remove(&net.pod).unwrap();
+    assert_talks(&mut inbound, &mut inbound_app);
+    assert_talks(&mut outbound, &mut outbound_server);
+}
+
+#[test]
+fn the_agents_own_sockets_are_skipped() {
+    let net = Net::new();
+    let listeners = captured(&net, &CaptureConfig::default());
+    let stash = sockets(&net);
+    for (to, family) in [(at(PEER4, 80), Family::V4), (at(PEER6, 80), Family::V6)] {
+        let server = serve(&net.peer, to);
+        let mut client = connect_from(stash.tcp(family).unwrap(), None, to).unwrap();
+        let (mut accepted, _) = accept(&server);
+        assert_talks(&mut client, &mut accepted);
+    }
+    assert!(nobody_waits(&listeners.outbound));
+}
+
+#[test]
+fn the_application_sees_the_clients_address() {
+    let net = Net::new();
+    let listeners = captured(&net, &CaptureConfig::default());
+    let stash = sockets(&net);
+    // The last pair: the pod calls itself through a Service.
+    for (source, to) in
+        [(CLIENT4, at(POD4, 80)), (CLIENT6, at(POD6, 80)), (POD4, at(POD4, 81)), (POD6, at(POD6, 81))]
+    {
+        let app = serve(&net.pod, to);
+        let source = at(source, 0);
+        let socket = stash.tcp(Family::of(to.ip())).unwrap();
+        let mut agent = connect_from(socket, Some(source), to).unwrap();
+        let (mut accepted, peer) = accept(&app);
+        assert_eq!(peer.ip(), source.ip());
+        for _ in 0..3 {
+            assert_talks(&mut agent, &mut accepted);
+        }
+        drop(accepted);
+        let refused =
+            connect_from(stash.tcp(Family::of(to.ip())).unwrap(), Some(source), SocketAddr::new(to.ip(), 9));
+        let error = refused.expect_err("nobody listens on port 9");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "the application's refusal is seen");
+    }
+    assert!(nobody_waits(&listeners.inbound) && nobody_waits(&listeners.outbound));
+}
+
+#[test]
+fn a_pod_reaches_itself_directly() {
+    let net = Net::new();
+    let _listeners = captured(&net, &CaptureConfig::default());
+    for to in [at("127.0.0.1", 80), at("127.8.8.8", 80), at(POD4, 80), at("::1", 80), at(POD6, 80)] {
+        let app = serve(&net.pod, to);
+        let mut client = connect(&net.pod, to).unwrap();
+        let (mut accepted, _) = accept(&app);
+        assert_talks(&mut client, &mut accepted);
+    }
+}
+
+#[test]
+fn exclusions_are_left_alone() {
+    enum Way {
+        In,
+        Out,
+    }
+    let cases = [
+        ("weft.dev/exclude-inbound-ports", "9090, 80", Way::In, at(POD4, 80)),
+        ("weft.dev/exclude-inbound-ports", "80", Way::In, at(POD6, 80)),
+        ("weft.dev/exclude-inbound-cidrs", "10.77.0.0/16", Way::In, at(POD4, 80)),
+        ("weft.dev/exclude-inbound-cidrs", "fd77::1", Way::In, at(POD6, 80)),
+        ("weft.dev/exclude-outbound-ports", "80", Way::Out, at(PEER4, 80)),
+        ("weft.dev/exclude-outbound-ports", "80", Way::Out, at(PEER6, 80)),
+        ("weft.dev/exclude-outbound-cidrs", "10.77.0.1", Way::Out, at(PEER4, 80)),
+        ("weft.dev/exclude-outbound-cidrs", "fd77::/64,10.0.0.0/8", Way::Out, at(PEER6, 80)),
+    ];
+    let net = Net::new();
+    let listeners = open_listeners(&net.pod).unwrap();
+    for (annotation, value, way, to) in cases {
+        apply(&net.pod, &excluding(annotation, value), Mode::Capture).unwrap();
+        let (from, server, ours) = match way {
+            Way::In => (&net.peer, &net.pod, &listeners.inbound),
+            Way::Out => (&net.pod, &net.peer, &listeners.outbound),
+        };
+        let app = serve(server, to);
+        let mut client = connect(from, to).unwrap();
+        let (mut accepted, _) = accept(&app);
+        assert_talks(&mut client, &mut accepted);
+        assert!(nobody_waits(ours), "{annotation}={value}");
+        // Another port (or, for addresses, the other family) is captured as ever.
+        let other = if annotation.ends_with("ports") { SocketAddr::new(to.ip(), 81) } else { continue };
+        let _client = connect(from, other).unwrap();
+        ours.set_nonblocking(true).unwrap();
+        assert_eq!(original_dst(&accept(ours).0).unwrap(), other);
+    }
+}
+
+#[test]
+fn without_listeners_everything_is_refused() {
+    let net = Net::new();
+    drop(captured(&net, &CaptureConfig::default()));
+    for (from, server, to) in [
+        (&net.pod, &net.peer, at(PEER4, 80)),
+        (&net.pod, &net.peer, at(PEER6, 80)),
+        (&net.peer, &net.pod, at(POD4, 80)),
+        (&net.peer, &net.pod, at(POD6, 80)),
+    ] {
+        let app = serve(server, to);
+        let error = connect(from, to).expect_err("nothing may pass in clear");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "{to}");
+        assert!(nobody_waits(&app), "{to} was reached in clear");
+    }
+}
+
+#[test]
+fn our_plaintext_ports_are_refused_from_outside() {
+    let net = Net::new();
+    let listeners = captured(&net, &CaptureConfig::default());
+    for to in
+        [at(POD4, OUTBOUND_PORT), at(POD4, INBOUND_PORT), at(POD6, OUTBOUND_PORT), at(POD6, INBOUND_PORT)]
+    {
+        let error = connect(&net.peer, to).expect_err("these ports are not for callers");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "{to}");
+    }
+    assert!(nobody_waits(&listeners.inbound) && nobody_waits(&listeners.outbound));
+}
+
+#[test]
+fn what_conntrack_does_not_see_is_dropped() {
+    let net = Net::new();
+    let _listeners = captured(&net, &CaptureConfig::default());
+    let notrack = "table inet foreign { \
+        chain o { type filter hook output priority -300; notrack; }; \
+        chain p { type filter hook prerouting priority -300; notrack; }; }";
+    net.in_pod("nft", &[notrack]);
+    for (from, server, to) in [
+        (&net.pod, &net.peer, at(PEER4, 80)),
+        (&net.pod, &net.peer, at(PEER6, 80)),
+        (&net.peer, &net.pod, at(POD4, 80)),
+        (&net.peer, &net.pod, at(POD6, 80)),
+    ] {
+        let app = serve(server, to);
+        let connected = from.run(|| TcpStream::connect_timeout(&to, NO_ANSWER)).unwrap();
+        assert!(connected.is_err(), "{to} was reached in clear");
+        assert!(nobody_waits(&app));
+    }
+    // It is the guards that drop: without them the same packets pass.
+    apply(&net.pod, &CaptureConfig::default(), Mode::Drain).unwrap();
+    let app = serve(&net.peer, at(PEER4, 81));
+    let _direct = connect(&net.pod, at(PEER4, 81)).unwrap();
+    accept(&app);
+}
+
+#[test]
+fn applying_again_keeps_redirected_connections() {
+    let net = Net::new();
+    let listeners = captured(&net, &CaptureConfig::default());
+    let mut client = connect(&net.pod, at(PEER4, 80)).unwrap();
+    let (mut accepted, _) = accept(&listeners.outbound);
+    apply(&net.pod, &excluding("weft.dev/exclude-outbound-ports", "80"), Mode::Capture).unwrap();
+    apply(&net.pod, &CaptureConfig::default(), Mode::Capture).unwrap();
+    assert_talks(&mut client, &mut accepted);
+}
+
+#[test]
+fn leaving_drains_redirected_connections_and_then_restores_the_pod() {
+    let net = Net::new();
+    let before = pod_state(&net);
+    let listeners = captured(&net, &CaptureConfig::default());
+    let stash = sockets(&net);
+    let (inside, outside) = (serve(&net.pod, at(POD4, 80)), serve(&net.peer, at(PEER4, 80)));
+    let mut outbound = connect(&net.pod, at(PEER4, 80)).unwrap();
+    let mut outbound_agent = accept(&listeners.outbound).0;
+    let mut inbound = connect(&net.peer, at(POD4, 80)).unwrap();
+    let mut inbound_agent = accept(&listeners.inbound).0;
+    let mut to_app =
+        connect_from(stash.tcp(Family::V4).unwrap(), Some(at(CLIENT4, 0)), at(POD4, 80)).unwrap();
+    let mut app = accept(&inside).0;
+
+    apply(&net.pod, &CaptureConfig::default(), Mode::Drain).unwrap();
+    assert_talks(&mut outbound, &mut outbound_agent);
+    assert_talks(&mut inbound, &mut inbound_agent);
+    assert_talks(&mut to_app, &mut app);
+    let mut direct = connect(&net.pod, at(PEER4, 80)).unwrap();
+    let mut direct_server = accept(&outside).0;
+    assert_talks(&mut direct, &mut direct_server);
+
+    remove(&net.pod).unwrap();
+    assert_talks(&mut direct, &mut direct_server);
+    assert_eq!(pod_state(&net), before);
+    remove(&net.pod).expect("removing what is gone is no error");
+}
+
+fn pod_state(net: &Net) -> [String; 5] {
+    [
+        net.in_pod("nft", &["list", "ruleset"]),
+        net.in_pod("ip", &["rule"]),
+        net.in_pod("ip", &["-6", "rule"]),
+        net.in_pod("ip", &["route", "show", "table", "all"]),
+        // The IPv6 table lists cached entries too: only ours count.
+        net.in_pod("sh", &["-c", "ip -6 route show table all | grep -c 'table 100' || true"]),
+    ]
+}
+
+#[test]
+fn a_pod_without_ipv6_is_captured_too() {
+    let net = Net::new();
+    for interface in ["all", "default", "lo", "eth0"] {
+        net.in_pod("sysctl", &["-qw", &format!("net.ipv6.conf.{interface}.disable_ipv6=1")]);
+    }
+    let listeners = captured(&net, &excluding("weft.dev/exclude-outbound-cidrs", "fd00::/8"));
+    assert!(listeners.outbound.local_addr().unwrap().is_ipv4());
+    let _client = connect(&net.pod, at(PEER4, 80)).unwrap();
+    assert_eq!(original_dst(&accept(&listeners.outbound).0).unwrap(), at(PEER4, 80));
+    assert!(nobody_waits(&listeners.inbound));
+    remove(&net.pod).unwrap();
+}
+
+#[test]
+fn the_stash_fills_and_falls_back() {
+    let net = Net::new();
+    let stash = sockets(&net);
+    let taken: Vec<OwnedFd> = (0..200).map(|_| stash.tcp(Family::V4).unwrap()).collect();
+    for socket in taken {
+        let socket = Socket::from(socket);
+        assert_eq!(socket.mark().unwrap(), AGENT_MARK);
+        assert!(socket.tcp_nodelay().unwrap());
+    }
+    let _v6 = stash.tcp(Family::V6).unwrap();
+    assert!(stash.misses() > 0, "200 at once are more than any stash holds");
+    let host = Socket::from(PodSockets::host().tcp(Family::V4).unwrap());
+    assert_eq!(host.mark().unwrap(), 0);
+}
+
+#[test]
+fn a_panic_inside_a_namespace_comes_back() {
+    let net = Net::new();
+    let here = weft_inpod::Netns::current().unwrap().inode();
+    let panicked = std::panic::catch_unwind(|| net.pod.run(|| panic!("inside")));
+    assert!(panicked.is_err());
+    assert_eq!(weft_inpod::Netns::current().unwrap().inode(), here);
+    assert_eq!(net.pod.run(|| weft_inpod::Netns::current().unwrap().inode()).unwrap(), net.pod.inode());
+}
+
+#[test]
+fn only_a_network_namespace_is_taken_for_one() {
+    for path in ["/proc/self/ns/mnt", "/dev/null"] {
+        let opened = weft_inpod::Netns::open(std::path::Path::new(path));
+        let entered = opened.and_then(|ns| ns.run(|| ()));
+        assert!(entered.is_err(), "{path}");
+    }
+    assert!(Socket::new(Domain::IPV4, Type::STREAM, None).is_ok(), "still at home");
+}

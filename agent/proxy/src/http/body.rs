@@ -1,0 +1,237 @@
+//! Bodies on their way upstream: the client's own stream (counted, remembered for a retry, teed to mirrors), a
+//! remembered one, or a mirror's copy. Nothing is held back: each frame goes on as it comes.
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+use tokio::sync::mpsc;
+
+/// A request whose body is larger than this is never sent twice.
+pub(crate) const REPLAY_BYTES_MAX: usize = 64 * 1024;
+/// Frames that a mirror may lag behind before it is cut.
+pub(crate) const MIRROR_FRAMES_MAX: usize = 16;
+
+/// Why a body ended early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    /// The side that sends it failed.
+    #[error(transparent)]
+    Peer(#[from] hyper::Error),
+    /// The rule's request timeout passed while it streamed.
+    #[error("the request timeout passed")]
+    Deadline,
+    /// A mirror was too slow, or what it copies was given up.
+    #[error("the copy was cut")]
+    Cut,
+}
+
+/// One frame that can be sent more than once.
+#[derive(Clone, Debug)]
+pub(crate) enum Piece {
+    Data(Bytes),
+    Trailers(HeaderMap),
+    End,
+}
+
+/// A request's body.
+#[derive(Debug)]
+pub(crate) enum RequestBody {
+    /// None.
+    Empty,
+    /// The client's.
+    Stream {
+        /// Where it comes from.
+        body: Incoming,
+        /// What is known about it so far, shared with the exchange.
+        upload: Rc<Upload>,
+    },
+    /// What a try before has sent.
+    Replay(VecDeque<Piece>),
+    /// A mirror's copy.
+    Copy(mpsc::Receiver<Piece>),
+}
+
+/// What is known about a client's body while it is sent.
+#[derive(Debug, Default)]
+pub(crate) struct Upload {
+    bytes: Cell<u64>,
+    complete: Cell<bool>,
+    failed: Cell<bool>,
+    replay: RefCell<Option<Replay>>,
+    mirrors: RefCell<Vec<mpsc::Sender<Piece>>>,
+}
+
+#[derive(Debug, Default)]
+struct Replay {
+    bytes: usize,
+    pieces: VecDeque<Piece>,
+}
+
+impl Upload {
+    /// Bytes sent on so far.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.get()
+    }
+
+    /// Whether the client broke it off.
+    pub(crate) fn failed(&self) -> bool {
+        self.failed.get()
+    }
+
+    /// Remembers it from here on, up to [`REPLAY_BYTES_MAX`].
+    pub(crate) fn remember(&self) {
+        *self.replay.borrow_mut() = Some(Replay::default());
+    }
+
+    /// Gives up what was remembered.
+    pub(crate) fn forget(&self) {
+        *self.replay.borrow_mut() = None;
+    }
+
+    /// Copies every further piece to `mirror`, which is cut when it lags behind.
+    pub(crate) fn tee(&self, mirror: mpsc::Sender<Piece>) {
+        self.mirrors.borrow_mut().push(mirror);
+    }
+
+    /// The whole of it once more, if it has been read to its end within the bound.
+    pub(crate) fn again(&self) -> Option<RequestBody> {
+        let replay = self.replay.borrow();
+        let replay = replay.as_ref().filter(|_| self.complete.get())?;
+        Some(RequestBody::Replay(replay.pieces.clone()))
+    }
+
+    fn note(&self, piece: Piece) {
+        if let Piece::Data(data) = &piece {
+            self.bytes.set(self.bytes.get() + data.len() as u64);
+        }
+        // A slow mirror is cut; it never delays the request it copies.
+        self.mirrors.borrow_mut().retain(|m| m.try_send(piece.clone()).is_ok());
+        let mut replay = self.replay.borrow_mut();
+        let Some(memory) = replay.as_mut() else { return };
+        if let Piece::Data(data) = &piece {
+            memory.bytes += data.len();
+        }
+        if memory.bytes > REPLAY_BYTES_MAX {
+            *replay = None;
+        } else {
+            memory.pieces.push_back(piece);
+        }
+    }
+
+    fn end(&self) {
+        if !self.complete.replace(true) {
+            self.mirrors.borrow_mut().retain(|m| {
+                let _ = m.try_send(Piece::End);
+                false
+            });
+        }
+    }
+
+    fn fail(&self) {
+        self.failed.set(true);
+        self.mirrors.borrow_mut().clear();
+    }
+}
+
+impl RequestBody {
+    /// The client's body; `None` for the upload when there is nothing to come.
+    pub(crate) fn new(body: Incoming) -> (Self, Option<Rc<Upload>>) {
+        if body.is_end_stream() {
+            return (Self::Empty, None);
+        }
+        let upload = Rc::new(Upload::default());
+        (Self::Stream { body, upload: Rc::clone(&upload) }, Some(upload))
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Stream { body, upload } => poll_stream(body, upload, cx),
+            Self::Replay(pieces) => Poll::Ready(pieces.pop_front().and_then(into_frame).map(Ok)),
+            Self::Copy(pieces) => match ready!(pieces.poll_recv(cx)) {
+                Some(piece) => Poll::Ready(into_frame(piece).map(Ok)),
+                // The sender went away before the end: the copy must not look complete.
+                None => Poll::Ready(Some(Err(BodyError::Cut))),
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Stream { body, .. } => body.is_end_stream(),
+            Self::Replay(pieces) => pieces.is_empty(),
+            Self::Copy(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Stream { body, .. } => body.size_hint(),
+            Self::Replay(pieces) => SizeHint::with_exact(pieces.iter().map(length).sum()),
+            Self::Copy(_) => SizeHint::default(),
+        }
+    }
+}
+
+fn poll_stream(
+    body: &mut Incoming,
+    upload: &Upload,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    let next = match ready!(Pin::new(&mut *body).poll_frame(cx)) {
+        Some(Ok(frame)) => {
+            if let Some(data) = frame.data_ref() {
+                upload.note(Piece::Data(data.clone()));
+            } else if let Some(trailers) = frame.trailers_ref() {
+                upload.note(Piece::Trailers(trailers.clone()));
+            }
+            // A body of known length is not polled again after its last byte.
+            if body.is_end_stream() {
+                upload.end();
+            }
+            Some(Ok(frame))
+        }
+        Some(Err(e)) => {
+            upload.fail();
+            Some(Err(e.into()))
+        }
+        None => {
+            upload.end();
+            None
+        }
+    };
+    Poll::Ready(next)
+}
+
+fn into_frame(piece: Piece) -> Option<Frame<Bytes>> {
+    match piece {
+        Piece::Data(data) => Some(Frame::data(data)),
+        Piece::Trailers(trailers) => Some(Frame::trailers(trailers)),
+        Piece::End => None,
+    }
+}
+
+fn length(piece: &Piece) -> u64 {
+    match piece {
+        Piece::Data(data) => data.len() as u64,
+        Piece::Trailers(_) | Piece::End => 0,
+    }
+}

@@ -1,0 +1,137 @@
+//! One downstream connection, as its requests see it.
+
+use super::{HttpWorker, exchange::Exchange, io::MaybeTls, pool::Pool};
+use crate::{
+    context::{Peer, Source},
+    dial::Dial,
+    share::Share,
+    telemetry::Direction,
+};
+use bytes::Bytes;
+use http::HeaderValue;
+use std::{
+    cell::{Cell, RefCell},
+    net::SocketAddr,
+    rc::Rc,
+};
+use tokio::sync::oneshot;
+use weft_core::model::{ObjectKey, Str};
+
+/// How a connection came in: what finds its route table.
+#[derive(Clone, Debug)]
+pub enum Entrance {
+    /// Captured from a pod on its way to a Service.
+    Mesh {
+        /// ClusterIP and port.
+        frontend: SocketAddr,
+    },
+    /// Accepted by a Gateway.
+    Gateway(GatewayEntrance),
+}
+
+/// A connection to a Gateway's HTTP or HTTPS port.
+#[derive(Clone, Debug)]
+pub struct GatewayEntrance {
+    /// The Gateway.
+    pub gateway: ObjectKey,
+    /// The listener's port.
+    pub port: u16,
+    /// What TLS said; `None` on an HTTP port.
+    pub tls: Option<DownstreamTls>,
+}
+
+/// What is known of a client's TLS connection.
+#[derive(Clone, Debug)]
+pub struct DownstreamTls {
+    /// Server name, lower case.
+    pub sni: Option<Str>,
+}
+
+/// A downstream connection that speaks HTTP.
+pub struct HttpConn<D: Dial> {
+    /// The worker's HTTP state.
+    pub http: Rc<HttpWorker<D>>,
+    /// Pays for it.
+    pub share: Rc<Share>,
+    /// On whose behalf requests go out.
+    pub source: Rc<Source>,
+    /// The client.
+    pub peer: Peer,
+    /// How it came in.
+    pub entrance: Entrance,
+}
+
+/// Where an upgraded exchange goes on.
+pub(crate) struct Upgraded<D: Dial> {
+    /// Gives the upstream's bytes when HTTP is over there.
+    pub(crate) upstream: oneshot::Receiver<(MaybeTls<D::Io>, Bytes)>,
+    /// Is finished when both sides have ended.
+    pub(crate) exchange: Box<Exchange<D>>,
+}
+
+/// [`HttpConn`] with what is worked out once.
+pub(crate) struct Conn<D: Dial> {
+    pub(crate) http: Rc<HttpWorker<D>>,
+    pub(crate) share: Rc<Share>,
+    pub(crate) source: Rc<Source>,
+    pub(crate) peer: SocketAddr,
+    pub(crate) entrance: Entrance,
+    pub(crate) pool: Rc<Pool<MaybeTls<D::Io>>>,
+    /// `X-Forwarded-For` of this client; only at Gateways.
+    pub(crate) forwarded_for: Option<HeaderValue>,
+    /// Exchanges under way.
+    pub(crate) active: Cell<u32>,
+    /// Exchanges begun.
+    pub(crate) begun: Cell<u64>,
+    /// Set by an exchange whose answer was 101, for the connection's task.
+    pub(crate) upgraded: RefCell<Option<Upgraded<D>>>,
+}
+
+impl<D: Dial> Conn<D> {
+    pub(crate) fn new(conn: HttpConn<D>) -> Rc<Self> {
+        let forwarded_for = match conn.entrance {
+            Entrance::Gateway(_) => HeaderValue::try_from(conn.peer.ip.to_canonical().to_string()).ok(),
+            Entrance::Mesh { .. } => None,
+        };
+        Rc::new(Self {
+            pool: conn.http.pool(conn.share.key()),
+            http: conn.http,
+            share: conn.share,
+            source: conn.source,
+            peer: SocketAddr::new(conn.peer.ip, conn.peer.port),
+            entrance: conn.entrance,
+            forwarded_for,
+            active: Cell::new(0),
+            begun: Cell::new(0),
+            upgraded: RefCell::default(),
+        })
+    }
+
+    pub(crate) const fn direction_of(conn: &HttpConn<D>) -> Direction {
+        direction(&conn.entrance)
+    }
+
+    pub(crate) const fn direction(&self) -> Direction {
+        direction(&self.entrance)
+    }
+
+    /// Whether the client came over TLS that we ended.
+    pub(crate) const fn is_https(&self) -> bool {
+        matches!(&self.entrance, Entrance::Gateway(GatewayEntrance { tls: Some(_), .. }))
+    }
+
+    /// Port for redirects: the listener's, or the Service's.
+    pub(crate) const fn port(&self) -> u16 {
+        match &self.entrance {
+            Entrance::Mesh { frontend } => frontend.port(),
+            Entrance::Gateway(gateway) => gateway.port,
+        }
+    }
+}
+
+const fn direction(entrance: &Entrance) -> Direction {
+    match entrance {
+        Entrance::Mesh { .. } => Direction::Mesh,
+        Entrance::Gateway(_) => Direction::Gateway,
+    }
+}

@@ -1,0 +1,248 @@
+//! One request and its answer, from the head's arrival to the last byte: what telemetry will say about it, and what
+//! must be given back at its end. Boxed once, moved along the path, ends when dropped, however that comes.
+
+use super::{
+    body::{RequestBody, Upload},
+    conn::{Conn, Entrance},
+    io::MaybeTls,
+    loads::InFlight,
+    pool::{H1Conn, Key, Stream},
+};
+use crate::{
+    dial::{Dial, UpstreamInfo},
+    error::Reason,
+    telemetry::{ActiveRequest, RequestHead, RequestRecord, RequestSpan, TraceContext, TryRecord, is_grpc},
+};
+use futures_util::future::Either;
+use http::{HeaderMap, HeaderValue, Request, Response, request::Parts};
+use hyper::{body::Incoming, client::conn::TrySendError};
+use std::{pin::Pin, rc::Rc, sync::Arc, time::Instant};
+use tokio::time::Sleep;
+use weft_core::{
+    config::{Backend, Endpoint, EndpointSet, Frontend, HttpRule},
+    model::{HeaderModifier, ObjectKey, SpiffeId},
+};
+
+/// An upstream connection in use.
+pub(crate) enum Lease<Io: 'static> {
+    /// All of it; goes back to the pool.
+    H1(Key, H1Conn<Io>),
+    /// One stream of it; counts down when dropped.
+    H2(Stream),
+}
+
+impl<Io> Lease<Io> {
+    /// Who is there.
+    pub(crate) fn info(&self) -> &UpstreamInfo {
+        match self {
+            Self::H1(_, h1) => &h1.info,
+            Self::H2(stream) => &stream.0.info,
+        }
+    }
+
+    /// Whether HTTP/2 is spoken.
+    pub(crate) const fn is_h2(&self) -> bool {
+        matches!(self, Self::H2(_))
+    }
+
+    /// Whether it was used before, so that the peer may be closing it already.
+    pub(crate) const fn is_kept(&self) -> bool {
+        matches!(self, Self::H1(_, h1) if h1.reused)
+    }
+
+    /// Sends a request.
+    pub(crate) fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<Io> {
+        match self {
+            Self::H1(_, h1) => Either::Left(h1.sender.try_send_request(request)),
+            Self::H2(stream) => Either::Right(stream.0.sender.clone().try_send_request(request)),
+        }
+    }
+}
+
+/// State of one exchange.
+pub(crate) struct Exchange<D: Dial> {
+    pub(crate) conn: Rc<Conn<D>>,
+    pub(crate) started: Instant,
+    pub(crate) trace: TraceContext,
+    /// What the client asked, for telemetry, when somebody wants it.
+    head: Option<RequestHead>,
+    span: RequestSpan,
+    _active: ActiveRequest,
+    /// Content is gRPC: errors are told in its way.
+    pub(crate) grpc: bool,
+    /// `Origin`, kept for CORS.
+    pub(crate) origin: Option<HeaderValue>,
+
+    pub(crate) frontend: Option<Arc<Frontend>>,
+    pub(crate) rule: Option<Arc<HttpRule>>,
+    pub(crate) backend: Option<Arc<Backend>>,
+    /// Response filter of the backendRef that was picked.
+    pub(crate) backend_response: Option<Arc<HeaderModifier>>,
+    pub(crate) upload: Option<Rc<Upload>>,
+
+    /// The head once more, for another try, if one may be made.
+    pub(crate) spare: Option<Parts>,
+    /// The try under way, or the last one.
+    pub(crate) attempt: Attempt<D>,
+    pub(crate) tries: u32,
+
+    pub(crate) code: u16,
+    pub(crate) grpc_status: Option<u16>,
+    pub(crate) reason: Option<Reason>,
+    pub(crate) response_bytes: u64,
+    /// Cuts the answer's body.
+    pub(crate) deadline: Option<Pin<Box<Sleep>>>,
+}
+
+/// One try.
+pub(crate) struct Attempt<D: Dial> {
+    pub(crate) started: Instant,
+    pub(crate) endpoint: Option<(Arc<EndpointSet>, usize)>,
+    pub(crate) identity: Option<Rc<SpiffeId>>,
+    pub(crate) span: RequestSpan,
+    pub(crate) in_flight: Option<InFlight>,
+    pub(crate) lease: Option<Lease<MaybeTls<D::Io>>>,
+}
+
+impl<D: Dial> Default for Attempt<D> {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            endpoint: None,
+            identity: None,
+            span: RequestSpan::None,
+            in_flight: None,
+            lease: None,
+        }
+    }
+}
+
+impl<D: Dial> Attempt<D> {
+    /// Where it goes.
+    pub(crate) fn endpoint(&self) -> Option<&Endpoint> {
+        self.endpoint.as_ref().and_then(|(set, i)| set.ready.get(*i))
+    }
+}
+
+impl<D: Dial> Exchange<D> {
+    /// Begins when the head has been read.
+    pub(crate) fn begin(conn: &Rc<Conn<D>>, parts: &Parts) -> Box<Self> {
+        let telemetry = &conn.http.telemetry;
+        let trace = telemetry.start(&parts.headers);
+        let head = telemetry.wants_head(&trace).then(|| RequestHead::of(parts, conn.is_https()));
+        let span = telemetry.server_span(&trace, &conn.source.workload);
+        conn.active.set(conn.active.get() + 1);
+        conn.begun.set(conn.begun.get() + 1);
+        Box::new(Self {
+            started: Instant::now(),
+            trace,
+            head,
+            span,
+            _active: telemetry.request_started(conn.direction()),
+            grpc: is_grpc(&parts.headers),
+            origin: None,
+            frontend: None,
+            rule: None,
+            backend: None,
+            backend_response: None,
+            upload: None,
+            spare: None,
+            attempt: Attempt::default(),
+            tries: 0,
+            code: 0,
+            grpc_status: None,
+            reason: None,
+            response_bytes: 0,
+            deadline: None,
+            conn: Rc::clone(conn),
+        })
+    }
+
+    /// Writes the trace headers that this try's upstream must see.
+    pub(crate) fn inject_trace(&mut self, headers: &mut HeaderMap) {
+        self.attempt.span = self.conn.http.telemetry.try_span(&self.span);
+        self.attempt.span.inject(&self.trace, headers);
+    }
+
+    /// A try has failed; the next one starts from nothing.
+    pub(crate) fn try_failed(&mut self, reason: Reason, code: Option<u16>) {
+        self.end_try_span(code, Some(reason));
+        self.attempt.lease = None;
+        self.attempt.in_flight = None;
+        self.attempt.identity = None;
+    }
+
+    /// The answer has been sent to its last byte: what was lent goes back.
+    pub(crate) fn complete(mut self: Box<Self>) {
+        let lease = self.attempt.lease.take();
+        // A request that is still being sent keeps its connection: hyper reads the rest of it into nowhere.
+        if let Some(Lease::H1(key, h1)) = lease {
+            self.conn.pool.put_h1(&self.conn.share, key, h1);
+        }
+        self.end_try_span(Some(self.code), self.reason);
+    }
+
+    /// The answer broke off.
+    pub(crate) fn broke(&mut self, reason: Reason) {
+        self.reason = Some(reason);
+    }
+
+    fn end_try_span(&mut self, code: Option<u16>, reason: Option<Reason>) {
+        let span = std::mem::take(&mut self.attempt.span);
+        if matches!(span, RequestSpan::None) {
+            return;
+        }
+        let Some(endpoint) = self.attempt.endpoint().map(|e| e.addr) else { return };
+        let outcome = TryRecord {
+            endpoint,
+            identity: self.attempt.identity.as_deref(),
+            code: code.filter(|c| *c != 0),
+            grpc_status: self.grpc_status,
+            reason,
+            resend: self.tries.saturating_sub(1),
+        };
+        span.finish_try(&self.record(), &outcome);
+    }
+
+    fn parent(&self) -> Option<&ObjectKey> {
+        match &self.conn.entrance {
+            Entrance::Gateway(gateway) => Some(&gateway.gateway),
+            Entrance::Mesh { .. } => self.frontend.as_ref().map(|f| &f.service),
+        }
+    }
+
+    fn record(&self) -> RequestRecord<'_> {
+        RequestRecord {
+            parent: self.parent(),
+            head: self.head.as_ref(),
+            source: match self.conn.entrance {
+                Entrance::Mesh { .. } => Some(&self.conn.source.workload),
+                Entrance::Gateway(_) => None,
+            },
+            rule: self.rule.as_ref(),
+            backend: self.backend.as_ref(),
+            endpoint: self.attempt.endpoint(),
+            destination_identity: self.attempt.identity.as_deref(),
+            code: self.code,
+            grpc_status: self.grpc_status,
+            reason: self.reason,
+            request_bytes: self.upload.as_ref().map_or(0, |u| u.bytes()),
+            response_bytes: self.response_bytes,
+            duration: self.started.elapsed(),
+            tries: self.tries,
+            ..RequestRecord::new(self.conn.direction(), &self.trace, self.conn.peer)
+        }
+    }
+}
+
+impl<D: Dial> Drop for Exchange<D> {
+    fn drop(&mut self) {
+        self.end_try_span(Some(self.code), self.reason);
+        let span = std::mem::take(&mut self.span);
+        self.conn.http.telemetry.finish(&self.record(), span);
+        self.conn.active.set(self.conn.active.get() - 1);
+    }
+}

@@ -1,0 +1,367 @@
+//! Sending a request to an endpoint of its backend, trying again where that is safe or asked for, and handing the
+//! answer on.
+
+use super::{
+    body::RequestBody,
+    conn::{Conn, Upgraded},
+    connect::{self, Protocol},
+    exchange::{Exchange, Lease},
+    filters,
+    io::MaybeTls,
+    mirror,
+    plan::{Plan, Step, Way, plan},
+    pool::{H2Turn, Key},
+    reply::ResponseBody,
+    respond::{self, error},
+};
+use crate::{
+    dial::Dial,
+    error::{ProxyError, Reason},
+    telemetry::Counter,
+};
+use http::{HeaderValue, Request, Response, StatusCode, Version, request::Parts};
+use hyper::{body::Incoming, client::conn::TrySendError};
+use std::{error::Error, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
+use weft_core::{
+    config::{Backend, Endpoint},
+    model::Retry,
+    timing::{Attempt, Deadline, Decision, Outcome, TimeoutKind, decide, retry::idempotent},
+};
+
+/// Serves one request.
+pub(crate) async fn handle<D: Dial>(
+    conn: Rc<Conn<D>>,
+    request: Request<Incoming>,
+) -> Response<ResponseBody<D>> {
+    let (mut parts, body) = request.into_parts();
+    let mut exchange = Exchange::begin(&conn, &parts);
+    drop(conn);
+    match plan(&mut exchange, &mut parts) {
+        Ok(Step::Forward(plan)) => forward(exchange, plan, parts, body).await,
+        Ok(Step::Answer(head)) => respond::filtered(exchange, head),
+        Err(error) => respond::failure(exchange, &error),
+    }
+}
+
+/// A request in a form that can be sent, or sent again.
+struct Outgoing {
+    parts: Parts,
+    body: RequestBody,
+    /// Version the client speaks.
+    version: Version,
+    idempotent: bool,
+}
+
+/// How a try ended without an answer to hand on.
+struct Failure {
+    outcome: Outcome,
+    error: ProxyError,
+    /// The upstream's code, when that is why.
+    code: Option<u16>,
+    /// What another try would send, if that is possible.
+    again: Option<(Parts, RequestBody)>,
+}
+
+async fn forward<D: Dial>(
+    mut exchange: Box<Exchange<D>>,
+    plan: Plan,
+    mut parts: Parts,
+    body: Incoming,
+) -> Response<ResponseBody<D>> {
+    let (body, upload) = RequestBody::new(body);
+    exchange.upload = upload;
+    parts.extensions.clear();
+    if let (Some(upload), true) = (&exchange.upload, retry_policy(&exchange).is_some()) {
+        upload.remember();
+    }
+    if !plan.mirrors.is_empty() {
+        mirror::start(&exchange, &plan.mirrors, &parts);
+    }
+    let idempotent = idempotent(&parts.method);
+    let mut outgoing = Outgoing { version: parts.version, parts, body, idempotent };
+    let mut tried = Vec::new();
+    loop {
+        exchange.tries += 1;
+        let failure = match send(&mut exchange, &plan, outgoing, &tried).await {
+            Ok(response) => return answer(exchange, &plan, response),
+            Err(failure) => *failure,
+        };
+        let decision = next(&exchange, &plan, &failure, idempotent);
+        exchange.try_failed(failure.error.reason, failure.code);
+        let (Decision::Retry { after }, Some((parts, body))) = (decision, failure.again) else {
+            return respond::failure(exchange, &failure.error);
+        };
+        exchange.conn.http.telemetry.count(Counter::Retries);
+        tried.extend(exchange.attempt.endpoint().map(|e| e.addr));
+        if !after.is_zero() {
+            tokio::time::sleep(after).await;
+        }
+        outgoing = Outgoing { version: parts.version, parts, body, idempotent };
+    }
+}
+
+fn retry_policy<D: Dial>(exchange: &Exchange<D>) -> Option<&Retry> {
+    exchange.rule.as_ref().and_then(|r| r.retry.as_deref())
+}
+
+fn next<D: Dial>(exchange: &Exchange<D>, plan: &Plan, failure: &Failure, idempotent: bool) -> Decision {
+    if exchange.upload.as_ref().is_some_and(|u| u.failed()) {
+        return Decision::Stop;
+    }
+    let attempt = Attempt {
+        tries: exchange.tries,
+        outcome: failure.outcome,
+        replayable: failure.again.is_some(),
+        idempotent,
+        remaining: plan.deadlines.remaining(Instant::now()),
+        draw: exchange.conn.http.draw(),
+    };
+    decide(retry_policy(exchange), &attempt)
+}
+
+/// One try, within its deadline.
+async fn send<D: Dial>(
+    exchange: &mut Exchange<D>,
+    plan: &Plan,
+    outgoing: Outgoing,
+    tried: &[SocketAddr],
+) -> Result<Response<Incoming>, Box<Failure>> {
+    let now = if exchange.tries == 1 { exchange.started } else { Instant::now() };
+    let Some(endpoint) = choose(exchange, &plan.backend, tried, now) else {
+        let error = error(Reason::NoEndpoint, format!("{} has no ready endpoint", plan.backend.key.service));
+        // Another try would find none either.
+        return Err(Failure { outcome: Outcome::Reset, error, code: None, again: None }.into());
+    };
+    let retries = retry_policy(exchange).map_or(0, |r| r.attempts);
+    exchange.spare = (exchange.tries <= retries).then(|| outgoing.parts.clone());
+    let Some(deadline) = plan.deadlines.of_try(now) else {
+        return send_to(exchange, plan, &endpoint, outgoing).await;
+    };
+    let mut sleep = Box::pin(tokio::time::sleep_until(deadline.at.into()));
+    let sent = tokio::select! {
+        biased;
+        sent = send_to(exchange, plan, &endpoint, outgoing) => sent,
+        () = &mut sleep => return Err(timed_out(exchange, deadline).into()),
+    };
+    // The deadline covers the answer's body too (GEP-1742).
+    exchange.deadline = Some(sleep);
+    sent
+}
+
+fn timed_out<D: Dial>(exchange: &mut Exchange<D>, deadline: Deadline) -> Failure {
+    let error = error(Reason::Timeout, deadline.kind.as_str());
+    match deadline.kind {
+        TimeoutKind::Request => Failure { outcome: Outcome::Reset, error, code: None, again: None },
+        TimeoutKind::BackendRequest => {
+            Failure { outcome: Outcome::TryTimeout, error, code: None, again: remembered(exchange) }
+        }
+    }
+}
+
+/// What was being sent is gone with its try, but for a remembered copy.
+fn remembered<D: Dial>(exchange: &mut Exchange<D>) -> Option<(Parts, RequestBody)> {
+    let body = match &exchange.upload {
+        None => Some(RequestBody::Empty),
+        Some(upload) => upload.again(),
+    };
+    body.and_then(|body| Some((exchange.spare.take()?, body)))
+}
+
+/// Picks an endpoint and counts the request there.
+fn choose<D: Dial>(
+    exchange: &mut Exchange<D>,
+    backend: &Backend,
+    tried: &[SocketAddr],
+    now: Instant,
+) -> Option<Endpoint> {
+    let http = &exchange.conn.http;
+    let config = http.shared.config.load();
+    let set = config.endpoints.get(&backend.key)?;
+    let index = http.loads.pick((backend, set), exchange.conn.peer.ip(), tried, (now, http.draw()))?;
+    let endpoint = set.ready.get(index)?.clone();
+    exchange.attempt.in_flight = Some(http.loads.begin(endpoint.addr, now));
+    exchange.attempt.started = now;
+    exchange.attempt.endpoint = Some((Arc::clone(set), index));
+    Some(endpoint)
+}
+
+async fn send_to<D: Dial>(
+    exchange: &mut Exchange<D>,
+    plan: &Plan,
+    endpoint: &Endpoint,
+    outgoing: Outgoing,
+) -> Result<Response<Incoming>, Box<Failure>> {
+    let Outgoing { mut parts, body, version, idempotent } = outgoing;
+    let conn = Rc::clone(&exchange.conn);
+    let mut lease = match lease(&conn, endpoint, &plan.way).await {
+        Ok(lease) => lease,
+        Err(error) => {
+            let again = Some((parts, body));
+            return Err(Failure { outcome: Outcome::Unreached, error, code: None, again }.into());
+        }
+    };
+    exchange.attempt.identity.clone_from(&lease.info().identity);
+    parts.version = version;
+    shape(&mut parts, &lease, plan.way.tls.is_some());
+    exchange.inject_trace(&mut parts.headers);
+    let kept = lease.is_kept();
+    // A kept connection may have gone stale, an HTTP/2 peer may refuse a stream: both are safe to send again.
+    let safe = matches!(body, RequestBody::Empty) && if kept { idempotent } else { lease.is_h2() };
+    if exchange.spare.is_none() && exchange.tries == 1 && safe {
+        exchange.spare = Some(parts.clone());
+    }
+    let sending = lease.send(Request::from_parts(parts, body));
+    exchange.attempt.lease = Some(lease);
+    match sending.await {
+        Ok(response) => finish_try(exchange, plan, response, idempotent),
+        Err(failed) => Err(broken(exchange, failed, kept).into()),
+    }
+}
+
+/// Gives the request the form of what is spoken.
+pub(crate) fn shape<Io>(parts: &mut Parts, lease: &Lease<Io>, tls: bool) {
+    if lease.is_h2() {
+        filters::for_h2(parts, tls);
+    } else {
+        filters::for_h1(parts, || HeaderValue::try_from(lease.info().addr.to_string()).ok());
+    }
+}
+
+/// A kept connection to the endpoint, or a new one.
+pub(crate) async fn lease<D: Dial>(
+    conn: &Conn<D>,
+    endpoint: &Endpoint,
+    way: &Way,
+) -> Result<Lease<MaybeTls<D::Io>>, ProxyError> {
+    let key = Key::new(endpoint, way.tls.as_ref().map_or(0, |t| t.id));
+    let telemetry = &conn.http.telemetry;
+    match way.protocol {
+        Protocol::Http1 => {
+            if let Some(kept) = conn.pool.take_h1(&key, endpoint) {
+                telemetry.count(Counter::PoolHitHttp);
+                return Ok(Lease::H1(key, kept));
+            }
+            telemetry.count(Counter::PoolMissHttp);
+            Ok(Lease::H1(key, connect::http1(conn, endpoint, way.tls.as_deref()).await?))
+        }
+        Protocol::Http2 => loop {
+            match conn.pool.h2(&key, endpoint) {
+                H2Turn::Stream(stream) => {
+                    telemetry.count(Counter::PoolHitHttp);
+                    return Ok(Lease::H2(stream));
+                }
+                H2Turn::Wait(dialing) => dialing.done().await?,
+                H2Turn::Dial(turn) => {
+                    telemetry.count(Counter::PoolMissHttp);
+                    return match connect::http2(conn, endpoint, way.tls.as_deref()).await {
+                        Ok(new) => Ok(Lease::H2(conn.pool.add_h2(&conn.share, key, &new))),
+                        Err(error) => {
+                            turn.fail(&error);
+                            Err(error)
+                        }
+                    };
+                }
+            }
+        },
+    }
+}
+
+/// An answer's head has come: hand it on, or try again for its status.
+fn finish_try<D: Dial>(
+    exchange: &mut Exchange<D>,
+    plan: &Plan,
+    response: Response<Incoming>,
+    idempotent: bool,
+) -> Result<Response<Incoming>, Box<Failure>> {
+    let now = Instant::now();
+    let attempt = &exchange.attempt;
+    if let Some(in_flight) = &attempt.in_flight {
+        in_flight.answered(now.saturating_duration_since(attempt.started), now);
+    }
+    let status = response.status();
+    if retry_policy(exchange).is_none_or(|r| !r.codes.contains(&status.as_u16())) {
+        return Ok(response);
+    }
+    let failure = Failure {
+        outcome: Outcome::Status(status),
+        error: error(Reason::UpstreamReset, "retried for its status"),
+        code: Some(status.as_u16()),
+        again: remembered(exchange),
+    };
+    match next(exchange, plan, &failure, idempotent) {
+        Decision::Retry { .. } => Err(failure.into()),
+        Decision::Stop => Ok(response),
+    }
+}
+
+/// What a failed send means.
+fn broken<D: Dial>(
+    exchange: &mut Exchange<D>,
+    mut failed: TrySendError<Request<RequestBody>>,
+    kept: bool,
+) -> Failure {
+    let unsent = failed.take_message().map(Request::into_parts);
+    let cause = failed.error();
+    let client_gone = exchange.upload.as_ref().is_some_and(|u| u.failed());
+    let reason = if client_gone {
+        Reason::ClientGone
+    } else if cause.is_parse() {
+        Reason::UpstreamProtocol
+    } else {
+        Reason::UpstreamReset
+    };
+    let outcome = if unsent.is_some() || refused(cause) {
+        // Not a byte of it was sent, or the peer says that it did not look at it.
+        Outcome::Refused
+    } else if kept && !cause.is_parse() {
+        Outcome::Stale
+    } else {
+        Outcome::Reset
+    };
+    let error = error(reason, describe(cause));
+    Failure { outcome, error, code: None, again: unsent.or_else(|| remembered(exchange)) }
+}
+
+/// Whether an HTTP/2 peer says that it did not process the request (RFC 9113 §8.7).
+fn refused(error: &hyper::Error) -> bool {
+    let Some(h2) = error.source().and_then(|e| e.downcast_ref::<h2::Error>()) else { return false };
+    h2.reason() == Some(h2::Reason::REFUSED_STREAM)
+        || (h2.is_go_away() && h2.is_remote() && h2.reason() == Some(h2::Reason::NO_ERROR))
+}
+
+fn describe(error: &hyper::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
+
+/// Hands the upstream's answer on.
+fn answer<D: Dial>(
+    mut exchange: Box<Exchange<D>>,
+    plan: &Plan,
+    response: Response<Incoming>,
+) -> Response<ResponseBody<D>> {
+    let (mut head, body) = response.into_parts();
+    if let Some(upload) = &exchange.upload {
+        upload.forget();
+    }
+    exchange.spare = None;
+    exchange.code = head.status.as_u16();
+    exchange.grpc_status = respond::grpc_status(&head.headers);
+    head.version = Version::HTTP_11;
+    filters::answer(head.status, &mut head.headers);
+    filters::after(&exchange, &mut head.headers);
+    if head.status != StatusCode::SWITCHING_PROTOCOLS {
+        return Response::from_parts(head, ResponseBody::upstream(body, exchange));
+    }
+    let upstream = match &exchange.attempt.lease {
+        Some(Lease::H1(_, h1)) if plan.upgrade => h1.handoff.ask(),
+        _ => return respond::failure(exchange, &error(Reason::UpstreamProtocol, "101 without an upgrade")),
+    };
+    // The timeouts are for requests; what follows is a connection.
+    exchange.deadline = None;
+    let conn = Rc::clone(&exchange.conn);
+    *conn.upgraded.borrow_mut() = Some(Upgraded { upstream, exchange });
+    Response::from_parts(head, ResponseBody::empty())
+}

@@ -1,0 +1,88 @@
+//! What this worker knows about the load of endpoints.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::SocketAddr,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+use weft_core::{
+    balance::{Load, affinity, pick_by},
+    config::{Backend, EndpointSet},
+};
+
+/// Endpoints remembered before those without requests under way are forgotten.
+const ENDPOINTS_MAX: usize = 8192;
+
+/// Load by endpoint, whatever backend it belongs to: two Services may share their pods.
+#[derive(Debug, Default)]
+pub(crate) struct Loads(RefCell<HashMap<SocketAddr, Rc<Cell<Load>>, super::pool::Fx>>);
+
+/// One request under way at an endpoint; ends when dropped.
+#[derive(Debug)]
+pub(crate) struct InFlight(Rc<Cell<Load>>);
+
+impl InFlight {
+    /// The answer's head has come.
+    pub(crate) fn answered(&self, latency: Duration, now: Instant) {
+        // `begin` again, because `end` counts down and the body is still under way.
+        update(&self.0, |load| {
+            load.begin();
+            load.end(Some(latency), now);
+        });
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        update(&self.0, |load| load.end(None, now));
+    }
+}
+
+fn update(cell: &Cell<Load>, edit: impl FnOnce(&mut Load)) {
+    let mut load = cell.get();
+    edit(&mut load);
+    cell.set(load);
+}
+
+impl Loads {
+    /// Picks an endpoint: by client address where the Service asks for affinity, else the less loaded of two. One that
+    /// is in `tried` is taken only if there is no other.
+    pub(crate) fn pick(
+        &self,
+        (backend, set): (&Backend, &EndpointSet),
+        client: std::net::IpAddr,
+        tried: &[SocketAddr],
+        (now, draw): (Instant, u64),
+    ) -> Option<usize> {
+        let ready = &set.ready;
+        if let [only] = ready.as_slice() {
+            let _ = only;
+            return Some(0);
+        }
+        let fresh = |i: usize| !tried.contains(&ready[i].addr);
+        let chosen = if backend.client_ip_affinity {
+            let seats = (0..ready.len()).map(|i| fresh(i).then(|| affinity::seat(&ready[i].addr)));
+            affinity::choose(affinity::client_key(client), seats)
+        } else {
+            let loads = self.0.borrow();
+            let cost = |i: usize| loads.get(&ready[i].addr).map_or(0, |l| l.get().cost(now));
+            pick_by(ready.len(), draw, |i| fresh(i).then(|| cost(i)))
+        };
+        // All were tried: any of them again.
+        chosen.or_else(|| pick_by(ready.len(), draw, |_| Some(0)))
+    }
+
+    /// Counts a request at an endpoint.
+    pub(crate) fn begin(&self, endpoint: SocketAddr, now: Instant) -> InFlight {
+        let mut loads = self.0.borrow_mut();
+        if loads.len() >= ENDPOINTS_MAX && !loads.contains_key(&endpoint) {
+            loads.retain(|_, load| load.get().in_flight() > 0);
+        }
+        let load = loads.entry(endpoint).or_insert_with(|| Rc::new(Cell::new(Load::new(now))));
+        update(load, Load::begin);
+        InFlight(Rc::clone(load))
+    }
+}

@@ -1,0 +1,264 @@
+//! Serving one downstream connection, HTTP/1.1 or HTTP/2, until it ends or is drained.
+
+use super::{
+    conn::{Conn, HttpConn},
+    forward::handle,
+    io::Prefixed,
+    upgrade,
+};
+use crate::{context::Limits, dial::Dial, drain::Drain};
+use bytes::{Bytes, BytesMut};
+use hyper::{
+    Request,
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::{
+    convert::Infallible,
+    future::poll_fn,
+    io,
+    pin::{Pin, pin},
+    rc::Rc,
+    task::Poll,
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    time::{Sleep, sleep},
+};
+
+/// What HTTP/2 with prior knowledge begins with (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// A client's connection may lie idle this long.
+const IDLE_MAX: Duration = Duration::from_secs(600);
+/// Receive window of one stream: what an upstream that does not read may hold here.
+const STREAM_WINDOW: u32 = 1 << 20;
+/// Receive window of a connection: several streams' worth, so that one that nobody reads does not stop the others.
+const CONNECTION_WINDOW: u32 = 4 << 20;
+/// Unsent bytes of one stream.
+const SEND_BUFFER: usize = 256 * 1024;
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Streams that a client may reset before we took them (CVE-2023-44487), and that we may reset for its faults.
+const RESETS_MAX: usize = 50;
+
+/// A version of HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HttpVersion {
+    /// HTTP/1.0 and 1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+/// Serves a connection to its end. `version` is what ALPN or a detector found; without it the first bytes decide.
+///
+/// Returns when the connection has ended, by itself or because its share was drained. Run it in the connection's share.
+pub async fn serve<D: Dial, S>(mut io: S, version: Option<HttpVersion>, conn: HttpConn<D>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let _open = conn.http.telemetry.connection_opened(Conn::direction_of(&conn));
+    let conn = Conn::new(conn);
+    let limit = Duration::from_millis(conn.http.shared.limits.handshake_timeout_ms);
+    match version {
+        Some(HttpVersion::Http1) => serve_http1(io, conn).await,
+        Some(HttpVersion::Http2) => serve_http2(io, conn).await,
+        None => {
+            let drain = conn.share.drain().clone();
+            let first = tokio::select! {
+                first = tokio::time::timeout(limit, first_bytes(&mut io)) => first,
+                // Nothing was asked yet.
+                () = drain.draining() => return,
+            };
+            match first {
+                Ok(Ok((HttpVersion::Http1, read))) => serve_http1(Prefixed::new(read, io), conn).await,
+                Ok(Ok((HttpVersion::Http2, read))) => serve_http2(Prefixed::new(read, io), conn).await,
+                // Closed or silent before the first request: there is nobody to tell.
+                Ok(Err(_)) | Err(_) => {}
+            }
+        }
+    }
+}
+
+/// Reads until it is clear which version is spoken.
+async fn first_bytes<S: AsyncRead + Unpin>(io: &mut S) -> io::Result<(HttpVersion, Bytes)> {
+    let mut read = BytesMut::with_capacity(1024);
+    loop {
+        if io.read_buf(&mut read).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let n = read.len().min(PREFACE.len());
+        if read[..n] != PREFACE[..n] {
+            return Ok((HttpVersion::Http1, read.freeze()));
+        }
+        if n == PREFACE.len() {
+            return Ok((HttpVersion::Http2, read.freeze()));
+        }
+    }
+}
+
+async fn serve_http1<D: Dial, S>(io: S, conn: Rc<Conn<D>>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let service = {
+        let conn = Rc::clone(&conn);
+        service_fn(move |request: Request<Incoming>| {
+            let conn = Rc::clone(&conn);
+            async move { Ok::<_, Infallible>(handle(conn, request).await) }
+        })
+    };
+    let limits = &conn.http.shared.limits;
+    let mut http = http1::Builder::new()
+        .max_headers(limits.headers_max)
+        .max_header_size(limits.head_bytes_max)
+        // The watchdog looks after slow heads: hyper's timer costs an allocation for each request.
+        .header_read_timeout(None)
+        .serve_connection(TokioIo::new(io), service);
+    let mut ending = Ending::new(&conn, true);
+    let ended = poll_fn(|cx| {
+        if let Poll::Ready(ended) = Pin::new(&mut http).poll(cx) {
+            return Poll::Ready(ended.is_ok());
+        }
+        match ending.poll(&conn, cx) {
+            Poll::Ready(End::Soon) => {
+                Pin::new(&mut http).graceful_shutdown();
+                // It may have been idle: then it is over now.
+                Pin::new(&mut http).poll(cx).map(|ended| ended.is_ok())
+            }
+            Poll::Ready(End::Now) => Poll::Ready(false),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await;
+    let upgraded = conn.upgraded.borrow_mut().take();
+    if let (Some(upgraded), true) = (upgraded, ended) {
+        let parts = http.into_parts();
+        upgrade::relay(Prefixed::new(parts.read_buf, parts.io.into_inner()), upgraded).await;
+    }
+}
+
+async fn serve_http2<D: Dial, S>(io: S, conn: Rc<Conn<D>>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let service = {
+        let conn = Rc::clone(&conn);
+        service_fn(move |request: Request<Incoming>| {
+            let conn = Rc::clone(&conn);
+            async move { Ok::<_, Infallible>(handle(conn, request).await) }
+        })
+    };
+    let limits: &Limits = &conn.http.shared.limits;
+    let http = http2::Builder::new(conn.share.executor())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(limits.streams_max)
+        .max_header_list_size(u32::try_from(limits.head_bytes_max).unwrap_or(u32::MAX))
+        .max_send_buf_size(SEND_BUFFER)
+        .max_pending_accept_reset_streams(RESETS_MAX)
+        .max_local_error_reset_streams(RESETS_MAX)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .serve_connection(TokioIo::new(io), service);
+    let mut http = pin!(http);
+    let mut ending = Ending::new(&conn, false);
+    poll_fn(|cx| {
+        if http.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        match ending.poll(&conn, cx) {
+            Poll::Ready(End::Soon) => {
+                http.as_mut().graceful_shutdown();
+                http.as_mut().poll(cx).map(drop)
+            }
+            Poll::Ready(End::Now) => Poll::Ready(()),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await;
+}
+
+/// How a connection must end.
+enum End {
+    /// At the next boundary of a message.
+    Soon,
+    /// Wherever it stands.
+    Now,
+}
+
+/// Ends a connection that is drained, lies idle, or sends a request's head too slowly.
+struct Ending {
+    drained: Pin<Box<dyn Future<Output = End>>>,
+    soon: bool,
+    over: bool,
+    watchdog: Pin<Box<Sleep>>,
+    tick: Duration,
+    idle: Duration,
+    begun: u64,
+    /// Whether a whole request is due within the first tick.
+    hurry: bool,
+}
+
+impl Ending {
+    fn new<D: Dial>(conn: &Conn<D>, hurry: bool) -> Self {
+        let tick = Duration::from_millis(conn.http.shared.limits.handshake_timeout_ms);
+        Self {
+            drained: Box::pin(soon(conn.share.drain().clone())),
+            soon: false,
+            over: false,
+            watchdog: Box::pin(sleep(tick)),
+            tick,
+            idle: Duration::ZERO,
+            begun: 0,
+            hurry,
+        }
+    }
+
+    /// Each end is told once.
+    fn poll<D: Dial>(&mut self, conn: &Conn<D>, cx: &mut std::task::Context<'_>) -> Poll<End> {
+        if !self.over
+            && let Poll::Ready(end) = self.drained.as_mut().poll(cx)
+        {
+            if self.soon {
+                self.over = true;
+                return Poll::Ready(End::Now);
+            }
+            self.soon = true;
+            self.drained = Box::pin(now(conn.share.drain().clone()));
+            // Registered for the second step.
+            if self.drained.as_mut().poll(cx).is_ready() {
+                self.over = true;
+                return Poll::Ready(End::Now);
+            }
+            return Poll::Ready(end);
+        }
+        while self.watchdog.as_mut().poll(cx).is_ready() {
+            let begun = conn.begun.get();
+            let busy = conn.active.get() > 0 || begun != self.begun;
+            self.idle = if busy { Duration::ZERO } else { self.idle + self.tick };
+            let slow = self.hurry && begun == 0;
+            self.begun = begun;
+            self.watchdog.as_mut().reset(tokio::time::Instant::now() + self.tick);
+            // A connection whose first bytes came, but no whole head since, is slow or means harm.
+            if !busy && (slow || self.idle >= IDLE_MAX) {
+                return Poll::Ready(if slow { End::Now } else { End::Soon });
+            }
+        }
+        Poll::Pending
+    }
+}
+
+async fn soon(drain: Drain) -> End {
+    drain.draining().await;
+    End::Soon
+}
+
+async fn now(drain: Drain) -> End {
+    drain.expired().await;
+    End::Now
+}

@@ -1,0 +1,82 @@
+//! 15006: what a pod is sent in plaintext, by callers outside the mesh.
+
+use crate::{
+    context::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT},
+    error::{Blame, ProxyError, Reason, Retryable},
+    l4::{copy, tcp::Ended},
+    pods::Accepted,
+    telemetry::{Counter, Direction},
+    transport::connect::{self, canonical, reset_on_close},
+};
+use bytes::Bytes;
+use std::{net::SocketAddr, os::fd::AsFd, time::Instant};
+use weft_core::{
+    config::Config,
+    model::{MtlsMode, Workload},
+};
+
+/// What happens with a plaintext connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    /// To the application, from the client's own address.
+    Pass,
+    /// Reset.
+    Refuse,
+}
+
+/// Decides. The pod's mode is the Config's of this moment; that with which it was captured only until the Config
+/// knows the pod.
+fn decide(config: &Config, pod: &Workload, to: SocketAddr) -> Action {
+    let mode = config.workloads.get(&to.ip()).filter(|w| w.pod == pod.pod).map_or(pod.mode, |w| w.mode);
+    // Straight to one of our own ports: passed on, it would come back for ever.
+    let ours = [OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT].contains(&to.port());
+    match mode {
+        MtlsMode::Permissive if !ours => Action::Pass,
+        MtlsMode::Permissive | MtlsMode::Strict => Action::Refuse,
+    }
+}
+
+/// Serves one plaintext connection.
+pub(crate) async fn serve(conn: Accepted) {
+    let mut ended = Ended::new(Direction::Inbound, "tcp", conn.peer, Instant::now());
+    let config = conn.worker.shared.config.load_full();
+    ended.source = config.workloads.get(&conn.peer.ip()).cloned();
+    ended.destination = Some(conn.pod.source.workload.clone());
+    match connect(&conn, &config, &mut ended).await {
+        Ok(application) => {
+            drop(config);
+            let copied =
+                copy::bidirectional(conn.io, application, Bytes::new(), conn.pod.share.drain()).await;
+            ended.copied(&copied);
+        }
+        Err(error) => {
+            reset_on_close(&conn.io);
+            ended.fail(&error);
+        }
+    }
+    ended.record(&conn.worker);
+}
+
+async fn connect(
+    conn: &Accepted,
+    config: &Config,
+    ended: &mut Ended,
+) -> Result<tokio::net::TcpStream, ProxyError> {
+    let source = &conn.pod.source;
+    let to = source.sockets.original_dst(conn.io.as_fd()).map(canonical);
+    let to = to.map_err(|error| denied(format!("no original destination: {error}")))?;
+    ended.endpoint = Some(to);
+    if decide(config, &source.workload, to) == Action::Refuse {
+        conn.worker.telemetry.count(Counter::DeniedPlaintext);
+        return Err(denied(format!("plaintext from {} to {to}, which is strict", conn.peer)));
+    }
+    let limits = &conn.worker.shared.limits;
+    connect::tcp(&*source.sockets, Some(conn.peer.ip()), to, limits).await
+}
+
+fn denied(detail: String) -> ProxyError {
+    ProxyError { reason: Reason::Denied, blame: Blame::Downstream, retry: Retryable::No, detail }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,270 @@
+//! Opaque connections to a backend or an endpoint: pick, connect (elsewhere if that fails), copy, record.
+
+use super::{
+    copy::{self, Copied, End},
+    pipe::Pipe,
+};
+use crate::{
+    context::Source,
+    dial::{Dialer, Upstream, UpstreamIo},
+    error::{Blame, ProxyError, Reason, Retryable},
+    share::Share,
+    telemetry::{ConnectionRecord, Direction},
+    worker::Worker,
+};
+use bytes::Bytes;
+use http::HeaderMap;
+use std::{
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::Instant,
+};
+use weft_core::{
+    balance,
+    config::{Backend, Endpoint, EndpointSet, L4Rule},
+    model::{ObjectKey, SpiffeId, Workload},
+};
+
+/// Endpoints tried before the client is refused. Nothing has been sent yet, so each try is safe.
+const TRIES: usize = 3;
+
+/// Where an opaque connection goes.
+#[derive(Clone, Debug)]
+pub enum L4Target {
+    /// A TCPRoute's or TLSRoute's rule: one of its backends by weight.
+    Rule(Arc<L4Rule>),
+    /// A Service port without routes.
+    Backend(Arc<Backend>),
+    /// A pod's own address, or one outside the mesh.
+    Endpoint(Box<Endpoint>),
+}
+
+/// A downstream connection that is copied, not understood.
+pub struct L4Conn<D> {
+    /// The worker.
+    pub worker: Rc<Worker>,
+    /// Pays for it.
+    pub share: Rc<Share>,
+    /// On whose behalf the upstream is called.
+    pub source: Rc<Source>,
+    /// The client's bytes.
+    pub downstream: D,
+    /// What is said of it at its end.
+    pub ended: Ended,
+}
+
+/// Serves an opaque connection until it ends. `early` was read from the client before. A client that cannot be
+/// served sees a reset.
+pub async fn serve<D: Pipe>(mut conn: L4Conn<D>, target: L4Target, early: Bytes) {
+    match connect(&conn.worker, &conn.source, target, &mut conn.ended).await {
+        Ok(upstream) => relay(conn, upstream, early).await,
+        Err(error) => refuse(conn, &error),
+    }
+}
+
+/// Copies between a client and an upstream that stands, and records the end.
+pub async fn relay<D: Pipe>(mut conn: L4Conn<D>, upstream: Upstream<UpstreamIo>, early: Bytes) {
+    conn.ended.endpoint = Some(upstream.info.addr);
+    conn.ended.destination_identity = upstream.info.identity;
+    let copied = copy::bidirectional(conn.downstream, upstream.io, early, conn.share.drain()).await;
+    conn.ended.copied(&copied);
+    conn.ended.record(&conn.worker);
+}
+
+/// Resets the client: it must not believe that anybody is there.
+pub fn refuse<D: Pipe>(mut conn: L4Conn<D>, error: &ProxyError) {
+    conn.downstream.abort();
+    conn.ended.fail(error);
+    conn.ended.record(&conn.worker);
+}
+
+/// Connects to where `target` leads; on another endpoint if one cannot be reached.
+///
+/// # Errors
+/// Why nobody can be reached, of the last try.
+pub async fn connect(
+    worker: &Rc<Worker>,
+    source: &Rc<Source>,
+    target: L4Target,
+    ended: &mut Ended,
+) -> Result<Upstream<UpstreamIo>, ProxyError> {
+    let dialer = Dialer::new(worker.clone());
+    let backend = match target {
+        L4Target::Endpoint(endpoint) => {
+            ended.note(&endpoint);
+            return dialer.dial_with(source, &endpoint, true, &HeaderMap::new()).await;
+        }
+        L4Target::Backend(backend) => backend,
+        L4Target::Rule(rule) => {
+            ended.rule = Some(rule.clone());
+            backend_of(&rule, worker.draw())?
+        }
+    };
+    ended.backend = Some(backend.clone());
+    let bulk = ended.protocol != SNIFFED;
+    let config = worker.shared.config.load_full();
+    let endpoints = config.endpoints.get(&backend.key).filter(|e| !e.ready.is_empty());
+    let endpoints = endpoints.ok_or_else(|| no_endpoint(&backend))?;
+    let mut tried = Vec::new();
+    loop {
+        let index = pick(endpoints, &backend, ended.peer.ip(), worker.draw(), &tried);
+        let index = index.ok_or_else(|| no_endpoint(&backend))?;
+        let endpoint = &endpoints.ready[index];
+        ended.note(endpoint);
+        match dialer.dial_with(source, endpoint, bulk, &HeaderMap::new()).await {
+            Err(error)
+                if error.retry == Retryable::Yes && tried.len() + 1 < TRIES.min(endpoints.ready.len()) =>
+            {
+                tracing::debug!(%error, "another endpoint is tried");
+                tried.push(index);
+            }
+            result => return result,
+        }
+    }
+}
+
+/// What is recorded as the protocol before the first bytes have told.
+pub(crate) const SNIFFED: &str = "unknown";
+
+fn backend_of(rule: &L4Rule, draw: u64) -> Result<Arc<Backend>, ProxyError> {
+    let invalid = |reason, detail: &str| ProxyError {
+        reason,
+        blame: Blame::Config,
+        retry: Retryable::No,
+        detail: format!("{} {}: {detail}", rule.id.kind.kind(), rule.id.route),
+    };
+    match rule.backends.as_ref().map(|backends| backends.pick(draw)) {
+        None => Err(invalid(Reason::NoEndpoint, "no backend takes connections")),
+        Some(Err(why)) => Err(invalid(Reason::Invalid(*why), "the backend that was picked cannot be served")),
+        Some(Ok(backend)) => Ok(backend.clone()),
+    }
+}
+
+/// The endpoint for a client: its own seat with `sessionAffinity`, else a random one; never one that was tried.
+fn pick(
+    endpoints: &EndpointSet,
+    backend: &Backend,
+    client: IpAddr,
+    draw: u64,
+    tried: &[usize],
+) -> Option<usize> {
+    let ready = &endpoints.ready;
+    if backend.client_ip_affinity {
+        let seats = ready.iter().enumerate();
+        let seats = seats.map(|(i, e)| (!tried.contains(&i)).then(|| balance::affinity::seat(&e.addr)));
+        return balance::affinity::choose(balance::affinity::client_key(client), seats);
+    }
+    balance::pick_by(ready.len(), draw, |i| (!tried.contains(&i)).then_some(0))
+}
+
+fn no_endpoint(backend: &Backend) -> ProxyError {
+    ProxyError {
+        reason: Reason::NoEndpoint,
+        blame: Blame::Config,
+        retry: Retryable::No,
+        detail: format!("{} port {} has no ready endpoint", backend.key.service, backend.key.port),
+    }
+}
+
+/// What is said of a connection at its end.
+#[derive(Debug)]
+pub struct Ended {
+    /// Where it was taken up.
+    pub direction: Direction,
+    /// `tcp`, `tls`, `hbone`.
+    pub protocol: &'static str,
+    /// The client.
+    pub peer: SocketAddr,
+    /// When it was accepted.
+    pub begin: Instant,
+    /// The Service or Gateway.
+    pub parent: Option<ObjectKey>,
+    /// The pod that connected.
+    pub source: Option<Arc<Workload>>,
+    /// Who connected, verified.
+    pub source_identity: Option<Rc<SpiffeId>>,
+    /// The rule.
+    pub rule: Option<Arc<L4Rule>>,
+    /// The backend.
+    pub backend: Option<Arc<Backend>>,
+    /// Where it went.
+    pub endpoint: Option<SocketAddr>,
+    /// The pod there.
+    pub destination: Option<Arc<Workload>>,
+    /// Who is there, verified.
+    pub destination_identity: Option<Rc<SpiffeId>>,
+    /// Why we ended or refused it.
+    pub reason: Option<Reason>,
+    /// Bytes from the client.
+    pub received: u64,
+    /// Bytes to the client.
+    pub sent: u64,
+}
+
+impl Ended {
+    /// Of a connection that was accepted at `begin`.
+    #[must_use]
+    pub const fn new(direction: Direction, protocol: &'static str, peer: SocketAddr, begin: Instant) -> Self {
+        Self {
+            direction,
+            protocol,
+            peer,
+            begin,
+            parent: None,
+            source: None,
+            source_identity: None,
+            rule: None,
+            backend: None,
+            endpoint: None,
+            destination: None,
+            destination_identity: None,
+            reason: None,
+            received: 0,
+            sent: 0,
+        }
+    }
+
+    /// It goes to this endpoint.
+    pub fn note(&mut self, endpoint: &Endpoint) {
+        self.endpoint = Some(endpoint.addr);
+        self.destination = endpoint.workload.clone();
+    }
+
+    /// It could not be served.
+    pub fn fail(&mut self, error: &ProxyError) {
+        tracing::debug!(peer = %self.peer, direction = self.direction.as_str(), %error, "a connection was refused");
+        self.reason = Some(error.reason);
+    }
+
+    /// It was copied.
+    pub fn copied(&mut self, copied: &Copied) {
+        self.received = copied.received;
+        self.sent = copied.sent;
+        self.reason = match &copied.end {
+            End::Clean => None,
+            End::Downstream(_) => Some(Reason::ClientGone),
+            End::Upstream(_) => Some(Reason::UpstreamReset),
+            End::Expired => Some(Reason::Draining),
+        };
+    }
+
+    /// Counts and logs it. Once.
+    pub fn record(&self, worker: &Worker) {
+        worker.telemetry.connection(&ConnectionRecord {
+            parent: self.parent.as_ref(),
+            source: self.source.as_ref(),
+            source_identity: self.source_identity.as_deref(),
+            rule: self.rule.as_ref().map(|r| &r.id),
+            backend: self.backend.as_ref().map(|b| &b.key),
+            endpoint: self.endpoint,
+            destination: self.destination.as_ref(),
+            destination_identity: self.destination_identity.as_deref(),
+            reason: self.reason,
+            received_bytes: self.received,
+            sent_bytes: self.sent,
+            duration: self.begin.elapsed(),
+            ..ConnectionRecord::new(self.direction, self.protocol, self.peer)
+        });
+    }
+}

@@ -1,0 +1,345 @@
+//! 15001: what a captured pod sends. Decides once per connection where it goes, and by which path.
+
+use crate::{
+    context::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, Peer},
+    dial::{Upstream, UpstreamIo},
+    error::{Blame, ProxyError, Reason, Retryable},
+    http::{self, Entrance, HttpConn, HttpVersion, Prefixed},
+    l4::{
+        detect::{Detected, PEEK_MAX, Sni, detect, server_name},
+        learn::Class,
+        tcp::{self, Ended, L4Conn, L4Target, SNIFFED},
+    },
+    pods::Accepted,
+    telemetry::{Counter, Direction},
+    transport::connect::canonical,
+};
+use bytes::{Bytes, BytesMut};
+use std::{
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    os::fd::AsFd,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{io::AsyncReadExt, net::TcpStream};
+use weft_core::{
+    config::{AppProtocol, BackendKey, Config, Endpoint, Frontend, MeshRoutes},
+    model::Workload,
+};
+
+/// On a port that has spoken HTTP before, the client gets this long to do so again before the upstream is called.
+const HTTP_PATIENCE: Duration = Duration::from_millis(200);
+/// First read of a connection's first bytes.
+const FIRST_READ: usize = 4096;
+
+/// Where a connection goes.
+#[derive(Clone, Debug)]
+enum Action {
+    /// To the HTTP path: its requests are routed.
+    Http,
+    /// Copied.
+    Opaque(L4Target),
+    /// Copied, by the server name of its TLS ClientHello.
+    ServerName,
+    /// Found out from who speaks first, and how.
+    Sniff {
+        /// It was HTTP the last time.
+        was_http: bool,
+    },
+    /// Reset.
+    Refuse(Reason),
+}
+
+/// Decides, and names the Service if there is one.
+fn decide(
+    config: &Config,
+    client: &Workload,
+    to: SocketAddr,
+    learned: impl Fn(&BackendKey) -> Option<Class>,
+) -> (Action, Option<Arc<Frontend>>) {
+    if let Some(frontend) = config.frontends.get(&to) {
+        return (decide_frontend(frontend, client, learned), Some(frontend.clone()));
+    }
+    let ours = [OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT].contains(&to.port());
+    if ours && (to.ip().is_loopback() || client.ips.contains(&to.ip())) {
+        // Straight to one of our own ports: passed on, it would come back for ever.
+        return (Action::Refuse(Reason::Denied), None);
+    }
+    // A pod's own address is protected (HBONE if it is enrolled) but never routed; all else passes untouched.
+    let workload = config.workloads.get(&to.ip()).cloned();
+    let endpoint = Endpoint { addr: to, workload, zone: None };
+    (Action::Opaque(L4Target::Endpoint(Box::new(endpoint))), None)
+}
+
+fn decide_frontend(
+    frontend: &Frontend,
+    client: &Workload,
+    learned: impl Fn(&BackendKey) -> Option<Class>,
+) -> Action {
+    let opaque = || Action::Opaque(L4Target::Backend(frontend.default.clone()));
+    match (frontend.routes_for(&client.pod.namespace), frontend.protocol) {
+        // Bytes inside TLS cannot be routed as HTTP, whatever is attached: they pass as they would without it.
+        (Some(MeshRoutes::Http(_)) | None, AppProtocol::Tls) => opaque(),
+        (Some(MeshRoutes::Http(_)), _) => Action::Http,
+        (Some(MeshRoutes::Tls(_)), _) => Action::ServerName,
+        (Some(MeshRoutes::Tcp(rule)), _) => Action::Opaque(L4Target::Rule(rule.clone())),
+        (None, AppProtocol::Http | AppProtocol::H2c | AppProtocol::Grpc | AppProtocol::WebSocket) => {
+            Action::Http
+        }
+        (None, AppProtocol::Opaque) => opaque(),
+        (None, AppProtocol::Unknown) => match learned(&frontend.default.key) {
+            Some(Class::Opaque) => opaque(),
+            class => Action::Sniff { was_http: class == Some(Class::Http) },
+        },
+    }
+}
+
+/// Serves one captured connection.
+pub(crate) async fn serve(conn: Accepted) {
+    let begin = Instant::now();
+    let mut ended = Ended::new(Direction::Mesh, "tcp", conn.peer, begin);
+    ended.source = Some(conn.pod.source.workload.clone());
+    let to = conn.pod.source.sockets.original_dst(conn.io.as_fd()).map(canonical);
+    let (action, frontend) = match &to {
+        Ok(to) => {
+            let config = conn.worker.shared.config.load();
+            ended.endpoint = Some(*to);
+            let learned = |key: &BackendKey| conn.worker.learned.get(key, begin);
+            decide(&config, &conn.pod.source.workload, *to, learned)
+        }
+        // Not redirected: somebody talks to our port itself.
+        Err(_) => (Action::Refuse(Reason::Denied), None),
+    };
+    ended.parent = frontend.as_ref().map(|f| f.service.clone());
+    let to = to.unwrap_or(conn.peer);
+    let captured = Captured { conn, to, frontend, ended };
+    captured.carry_out(action).await;
+}
+
+/// A connection with what was found out about it.
+struct Captured {
+    conn: Accepted,
+    to: SocketAddr,
+    frontend: Option<Arc<Frontend>>,
+    ended: Ended,
+}
+
+/// Who spoke first.
+enum First {
+    /// The client, like this.
+    Client(Detected),
+    /// The server, or it ended.
+    Server(Upstream<UpstreamIo>),
+}
+
+impl Captured {
+    async fn carry_out(self, action: Action) {
+        match action {
+            Action::Http => self.http(Bytes::new(), Detected::NeedMore).await,
+            Action::Opaque(target) => self.opaque(target, Bytes::new()).await,
+            Action::ServerName => self.by_server_name().await,
+            Action::Sniff { was_http } => self.sniff(was_http).await,
+            Action::Refuse(reason) => {
+                let error = refused(reason, format!("{} may not be reached", self.to));
+                tcp::refuse(self.into_l4().0, &error);
+            }
+        }
+    }
+
+    fn into_l4(self) -> (L4Conn<TcpStream>, crate::share::ConnectionGuard) {
+        let Accepted { worker, pod, io, peer: _, _guard } = self.conn;
+        let conn = L4Conn {
+            worker,
+            share: pod.share.clone(),
+            source: pod.source.clone(),
+            downstream: io,
+            ended: self.ended,
+        };
+        (conn, _guard)
+    }
+
+    async fn opaque(self, target: L4Target, early: Bytes) {
+        let (conn, _guard) = self.into_l4();
+        tcp::serve(conn, target, early).await;
+    }
+
+    /// The HTTP path finds the routes by the address, for each request anew.
+    async fn http(self, early: Bytes, version: Detected) {
+        let version = match version {
+            Detected::Http1 => Some(HttpVersion::Http1),
+            Detected::Http2 => Some(HttpVersion::Http2),
+            _ => None,
+        };
+        let Accepted { worker, pod, io, peer, _guard } = self.conn;
+        let conn = HttpConn {
+            http: worker.http(),
+            share: pod.share.clone(),
+            source: pod.source.clone(),
+            peer: Peer { ip: peer.ip(), port: peer.port() },
+            entrance: Entrance::Mesh { frontend: self.to },
+        };
+        if early.is_empty() {
+            http::serve(io, version, conn).await;
+        } else {
+            http::serve(Prefixed::new(early, io), version, conn).await;
+        }
+    }
+
+    /// TLSRoutes: waits for the ClientHello. A client that does not speak TLS has no route here.
+    async fn by_server_name(mut self) {
+        self.ended.protocol = "tls";
+        let patience = Duration::from_millis(self.conn.worker.shared.limits.handshake_timeout_ms);
+        let hello = tokio::time::timeout(patience, read_hello(&mut self.conn.io)).await;
+        let (sni, early) = match hello {
+            Ok(Ok((Sni::Name(name), early))) => (Some(name), early),
+            Ok(Ok((Sni::Absent, early))) => (None, early),
+            Ok(Ok(_)) => return self.refuse(Reason::NoRoute, "the client does not speak TLS"),
+            Ok(Err(_)) => return self.refuse(Reason::ClientGone, "the client went away"),
+            Err(_) => return self.refuse(Reason::NoRoute, "no TLS ClientHello in time"),
+        };
+        let namespace = self.conn.pod.source.workload.pod.namespace.clone();
+        let rule = self.frontend.as_ref().and_then(|f| match f.routes_for(&namespace) {
+            Some(MeshRoutes::Tls(routes)) => routes.get(sni.as_deref()).cloned(),
+            _ => None,
+        });
+        match rule {
+            Some(rule) => self.opaque(L4Target::Rule(rule), early).await,
+            None => self.refuse(Reason::NoRoute, "no TLSRoute for this server name"),
+        }
+    }
+
+    fn refuse(self, reason: Reason, detail: &str) {
+        let error = refused(reason, format!("{}: {detail}", self.to));
+        tcp::refuse(self.into_l4().0, &error);
+    }
+
+    /// Nobody said what this port speaks. The upstream is called at once, so that a refusal is a refusal and a banner
+    /// is not late; whoever speaks first tells.
+    async fn sniff(mut self, was_http: bool) {
+        let Some(frontend) = self.frontend.clone() else { return };
+        self.ended.protocol = SNIFFED;
+        let mut early = BytesMut::new();
+        let first = self.race(&frontend, was_http, &mut early).await;
+        self.ended.protocol = "tcp";
+        let early = early.freeze();
+        let (worker, key) = (self.conn.worker.clone(), &frontend.default.key);
+        let now = Instant::now();
+        match first {
+            Err(error) => tcp::refuse(self.into_l4().0, &error),
+            Ok((First::Client(version @ (Detected::Http1 | Detected::Http2)), _)) => {
+                worker.telemetry.count(match version {
+                    Detected::Http1 => Counter::SniffHttp1,
+                    _ => Counter::SniffHttp2,
+                });
+                worker.learned.set(key, Class::Http, now);
+                self.http(early, version).await;
+            }
+            Ok((First::Client(detected), connecting)) => {
+                worker.telemetry.count(match detected {
+                    Detected::Tls => Counter::SniffTls,
+                    _ => Counter::SniffOpaque,
+                });
+                if !early.is_empty() {
+                    worker.learned.set(key, Class::Opaque, now);
+                }
+                match connecting {
+                    Some(upstream) => self.relay(upstream, early).await,
+                    None => self.opaque(L4Target::Backend(frontend.default.clone()), early).await,
+                }
+            }
+            Ok((First::Server(upstream), _)) => {
+                worker.telemetry.count(Counter::SniffSilent);
+                worker.learned.set(key, Class::Opaque, now);
+                self.relay(upstream, early).await;
+            }
+        }
+    }
+
+    async fn relay(self, upstream: Upstream<UpstreamIo>, early: Bytes) {
+        let (conn, _guard) = self.into_l4();
+        tcp::relay(conn, upstream, early).await;
+    }
+
+    /// Reads what the client says while the upstream is being connected, and watches both then. With the client's
+    /// answer comes the upstream if it stands already.
+    async fn race(
+        &mut self,
+        frontend: &Frontend,
+        was_http: bool,
+        early: &mut BytesMut,
+    ) -> Result<(First, Option<Upstream<UpstreamIo>>), ProxyError> {
+        let Self { conn, ended, .. } = self;
+        let (worker, source) = (conn.worker.clone(), conn.pod.source.clone());
+        let io = &mut conn.io;
+        let target = L4Target::Backend(frontend.default.clone());
+        let mut connecting = pin!(async {
+            if was_http {
+                tokio::time::sleep(HTTP_PATIENCE).await;
+            }
+            tcp::connect(&worker, &source, target, ended).await
+        });
+        let mut upstream = None;
+        loop {
+            tokio::select! {
+                biased;
+                read = read_some(io, early) => {
+                    let ended = read.map_err(|e| refused(Reason::ClientGone, e.to_string()))? == 0;
+                    match detect(early) {
+                        Detected::NeedMore if !ended && early.len() < PEEK_MAX => {}
+                        detected @ (Detected::Http1 | Detected::Http2) => {
+                            return Ok((First::Client(detected), None));
+                        }
+                        detected => {
+                            if upstream.is_none() && !was_http {
+                                upstream = Some(connecting.await?);
+                            }
+                            return Ok((First::Client(detected), upstream));
+                        }
+                    }
+                }
+                connected = &mut connecting, if upstream.is_none() => upstream = Some(connected?),
+                () = readable(&mut upstream), if upstream.is_some() => {
+                    return match upstream {
+                        Some(upstream) => Ok((First::Server(upstream), None)),
+                        None => Err(refused(Reason::UpstreamReset, String::new())),
+                    };
+                }
+            }
+        }
+    }
+}
+
+async fn readable(upstream: &mut Option<Upstream<UpstreamIo>>) {
+    match upstream {
+        Some(upstream) => poll_fn(|cx| upstream.io.poll_readable(cx)).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits before it takes memory: an idle connection holds none.
+async fn read_some(io: &mut TcpStream, into: &mut BytesMut) -> io::Result<usize> {
+    io.readable().await?;
+    into.reserve(FIRST_READ);
+    io.read_buf(into).await
+}
+
+async fn read_hello(io: &mut TcpStream) -> io::Result<(Sni, Bytes)> {
+    let mut early = BytesMut::new();
+    loop {
+        let n = read_some(io, &mut early).await?;
+        match server_name(&early) {
+            Sni::NeedMore if n > 0 => {}
+            sni => return Ok((sni, early.freeze())),
+        }
+    }
+}
+
+fn refused(reason: Reason, detail: String) -> ProxyError {
+    ProxyError { reason, blame: Blame::Downstream, retry: Retryable::No, detail }
+}
+
+#[cfg(test)]
+mod tests;

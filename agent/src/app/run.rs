@@ -1,0 +1,278 @@
+//! `weft run`: the agent of a node, or a Gateway alone, from a directory of YAML.
+
+use super::{
+    admin::{self, Pages},
+    enrolment::WorldEnrolment,
+    gateways::Gateways,
+    pods::PodServing,
+    report,
+    world::{Pipeline, Seen, settings},
+};
+use crate::cli::RunArgs;
+use anyhow::{Context, Result};
+use jiff::Timestamp;
+use parking_lot::{Mutex, RwLock};
+use std::{
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{oneshot, watch},
+    task::JoinHandle,
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use weft_certs::{Ca, IdentityStore, LocalIssuer, StoreConfig};
+use weft_core::engine::{Engine, Feedback, Update};
+use weft_inpod::{ManagerConfig, ManagerHandle, PodManager};
+use weft_k8s::{AgentConfig, FileProvider, Severity, World};
+use weft_proxy::{
+    context::{Limits, Shared},
+    pods::DataPlane,
+    telemetry::{self, AccessLogOutput, Telemetry, TelemetryConfig},
+    worker::Workers,
+};
+
+/// Readiness waits at most this long for pods that an earlier agent served.
+const ADOPTION_PATIENCE: Duration = Duration::from_secs(15);
+
+/// Runs until SIGTERM or SIGINT, then drains.
+///
+/// # Errors
+/// What keeps it from starting: the directory, the CA, an address in use.
+pub(super) fn run(args: RunArgs) -> Result<ExitCode> {
+    if args.dry_run {
+        return Ok(dry_run(&args));
+    }
+    // One thread beside the workers: watches, certificates, admin pages, export.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    runtime.block_on(serve(args))
+}
+
+/// Prints what is wrong and what would be served.
+fn dry_run(args: &RunArgs) -> ExitCode {
+    let world = FileProvider::new(&args.config).load();
+    for problem in &world.problems {
+        println!("{problem}");
+    }
+    let mut engine = Engine::new(settings(&world.agent));
+    let update = engine.apply(world.snapshot, &Feedback::default());
+    print!("{}", report::table(&update.statuses));
+    if world.problems.iter().any(|p| p.severity == Severity::Error) {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+/// Everything that runs beside the pipeline.
+struct Agent {
+    telemetry: Arc<Telemetry>,
+    shared: Arc<Shared>,
+    plane: Arc<DataPlane>,
+    mesh: Arc<RwLock<(weft_core::model::Str, weft_core::model::MtlsMode)>>,
+    enrolment: Arc<WorldEnrolment>,
+    pages: Arc<Pages>,
+    stop: CancellationToken,
+}
+
+/// The node's part: pods, by the holder and the plugin.
+struct NodePart {
+    manager: Arc<ManagerHandle>,
+    serving: JoinHandle<()>,
+    superseded: oneshot::Receiver<()>,
+}
+
+async fn serve(args: RunArgs) -> Result<ExitCode> {
+    let mut worlds = FileProvider::new(&args.config).watch()?;
+    let first = worlds.borrow_and_update().clone();
+    let agent = Agent::start(&args, &first.agent)?;
+    for addr in [args.admin, args.metrics, args.health] {
+        admin::serve(addr, agent.pages.clone(), agent.stop.clone()).await?;
+    }
+    let mut pipeline = Pipeline::new(agent.enrolment.clone(), agent.pages.seen.clone());
+    let update = pipeline.world(first.clone());
+    agent.shared.config.store(update.config.clone());
+    let node = args.run_dir.is_some().then(|| agent.start_node(&args)).transpose()?;
+    let manager = node.as_ref().map(|n| n.manager.clone());
+    let mut gateways = Gateways::new(agent.plane.clone(), agent.pages.identities.clone(), manager.clone());
+    agent.publish(&mut pipeline, &mut gateways, update).await;
+    agent.wait_adopted(manager.as_deref()).await;
+    agent.pages.ready.store(true, Ordering::Release);
+    tracing::info!(node = args.node, "serving {}", args.config.display());
+    agent.until_stopped(worlds, pipeline, gateways, node).await?;
+    agent.shut_down(Duration::from_secs(args.drain_seconds)).await;
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Agent {
+    fn start(args: &RunArgs, config: &AgentConfig) -> Result<Self> {
+        let telemetry = telemetry::init(telemetry_config(args, config))?;
+        let shared = Arc::new(Shared::new(limits(config), telemetry.clone()));
+        let workers = args.workers.unwrap_or_else(default_workers);
+        let plane = Arc::new(DataPlane::new(Workers::start(workers, shared.clone())?));
+        let ca = Ca::load_or_create(&args.ca_dir, &config.trust_domain, Timestamp::now())
+            .with_context(|| format!("the mesh CA in {}", args.ca_dir.display()))?;
+        let issuer = Arc::new(LocalIssuer::new(ca, config.trust_domain.clone()));
+        let identities = IdentityStore::new(issuer, StoreConfig::new(config.trust_domain.clone()));
+        let pages = Arc::new(Pages {
+            telemetry: telemetry.clone(),
+            seen: Arc::new(Mutex::new(Seen::default())),
+            identities,
+            ready: AtomicBool::new(false),
+        });
+        Ok(Self {
+            telemetry,
+            shared,
+            plane,
+            mesh: Arc::new(RwLock::new((config.trust_domain.clone(), config.mtls))),
+            enrolment: WorldEnrolment::new(),
+            pages,
+            stop: CancellationToken::new(),
+        })
+    }
+
+    fn start_node(&self, args: &RunArgs) -> Result<NodePart> {
+        let run_dir = args.run_dir.as_ref().context("a run directory")?;
+        let (manager, events) = PodManager::start(ManagerConfig::new(run_dir), self.enrolment.clone())?;
+        let serving = PodServing {
+            plane: self.plane.clone(),
+            identities: self.pages.identities.clone(),
+            enrolment: self.enrolment.clone(),
+            mesh: self.mesh.clone(),
+            grace: Duration::from_secs(args.drain_seconds),
+        };
+        let (tell, superseded) = oneshot::channel();
+        let serving = tokio::spawn(serving.run(events, tell));
+        Ok(NodePart { manager: Arc::new(manager), serving, superseded })
+    }
+
+    /// Puts a Config into effect, opens and closes listeners, and reports what could not be bound.
+    async fn publish(&self, pipeline: &mut Pipeline, gateways: &mut Gateways, update: Update) {
+        self.shared.config.store(update.config.clone());
+        let feedback = gateways.sync(&update.config).await;
+        if let Some(update) = pipeline.feedback(feedback) {
+            self.shared.config.store(update.config);
+        }
+    }
+
+    async fn world(&self, pipeline: &mut Pipeline, gateways: &mut Gateways, world: Arc<World>) {
+        *self.mesh.write() = (world.agent.trust_domain.clone(), world.agent.mtls);
+        let update = pipeline.world(world);
+        self.publish(pipeline, gateways, update).await;
+    }
+
+    /// Waits until pods that the holder knows from an earlier agent are served again.
+    async fn wait_adopted(&self, manager: Option<&ManagerHandle>) {
+        let Some(manager) = manager else { return };
+        let mut counts = manager.counts();
+        let adopted = counts.wait_for(|c| c.holder && c.pending == 0);
+        if tokio::time::timeout_at(Instant::now() + ADOPTION_PATIENCE, adopted).await.is_err() {
+            let counts = *manager.counts().borrow();
+            tracing::warn!(?counts, "ready, although not all pods of an earlier agent are served yet");
+        }
+    }
+
+    async fn until_stopped(
+        &self,
+        mut worlds: watch::Receiver<Arc<World>>,
+        mut pipeline: Pipeline,
+        mut gateways: Gateways,
+        node: Option<NodePart>,
+    ) -> Result<()> {
+        let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let (manager, serving, superseded) = match node {
+            Some(NodePart { manager, serving, superseded }) => (Some(manager), Some(serving), superseded),
+            // Never told: `pending` below is what a closed channel must not be mistaken for.
+            None => (None, None, oneshot::channel().1),
+        };
+        let superseded = async {
+            if superseded.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::pin!(superseded);
+        loop {
+            tokio::select! {
+                changed = worlds.changed() => {
+                    changed.context("the directory's watch ended")?;
+                    let world = worlds.borrow_and_update().clone();
+                    self.world(&mut pipeline, &mut gateways, world).await;
+                }
+                () = gateways.retry() => {
+                    let config = self.shared.config.load_full();
+                    let feedback = gateways.sync(&config).await;
+                    if let Some(update) = pipeline.feedback(feedback) {
+                        self.shared.config.store(update.config);
+                    }
+                }
+                _ = term.recv() => break,
+                _ = interrupt.recv() => break,
+                () = &mut superseded => {
+                    tracing::info!("a newer agent serves from now on");
+                    break;
+                }
+            }
+        }
+        // Stop taking new work; pods stay captured, and their listeners stay open in the holder.
+        gateways.stop_accepting().await;
+        drop(gateways);
+        if let Some(manager) = manager.and_then(Arc::into_inner) {
+            manager.stop().await;
+        }
+        if let Some(serving) = serving {
+            serving.abort();
+        }
+        Ok(())
+    }
+
+    async fn shut_down(self, grace: Duration) {
+        self.pages.ready.store(false, Ordering::Release);
+        tracing::info!("draining for at most {grace:?}");
+        self.plane.drain(grace).await;
+        self.stop.cancel();
+        self.telemetry.shutdown(Duration::from_secs(5)).await;
+    }
+}
+
+fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(2, |n| n.get().min(2))
+}
+
+fn limits(config: &AgentConfig) -> Limits {
+    let given = &config.limits;
+    let size = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
+    Limits {
+        connections_max: size(given.connections),
+        handshakes_max: size(given.handshakes),
+        head_bytes_max: size(given.request_head_bytes),
+        connect_timeout_ms: u64::try_from(given.connect_timeout.as_millis()).unwrap_or(u64::MAX),
+        ..Limits::default()
+    }
+}
+
+fn telemetry_config(args: &RunArgs, config: &AgentConfig) -> TelemetryConfig {
+    let mut telemetry = TelemetryConfig::default();
+    telemetry.log.filter = std::env::var("WEFT_LOG").unwrap_or_else(|_| "info".into());
+    telemetry.access_log.output = match (args.access_log.as_deref(), &config.access_log) {
+        (Some("off"), _) | (None, weft_k8s::AccessLog::Off) => AccessLogOutput::Off,
+        (Some("-"), _) | (None, weft_k8s::AccessLog::Stdout) => AccessLogOutput::Stdout,
+        (Some(path), _) => AccessLogOutput::File(path.into()),
+        (None, weft_k8s::AccessLog::File(path)) => AccessLogOutput::File(path.clone()),
+    };
+    telemetry.trace.endpoint.clone_from(&config.tracing.endpoint);
+    telemetry.trace.ratio = config.tracing.sampling_ratio;
+    telemetry.trace.resource = config.tracing.attributes.clone().into_iter().collect();
+    telemetry.trace.resource.push(("k8s.node.name".into(), args.node.clone()));
+    let (trace, problems) = telemetry.trace.with_env(|name| std::env::var(name).ok());
+    telemetry.trace = trace;
+    for problem in problems {
+        eprintln!("weft: {problem}");
+    }
+    telemetry
+}
