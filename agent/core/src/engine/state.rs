@@ -6,8 +6,8 @@ use crate::{
     config::{BackendKey, Config, Frontend},
     model::{Kind, ObjectKey, Str, Workload},
     resolve::{
-        Domain, Reader, ResolvedGateway, ResolvedPolicy, ResolvedRoute, RouteId, Settings, Slot, Source,
-        Tracker, Unit, World, policy_targets, resolve_gateway, resolve_policy, resolve_route,
+        Domain, ListenerId, Reader, ResolvedGateway, ResolvedPolicy, ResolvedRoute, RouteId, Settings, Slot,
+        Source, Tracker, Unit, World, policy_targets, resolve_gateway, resolve_policy, resolve_route,
     },
 };
 use std::{
@@ -175,6 +175,10 @@ impl State {
             for gateway in old.iter().chain(&new) {
                 touched.sets.extend(gateway.sets.iter().map(|s| s.set.meta.key.clone()));
             }
+            if let (Some(old), Some(new)) = (&old, &new) {
+                let idle = changed_idle(old, new).map(|id| Slot::Listener { gateway: key.clone(), id });
+                touched.routes.extend(idle.filter_map(|s| self.attached.get(&s)).flatten().cloned());
+            }
             let same = match (&old, &new) {
                 (Some(old), Some(new)) => attaches_alike(old, new),
                 (None, None) => true,
@@ -276,6 +280,19 @@ impl State {
 fn services(route: &ResolvedRoute) -> BTreeSet<ObjectKey> {
     let rules = route.gateway_rules.iter().chain(&route.mesh_rules);
     rules.flat_map(|r| r.services.iter().cloned()).collect()
+}
+
+/// Listeners that begin or cease to serve: their routes say so, though they are resolved as before.
+fn changed_idle<'a>(
+    old: &'a ResolvedGateway,
+    new: &'a ResolvedGateway,
+) -> impl Iterator<Item = ListenerId> + 'a {
+    let before = |id: &ListenerId| old.listeners.iter().find(|l| l.attach.id == *id);
+    let changed = new
+        .listeners
+        .iter()
+        .filter(move |l| before(&l.attach.id).is_some_and(|old| old.servable != l.servable));
+    changed.map(|l| l.attach.id.clone())
 }
 
 /// Makes equal TLS values the same `Arc`, that of before if there was one.

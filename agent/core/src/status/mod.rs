@@ -10,7 +10,7 @@ pub(crate) use self::{
     class::class_status,
     diff::Statuses,
     gateway::{gateway_status, listener_set_status},
-    route::route_status,
+    route::{Slots, route_status},
     tls_policy::{Ancestor, policy_status},
 };
 

@@ -464,7 +464,7 @@ proptest! {
 }
 
 /// A big world: `gateways` Gateways, and `routes` routes spread over them.
-fn big(gateways: usize, routes: usize) -> World {
+pub(super) fn big(gateways: usize, routes: usize) -> World {
     let mut w = world();
     w.service(service("shop/web", "10.0.0.1", &[80]));
     w.service(service("shop/other", "10.0.0.2", &[80]));

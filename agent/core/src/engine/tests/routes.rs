@@ -333,6 +333,23 @@ fn torn_rules_are_explained() {
     assert_eq!(out.get("infra/gw", 80, "a/"), "shop/r[1] shop/web:80=1");
 }
 
+/// T2: a pattern without its type.
+#[test]
+fn a_pattern_compared_as_text_is_pointed_out() {
+    let mut w = shop();
+    let mut r = rule("/", &["web"]);
+    r.matches[0].headers.push(HeaderMatch {
+        name: http::header::USER_AGENT,
+        value: ValueMatch::Exact(http::HeaderValue::from_static(".*Mobile.*")),
+    });
+    w.route(http_route("shop/r", GW, vec![r]));
+    let message = w.apply().message(RouteKind::Http, "shop/r", "Accepted");
+    assert!(
+        message.contains("rules[0].matches[0]: the value of header user-agent looks like a pattern"),
+        "{message}"
+    );
+}
+
 #[test]
 fn http_and_grpc_cannot_share_a_hostname_on_a_listener() {
     let mut w = shop();
