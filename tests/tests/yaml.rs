@@ -120,12 +120,20 @@ fn our_own_examples_are_clean() -> Result<()> {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     for example in ["gateway", "mesh"] {
         let dir = root.join("manifests/examples").join(example);
-        let output = Command::new(weft_binary()?).args(["run", "--dry-run", "--config"]).arg(&dir).output()?;
-        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        ensure!(output.status.success() && !said.contains("warning") && !said.contains("=False"), "{example}:\n{said}");
+        let output =
+            Command::new(weft_binary()?).args(["run", "--dry-run", "--config"]).arg(&dir).output()?;
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(
+            output.status.success() && !said.contains("warning") && !said.contains("=False"),
+            "{example}:\n{said}"
+        );
         ensure!(said.contains("HTTPRoute") && said.contains("Accepted=True"), "{example}:\n{said}");
     }
     let readme = std::fs::read_to_string(root.join("README.md"))?;
-    ensure!(readme.contains(&std::fs::read_to_string(root.join("manifests/examples/gateway/all.yaml"))?), "README differs");
+    ensure!(
+        readme.contains(&std::fs::read_to_string(root.join("manifests/examples/gateway/all.yaml"))?),
+        "README differs"
+    );
     Ok(())
 }

@@ -26,3 +26,8 @@ pub mod share;
 pub mod telemetry;
 pub mod transport;
 pub mod worker;
+
+#[cfg(test)]
+mod fixtures;
+#[cfg(test)]
+mod tests;

@@ -3,8 +3,8 @@
 use parking_lot::RwLock;
 use std::sync::Arc;
 use tokio::sync::watch;
-use weft_core::model::{MESH_LABEL, MtlsMode, Namespace, ObjectKey, Pod, Snapshot, Workload};
 use weft_cni::protocol::Enrolled;
+use weft_core::model::{MESH_LABEL, MtlsMode, Namespace, ObjectKey, Pod, Snapshot, Workload};
 use weft_inpod::{CaptureConfig, Decision, Enrolment};
 
 /// The world's answer to "is this pod enrolled?". Before the first Snapshot it knows nothing.
@@ -22,7 +22,8 @@ impl WorldEnrolment {
     /// Takes a new world, and says so if an answer may differ.
     pub(super) fn update(&self, snapshot: &Snapshot) {
         let mut world = self.world.write();
-        let same = world.as_ref().is_some_and(|w| w.pods == snapshot.pods && w.namespaces == snapshot.namespaces);
+        let same =
+            world.as_ref().is_some_and(|w| w.pods == snapshot.pods && w.namespaces == snapshot.namespaces);
         if !same {
             // Only pods and namespaces are asked for: the rest need not be kept alive.
             let (pods, namespaces) = (snapshot.pods.clone(), snapshot.namespaces.clone());
@@ -65,7 +66,8 @@ impl Enrolment for WorldEnrolment {
     fn table(&self) -> Option<Enrolled> {
         let world = self.world.read();
         let world = world.as_ref()?;
-        let labelled = |labels: &weft_core::model::Labels, value| labels.get(MESH_LABEL).is_some_and(|v| &**v == value);
+        let labelled =
+            |labels: &weft_core::model::Labels, value| labels.get(MESH_LABEL).is_some_and(|v| &**v == value);
         let mut table = Enrolled::default();
         for (name, namespace) in &world.namespaces {
             if labelled(&namespace.meta.labels, "enabled") {

@@ -63,7 +63,11 @@ fn dry_run(args: &RunArgs) -> ExitCode {
     let mut engine = Engine::new(settings(&world.agent));
     let update = engine.apply(world.snapshot, &Feedback::default());
     print!("{}", report::table(&update.statuses));
-    if world.problems.iter().any(|p| p.severity == Severity::Error) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    if world.problems.iter().any(|p| p.severity == Severity::Error) {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
 }
 
 /// Everything that runs beside the pipeline.
@@ -142,6 +146,7 @@ impl Agent {
             enrolment: self.enrolment.clone(),
             mesh: self.mesh.clone(),
             grace: Duration::from_secs(args.drain_seconds),
+            sandboxes: Arc::default(),
         };
         let (tell, superseded) = oneshot::channel();
         let serving = tokio::spawn(serving.run(events, tell));

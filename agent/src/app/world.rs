@@ -47,7 +47,13 @@ pub(super) fn settings(agent: &AgentConfig) -> Settings {
 impl Pipeline {
     pub(super) fn new(enrolment: Arc<WorldEnrolment>, seen: Arc<Mutex<Seen>>) -> Self {
         let world = Arc::new(World::default());
-        Self { engine: Engine::new(settings(&world.agent)), world, feedback: Feedback::default(), enrolment, seen }
+        Self {
+            engine: Engine::new(settings(&world.agent)),
+            world,
+            feedback: Feedback::default(),
+            enrolment,
+            seen,
+        }
     }
 
     /// Takes a new world: resolves, compiles, says what changed.

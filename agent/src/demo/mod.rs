@@ -15,6 +15,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
+use tokio::signal::unix::{SignalKind, signal};
 
 /// `weft demo`.
 #[derive(Clone, Debug, clap::Args)]
@@ -72,18 +73,24 @@ pub fn run(args: &DemoArgs) -> Result<()> {
 }
 
 /// The first Ctrl-C ends the demo at the next step (the sandbox cleans up on drop); a second one at once.
+///
+/// By handlers, not by a blocked mask: programs that the demo starts would inherit the mask and not end on SIGTERM.
 fn on_interrupt() -> Result<()> {
-    let mut signals = nix::sys::signal::SigSet::empty();
-    signals.add(nix::sys::signal::Signal::SIGINT);
-    signals.add(nix::sys::signal::Signal::SIGTERM);
-    signals.thread_block()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
     std::thread::Builder::new().name("interrupt".into()).spawn(move || {
-        while signals.wait().is_ok() {
-            if INTERRUPTED.swap(true, Ordering::SeqCst) {
-                std::process::exit(130);
+        runtime.block_on(async {
+            loop {
+                tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+                if INTERRUPTED.swap(true, Ordering::SeqCst) {
+                    std::process::exit(130);
+                }
+                eprintln!("\ninterrupted: cleaning up (again to end at once)");
             }
-            eprintln!("\ninterrupted: cleaning up (again to end at once)");
-        }
+        });
     })?;
     Ok(())
 }
@@ -184,7 +191,10 @@ impl World {
             text(&client, "path"),
             text(&client, "endpoint")
         ));
-        let server = log_line(1, "inbound")?;
+        // A line is written when its connection ends: this one is not kept, for pods called by address are not routed.
+        let direct = format!("http://{}:8080/", self.cart_v1.ip);
+        call_url(sandbox, &self.web, &direct, &["--count", "1", "--connections", "1"])?;
+        let server = log_line(1, "\"inbound\"")?;
         show.line(&format!(
             "node-b: {} -> {}",
             text(&server, "source_identity"),

@@ -33,7 +33,7 @@ impl Capture {
         let file = sandbox.dir().join("wire.pcap");
         let (node, log) = (&sandbox.nodes()[pod.node], sandbox.dir().join("tcpdump.log"));
         let path = file.to_str().context("path")?;
-        let argv = ["tcpdump", "-i", &pod.host_veth, "-U", "-s", "0", "-w", path, "tcp"];
+        let argv = ["tcpdump", "--immediate-mode", "-i", &pod.host_veth, "-U", "-s", "0", "-w", path, "tcp"];
         let mut process = Process::start(&node.netns, None, &argv, &[], &log)?;
         let listening = || fs::read_to_string(&log).unwrap_or_default().contains("listening on");
         Sandbox::wait_until("tcpdump to listen", Duration::from_secs(10), || {

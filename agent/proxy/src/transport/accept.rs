@@ -70,8 +70,9 @@ async fn serve_tunnel(
         connection.map_err(|e| tunnel::broken(peer, &e))?.map_err(|e| tunnel::broken(peer, &e))?;
     worker.telemetry.count(Counter::HandshakeTunnelServerOk);
     let _open = worker.telemetry.tunnel_opened(TunnelSide::Server);
+    let own = Rc::new(pod.source.workload.identity.clone());
     let context =
-        Rc::new(Tunnel { worker: worker.clone(), pod: pod.clone(), client, peer, local: local.ip() });
+        Rc::new(Tunnel { worker: worker.clone(), pod: pod.clone(), client, own, peer, local: local.ip() });
     accept_streams(&mut connection, &context).await;
     Ok(())
 }
@@ -81,6 +82,8 @@ struct Tunnel {
     worker: Rc<Worker>,
     pod: Rc<Pod>,
     client: Rc<SpiffeId>,
+    /// Who the client verified us to be.
+    own: Rc<SpiffeId>,
     peer: SocketAddr,
     local: IpAddr,
 }
@@ -124,6 +127,7 @@ async fn serve_stream(context: Rc<Tunnel>, request: Request<RecvStream>, mut res
     };
     let mut ended = Ended::new(Direction::Inbound, "hbone", context.peer, begin);
     ended.source_identity = Some(context.client.clone());
+    ended.destination_identity = Some(context.own.clone());
     ended.destination = Some(context.pod.source.workload.clone());
     ended.endpoint = Some(to);
     serve_connect(&context, request, respond, &mut ended).await;
@@ -189,4 +193,26 @@ fn answer(respond: &mut SendResponse<Bytes>, status: StatusCode) {
     *response.status_mut() = status;
     // Fails only if the peer has gone.
     let _ = respond.send_response(response, true);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connect_names_a_port_of_this_pod() {
+        let check = |method: Method, uri: &str, expected: Option<&str>| {
+            let request = Request::builder().method(method).uri(uri).body(()).unwrap();
+            let to = destination(&request, [10, 0, 0, 1].into()).ok().map(|to| to.to_string());
+            assert_eq!(to.as_deref(), expected, "{uri}");
+        };
+        check(Method::CONNECT, "10.0.0.1:80", Some("10.0.0.1:80"));
+        check(Method::GET, "http://10.0.0.1:80/", None);
+        check(Method::CONNECT, "10.0.0.2:80", None);
+        check(Method::CONNECT, "127.0.0.1:80", None);
+        check(Method::CONNECT, "10.0.0.1:0", None);
+        check(Method::CONNECT, "10.0.0.1:15006", None);
+        check(Method::CONNECT, "10.0.0.1:15008", None);
+        check(Method::CONNECT, "web.shop:80", None);
+    }
 }
