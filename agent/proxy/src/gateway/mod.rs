@@ -314,3 +314,6 @@ fn plain_words(error: &str) -> String {
         None => error.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests;

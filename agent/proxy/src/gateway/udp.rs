@@ -10,7 +10,7 @@ use crate::{
     transport::connect::canonical,
     worker::Worker,
 };
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
@@ -111,8 +111,9 @@ impl Receiver {
         let Some(session) = session else { return };
         session.touched.set(Instant::now());
         session.questions.set(session.questions.get() + 1);
-        // What does not fit is lost, as anywhere on a datagram's way.
-        if let Ok(n) = session.upstream.try_send(datagram) {
+        // Not tokio's `try_send`, which refuses until the runtime has heard of the new socket. What does not fit is
+        // lost, as anywhere on a datagram's way.
+        if let Ok(n) = SockRef::from(&session.upstream).send(datagram) {
             session.received.set(session.received.get() + n as u64);
         }
     }
