@@ -216,17 +216,30 @@ pub(super) fn opaque_termination(certificate: &Certificate) -> Arc<TlsTerminatio
 pub(super) struct Certificate {
     pub(super) der: CertificateDer<'static>,
     key: Key,
+    key_der: Vec<u8>,
     params: CertificateParams,
 }
 
 impl Certificate {
     /// A self-signed one that is no CA, and its own trust anchor: as the conformance suite makes them.
     pub(super) fn leaf(names: &[&str]) -> Self {
+        Self::self_signed(names, Key::generate().unwrap())
+    }
+
+    /// The same with RSA-2048 and the key in PKCS#1, as the suite writes its Secrets.
+    pub(super) fn rsa_leaf(names: &[&str]) -> Self {
+        let key = Key::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).unwrap();
+        let mut leaf = Self::self_signed(names, key);
+        // PKCS#8 is version and algorithm around it.
+        leaf.key_der.drain(..26);
+        leaf
+    }
+
+    fn self_signed(names: &[&str], key: Key) -> Self {
         let names = names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
-        let key = Key::generate().unwrap();
         let params = CertificateParams::new(names).unwrap();
         let der = params.self_signed(&key).unwrap().der().clone();
-        Self { der, key, params }
+        Self { der, key_der: key.serialize_der(), key, params }
     }
 
     /// A CA with the suite's subject: all of its CAs have the same one.
@@ -236,7 +249,7 @@ impl Certificate {
         params.distinguished_name.push(DnType::CommonName, "a CA");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let der = params.self_signed(&key).unwrap().der().clone();
-        Self { der, key, params }
+        Self { der, key_der: key.serialize_der(), key, params }
     }
 
     /// A client's certificate, without any name.
@@ -245,13 +258,13 @@ impl Certificate {
         let params = CertificateParams::default();
         let issuer = Issuer::from_params(&ca.params, &ca.key);
         let der = params.signed_by(&key, &issuer).unwrap().der().clone();
-        Self { der, key, params }
+        Self { der, key_der: key.serialize_der(), key, params }
     }
 
     fn pair(&self) -> Arc<KeyPair> {
         Arc::new(KeyPair {
             chain: vec![self.der.to_vec()],
-            key: PrivateKey::new(self.key.serialize_der()),
+            key: PrivateKey::new(self.key_der.clone()),
             names: Vec::new(),
         })
     }

@@ -86,7 +86,7 @@ async fn clients_show_certificates_as_the_listener_demands() {
     let mut bed = Bed::new("127.21.3.1");
     let shop = http_app("shop").await;
     let shop = bed.service("shop", Transport::Tcp, &[shop]);
-    let server = Certificate::leaf(&["must.test", "may.test"]);
+    let server = Certificate::leaf(&["must.test", "may.test", "leaf.test"]);
     // The other CA has the same subject.
     let (ca, other_ca) = (Certificate::ca(), Certificate::ca());
     let anchor = Certificate::leaf(&[]);
@@ -98,11 +98,13 @@ async fn clients_show_certificates_as_the_listener_demands() {
     bed.gateway("a", [(tcp(8443), tls_port([("must.test", must), ("may.test", may), ("leaf.test", leaf)]))]);
     bed.apply_well().await;
     let to = bed.at(8443);
-    let table: [(&str, Option<&Certificate>, bool); 7] = [
+    let table: [(&str, Option<&Certificate>, bool); 9] = [
         ("must.test", Some(&own), true),
         ("must.test", None, false),
         ("must.test", Some(&foreign), false),
         ("must.test", Some(&anchor), false),
+        ("leaf.test", Some(&anchor), true),
+        ("leaf.test", Some(&own), false),
         ("may.test", Some(&own), true),
         ("may.test", None, true),
         ("may.test", Some(&foreign), true),
@@ -118,7 +120,7 @@ async fn clients_show_certificates_as_the_listener_demands() {
 async fn passthrough_and_termination_reach_the_routes_of_the_server_name() {
     let mut bed = Bed::new("127.21.4.1");
     let inner = Certificate::leaf(&["pass.test"]);
-    let outer = Certificate::leaf(&["end.test", "bad.test", "none.test"]);
+    let outer = Certificate::rsa_leaf(&["end.test", "bad.test", "none.test"]);
     // The application of the passthrough route: another listener of ours, which ends TLS itself.
     let shop = http_app("shop").await;
     let shop = bed.service("shop", Transport::Tcp, &[shop]);
