@@ -357,6 +357,38 @@ async fn an_agent_is_replaced_without_a_failed_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kept_http_connection_outlives_the_servers_agent() {
+    let mesh = Mesh::start(1);
+    let client = mesh.pod("a", "127.10.17.1", MtlsMode::Strict).await;
+    let addr = web("127.10.17.2").await;
+    let held = mesh.listeners("127.10.17.2");
+    let old = mesh.another(1);
+    let server = mesh.pod_on(&old, "b", "127.10.17.2", held.again()).await;
+    let to = mesh.service("web", AppProtocol::Http, &[endpoint(addr, Some(&server.workload))]);
+    let mut kept = call(&client, to).await;
+    get(&mut kept).await;
+
+    let drained = std::cell::Cell::new(false);
+    let requests = async {
+        while !drained.get() {
+            assert_eq!(get(&mut kept).await.0, "HTTP/1.1 200 OK");
+        }
+    };
+    let replace = async {
+        let new = mesh.another(1);
+        mesh.pod_on(&new, "b", "127.10.17.2", held.again()).await;
+        // Far beyond the test's own patience: only a connection that is given back lets this end.
+        timeout(PATIENCE, old.drain(PATIENCE * 10)).await.expect("drained before the deadline");
+        drained.set(true);
+        new
+    };
+    let ((), new) = tokio::join!(requests, replace);
+    assert_eq!(get(&mut kept).await.0, "HTTP/1.1 200 OK");
+    tokio::task::spawn_blocking(move || [old, new].map(DataPlane::stop)).await.unwrap();
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_agent_is_found_again() {
     let mesh = Mesh::start(1);
     let client = mesh.pod("a", "127.10.14.1", MtlsMode::Strict).await;

@@ -82,7 +82,8 @@ impl Edge {
 /// Adds a Gateway to a Config.
 fn gateway(config: &mut Config, name: &str, ip: Ipv4Addr, ports: Vec<(u16, PortConfig)>) {
     let key = ObjectKey::new("infra", name);
-    let transport = |p: &PortConfig| if matches!(p, PortConfig::Udp(_)) { Transport::Udp } else { Transport::Tcp };
+    let transport =
+        |p: &PortConfig| if matches!(p, PortConfig::Udp(_)) { Transport::Udp } else { Transport::Tcp };
     let gateway = GatewayConfig {
         key: key.clone(),
         identity: SpiffeId::new("cluster.local", "infra", format!("{name}-weft")),
@@ -102,7 +103,11 @@ fn listener(name: &str, backend: &Arc<weft_core::config::Backend>) -> Arc<HttpLi
         order: Order { created: 0, route: ObjectKey::new("shop", name), rule: 0, matched: 0 },
         policy: Arc::new(rule(to(backend))),
     };
-    Arc::new(HttpListener { name: name.into(), hostname: None, table: Arc::new(RouteTable::build(vec![entry])) })
+    Arc::new(HttpListener {
+        name: name.into(),
+        hostname: None,
+        table: Arc::new(RouteTable::build(vec![entry])),
+    })
 }
 
 fn http(backend: &Arc<weft_core::config::Backend>) -> PortConfig {
@@ -172,7 +177,8 @@ fn ports_that_cannot_be_bound_are_reported_and_tried_again() {
         };
         let squatter = TcpListener::bind((ip, 8001)).unwrap();
         let feedback = edge.apply(config()).await;
-        let why: Vec<_> = feedback.unbound.iter().map(|((g, p, _), why)| (g.to_string(), *p, &**why)).collect();
+        let why: Vec<_> =
+            feedback.unbound.iter().map(|((g, p, _), why)| (g.to_string(), *p, &**why)).collect();
         assert!(why[0].2.contains("in use"), "{why:?}");
         assert_eq!((why[0].0.as_str(), why[0].1), ("infra/a", 8001));
         assert_eq!(why[1], ("infra/b".into(), 8002, format!("{ip}:8002: taken by Gateway infra/a").as_str()));
@@ -200,7 +206,8 @@ impl TestCa {
 
     fn pair(&self, names: &[&str]) -> Arc<KeyPair> {
         let key = Key::generate().unwrap();
-        let params = CertificateParams::new(names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>()).unwrap();
+        let params =
+            CertificateParams::new(names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>()).unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Arc::new(KeyPair {
             chain: vec![certificate.der().to_vec()],
@@ -234,12 +241,20 @@ impl TestCa {
     }
 }
 
-fn termination(certificates: Vec<Arc<KeyPair>>, client_ca: Option<ClientValidation>, http: bool) -> Arc<TlsTermination> {
+fn termination(
+    certificates: Vec<Arc<KeyPair>>,
+    client_ca: Option<ClientValidation>,
+    http: bool,
+) -> Arc<TlsTermination> {
     let alpn = if http { vec!["h2".into(), "http/1.1".into()] } else { Vec::new() };
     Arc::new(TlsTermination { certificates, client_ca, alpn })
 }
 
-async fn tls(addr: SocketAddr, name: &str, config: Arc<ClientConfig>) -> std::io::Result<TlsStream<TcpStream>> {
+async fn tls(
+    addr: SocketAddr,
+    name: &str,
+    config: Arc<ClientConfig>,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let io = TcpStream::connect(addr).await.unwrap();
     let name = ServerName::try_from(name.to_owned()).unwrap();
     TlsConnector::from(config).connect(name, io).await
@@ -296,7 +311,8 @@ fn https_listeners_choose_by_server_name_and_refuse_the_hosts_of_others() {
         assert!(https_get(io, "x.b.example").await.unwrap().starts_with("HTTP/1.1 404"));
         let io = tls(addr, "a.example", ca.client(&["h2"], None)).await.unwrap();
         assert_eq!(io.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
-        let (mut sender, conn) = hyper::client::conn::http2::handshake(LocalExec, TokioIo::new(io)).await.unwrap();
+        let (mut sender, conn) =
+            hyper::client::conn::http2::handshake(LocalExec, TokioIo::new(io)).await.unwrap();
         tokio::task::spawn_local(async move {
             let _ = conn.await;
         });
@@ -344,7 +360,12 @@ fn client_certificates_are_demanded_or_only_asked_for() {
                 Ok(io) => https_get(io, "a.example").await,
                 Err(e) => Err(e),
             };
-            assert_eq!(answer.is_ok_and(|a| a.ends_with("app")), served, "{port} {:?}", certificate.is_some());
+            assert_eq!(
+                answer.is_ok_and(|a| a.ends_with("app")),
+                served,
+                "{port} {:?}",
+                certificate.is_some()
+            );
         }
         edge.workers.stop();
     });
@@ -366,8 +387,9 @@ fn tcp_and_tls_ports_pass_bytes() {
             tls: termination(vec![ca.pair(&["a.example"])], None, false),
             routes: HostMap::build([(host("a.example"), l4(&plain, RouteKind::Tls))]),
         };
-        let passthrough =
-            TlsListener::Passthrough { routes: HostMap::build([(host("*.example"), l4(&inner, RouteKind::Tls))]) };
+        let passthrough = TlsListener::Passthrough {
+            routes: HostMap::build([(host("*.example"), l4(&inner, RouteKind::Tls))]),
+        };
         gateway(
             &mut config,
             "edge",
