@@ -112,4 +112,4 @@ impl<D: Dial> std::fmt::Debug for HttpWorker<D> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
