@@ -18,7 +18,9 @@ use std::{
 };
 use weft_certs::{Ca, IdentityHandle, IdentityStore, LocalIssuer, StoreConfig};
 use weft_core::{
-    config::{AppProtocol, Backend, BackendKey, Config, Endpoint, EndpointSet, Frontend, MeshRoutes},
+    config::{
+        AppProtocol, Backend, BackendKey, Config, Endpoint, EndpointSet, Frontend, MeshRoutes, Transport,
+    },
     model::{MtlsMode, ObjectKey, SpiffeId, Workload},
 };
 
@@ -58,6 +60,18 @@ pub(crate) struct TestPod {
     pub(crate) outbound: SocketAddr,
     /// Where plaintext to it is taken up.
     pub(crate) inbound: SocketAddr,
+}
+
+/// Listening sockets that outlive an agent.
+pub(crate) struct Held(Listeners);
+
+impl Held {
+    /// Duplicates.
+    pub(crate) fn again(&self) -> Self {
+        let again = |l: &TcpListener| l.try_clone().expect("a duplicate");
+        let Listeners { outbound, inbound, hbone } = &self.0;
+        Self(Listeners { outbound: again(outbound), inbound: again(inbound), hbone: again(hbone) })
+    }
 }
 
 /// A data plane that owns all pods of a test, with a CA.
@@ -117,27 +131,47 @@ impl Mesh {
         Self { plane, shared, store: store(), hbone_port }
     }
 
+    /// Another agent with the same Config and CA.
+    pub(crate) fn another(&self, workers: usize) -> DataPlane {
+        DataPlane::new(Workers::start(workers, self.shared.clone()).expect("threads"))
+    }
+
+    /// What a holder holds for a pod.
+    pub(crate) fn listeners(&self, ip: &str) -> Held {
+        let listen = |port| TcpListener::bind((ip, port)).expect("a listener");
+        Held(Listeners { outbound: listen(0), inbound: listen(0), hbone: listen(self.hbone_port) })
+    }
+
     /// Captures a pod, and tells the Config of it.
     pub(crate) async fn pod(&self, name: &str, ip: &str, mode: MtlsMode) -> TestPod {
-        let ip: IpAddr = ip.parse().expect("an IP");
-        let workload = workload(name, ip, true, mode);
+        self.capture(
+            &self.plane,
+            workload(name, ip.parse().expect("an IP"), true, mode),
+            self.listeners(ip).0,
+        )
+        .await
+    }
+
+    /// As [`Self::pod`], strict, on another agent.
+    pub(crate) async fn pod_on(&self, plane: &DataPlane, name: &str, ip: &str, held: Held) -> TestPod {
+        let workload = workload(name, ip.parse().expect("an IP"), true, MtlsMode::Strict);
+        self.capture(plane, workload, held.0).await
+    }
+
+    async fn capture(&self, plane: &DataPlane, workload: Arc<Workload>, listeners: Listeners) -> TestPod {
         let sockets = Arc::new(TestSockets::default());
-        let listen = |port| TcpListener::bind((ip, port)).expect("a listener");
-        let (outbound, inbound, hbone) = (listen(0), listen(0), listen(self.hbone_port));
         let at = |l: &TcpListener| l.local_addr().expect("an address");
         let pod = TestPod {
             workload: workload.clone(),
             sockets: sockets.clone(),
-            outbound: at(&outbound),
-            inbound: at(&inbound),
+            outbound: at(&listeners.outbound),
+            inbound: at(&listeners.inbound),
         };
         let identity = Some(identity(&self.store, &workload.identity).await);
-        let listeners = Listeners { outbound, inbound, hbone };
         self.configure(|config| {
-            config.workloads.insert(ip, workload.clone());
+            config.workloads.insert(workload.ips[0], workload.clone());
         });
-        let captured = CapturedPod { workload, identity, sockets, listeners };
-        self.plane.add_pod(captured).await.expect("a served pod");
+        plane.add_pod(CapturedPod { workload, identity, sockets, listeners }).await.expect("a served pod");
         pod
     }
 
@@ -179,7 +213,7 @@ pub(crate) fn frontend(
     routes: Option<MeshRoutes>,
 ) -> (Arc<Frontend>, SocketAddr) {
     let service = ObjectKey::new("shop", name);
-    let key = BackendKey { service: service.clone(), port: 80 };
+    let key = BackendKey { service: service.clone(), port: 80, transport: Transport::Tcp };
     let default = Arc::new(Backend { key, protocol, tls: None, client_ip_affinity: false });
     let last = name.bytes().fold(0_u8, |a, b| a.wrapping_mul(31).wrapping_add(b));
     let frontend =

@@ -134,13 +134,14 @@ impl Share {
         let slot = tasks.vacant_entry();
         let id = slot.key();
         let share = self.clone();
-        let guarded = async move {
-            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+        // Combinators, because an async block would hold the task twice: as given and as awaited.
+        let guarded = AssertUnwindSafe(task).catch_unwind().map(move |ended| {
+            if ended.is_err() {
                 add(&share.counters.panics, 1);
                 tracing::error!(share = ?share.key, "a connection's task panicked; the connection is closed");
             }
             share.forget(id);
-        };
+        });
         let queue = self.queue.clone();
         let (runnable, task) = async_task::spawn_local(guarded, move |ready| queue.push(ready));
         slot.insert(task);

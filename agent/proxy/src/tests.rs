@@ -1,6 +1,10 @@
 //! Two pods on loopback addresses, through the whole path: capture, decision, tunnel, application.
 
-use crate::fixtures::{Mesh, TestPod, endpoint};
+use crate::{
+    context::Limits,
+    fixtures::{Mesh, TestPod, endpoint},
+    pods::DataPlane,
+};
 use std::{io, net::SocketAddr, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -244,5 +248,204 @@ async fn sniffed_http_is_routed_and_learned() {
         // The echo is no HTTP answer, which only the HTTP path would mind.
         assert!(answer.starts_with(b"HTTP/1.1 502"), "{}", String::from_utf8_lossy(&answer));
     }
+    mesh.stop().await;
+}
+
+/// An HTTP application; each answer says how many requests its connection has had.
+async fn web(ip: &str) -> SocketAddr {
+    let listener = TcpListener::bind((ip, 0)).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut io, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = Vec::new();
+                for count in 1.. {
+                    request.clear();
+                    while !request.ends_with(b"\r\n\r\n") {
+                        match io.read_u8().await {
+                            Ok(byte) => request.push(byte),
+                            Err(_) => return,
+                        }
+                    }
+                    let body = format!("{count:03}");
+                    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n{body}");
+                    if io.write_all(answer.as_bytes()).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    addr
+}
+
+/// One request on a kept connection; gives the status line and the body's number.
+async fn get(io: &mut TcpStream) -> (String, usize) {
+    io.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.windows(4).any(|w| w == b"\r\n\r\n") {
+        answer.push(timeout(PATIENCE, io.read_u8()).await.unwrap().unwrap());
+    }
+    let mut body = [0; 3];
+    io.read_exact(&mut body).await.unwrap();
+    let head = String::from_utf8(answer).unwrap();
+    let number = std::str::from_utf8(&body).unwrap().parse().unwrap();
+    (head.lines().next().unwrap().to_owned(), number)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn http_requests_share_kept_tunnel_streams() {
+    let mesh = Mesh::start(1);
+    let client = mesh.pod("a", "127.10.12.1", MtlsMode::Strict).await;
+    let server = mesh.pod("b", "127.10.12.2", MtlsMode::Strict).await;
+    let addr = web("127.10.12.2").await;
+    let endpoints = [endpoint(addr, Some(&server.workload))];
+    let mut served = Vec::new();
+    // Declared, and sniffed: the second connection of the latter is learned.
+    for (name, protocol) in [("web", AppProtocol::Http), ("shop", AppProtocol::Unknown)] {
+        let to = mesh.service(name, protocol, &endpoints);
+        for _ in 0..3 {
+            let mut io = call(&client, to).await;
+            for _ in 0..2 {
+                let (status, number) = get(&mut io).await;
+                assert_eq!(status, "HTTP/1.1 200 OK");
+                served.push(number);
+            }
+        }
+    }
+    assert_eq!(served, Vec::from_iter(1..=12), "one kept upstream connection for all");
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_is_replaced_without_a_failed_connection() {
+    let mesh = Mesh::start(1);
+    let client = mesh.pod("a", "127.10.13.1", MtlsMode::Strict).await;
+    let (addr, _clients) = echo("127.10.13.2", "").await;
+    let held = mesh.listeners("127.10.13.2");
+    let old = mesh.another(1);
+    let server = mesh.pod_on(&old, "b", "127.10.13.2", held.again()).await;
+    let to = mesh.service("db", AppProtocol::Opaque, &[endpoint(addr, Some(&server.workload))]);
+    let mut kept = call(&client, to).await;
+    kept.write_all(b"x").await.unwrap();
+    kept.read_exact(&mut [0; 1]).await.unwrap();
+
+    let calls = async {
+        for i in 0..60 {
+            let io = call(&client, to).await;
+            assert_eq!(exchange(io, b"new").await.unwrap(), b"new", "call {i}");
+        }
+    };
+    let replace = async {
+        let new = mesh.another(1);
+        mesh.pod_on(&new, "b", "127.10.13.2", held.again()).await;
+        old.drain(Duration::from_secs(5)).await;
+        new
+    };
+    let goes_on = async {
+        for _ in 0..20 {
+            kept.write_all(b"y").await.unwrap();
+            kept.read_exact(&mut [0; 1]).await.unwrap();
+        }
+        kept.shutdown().await.unwrap();
+        assert_eq!(kept.read(&mut [0; 1]).await.unwrap(), 0);
+    };
+    let ((), new, ()) = tokio::join!(calls, replace, goes_on);
+    assert_eq!(exchange(call(&client, to).await, b"after").await.unwrap(), b"after");
+    tokio::task::spawn_blocking(move || [old, new].map(DataPlane::stop)).await.unwrap();
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kept_http_connection_outlives_the_servers_agent() {
+    let mesh = Mesh::start(1);
+    let client = mesh.pod("a", "127.10.17.1", MtlsMode::Strict).await;
+    let addr = web("127.10.17.2").await;
+    let held = mesh.listeners("127.10.17.2");
+    let old = mesh.another(1);
+    let server = mesh.pod_on(&old, "b", "127.10.17.2", held.again()).await;
+    let to = mesh.service("web", AppProtocol::Http, &[endpoint(addr, Some(&server.workload))]);
+    let mut kept = call(&client, to).await;
+    get(&mut kept).await;
+
+    let drained = std::cell::Cell::new(false);
+    let requests = async {
+        while !drained.get() {
+            assert_eq!(get(&mut kept).await.0, "HTTP/1.1 200 OK");
+        }
+    };
+    let replace = async {
+        let new = mesh.another(1);
+        mesh.pod_on(&new, "b", "127.10.17.2", held.again()).await;
+        // Far beyond the test's own patience: only a connection that is given back lets this end.
+        timeout(PATIENCE, old.drain(PATIENCE * 10)).await.expect("drained before the deadline");
+        drained.set(true);
+        new
+    };
+    let ((), new) = tokio::join!(requests, replace);
+    assert_eq!(get(&mut kept).await.0, "HTTP/1.1 200 OK");
+    tokio::task::spawn_blocking(move || [old, new].map(DataPlane::stop)).await.unwrap();
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_agent_is_found_again() {
+    let mesh = Mesh::start(1);
+    let client = mesh.pod("a", "127.10.14.1", MtlsMode::Strict).await;
+    let (addr, _clients) = echo("127.10.14.2", "").await;
+    let held = mesh.listeners("127.10.14.2");
+    let old = mesh.another(1);
+    let server = mesh.pod_on(&old, "b", "127.10.14.2", held.again()).await;
+    let to = mesh.service("db", AppProtocol::Opaque, &[endpoint(addr, Some(&server.workload))]);
+    assert_eq!(exchange(call(&client, to).await, b"x").await.unwrap(), b"x");
+    tokio::task::spawn_blocking(move || old.stop()).await.unwrap();
+    // Waits in the holder's accept queue until the next agent takes it.
+    let waiting = tokio::spawn(exchange(call(&client, to).await, b"waiting"));
+    let new = mesh.another(1);
+    mesh.pod_on(&new, "b", "127.10.14.2", held.again()).await;
+    assert_eq!(waiting.await.unwrap().unwrap(), b"waiting");
+    tokio::task::spawn_blocking(move || new.stop()).await.unwrap();
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_at_its_limit_is_refused_and_its_neighbour_is_not() {
+    let mesh = Mesh::with_limits(1, Limits { connections_max: 3, ..Limits::default() });
+    let greedy = mesh.pod("a", "127.10.15.1", MtlsMode::Strict).await;
+    let modest = mesh.pod("c", "127.10.15.3", MtlsMode::Strict).await;
+    // Outside the mesh, so that only the callers' own limits count.
+    let (addr, _clients) = echo("127.10.15.2", "").await;
+    let to = mesh.service("db", AppProtocol::Opaque, &[endpoint(addr, None)]);
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut io = call(&greedy, to).await;
+        io.write_all(b"x").await.unwrap();
+        io.read_exact(&mut [0; 1]).await.unwrap();
+        held.push(io);
+    }
+    assert_call_reset(&greedy, to).await;
+    assert_eq!(exchange(call(&modest, to).await, b"y").await.unwrap(), b"y");
+    // One that ends makes room for one.
+    let ended = held.pop().unwrap();
+    assert_eq!(exchange(ended, b"").await.unwrap(), b"");
+    assert_eq!(exchange(call(&greedy, to).await, b"z").await.unwrap(), b"z");
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_are_handed_to_the_less_busy_worker() {
+    let mesh = Mesh::start(2);
+    let client = mesh.pod("a", "127.10.16.1", MtlsMode::Strict).await;
+    let (addr, _clients) = echo("127.10.16.2", "").await;
+    let to = mesh.service("db", AppProtocol::Opaque, &[endpoint(addr, None)]);
+    let mut held = Vec::new();
+    for _ in 0..40 {
+        let mut io = call(&client, to).await;
+        io.write_all(b"x").await.unwrap();
+        io.read_exact(&mut [0; 1]).await.unwrap();
+        held.push(io);
+    }
+    let loads = mesh.plane.workers().loads();
+    assert!(loads.iter().all(|&n| n >= 15), "{loads:?}");
     mesh.stop().await;
 }

@@ -74,7 +74,7 @@ impl Dial for Plain {
             retry: Retryable::Yes,
             ..respond::error(Reason::ConnectFailed, e.to_string())
         })?;
-        Ok(Upstream { io, info: UpstreamInfo { addr: endpoint.addr, identity: None } })
+        Ok(Upstream { io, info: UpstreamInfo::plain(endpoint.addr) })
     }
 }
 
