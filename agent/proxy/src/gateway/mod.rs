@@ -33,6 +33,9 @@ use weft_core::{
     model::{MtlsMode, ObjectKey, SpiffeId, Workload},
 };
 
+/// Gives the keys of an identity, if there are to be any.
+pub type Identities = Arc<dyn Fn(&SpiffeId) -> Option<IdentityHandle> + Send + Sync>;
+
 /// What Gateways need of the process.
 #[derive(Clone)]
 pub struct GatewayEnv {
@@ -41,7 +44,7 @@ pub struct GatewayEnv {
     /// Client sockets, in the namespace of the process.
     pub sockets: Arc<dyn Sockets>,
     /// The keys of a Gateway's identity; `None` without a mesh.
-    pub identities: Arc<dyn Fn(&SpiffeId) -> Option<IdentityHandle> + Send + Sync>,
+    pub identities: Identities,
     /// How long the connections of a Gateway that goes away may take to end.
     pub grace: Duration,
 }
@@ -261,7 +264,7 @@ fn wanted(config: &Config) -> (BTreeMap<Slot, Arc<GatewayConfig>>, Feedback) {
     let mut slots: BTreeMap<Slot, Arc<GatewayConfig>> = BTreeMap::new();
     let mut feedback = Feedback::default();
     for gateway in config.gateways.values() {
-        for (&(port, transport), _) in &gateway.ports {
+        for &(port, transport) in gateway.ports.keys() {
             for ip in &gateway.addresses {
                 let slot = Slot { addr: SocketAddr::new(*ip, port), transport };
                 if let Some(owner) = slots.get(&slot) {

@@ -8,6 +8,7 @@ use crate::{
     error::Reason,
     telemetry::{ConnectionRecord, Counter, Direction},
 };
+use socket2::SockRef;
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
@@ -97,8 +98,9 @@ impl Sessions {
             return;
         };
         session.used.set(Instant::now());
-        // A full socket buffer drops, as any hop may.
-        if session.upstream.try_send(datagram).is_ok() {
+        // Straight to the kernel: tokio does not know yet that a new socket is writable. A full socket buffer drops, as
+        // any hop may.
+        if SockRef::from(&session.upstream).send(datagram).is_ok() {
             session.received.set(session.received.get() + datagram.len() as u64);
         }
     }
@@ -175,7 +177,7 @@ impl Sessions {
             match session.upstream.try_recv(&mut buffer) {
                 Ok(n) => {
                     session.used.set(Instant::now());
-                    if self.socket.try_send_to(&buffer[..n], client).is_ok() {
+                    if SockRef::from(&self.socket).send_to(&buffer[..n], &client.into()).is_ok() {
                         session.sent.set(session.sent.get() + n as u64);
                     }
                 }

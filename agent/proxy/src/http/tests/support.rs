@@ -173,6 +173,9 @@ impl Bed {
     }
 }
 
+/// Matches and what they lead to.
+pub(crate) type Routes = Vec<(Match, HttpRule)>;
+
 /// Builds a Config.
 #[derive(Default)]
 pub(crate) struct World(pub(crate) Config);
@@ -192,11 +195,7 @@ impl World {
     }
 
     /// [`FRONTEND`], in front of `default`, with these producer routes.
-    pub(crate) fn frontend(
-        mut self,
-        default: &Arc<Backend>,
-        routes: Option<Vec<(Match, HttpRule)>>,
-    ) -> Config {
+    pub(crate) fn frontend(mut self, default: &Arc<Backend>, routes: Option<Routes>) -> Config {
         let frontend = Frontend {
             service: default.key.service.clone(),
             port: 80,
@@ -210,7 +209,7 @@ impl World {
     }
 
     /// A Gateway with one HTTP port and a listener for each hostname.
-    pub(crate) fn gateway(self, listeners: Vec<(Option<&str>, Vec<(Match, HttpRule)>)>) -> Config {
+    pub(crate) fn gateway(self, listeners: Vec<(Option<&str>, Routes)>) -> Config {
         let hosts = listeners.into_iter().map(|(host, routes)| {
             let hostname = host.map(|h| Hostname::parse(h).unwrap());
             let listener =
@@ -235,7 +234,7 @@ impl World {
     }
 }
 
-fn table(routes: Vec<(Match, HttpRule)>) -> Arc<RouteTable<Arc<HttpRule>>> {
+pub(crate) fn table(routes: Routes) -> Arc<RouteTable<Arc<HttpRule>>> {
     let entry = |(i, (matcher, policy)): (usize, (Match, HttpRule))| Entry {
         hostname: None,
         matcher,
