@@ -8,7 +8,7 @@ use crate::{
     resolve::{Problem, RouteId, reason},
 };
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -122,6 +122,12 @@ impl CompiledSlot {
 
     /// Rules that no request ever reaches, because another has the same matches and comes first (GW#4303).
     fn note_shadowed(&mut self, table: &RouteTable<Arc<HttpRule>>) {
+        // Comparing every match costs more than building the table: first see whether any two share host, path and
+        // method at all. Equal paths have equal labels.
+        let mut seen = HashSet::new();
+        if table.iter().all(|e| seen.insert((&e.hostname, &e.policy.label, &e.matcher.method))) {
+            return;
+        }
         let shadowed = table.shadowed();
         if shadowed.is_empty() {
             return;
