@@ -1,4 +1,5 @@
 //! The real binary, CNI JSON on stdin, and an agent that is played by the test.
+#![allow(clippy::unwrap_used)] // clippy knows #[test] functions, not the helpers of an integration test
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde_json::{Value, json};
@@ -260,7 +261,8 @@ fn errors_have_the_specifications_codes() {
     let dir = TempDir::new().unwrap();
     let good = config(dir.path(), "1.1.0", &json!({}));
     let with = |more: Value| config(dir.path(), "1.1.0", &more);
-    let cases: [(&str, &[(&str, &str)], String, u32); 18] = [
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], String, u32);
+    let cases: [Case<'_>; 18] = [
         ("", &[], good.clone(), 4),
         ("BREW", &[], good.clone(), 4),
         ("ADD", &[("CNI_CONTAINERID", "")], good.clone(), 4),

@@ -2,8 +2,10 @@
 
 mod changes;
 mod claims;
+mod mesh;
 mod report;
 mod state;
+mod tables;
 
 pub use crate::resolve::Settings;
 

@@ -25,6 +25,7 @@ mod ruleset;
 mod socket;
 mod stash;
 pub mod state;
+mod sys;
 mod wire;
 
 pub use apply::{ApplyError, apply, remove};
@@ -38,5 +39,7 @@ pub use ruleset::{
     AGENT_MARK, CaptureConfig, HBONE_PORT, INBOUND_PORT, InvalidAnnotation, Mode, OUTBOUND_PORT, REPLY_MARK,
     ruleset,
 };
-pub use socket::{Family, Listeners, ipv6_enabled, open_listeners, original_dst};
+pub use socket::{
+    Family, Listeners, OpenError, bind_udp, ipv6_enabled, listen, open_listeners, original_dst,
+};
 pub use stash::PodSockets;

@@ -45,6 +45,8 @@ const TABLE: &str = "weft";
 /// FIN|SYN|RST|ACK and SYN of the TCP flags. ECE and CWR may be set on a first SYN (RFC 3168).
 const FLAGS_LOOKED_AT: u32 = 0x17;
 const FLAG_SYN: u32 = 0x02;
+/// IPS_DST_NAT of `linux/netfilter/nf_conntrack_common.h`.
+const CT_STATUS_DNAT: u32 = 1 << 5;
 /// More entries than this in one annotation are refused: it bounds the transaction.
 const MAX_ENTRIES: usize = 256;
 
@@ -116,12 +118,12 @@ pub fn ruleset(config: &CaptureConfig, mode: Mode, ipv6: bool) -> Nftables<'stat
     build.chain("nat_output", NfChainType::NAT, NfHook::Output, -100);
     build.marks();
     if mode == Mode::Capture {
-        build.own_ports();
         build.exempt("exempt_inbound", Side::Inbound, &config.inbound_ports, &config.inbound_cidrs);
         build.exempt("exempt_outbound", Side::Outbound, &config.outbound_ports, &config.outbound_cidrs);
         build.chain("guard_input", NfChainType::Filter, NfHook::Input, 0);
         // Not at the output hook: a packet that nat_output has turned to `lo` still shows its old interface there.
         build.chain("guard_output", NfChainType::Filter, NfHook::Postrouting, 0);
+        build.own_ports();
         build.capture("nat_prerouting", "exempt_inbound", redirect(INBOUND_PORT));
         build.capture("nat_output", "exempt_outbound", redirect(OUTBOUND_PORT));
         build.capture("guard_input", "exempt_inbound", Statement::Drop(None));
@@ -180,15 +182,16 @@ impl Build {
         self.rule("mangle_output", vec![mark_is_not(AGENT_MARK), ct_mark_is(REPLY_MARK), set_meta_mark()]);
     }
 
-    /// Our plaintext ports cannot be called from outside: a caller would choose what the agent takes for
-    /// the original destination.
+    /// Our plaintext ports are reached by redirect only: a caller of its own would choose what the agent takes
+    /// for the original destination, or send the agent in circles.
     fn own_ports(&mut self) {
-        let reset = Statement::Reject(Some(Reject::new(Some(RejectType::TCPReset), None)));
         let ports = BTreeSet::from([OUTBOUND_PORT, INBOUND_PORT]);
-        self.rule(
-            "mangle_prerouting",
-            vec![iface(MetaKey::Iifname, Operator::NEQ), first_syn(), port_in(&ports), reset],
-        );
+        let reset = || Statement::Reject(Some(Reject::new(Some(RejectType::TCPReset), None)));
+        // From outside before the redirect, which would make a call to 15001 one to 15006.
+        let outside = iface(MetaKey::Iifname, Operator::NEQ);
+        self.rule("mangle_prerouting", vec![outside, first_syn(), port_in(&ports), reset()]);
+        // From the pod itself (and from the agent) after it.
+        self.rule("guard_input", vec![first_syn(), port_in(&ports), not_redirected(), reset()]);
     }
 
     /// A chain that accepts what is not captured, jumped to by the redirect and by the guard alike.
@@ -291,6 +294,11 @@ fn ct_mark_is(mark: u32) -> Statement<'static> {
     compare(and(ct_mark(), MASK), Operator::EQ, Expression::Number(mark))
 }
 
+/// The connection's destination was not rewritten (`ct status` has no IPS_DST_NAT).
+fn not_redirected() -> Statement<'static> {
+    compare(and(ct("status"), CT_STATUS_DNAT), Operator::EQ, Expression::Number(0))
+}
+
 /// `ct mark set ct mark & ~0xfff | 0x111`
 fn set_ct_mark() -> Statement<'static> {
     Statement::Mangle(Mangle { key: ct_mark(), value: marked(ct_mark()) })
@@ -321,7 +329,11 @@ const fn meta(key: MetaKey) -> Expression<'static> {
 }
 
 fn ct_mark() -> Expression<'static> {
-    Expression::Named(NamedExpression::CT(CT { key: "mark".into(), family: None, dir: None }))
+    ct("mark")
+}
+
+fn ct(key: &'static str) -> Expression<'static> {
+    Expression::Named(NamedExpression::CT(CT { key: key.into(), family: None, dir: None }))
 }
 
 fn payload(protocol: &'static str, field: &'static str) -> Expression<'static> {

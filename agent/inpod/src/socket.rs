@@ -120,8 +120,12 @@ pub enum OpenError {
     },
 }
 
-/// A TCP listener in the current namespace; `[::]` also takes IPv4.
-pub(crate) fn listen(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
+/// A TCP listener in the current namespace, as captured pods and Gateways have it. `[::]` also takes IPv4.
+/// `reuse_port` for a member of a group.
+///
+/// # Errors
+/// When the address is not there or is taken.
+pub fn listen(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
     let socket = new_socket(Domain::for_address(address), Type::STREAM, Protocol::TCP)?;
     socket.set_reuse_address(true)?; // connections in TIME_WAIT do not hold the port
     bind(&socket, address, reuse_port)?;
@@ -136,8 +140,11 @@ pub(crate) fn listen(address: SocketAddr, reuse_port: bool) -> io::Result<TcpLis
     Ok(socket.into())
 }
 
-/// A bound UDP socket in the current namespace, for Gateway groups.
-pub(crate) fn bind_udp(address: SocketAddr, reuse_port: bool) -> io::Result<UdpSocket> {
+/// A bound UDP socket in the current namespace, for Gateways.
+///
+/// # Errors
+/// When the address is not there or is taken.
+pub fn bind_udp(address: SocketAddr, reuse_port: bool) -> io::Result<UdpSocket> {
     let socket = new_socket(Domain::for_address(address), Type::DGRAM, Protocol::UDP)?;
     bind(&socket, address, reuse_port)?;
     Ok(socket.into())

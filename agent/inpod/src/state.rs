@@ -211,6 +211,11 @@ impl Pods {
 
     fn added(&mut self, record: PodRecord, ticket: Ticket, decide: &Decide<'_>, actions: &mut Vec<Action>) {
         let id = record.container_id.clone();
+        // A pod has one sandbox at a time: an older one has gone, and its DEL was missed or is late.
+        let same_pod = |r: &PodRecord| r.namespace == record.namespace && r.name == record.name;
+        let older = self.pods.iter().filter(|(other, pod)| **other != id && same_pod(&pod.record));
+        let older: Vec<String> = older.map(|(other, _)| other.clone()).collect();
+        older.iter().for_each(|other| self.deleted(other, actions));
         let pod = self.pods.entry(id.clone()).or_insert_with(|| Pod::new(record.clone(), Phase::Idle));
         pod.record = record;
         pod.waiting.push(ticket);

@@ -2,6 +2,7 @@
 //!
 //! Descriptors are attached to the first byte of a frame, so a reader knows whose they are.
 
+use crate::sys::own_received;
 use nix::{
     cmsg_space,
     sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
@@ -9,7 +10,7 @@ use nix::{
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     io::{self, IoSlice, IoSliceMut},
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
 };
 use weft_cni::protocol::{FrameError, HEADER_BYTES, body_length, decode, encode};
 
@@ -165,18 +166,11 @@ fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, Vec<Owne
     let mut fds = Vec::new();
     for control in message.cmsgs().map_err(io::Error::from)? {
         if let ControlMessageOwned::ScmRights(raw) = control {
-            fds.extend(raw.into_iter().map(own));
+            fds.extend(raw.into_iter().map(own_received));
         }
     }
     // After they are owned, so that none of those that did come is leaked.
     if truncated { Err(WireError::Truncated) } else { Ok((message.bytes, fds)) }
-}
-
-#[allow(unsafe_code)]
-fn own(fd: RawFd) -> OwnedFd {
-    // SAFETY: the kernel has just installed this descriptor for us by SCM_RIGHTS; nobody else in the process
-    // knows its number, and it is wrapped exactly once.
-    unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 fn closed_early() -> WireError {

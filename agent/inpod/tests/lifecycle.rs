@@ -1,4 +1,5 @@
 //! Plugin, manager, holder and rules together: the life of pods, agents and holders. Needs root.
+#![allow(clippy::unwrap_used)] // clippy knows #[test] functions, not the helpers of an integration test
 
 mod support;
 
@@ -21,8 +22,9 @@ use tokio::{
 };
 use weft_cni::{plugin, protocol::Enrolled};
 use weft_inpod::{
-    CaptureConfig, CapturedPod, Decision, Enrolment, ManagerConfig, ManagerHandle, PodEvent, PodManager,
-    holder::{self, GroupKey, HolderConfig, PodRecord, Transport},
+    CaptureConfig, CapturedPod, Decision, Enrolment, ManagerConfig, ManagerHandle, Netns, PodEvent,
+    PodManager,
+    holder::{self, Ended, GroupKey, HolderConfig, PodRecord, Transport},
     original_dst,
 };
 
@@ -67,7 +69,7 @@ fn enrolled() -> Decision {
 /// A holder on a thread; dropped, it stops as if it had crashed: all its descriptors close.
 struct Holder {
     stop: Option<UnixStream>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Ended>>,
 }
 
 impl Holder {
@@ -79,8 +81,8 @@ impl Holder {
     }
 
     /// Waits until it ends by itself.
-    fn ended(mut self) {
-        self.thread.take().unwrap().join().unwrap();
+    fn ended(mut self) -> Ended {
+        self.thread.take().unwrap().join().unwrap()
     }
 }
 
@@ -389,14 +391,14 @@ async fn a_holder_hands_over_its_queues() {
     let mut gateway_client = TcpStream::connect(address).unwrap();
 
     let new_holder = Holder::start(dir.path());
-    old_holder.ended();
+    assert_eq!(old_holder.ended(), Ended::HandedOver);
     // The old agent goes on with the new holder until a newer agent comes.
     old.connected().await;
     drop(pod);
     let mut new = Agent::start(dir.path(), world);
     let pod = new.serve().await;
     assert!(matches!(old.event().await, PodEvent::Superseded));
-    drop(old);
+    old.handle.stop().await; // waits until its duplicates are closed
     assert_talks(&mut waiting, &mut accept_one(&pod.listeners.outbound, at(PEER4, 80)));
     assert_eq!(new.handle.groups(), std::slice::from_ref(&key));
     let group = new.handle.listen_group(key.clone(), 7).await.unwrap();
@@ -405,7 +407,7 @@ async fn a_holder_hands_over_its_queues() {
     assert_talks(&mut gateway_client, &mut accept(&listener).0);
     new.handle.close_group(key).await.unwrap();
     drop(listener);
-    assert!(TcpStream::connect(address).is_err(), "closed everywhere");
+    wait_until_refused(&Netns::current().unwrap(), address); // closed everywhere
     drop(new_holder);
 }
 
@@ -451,12 +453,13 @@ async fn only_root_may_connect() {
     // A copy where user nobody can read it, whatever the build directory's permissions.
     let copy = dir.path().join("stranger");
     std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
-    let mut command = another_process("stranger", dir.path());
+    let command = another_process("stranger", dir.path());
     let mut stranger = Command::new(&copy);
     stranger.args(command.get_args()).envs(command.get_envs().filter_map(|(k, v)| Some((k, v?))));
-    drop(command.stdout(Stdio::null()));
     let output = stranger.uid(65534).gid(65534).current_dir(dir.path()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
+    let root = another_process("stranger", dir.path()).output().unwrap();
+    assert!(String::from_utf8_lossy(&root.stdout).contains("holder.sock ANSWERED"), "root is let in");
     for socket in ["holder.sock", "handoff.sock", "cni.sock"] {
         assert!(said.contains(&format!("{socket} refused")), "{said}");
     }
@@ -486,4 +489,8 @@ async fn a_pod_from_before_can_be_added_by_hand() {
     added.unwrap();
     assert_eq!(event.record.container_id, "found");
     assert!(has_table(&net));
+    assert_eq!(agent.handle.records().await.len(), 1);
+    agent.handle.forget("found".into()).await;
+    let PodEvent::Released { gone: true, .. } = agent.event().await else { panic!() };
+    assert!(agent.handle.records().await.is_empty());
 }

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 /// Parses `([0-9]{1,5}(h|m|s|ms)){1,4}`; units may come in any order and repeat, as in Go.
-#[must_use]
-pub fn parse(text: &str) -> Option<Duration> {
+pub(crate) fn parse(text: &str) -> Option<Duration> {
     let mut total = Duration::ZERO;
     let mut rest = text;
     for _ in 0..4 {

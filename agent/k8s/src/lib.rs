@@ -19,6 +19,6 @@ mod tracked;
 pub mod yaml;
 
 pub use config::*;
-pub use convert::{Converted, Object, Source, convert, unroll};
+pub use convert::{Converted, Object, Source, convert, convert_gateway_config, unroll};
 pub use file::{FileError, FileProvider, World};
 pub use problem::{Problem, Severity};

@@ -101,7 +101,19 @@ impl Report {
         // memory stays bounded.
         const MAX: usize = 100;
         if self.findings.len() < MAX {
-            self.findings.push(Finding { severity, path: path.to_owned(), reason, remedy });
+            let [path, reason, remedy] = [path, &reason, &remedy].map(printable);
+            self.findings.push(Finding { severity, path, reason, remedy });
         }
     }
+}
+
+/// Messages repeat what a user wrote and end in terminals and logs: no control characters, no endless text.
+fn printable(text: &str) -> String {
+    const MAX: usize = 600;
+    let clean = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    let mut out: String = text.chars().take(MAX).map(clean).collect();
+    if text.chars().nth(MAX).is_some() {
+        out.push('…');
+    }
+    out
 }

@@ -29,9 +29,45 @@ pub(crate) fn read<'de, T: Deserialize<'de>>(
     result
         .map_err(|e| {
             let path = e.path().to_string();
-            report.reject(if path == "." { "" } else { &path }, e.into_inner().to_string(), "");
+            let (reason, remedy) = in_words(&e.into_inner().to_string());
+            report.reject(if path == "." { "" } else { &path }, reason, remedy);
         })
         .ok()
+}
+
+/// serde's message as we speak.
+fn in_words(message: &str) -> (String, &'static str) {
+    // The base64 decoder's errors; serde's start with a small letter.
+    if message.starts_with("Invalid ") {
+        return ("is not base64".to_owned(), "write plain text into \"stringData\" instead of \"data\"");
+    }
+    let parts = message.strip_prefix("invalid type: ").and_then(|m| m.split_once(", expected "));
+    let Some((found, expected)) = parts else { return (message.to_owned(), "") };
+    let expected = match expected {
+        "i32" | "i64" | "u16" | "u32" | "u64" => "a whole number",
+        "a string" => "text",
+        "a boolean" => "true or false",
+        "a sequence" => "a list",
+        e if e == "a map" || e.starts_with("struct ") || e.chars().next().is_some_and(char::is_uppercase) => {
+            "a mapping"
+        }
+        other => other,
+    };
+    let found = match found {
+        "map" => "a mapping",
+        "sequence" => "a list",
+        "null" => "nothing",
+        other => other,
+    };
+    let remedy = match (expected, found) {
+        ("a whole number", f) if f.starts_with("string") => "remove the quotes",
+        ("text", f) if f.starts_with("integer") || f.starts_with("boolean") || f.starts_with("floating") => {
+            "put it in quotes"
+        }
+        ("a list", "a mapping") => "start each entry with \"- \"",
+        _ => "",
+    };
+    (format!("expected {expected}, found {}", found.replace('`', "")), remedy)
 }
 
 struct Shared<'a> {
@@ -43,8 +79,8 @@ struct Shared<'a> {
 #[derive(Clone, Copy)]
 enum At<'a> {
     Root,
-    Key(&'a At<'a>, &'a str),
-    Index(&'a At<'a>, usize),
+    Key(&'a Self, &'a str),
+    Index(&'a Self, usize),
 }
 
 impl At<'_> {

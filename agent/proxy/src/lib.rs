@@ -16,6 +16,7 @@ pub mod context;
 pub mod dial;
 pub mod drain;
 pub mod error;
+pub mod gateway;
 pub mod http;
 pub mod inbound;
 pub mod l4;
@@ -25,3 +26,8 @@ pub mod share;
 pub mod telemetry;
 pub mod transport;
 pub mod worker;
+
+#[cfg(test)]
+mod fixtures;
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@ use crate::{
         tcp::{self, Ended, L4Conn, L4Target, SNIFFED},
     },
     pods::Accepted,
+    share::ConnectionGuard,
     telemetry::{Counter, Direction},
     transport::connect::canonical,
 };
@@ -97,8 +98,21 @@ fn decide_frontend(
     }
 }
 
-/// Serves one captured connection.
+/// Serves one captured connection. What finds out and what then runs for long are boxed apart, so that a connection
+/// that lies idle does not hold the state of finding out.
 pub(crate) async fn serve(conn: Accepted) {
+    let (captured, action) = begin(conn);
+    match Box::pin(captured.find_out(action)).await {
+        Next::Done => {}
+        Next::Http(captured, early, version) => Box::pin(captured.http(early, version)).await,
+        Next::Relay(relay) => {
+            let Relay { conn, upstream, early, _guard } = *relay;
+            Box::pin(tcp::relay(conn, upstream, early)).await;
+        }
+    }
+}
+
+fn begin(conn: Accepted) -> (Box<Captured>, Action) {
     let begin = Instant::now();
     let mut ended = Ended::new(Direction::Mesh, "tcp", conn.peer, begin);
     ended.source = Some(conn.pod.source.workload.clone());
@@ -115,8 +129,24 @@ pub(crate) async fn serve(conn: Accepted) {
     };
     ended.parent = frontend.as_ref().map(|f| f.service.clone());
     let to = to.unwrap_or(conn.peer);
-    let captured = Captured { conn, to, frontend, ended };
-    captured.carry_out(action).await;
+    (Box::new(Captured { conn, to, frontend, ended }), action)
+}
+
+/// What runs for the rest of the connection.
+enum Next {
+    /// It was refused.
+    Done,
+    /// The HTTP path, with what was read already.
+    Http(Box<Captured>, Bytes, Detected),
+    /// Copying.
+    Relay(Box<Relay>),
+}
+
+struct Relay {
+    conn: L4Conn<TcpStream>,
+    upstream: Upstream<UpstreamIo>,
+    early: Bytes,
+    _guard: ConnectionGuard,
 }
 
 /// A connection with what was found out about it.
@@ -136,20 +166,40 @@ enum First {
 }
 
 impl Captured {
-    async fn carry_out(self, action: Action) {
+    async fn find_out(self: Box<Self>, action: Action) -> Next {
         match action {
-            Action::Http => self.http(Bytes::new(), Detected::NeedMore).await,
+            Action::Http => Next::Http(self, Bytes::new(), Detected::NeedMore),
             Action::Opaque(target) => self.opaque(target, Bytes::new()).await,
             Action::ServerName => self.by_server_name().await,
             Action::Sniff { was_http } => self.sniff(was_http).await,
-            Action::Refuse(reason) => {
-                let error = refused(reason, format!("{} may not be reached", self.to));
-                tcp::refuse(self.into_l4().0, &error);
-            }
+            Action::Refuse(reason) => self.refuse(reason, "may not be reached"),
         }
     }
 
-    fn into_l4(self) -> (L4Conn<TcpStream>, crate::share::ConnectionGuard) {
+    async fn opaque(mut self: Box<Self>, target: L4Target, early: Bytes) -> Next {
+        let (worker, source) = (self.conn.worker.clone(), self.conn.pod.source.clone());
+        match tcp::connect(&worker, &source, target, &mut self.ended).await {
+            Ok(upstream) => self.relay(upstream, early),
+            Err(error) => self.end(&error),
+        }
+    }
+
+    fn relay(self: Box<Self>, upstream: Upstream<UpstreamIo>, early: Bytes) -> Next {
+        let (conn, _guard) = self.into_l4();
+        Next::Relay(Box::new(Relay { conn, upstream, early, _guard }))
+    }
+
+    fn refuse(self: Box<Self>, reason: Reason, detail: &str) -> Next {
+        let error = refused(reason, format!("{}: {detail}", self.to));
+        self.end(&error)
+    }
+
+    fn end(self: Box<Self>, error: &ProxyError) -> Next {
+        tcp::refuse(self.into_l4().0, error);
+        Next::Done
+    }
+
+    fn into_l4(self: Box<Self>) -> (L4Conn<TcpStream>, ConnectionGuard) {
         let Accepted { worker, pod, io, peer: _, _guard } = self.conn;
         let conn = L4Conn {
             worker,
@@ -161,13 +211,8 @@ impl Captured {
         (conn, _guard)
     }
 
-    async fn opaque(self, target: L4Target, early: Bytes) {
-        let (conn, _guard) = self.into_l4();
-        tcp::serve(conn, target, early).await;
-    }
-
     /// The HTTP path finds the routes by the address, for each request anew.
-    async fn http(self, early: Bytes, version: Detected) {
+    async fn http(self: Box<Self>, early: Bytes, version: Detected) {
         let version = match version {
             Detected::Http1 => Some(HttpVersion::Http1),
             Detected::Http2 => Some(HttpVersion::Http2),
@@ -189,7 +234,7 @@ impl Captured {
     }
 
     /// TLSRoutes: waits for the ClientHello. A client that does not speak TLS has no route here.
-    async fn by_server_name(mut self) {
+    async fn by_server_name(mut self: Box<Self>) -> Next {
         self.ended.protocol = "tls";
         let patience = Duration::from_millis(self.conn.worker.shared.limits.handshake_timeout_ms);
         let hello = tokio::time::timeout(patience, read_hello(&mut self.conn.io)).await;
@@ -211,15 +256,10 @@ impl Captured {
         }
     }
 
-    fn refuse(self, reason: Reason, detail: &str) {
-        let error = refused(reason, format!("{}: {detail}", self.to));
-        tcp::refuse(self.into_l4().0, &error);
-    }
-
     /// Nobody said what this port speaks. The upstream is called at once, so that a refusal is a refusal and a banner
     /// is not late; whoever speaks first tells.
-    async fn sniff(mut self, was_http: bool) {
-        let Some(frontend) = self.frontend.clone() else { return };
+    async fn sniff(mut self: Box<Self>, was_http: bool) -> Next {
+        let Some(frontend) = self.frontend.clone() else { return Next::Done };
         self.ended.protocol = SNIFFED;
         let mut early = BytesMut::new();
         let first = self.race(&frontend, was_http, &mut early).await;
@@ -228,14 +268,14 @@ impl Captured {
         let (worker, key) = (self.conn.worker.clone(), &frontend.default.key);
         let now = Instant::now();
         match first {
-            Err(error) => tcp::refuse(self.into_l4().0, &error),
+            Err(error) => self.end(&error),
             Ok((First::Client(version @ (Detected::Http1 | Detected::Http2)), _)) => {
                 worker.telemetry.count(match version {
                     Detected::Http1 => Counter::SniffHttp1,
                     _ => Counter::SniffHttp2,
                 });
                 worker.learned.set(key, Class::Http, now);
-                self.http(early, version).await;
+                Next::Http(self, early, version)
             }
             Ok((First::Client(detected), connecting)) => {
                 worker.telemetry.count(match detected {
@@ -246,21 +286,16 @@ impl Captured {
                     worker.learned.set(key, Class::Opaque, now);
                 }
                 match connecting {
-                    Some(upstream) => self.relay(upstream, early).await,
+                    Some(upstream) => self.relay(upstream, early),
                     None => self.opaque(L4Target::Backend(frontend.default.clone()), early).await,
                 }
             }
             Ok((First::Server(upstream), _)) => {
                 worker.telemetry.count(Counter::SniffSilent);
                 worker.learned.set(key, Class::Opaque, now);
-                self.relay(upstream, early).await;
+                self.relay(upstream, early)
             }
         }
-    }
-
-    async fn relay(self, upstream: Upstream<UpstreamIo>, early: Bytes) {
-        let (conn, _guard) = self.into_l4();
-        tcp::relay(conn, upstream, early).await;
     }
 
     /// Reads what the client says while the upstream is being connected, and watches both then. With the client's

@@ -100,12 +100,17 @@ impl Worker {
         // Taken out first: a pod of the same name that comes back meanwhile gets a share of its own.
         let share = self.shares.borrow_mut().remove(key);
         let Some(share) = share else { return };
+        self.forget_upstreams(key);
         share.drain().run(grace, share.idle()).await;
+        share.close();
+    }
+
+    /// Kept connections and tunnels of a tenant are not used again; what runs on them goes on.
+    fn forget_upstreams(&self, key: &ShareKey) {
         if let Some(http) = &*self.http.borrow() {
             http.forget(key);
         }
         self.tunnels.forget(key);
-        share.close();
     }
 
     /// The HTTP side of this worker.

@@ -37,7 +37,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
 /// Ends on SIGTERM or SIGINT: then pods are captured with nobody behind their listeners, which is why the holder outlives
 /// agents and hands everything to its successor first.
 fn holder(args: crate::cli::HolderArgs) -> Result<()> {
-    weft_inpod::holder::run(weft_inpod::holder::HolderConfig { run_dir: args.run_dir, stop: None })?;
+    weft_inpod::holder::run_process(args.run_dir)?;
     Ok(())
 }
 

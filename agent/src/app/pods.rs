@@ -1,8 +1,8 @@
 //! Pods of this node: from the manager's events to the data plane.
 
 use super::enrolment::WorldEnrolment;
-use parking_lot::RwLock;
-use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
+use parking_lot::{Mutex, RwLock};
+use std::{collections::HashMap, io, os::fd::OwnedFd, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
@@ -39,6 +39,8 @@ pub(super) struct PodServing {
     pub(super) mesh: Arc<RwLock<(Str, MtlsMode)>>,
     /// How long a pod's connections may go on when it leaves.
     pub(super) grace: Duration,
+    /// Which sandbox is served under each pod's name: the end of an old sandbox may be told after its successor's start.
+    pub(super) sandboxes: Arc<Mutex<HashMap<ObjectKey, String>>>,
 }
 
 impl PodServing {
@@ -85,6 +87,8 @@ impl PodServing {
             sockets: Arc::new(InNamespace(pod.sockets)),
             listeners,
         };
+        let key = ObjectKey::new(pod.record.namespace.as_str(), pod.record.name.as_str());
+        self.sandboxes.lock().insert(key, pod.record.container_id.clone());
         self.plane.add_pod(captured).await.map_err(|e| e.to_string())?;
         tracing::info!("pod {}/{}: captured", pod.record.namespace, pod.record.name);
         Ok(())
@@ -93,6 +97,17 @@ impl PodServing {
     async fn release(&self, record: &PodRecord, gone: bool) {
         let grace = if gone { Duration::ZERO } else { self.grace };
         let key = ObjectKey::new(record.namespace.as_str(), record.name.as_str());
+        let is_current = {
+            let mut sandboxes = self.sandboxes.lock();
+            let is_current = sandboxes.get(&key) == Some(&record.container_id);
+            if is_current {
+                sandboxes.remove(&key);
+            }
+            is_current
+        };
+        if !is_current {
+            return; // a newer sandbox of the pod is served; adding it ended the old one
+        }
         if let Err(error) = self.plane.remove_pod(&key, grace).await {
             tracing::warn!("pod {key}: {error}");
         }

@@ -146,6 +146,7 @@ impl Agent {
             enrolment: self.enrolment.clone(),
             mesh: self.mesh.clone(),
             grace: Duration::from_secs(args.drain_seconds),
+            sandboxes: Arc::default(),
         };
         let (tell, superseded) = oneshot::channel();
         let serving = tokio::spawn(serving.run(events, tell));

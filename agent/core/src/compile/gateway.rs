@@ -2,12 +2,15 @@
 
 use super::slot::{CompiledSlot, SlotTable};
 use crate::{
-    config::{GatewayConfig, HttpListener, L4Rule, PortConfig, TlsListener, Transport},
+    config::{GatewayConfig, HttpListener, HttpRule, L4Rule, PortConfig, TlsListener, Transport},
     matching::{HostMap, RouteTable},
     model::{Hostname, Protocol, SpiffeId, Str, TlsMode},
     resolve::{AttachPoint, ListenerId, ResolvedGateway, ResolvedListener},
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, LazyLock},
+};
 
 /// Compiles a Gateway from its slots; `None` when it is not accepted.
 pub(crate) fn compile_gateway<'s>(
@@ -85,10 +88,13 @@ fn add(ports: &mut BTreeMap<(u16, Transport), Port>, listener: &ResolvedListener
     }
 }
 
+/// The table of every listener without routes: one, so that it stays the same.
+static EMPTY: LazyLock<Arc<RouteTable<Arc<HttpRule>>>> = LazyLock::new(Arc::default);
+
 fn http_listener(point: &AttachPoint, table: Option<&SlotTable>) -> HttpListener {
     let table = match table {
         Some(SlotTable::Http(table)) => table.clone(),
-        _ => Arc::new(RouteTable::default()),
+        _ => EMPTY.clone(),
     };
     HttpListener {
         name: crate::resolve::listener_label(point).into(),

@@ -1,6 +1,6 @@
 //! Rules of one route, compiled once for all tables that it is in.
 
-use super::label::{match_key, route_label};
+use super::label::route_label;
 use crate::{
     balance::Weighted,
     config::{Action, Backend, FailReason, FilterChain, HttpBackend, HttpRule, L4Rule, MirrorTarget, RuleId},
@@ -23,8 +23,6 @@ pub(crate) struct CompiledRules {
 #[derive(Debug)]
 pub(super) struct CompiledMatch {
     pub(super) matcher: Match,
-    /// See [`match_key`].
-    pub(super) key: Str,
     pub(super) order: Order,
     pub(super) rule: Arc<HttpRule>,
 }
@@ -61,7 +59,6 @@ fn http_matches(route: &Route, index: usize, rule: &Rule, found: &ResolvedRule) 
                 .or_insert_with(|| Arc::new(HttpRule { label, ..base.clone() }))
                 .clone();
             CompiledMatch {
-                key: match_key(matcher),
                 matcher: matcher.clone(),
                 order: Order {
                     created: route.meta.created,

@@ -2,9 +2,9 @@
 
 use super::rules::{CompiledRules, without_tls};
 use crate::{
-    config::{HttpRule, L4Rule},
-    matching::{Entry, HostMap, Order, RouteTable},
-    model::{Hostname, ObjectKey, RouteKind, Str},
+    config::{HttpRule, L4Rule, RuleId},
+    matching::{Entry, HostMap, RouteTable},
+    model::{Hostname, ObjectKey, RouteKind},
     resolve::{Problem, RouteId, reason},
 };
 use std::{
@@ -114,52 +114,49 @@ impl CompiledSlot {
             }
         }
         if !routes.is_empty() {
-            self.shadows(routes);
-            self.table = Some(SlotTable::Http(Arc::new(RouteTable::build(entries))));
+            let table = RouteTable::build(entries);
+            self.note_shadowed(&table);
+            self.table = Some(SlotTable::Http(Arc::new(table)));
         }
     }
 
-    /// Rules that no request ever reaches, because one of the same specificity comes first (GW#4303).
-    fn shadows(&mut self, routes: &[SlotRoute<'_>]) {
-        let mut first: HashMap<(&Option<Hostname>, &Str), (&Order, RouteKind)> = HashMap::new();
-        for route in routes {
-            for hostname in &route.hostnames {
-                for m in &route.rules.http {
-                    let best = first.entry((hostname, &m.key)).or_insert((&m.order, route.id.0));
-                    if m.order < *best.0 {
-                        *best = (&m.order, route.id.0);
-                    }
-                }
+    /// Rules that no request ever reaches, because another has the same matches and comes first (GW#4303).
+    fn note_shadowed(&mut self, table: &RouteTable<Arc<HttpRule>>) {
+        let shadowed = table.shadowed();
+        if shadowed.is_empty() {
+            return;
+        }
+        let mut reachable: HashMap<&RuleId, usize> = HashMap::new();
+        for entry in table.iter() {
+            *reachable.entry(&entry.policy.id).or_default() += 1;
+        }
+        let mut by: BTreeMap<(RouteId, u16), &RuleId> = BTreeMap::new();
+        for pair in &shadowed {
+            let rule = &pair.entry.policy.id;
+            if let Some(left) = reachable.get_mut(rule) {
+                *left -= 1;
+            }
+            by.entry(((rule.kind, rule.route.clone()), rule.index)).or_insert(&pair.by.policy.id);
+        }
+        let unreachable = |rule: &RuleId| reachable.get(rule) == Some(&0);
+        for pair in &shadowed {
+            let rule = &pair.entry.policy.id;
+            let id = (rule.kind, rule.route.clone());
+            // Once for each rule, with the rule that shadows its first match.
+            if let Some(winner) = by.remove(&(id.clone(), rule.index)).filter(|_| unreachable(rule)) {
+                let whose = if winner.kind == rule.kind && winner.route == rule.route {
+                    format!("its own rules[{}]", winner.index)
+                } else {
+                    format!("{} {} rules[{}]", winner.kind.kind(), winner.route, winner.index)
+                };
+                self.verdicts.entry(id).or_default().notes.push(format!(
+                    "rules[{}] is never reached: shadowed by {whose}, which has the same matches and comes first.",
+                    rule.index
+                ));
             }
         }
-        for route in routes {
-            // Rule to the winner over its last match, as long as every match lost.
-            let mut lost: BTreeMap<u16, Option<(&Order, RouteKind)>> = BTreeMap::new();
-            for hostname in &route.hostnames {
-                for m in &route.rules.http {
-                    let best = first[&(hostname, &m.key)];
-                    let reached = *best.0 == m.order && best.1 == route.id.0
-                        || (best.0.rule == m.order.rule
-                            && best.0.route == route.id.1
-                            && best.1 == route.id.0);
-                    let entry = lost.entry(m.order.rule).or_insert(Some(best));
-                    if reached {
-                        *entry = None;
-                    }
-                }
-            }
-            let notes = lost.into_iter().filter_map(|(rule, by)| {
-                let (order, kind) = by?;
-                let whose = if order.route == route.id.1 && kind == route.id.0 {
-                    format!("its own rules[{}]", order.rule)
-                } else {
-                    format!("{} {} rules[{}]", kind.kind(), order.route, order.rule)
-                };
-                Some(format!(
-                    "rules[{rule}] is never reached: shadowed by {whose}, which has the same matches and comes first."
-                ))
-            });
-            self.verdicts.entry(route.id.clone()).or_default().notes.extend(notes);
+        for verdict in self.verdicts.values_mut() {
+            verdict.notes.sort();
         }
     }
 
@@ -211,10 +208,8 @@ fn cross_serving(routes: &mut Vec<SlotRoute<'_>>, out: &mut CompiledSlot) {
     }
     let mut kept: Vec<SlotRoute<'_>> = Vec::new();
     for route in routes.drain(..) {
-        let rival = kept.iter().find(|k| {
-            k.id.0 != route.id.0
-                && k.hostnames.iter().any(|a| route.hostnames.iter().any(|b| intersects(a, b)))
-        });
+        let hit = |a: &Option<Hostname>| route.hostnames.iter().any(|b| intersects(a, b));
+        let rival = kept.iter().find(|k| k.id.0 != route.id.0 && k.hostnames.iter().any(hit));
         if let Some(rival) = rival {
             let message = format!(
                 "the older {} {} has intersecting hostnames on this listener; HTTPRoutes and GRPCRoutes cannot share \

@@ -2,20 +2,40 @@
 
 use super::{
     Engine,
-    state::{Touched, route_kind},
+    state::{State, Touched, route_kind},
 };
 use crate::{
+    compile::Verdict,
     model::{Kind, ObjectKey, ObjectRef},
     resolve::{
-        Domain, ListenerId, ResolvedPolicy, RouteId, Slot, policies_of, policy_targets, resolve_class,
-        unused_grants,
+        Domain, ListenerId, ResolvedPolicy, RouteId, Slot, listener_label, policies_of, policy_targets,
+        resolve_class, unused_grants,
     },
     status::{
-        Ancestor, ObjectStatus, class_status, gateway_status, listener_set_status, policy_status,
+        Ancestor, ObjectStatus, Slots, class_status, gateway_status, listener_set_status, policy_status,
         route_status,
     },
 };
 use std::collections::BTreeSet;
+
+/// The slots of one route.
+struct RouteSlots<'a> {
+    state: &'a State,
+    id: &'a RouteId,
+}
+
+impl Slots for RouteSlots<'_> {
+    fn verdict(&self, slot: &Slot) -> Option<&Verdict> {
+        self.state.slots.get(slot)?.verdicts.get(self.id)
+    }
+
+    fn idle(&self, slot: &Slot) -> Option<String> {
+        let Slot::Listener { gateway, id } = slot else { return None };
+        let listener = self.state.gateways.get(gateway)?.listeners.iter().find(|l| l.attach.id == *id)?;
+        let problem = listener.accepted.as_ref().and(listener.servable.as_ref()).err()?;
+        Some(format!("listener {} cannot serve, {}", listener_label(&listener.attach), problem.message))
+    }
+}
 
 impl Engine {
     /// Makes the statuses of what was touched; after a start from nothing, also takes away what is left over.
@@ -39,9 +59,8 @@ impl Engine {
             self.statuses.set(ObjectRef { kind: Kind::ListenerSet, key }, status);
         }
         for id in &touched.routes {
-            let status = self.state.routes.get(id).and_then(|route| {
-                route_status(&route.resolved, |slot| self.state.slots.get(slot)?.verdicts.get(id))
-            });
+            let slots = RouteSlots { state: &self.state, id };
+            let status = self.state.routes.get(id).and_then(|r| route_status(&r.resolved, &slots));
             self.statuses.set(ObjectRef { kind: route_kind(id), key: id.1.clone() }, status);
         }
         for key in touched.policies.clone() {

@@ -2,10 +2,12 @@
 
 mod world;
 
+mod examples;
 mod gateways;
 mod incremental;
 mod listeners;
 mod mesh;
 mod policies;
 mod routes;
+mod scale;
 mod workloads;

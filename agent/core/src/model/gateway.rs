@@ -1,7 +1,7 @@
 //! GatewayClass, Gateway, Listener, ListenerSet.
 
 use super::{GroupKind, Hostname, Meta, ObjectKey, Selector, Str};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 /// `GatewayClass` (cluster-scoped).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,6 +142,19 @@ pub enum Protocol {
     Udp,
     /// Anything else: unsupported, reported.
     Other(Str),
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Http => "HTTP",
+            Self::Https => "HTTPS",
+            Self::Tls => "TLS",
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Other(other) => other,
+        })
+    }
 }
 
 /// `ListenerTLSConfig`.

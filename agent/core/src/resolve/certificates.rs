@@ -52,7 +52,7 @@ pub(super) fn termination(
     if certificates.is_empty() {
         let why = if refs.is_empty() {
             format!(
-                "protocol {:?} needs a certificate: set tls.certificateRefs to a Secret of type kubernetes.io/tls",
+                "protocol {} needs a certificate: set tls.certificateRefs to a Secret of type kubernetes.io/tls",
                 listener.protocol
             )
         } else {

@@ -81,10 +81,10 @@ fn conflict(own: &AttachPoint, other: &AttachPoint) -> Option<Problem> {
         return Some(Problem::new(
             reason::PROTOCOL_CONFLICT,
             format!(
-                "port {} is spoken {:?} by listener {}, which cannot be told apart from {:?}",
-                own.port,
-                other.protocol,
+                "listener {} speaks {} on port {}, which cannot be told apart from {}",
                 label(other),
+                other.protocol,
+                own.port,
                 own.protocol
             ),
         ));

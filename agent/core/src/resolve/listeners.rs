@@ -80,7 +80,7 @@ fn kinds(listener: &Listener) -> (Vec<RouteKind>, Option<Problem>) {
         Problem::new(
             reason::INVALID_ROUTE_KINDS,
             format!(
-                "allowedRoutes.kinds {} cannot be served by protocol {:?}, only {}",
+                "allowedRoutes.kinds {} cannot be served by protocol {}, only {}",
                 bad.join(", "),
                 listener.protocol,
                 names.join(", ")

@@ -165,7 +165,7 @@ pub(crate) enum Slot {
 }
 
 /// A route and its relation to every parent that is ours.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ResolvedRoute {
     pub(crate) route: Arc<Route>,
     /// Entries for our parents only, in the order of `spec.parentRefs`.
@@ -199,7 +199,7 @@ pub(crate) enum Domain {
 }
 
 /// One `parentRef` of ours.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ResolvedParent {
     /// Index in `spec.parentRefs`.
     pub(crate) index: usize,
@@ -216,7 +216,7 @@ pub(crate) struct ResolvedParent {
 }
 
 /// A route at a slot.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Attachment {
     pub(crate) slot: Slot,
     /// Route ∩ listener; a single `None` covers all.
@@ -224,7 +224,7 @@ pub(crate) struct Attachment {
 }
 
 /// All rules of a route, for one domain.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct ResolvedRules {
     pub(crate) rules: Vec<ResolvedRule>,
     pub(crate) refs: Vec<Problem>,
@@ -244,7 +244,7 @@ impl ResolvedRules {
 }
 
 /// One rule with its references looked up.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ResolvedRule {
     /// The whole rule fails closed.
     pub(crate) fail: Option<FailReason>,
@@ -255,7 +255,7 @@ pub(crate) struct ResolvedRule {
 }
 
 /// One backendRef with its references looked up.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ResolvedBackend {
     pub(crate) target: Result<Arc<Backend>, FailReason>,
     /// As [`ResolvedRule::mirrors`].

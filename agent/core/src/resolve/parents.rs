@@ -157,7 +157,7 @@ fn of_kind<'a>(route: &Route, selected: &[&'a AttachPoint]) -> Result<Vec<&'a At
     } else {
         reason::NOT_ALLOWED_BY_LISTENERS
     };
-    let listeners: Vec<_> = selected.iter().map(|p| format!("{} ({:?})", label(p), p.protocol)).collect();
+    let listeners: Vec<_> = selected.iter().map(|p| format!("{} ({})", label(p), p.protocol)).collect();
     Err(Problem::new(reason, format!("no listener serves {kind}: {}", listeners.join(", "))))
 }
 

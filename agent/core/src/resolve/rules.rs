@@ -5,7 +5,7 @@ use super::{
 };
 use crate::{
     config::{Backend, FailReason},
-    model::{Filter, PathMatch, PathModifier, Route, RouteKind, Rule},
+    model::{Filter, Match, PathMatch, PathModifier, Route, RouteKind, Rule, ValueMatch},
 };
 use std::sync::Arc;
 
@@ -50,6 +50,9 @@ impl Pass<'_, '_> {
                  and backendRefs belong into one list entry."
             ));
         }
+        self.rules
+            .notes
+            .extend(rule.matches.iter().enumerate().filter_map(|(i, m)| pattern_as_text(index, i, m)));
         let mirrors = self.mirrors(&rule.filters);
         let backends = rule
             .backends
@@ -92,6 +95,24 @@ impl Pass<'_, '_> {
         }
         found.target
     }
+}
+
+/// T2 of the pasted YAML: a pattern without `type: RegularExpression` is compared as text, and never matches.
+fn pattern_as_text(rule: usize, index: usize, matcher: &Match) -> Option<String> {
+    let pattern = |text: &[u8]| text.windows(2).any(|w| w == b".*" || w == b".+");
+    let headers = matcher.headers.iter().filter_map(|h| match &h.value {
+        ValueMatch::Exact(v) if pattern(v.as_bytes()) => Some(("header", h.name.as_str())),
+        _ => None,
+    });
+    let query = matcher.query.iter().filter_map(|q| match &q.value {
+        ValueMatch::Exact(v) if pattern(v.as_bytes()) => Some(("query parameter", &*q.name)),
+        _ => None,
+    });
+    let (what, name) = headers.chain(query).next()?;
+    Some(format!(
+        "rules[{rule}].matches[{index}]: the value of {what} {name} looks like a pattern but is compared as text; for a \
+         pattern say type: RegularExpression."
+    ))
 }
 
 /// What makes a whole rule unservable, beside what could not be parsed.

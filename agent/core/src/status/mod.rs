@@ -10,7 +10,7 @@ pub(crate) use self::{
     class::class_status,
     diff::Statuses,
     gateway::{gateway_status, listener_set_status},
-    route::route_status,
+    route::{Slots, route_status},
     tls_policy::{Ancestor, policy_status},
 };
 
@@ -57,10 +57,18 @@ impl Condition {
     }
 }
 
-/// Every condition carries the generation that it was made from.
+/// The API server refuses longer messages (`metav1.Condition.message`, maxLength).
+const MAX_MESSAGE: usize = 32_768;
+
+/// Every condition carries the generation that it was made from, and a message that the API server takes.
 fn observed(generation: i64, mut conditions: Vec<Condition>) -> Vec<Condition> {
     for condition in &mut conditions {
         condition.observed_generation = generation;
+        if condition.message.len() > MAX_MESSAGE {
+            let end = condition.message.floor_char_boundary(MAX_MESSAGE - "…".len());
+            condition.message.truncate(end);
+            condition.message.push('…');
+        }
     }
     conditions
 }

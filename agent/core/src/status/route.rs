@@ -7,32 +7,32 @@ use crate::{
 };
 use std::collections::BTreeSet;
 
-/// The status of a route. `verdict` tells what became of it at a slot. `None` without a parent of ours.
-pub(crate) fn route_status<'v>(
-    route: &ResolvedRoute,
-    verdict: impl Fn(&Slot) -> Option<&'v Verdict>,
-) -> Option<ObjectStatus> {
+/// What else decides about a route than its own resolution.
+pub(crate) trait Slots {
+    /// What became of the route at a slot.
+    fn verdict(&self, slot: &Slot) -> Option<&Verdict>;
+    /// Why a slot serves nobody at the moment, whoever is attached to it.
+    fn idle(&self, slot: &Slot) -> Option<String>;
+}
+
+/// The status of a route. `None` without a parent of ours.
+pub(crate) fn route_status(route: &ResolvedRoute, slots: &impl Slots) -> Option<ObjectStatus> {
     let generation = route.route.meta.generation;
     let entry = |parent: &ResolvedParent| RouteParentStatus {
         parent: route.route.parents[parent.index].clone(),
-        conditions: observed(generation, conditions(route, parent, &verdict)),
+        conditions: observed(generation, conditions(route, parent, slots)),
     };
     let parents: Vec<_> = route.parents.iter().map(entry).collect();
     (!parents.is_empty()).then_some(ObjectStatus::Route { parents })
 }
 
-fn conditions<'v>(
-    route: &ResolvedRoute,
-    parent: &ResolvedParent,
-    verdict: &impl Fn(&Slot) -> Option<&'v Verdict>,
-) -> Vec<Condition> {
-    let verdicts: Vec<_> = parent.attachments.iter().filter_map(|a| verdict(&a.slot)).collect();
+fn conditions(route: &ResolvedRoute, parent: &ResolvedParent, slots: &impl Slots) -> Vec<Condition> {
     let Some(rules) = route.rules(parent.domain) else {
         // The parent is missing: there is nothing to say about references.
         let missing = parent.accepted.as_ref().err();
         return missing.map(|p| Condition::no("Accepted", p)).into_iter().collect();
     };
-    let accepted = accepted(parent, rules, &verdicts);
+    let accepted = accepted(parent, rules, slots);
     let partially = accepted.is_ok() && !rules.dropped.is_empty();
     let accepted = match accepted {
         Ok(message) => Condition::yes("Accepted", reason::ACCEPTED, message),
@@ -45,17 +45,14 @@ fn conditions<'v>(
     out
 }
 
-fn accepted(
-    parent: &ResolvedParent,
-    rules: &ResolvedRules,
-    verdicts: &[&Verdict],
-) -> Result<String, Problem> {
+fn accepted(parent: &ResolvedParent, rules: &ResolvedRules, slots: &impl Slots) -> Result<String, Problem> {
     parent.accepted.clone()?;
     if rules.all_dropped() {
         // Fails closed: requests that it would match answer 500, they do not fall through to another route.
         let reason = rules.dropped.first().map_or(reason::UNSUPPORTED_VALUE, |(_, p)| p.reason);
         return Err(Problem::new(reason, dropped(rules)));
     }
+    let verdicts: Vec<_> = parent.attachments.iter().filter_map(|a| slots.verdict(&a.slot)).collect();
     let rejections: Vec<_> = verdicts.iter().filter_map(|v| v.rejected.as_ref()).collect();
     let everywhere = !verdicts.is_empty() && rejections.len() == verdicts.len();
     if let Some(problem) = rejections.first().filter(|_| everywhere) {
@@ -66,6 +63,11 @@ fn accepted(
     sentences.extend(rules.notes.iter().cloned());
     sentences.extend(rejections.iter().map(|p| format!("Not on every listener or port: {}.", p.message)));
     sentences.extend(verdicts.iter().flat_map(|v| v.notes.iter().cloned()));
+    let idle = parent.attachments.iter().map(|a| slots.idle(&a.slot)).collect::<Option<Vec<_>>>();
+    if let Some(idle) = idle {
+        // Acceptance is not about serving; but who reads only this must not be led to think that it serves.
+        sentences.push(format!("Gets no traffic now: {}.", idle.join("; ")));
+    }
     let mut seen = BTreeSet::new();
     sentences.retain(|s| seen.insert(s.clone()));
     Ok(sentences.join(" "))

@@ -13,6 +13,7 @@ use nix::{
     sys::eventfd::{EfdFlags, EventFd},
 };
 use std::{
+    collections::VecDeque,
     io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -30,7 +31,9 @@ use tokio::sync::{mpsc, oneshot};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const FIRST_RETRY: Duration = Duration::from_millis(20);
-const LAST_RETRY: Duration = Duration::from_secs(2);
+const LAST_RETRY: Duration = Duration::from_millis(500);
+/// How long a request waits for a holder that is away: a handover takes less, so callers do not notice it.
+const GRACE: Duration = Duration::from_secs(2);
 /// Requests that may wait: each pod has at most one in work.
 const QUEUE: usize = 1024;
 
@@ -80,7 +83,14 @@ pub(crate) enum Request {
     CloseGroup(GroupKey),
 }
 
-type Queued = (Request, oneshot::Sender<Result<Vec<OwnedFd>, HolderError>>);
+type Reply = oneshot::Sender<Result<Vec<OwnedFd>, HolderError>>;
+
+#[derive(Debug)]
+struct Queued {
+    request: Request,
+    reply: Reply,
+    since: Instant,
+}
 
 /// A handle to the thread; the thread ends when all handles are gone.
 #[derive(Clone, Debug)]
@@ -107,7 +117,8 @@ impl HolderLink {
     ) -> io::Result<Self> {
         let (queue, requests) = sync_channel(QUEUE);
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
-        let link = Link { run_dir, started, requests, wake: wake.clone(), events };
+        let waiting = VecDeque::new();
+        let link = Link { run_dir, started, requests, waiting, wake: wake.clone(), events };
         thread::Builder::new().name("weft-holder-link".into()).spawn(move || link.serve())?;
         Ok(Self { queue, wake: Arc::new(WakeOnDrop(wake)) })
     }
@@ -122,13 +133,28 @@ impl HolderLink {
 
     /// Asks anything else; the answer's descriptors come back.
     pub(crate) async fn ask(&self, request: Request) -> Result<Vec<OwnedFd>, HolderError> {
-        let (done, answer) = oneshot::channel();
-        self.queue.try_send((request, done)).map_err(|e| match e {
+        self.post(request).answer().await
+    }
+
+    /// Queues a request now, in order with those before it. The answer need not be waited for.
+    pub(crate) fn post(&self, request: Request) -> Posted {
+        let (reply, answer) = oneshot::channel();
+        let queued = self.queue.try_send(Queued { request, reply, since: Instant::now() });
+        let _ = self.wake.0.write(1); // full means that it is awake already
+        Posted(queued.map(|()| answer).map_err(|e| match e {
             TrySendError::Full(_) => HolderError::Busy,
             TrySendError::Disconnected(_) => HolderError::Superseded,
-        })?;
-        let _ = self.wake.0.write(1); // full means that it is awake already
-        answer.await.unwrap_or(Err(HolderError::Away))
+        }))
+    }
+}
+
+/// A request that was queued, or why not.
+#[derive(Debug)]
+pub(crate) struct Posted(Result<oneshot::Receiver<Result<Vec<OwnedFd>, HolderError>>, HolderError>);
+
+impl Posted {
+    pub(crate) async fn answer(self) -> Result<Vec<OwnedFd>, HolderError> {
+        self.0?.await.unwrap_or(Err(HolderError::Away))
     }
 }
 
@@ -147,6 +173,8 @@ struct Link {
     run_dir: PathBuf,
     started: u64,
     requests: Receiver<Queued>,
+    /// Taken from `requests` while the holder was away, oldest first; at most [`QUEUE`].
+    waiting: VecDeque<Queued>,
     wake: Arc<EventFd>,
     events: mpsc::Sender<HolderEvent>,
 }
@@ -155,7 +183,7 @@ struct Link {
 struct Ended;
 
 impl Link {
-    fn serve(self) {
+    fn serve(mut self) {
         let mut retry = FIRST_RETRY;
         loop {
             match greet(&self.run_dir, self.started) {
@@ -176,7 +204,7 @@ impl Link {
                 }
                 Err(error) => tracing::debug!(%error, "holder not reached"),
             }
-            if self.refuse_for(retry).is_err() {
+            if self.pause(retry).is_err() {
                 return;
             }
             retry = (retry * 2).min(LAST_RETRY);
@@ -188,49 +216,66 @@ impl Link {
     }
 
     /// Answers requests until the connection ends. `None`: nobody asks any more.
-    fn connected(&self, stream: &UnixStream) -> Option<HolderEvent> {
+    fn connected(&mut self, stream: &UnixStream) -> Option<HolderEvent> {
         loop {
-            let mut fds = [stream.as_fd(), self.wake.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-            match poll(&mut fds, PollTimeout::NONE) {
-                Err(nix::Error::EINTR) => continue,
-                Err(_) => return Some(HolderEvent::Lost),
-                Ok(_) => {}
-            }
-            if fds[0].any().unwrap_or(true) {
-                return Some(ending(stream));
-            }
-            let _ = self.wake.read();
-            loop {
-                let (request, done) = match self.requests.try_recv() {
-                    Ok(queued) => queued,
-                    Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return None,
-                };
-                let answer = exchange(stream, &request);
+            while let Some(queued) = self.next_request()? {
+                let answer = exchange(stream, &queued.request);
                 let event = match &answer {
                     Err(HolderError::Wire(_)) => Some(HolderEvent::Lost),
                     Err(HolderError::Superseded) => Some(HolderEvent::Superseded),
                     _ => None,
                 };
-                let _ = done.send(answer); // a caller that gave up needs no answer
+                let _ = queued.reply.send(answer); // a caller that gave up needs no answer
                 if event.is_some() {
                     return event;
                 }
             }
+            let mut fds = [stream.as_fd(), self.wake.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(nix::Error::EINTR) => {}
+                Err(_) => return Some(HolderEvent::Lost),
+            }
+            if fds[0].any().unwrap_or(true) {
+                return Some(ending(stream));
+            }
+            let _ = self.wake.read();
         }
     }
 
-    /// Waits, while requests get an answer at once: `Away`.
-    fn refuse_for(&self, wait: Duration) -> Result<(), Ended> {
+    /// `Some(None)`: nothing is asked now. `None`: nobody asks any more.
+    fn next_request(&mut self) -> Option<Option<Queued>> {
+        if let Some(queued) = self.waiting.pop_front() {
+            return Some(Some(queued));
+        }
+        match self.requests.try_recv() {
+            Ok(queued) => Some(Some(queued)),
+            Err(TryRecvError::Empty) => Some(None),
+            Err(TryRecvError::Disconnected) => None,
+        }
+    }
+
+    /// Waits before the next try to connect. Requests wait too, but none longer than [`GRACE`].
+    fn pause(&mut self, wait: Duration) -> Result<(), Ended> {
         let until = Instant::now() + wait;
         loop {
             match self.requests.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok((_, done)) => {
-                    let _ = done.send(Err(HolderError::Away));
-                }
-                Err(RecvTimeoutError::Timeout) => return Ok(()),
+                Ok(queued) => self.waiting.push_back(queued),
+                Err(RecvTimeoutError::Timeout) => break,
                 Err(RecvTimeoutError::Disconnected) => return Err(Ended),
             }
+            if self.waiting.len() > QUEUE {
+                self.refuse_oldest();
+            }
+        }
+        while self.waiting.front().is_some_and(|queued| queued.since.elapsed() >= GRACE) {
+            self.refuse_oldest();
+        }
+        Ok(())
+    }
+
+    fn refuse_oldest(&mut self) {
+        if let Some(queued) = self.waiting.pop_front() {
+            let _ = queued.reply.send(Err(HolderError::Away)); // a caller that gave up needs no answer
         }
     }
 }

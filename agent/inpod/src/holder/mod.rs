@@ -9,14 +9,19 @@ mod protocol;
 mod table;
 
 pub use client::HolderError;
-pub(crate) use client::{HolderEvent, HolderLink, Request};
+pub(crate) use client::{HolderEvent, HolderLink, Posted, Request};
 pub use protocol::{GroupKey, PodRecord, Transport};
 pub(crate) use table::{HeldItem as Held, HeldPod};
 
+use crate::sys::raise_open_files_limit;
 use crate::wire::{Frame, WireError, read_frame, send_message};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{getsockopt, sockopt::PeerCredentials},
+    sys::{
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
+        socket::{getsockopt, sockopt::PeerCredentials},
+    },
 };
 use protocol::{Answer, Ask, Handoff, VERSION, handoff_path, socket_path};
 use std::{
@@ -56,16 +61,50 @@ pub enum RunError {
         /// The cause.
         source: io::Error,
     },
+    /// Signals cannot be received.
+    #[error("signals: {0}")]
+    Signals(io::Error),
     /// The system refused to wait.
     #[error("poll: {0}")]
     Poll(io::Error),
+}
+
+/// Why a holder ended its service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// A new holder has everything.
+    HandedOver,
+    /// `stop` said so. Everything is closed, unless an agent has duplicates.
+    Stopped,
+}
+
+/// The whole of `weft holder`: serves until SIGTERM or SIGINT. After a handover it sleeps until then: if it
+/// ended, its container would be restarted and take everything back. Call it before any thread is started.
+///
+/// # Errors
+/// As [`run`], or when signals cannot be received.
+pub fn run_process(run_dir: PathBuf) -> Result<Ended, RunError> {
+    // Received as a descriptor: process 1 of a container ignores signals that it does not ask for.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    let received = signals
+        .thread_block()
+        .and_then(|()| SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC))
+        .map_err(|e| RunError::Signals(e.into()))?;
+    let stop = received.as_fd().try_clone_to_owned().map_err(RunError::Signals)?;
+    let ended = run(HolderConfig { run_dir, stop: Some(stop) })?;
+    if ended == Ended::HandedOver {
+        received.read_signal().map_err(|e| RunError::Signals(e.into()))?;
+    }
+    Ok(ended)
 }
 
 /// Serves until a new holder has taken over, or `stop` says so. Blocking; run it on a thread of its own.
 ///
 /// # Errors
 /// Only when the sockets in `run_dir` cannot be made, or `poll` fails.
-pub fn run(config: HolderConfig) -> Result<(), RunError> {
+pub fn run(config: HolderConfig) -> Result<Ended, RunError> {
     raise_open_files_limit();
     make_run_dir(&config.run_dir)?;
     let predecessor = take_over(&config.run_dir);
@@ -91,8 +130,11 @@ pub fn run(config: HolderConfig) -> Result<(), RunError> {
         tracing::warn!(%error, "the old holder does not know that it may end");
     }
     tracing::info!(items = holder.table.len(), dir = %config.run_dir.display(), "holding");
-    while holder.turn()? == Next::Serve {}
-    Ok(())
+    loop {
+        if let Some(ended) = holder.turn()? {
+            return Ok(ended);
+        }
+    }
 }
 
 struct Holder {
@@ -110,18 +152,12 @@ struct Peer {
     started: Option<u64>,
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Next {
-    Serve,
-    End,
-}
-
 impl Holder {
     /// Waits for something to happen and deals with it.
-    fn turn(&mut self) -> Result<Next, RunError> {
+    fn turn(&mut self) -> Result<Option<Ended>, RunError> {
         let ready = self.wait()?;
         if ready.stop {
-            return Ok(Next::End);
+            return Ok(Some(Ended::Stopped));
         }
         // From the back: removing one does not move those still to be looked at.
         for index in ready.peers.into_iter().rev() {
@@ -130,10 +166,7 @@ impl Holder {
         if ready.agent {
             self.welcome();
         }
-        if ready.successor && self.hand_over() {
-            return Ok(Next::End);
-        }
-        Ok(Next::Serve)
+        Ok((ready.successor && self.hand_over()).then_some(Ended::HandedOver))
     }
 
     fn wait(&self) -> Result<Ready, RunError> {
@@ -338,20 +371,4 @@ fn accept_root(listener: &UnixListener) -> Option<UnixStream> {
 fn set_patience(stream: &UnixStream) -> io::Result<()> {
     stream.set_read_timeout(Some(PEER_PATIENCE))?;
     stream.set_write_timeout(Some(PEER_PATIENCE))
-}
-
-/// A node's pods need four descriptors each; the usual soft limit is 1024.
-#[allow(unsafe_code)]
-fn raise_open_files_limit() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is a valid rlimit for the duration of both calls; the calls touch nothing else.
-    let raised = unsafe {
-        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 && {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) == 0
-        }
-    };
-    if !raised {
-        tracing::warn!(error = %io::Error::last_os_error(), "cannot raise the open-files limit");
-    }
 }

@@ -4,50 +4,31 @@
 //! A pod that runs already is thus redirected only when somebody answers; a new pod has not started yet, and
 //! its ADD succeeds only after all three.
 
+mod drive;
 mod enrolment_file;
 mod work;
 
 use crate::{
-    cni_server::{self, Call, refuse},
-    holder::{
-        GroupKey, Held, HeldPod, HolderError, HolderEvent, HolderLink, PodRecord, Request, RunError, bind,
-        make_run_dir,
-    },
+    cni_server,
+    holder::{GroupKey, HolderError, HolderLink, PodRecord, Request, RunError, bind, make_run_dir},
     netns::Netns,
     ns_thread::NetnsThread,
     socket::Listeners,
     stash::PodSockets,
-    state::{Action, Event, Pods, Ticket},
+    sys::{raise_open_files_limit, since_boot_ns},
 };
-use std::{
-    collections::{BTreeMap, HashMap},
-    io,
-    os::fd::OwnedFd,
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use drive::{Manager, Sources};
+use std::{collections::BTreeMap, io, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     net::UnixListener,
     sync::{mpsc, oneshot, watch},
-    task::JoinSet,
-    time::sleep,
 };
 use tokio_util::sync::CancellationToken;
-use weft_cni::{
-    protocol::{Attachment, Command, Enrolled, Response, socket_path},
-    spec::Code,
-};
-use work::{Kit, Sandbox};
+use weft_cni::protocol::{Enrolled, socket_path};
+use work::Kit;
 
 pub use crate::state::Decision;
 
-/// How long an ADD waits to learn whether its pod is enrolled (the watch is behind the kubelet).
-const DECISION_PATIENCE: Duration = Duration::from_secs(5);
-/// How long an ADD waits altogether; less than the plugin's 20 s.
-const ADD_PATIENCE: Duration = Duration::from_secs(15);
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_LAST: Duration = Duration::from_secs(30);
 /// Bounds of the manager's queues.
 const CALLS: usize = 512;
 const EVENTS: usize = 1024;
@@ -153,12 +134,13 @@ impl PodManager {
         config: ManagerConfig,
         enrolment: Arc<dyn Enrolment>,
     ) -> Result<(ManagerHandle, mpsc::Receiver<PodEvent>), StartError> {
+        raise_open_files_limit();
         make_run_dir(&config.run_dir)?;
         let (events, received) = mpsc::channel(EVENTS);
         let (from_holder, holder_events) = mpsc::channel(4);
-        let link = HolderLink::start(config.run_dir.clone(), started_now(), from_holder)?;
+        let link = HolderLink::start(config.run_dir.clone(), since_boot_ns(), from_holder)?;
         let (calls, called) = mpsc::channel(CALLS);
-        let (adds, added) = mpsc::channel(CALLS);
+        let (asks, asked) = mpsc::channel(CALLS);
         let stop = CancellationToken::new();
         let groups: Groups = Arc::default();
         let (counts, seen_counts) = watch::channel(Counts::default());
@@ -176,27 +158,15 @@ impl PodManager {
         } else {
             None
         };
-        let manager = Manager {
-            run_dir: config.run_dir,
-            enrolment,
-            kit: Arc::new(kit),
-            pods: Pods::default(),
-            sandboxes: HashMap::new(),
-            waiting: HashMap::new(),
-            next_ticket: 0,
-            work: JoinSet::new(),
-            groups: groups.clone(),
-            connected: false,
-            counts,
-        };
-        let sources = Sources { holder_events, called, added, stop: stop.clone() };
+        let manager = Manager::new(config.run_dir, enrolment, kit, groups.clone(), counts);
+        let sources = Sources { holder_events, called, asked, stop: stop.clone() };
         let task = tokio::spawn(async move {
             manager.run(sources).await;
             if let Some(server) = server {
                 let _ = server.await; // a panic in it has been logged by tokio; nothing else to do
             }
         });
-        Ok((ManagerHandle { link, adds, stop, groups, task, counts: seen_counts }, received))
+        Ok((ManagerHandle { link, asks, stop, groups, task, counts: seen_counts }, received))
     }
 }
 
@@ -219,18 +189,19 @@ pub struct Counts {
 #[derive(Debug)]
 pub struct ManagerHandle {
     link: HolderLink,
-    adds: mpsc::Sender<Add>,
+    asks: mpsc::Sender<Ask>,
     stop: CancellationToken,
     groups: Groups,
     task: tokio::task::JoinHandle<()>,
     counts: watch::Receiver<Counts>,
 }
 
+/// What the binary asks of the manager.
 #[derive(Debug)]
-struct Add {
-    record: PodRecord,
-    netns: Netns,
-    reply: oneshot::Sender<Result<(), String>>,
+enum Ask {
+    Add(PodRecord, Netns, oneshot::Sender<Result<(), String>>),
+    Records(oneshot::Sender<Vec<PodRecord>>),
+    Forget(String),
 }
 
 impl ManagerHandle {
@@ -241,8 +212,22 @@ impl ManagerHandle {
     /// Why the pod is not protected yet; it is tried again by itself.
     pub async fn add(&self, record: PodRecord, netns: Netns) -> Result<(), String> {
         let (reply, answer) = oneshot::channel();
-        self.adds.try_send(Add { record, netns, reply }).map_err(|_| "the agent is busy".to_owned())?;
+        self.asks.try_send(Ask::Add(record, netns, reply)).map_err(|_| "the agent is busy".to_owned())?;
         answer.await.unwrap_or_else(|_| Err("the manager has ended".into()))
+    }
+
+    /// The sandboxes that are known, in no order. Some may be gone: their DEL came while no agent was there.
+    pub async fn records(&self) -> Vec<PodRecord> {
+        let (reply, answer) = oneshot::channel();
+        if self.asks.send(Ask::Records(reply)).await.is_err() {
+            return Vec::new();
+        }
+        answer.await.unwrap_or_default()
+    }
+
+    /// Forgets a sandbox, as DEL does. For those of [`Self::records`] whose pod no longer exists.
+    pub async fn forget(&self, container_id: String) {
+        let _ = self.asks.send(Ask::Forget(container_id)).await; // a manager that has ended knows no sandbox
     }
 
     /// The sockets of a Gateway's group: opened by the holder with `members` members, or duplicates of the group
@@ -286,285 +271,4 @@ impl ManagerHandle {
         self.stop.cancel();
         let _ = self.task.await; // a panic in it has been logged by tokio
     }
-}
-
-struct Sources {
-    holder_events: mpsc::Receiver<HolderEvent>,
-    called: mpsc::Receiver<Call>,
-    added: mpsc::Receiver<Add>,
-    stop: CancellationToken,
-}
-
-struct Manager {
-    run_dir: PathBuf,
-    enrolment: Arc<dyn Enrolment>,
-    kit: Arc<Kit>,
-    pods: Pods,
-    sandboxes: HashMap<String, Sandbox>,
-    waiting: HashMap<Ticket, Waiting>,
-    next_ticket: Ticket,
-    work: JoinSet<Ended>,
-    groups: Groups,
-    connected: bool,
-    counts: watch::Sender<Counts>,
-}
-
-/// Who waits for a ticket.
-enum Waiting {
-    Plugin(oneshot::Sender<Response>),
-    Binary(oneshot::Sender<Result<(), String>>),
-}
-
-/// How a task ended: the sandbox that it had comes back, and the machine hears of it.
-struct Ended {
-    sandbox: Option<(String, Sandbox)>,
-    event: Option<Event>,
-}
-
-impl Manager {
-    async fn run(mut self, mut sources: Sources) {
-        let mut changed = self.enrolment.changed();
-        enrolment_file::write(&self.run_dir, self.enrolment.table());
-        loop {
-            tokio::select! {
-                () = sources.stop.cancelled() => break,
-                event = sources.holder_events.recv() => match event {
-                    Some(HolderEvent::Connected(items)) => self.adopt(items),
-                    Some(HolderEvent::Lost) => self.connected = false,
-                    Some(HolderEvent::Superseded) | None => {
-                        tracing::info!("a newer agent has taken over");
-                        sources.stop.cancel();
-                        let _ = self.kit.events.send(PodEvent::Superseded).await;
-                        break;
-                    }
-                },
-                Some(call) = sources.called.recv() => self.call(call),
-                Some(add) = sources.added.recv() => self.add(add.record, add.netns, Waiting::Binary(add.reply)),
-                Ok(()) = changed.changed() => {
-                    changed.mark_unchanged();
-                    enrolment_file::write(&self.run_dir, self.enrolment.table());
-                    self.on(Event::EnrolmentChanged);
-                }
-                Some(ended) = self.work.join_next() => self.ended(ended),
-            }
-            let (captured, pending, known) = self.pods.counts();
-            let now = Counts { captured, pending, known, holder: self.connected };
-            self.counts.send_if_modified(|counts| std::mem::replace(counts, now) != now);
-        }
-        // Work is dropped, not awaited: each step is a transaction, and the next agent starts from the holder's
-        // record of what is done.
-        self.work.shutdown().await;
-    }
-
-    /// After a (re)connect: learn what the holder has, and give it what it lost.
-    fn adopt(&mut self, items: Vec<Held>) {
-        self.connected = true;
-        let mut held = Vec::new();
-        let mut groups = Vec::new();
-        for item in items {
-            match item {
-                Held::Pod(pod) => {
-                    held.push(pod.record.container_id.clone());
-                    self.found(pod);
-                }
-                Held::Group { key, sockets } => {
-                    groups.push(key.clone());
-                    self.groups.lock().entry(key).or_insert(sockets);
-                }
-            }
-        }
-        self.give_back(&held, &groups);
-    }
-
-    fn found(&mut self, pod: HeldPod) {
-        let HeldPod { record, netns, listeners, captured } = pod;
-        let id = record.container_id.clone();
-        // Listeners without rules: an agent died on the way. Either way there is something to take back.
-        let captured = captured || listeners.is_some();
-        if self.pods.records().any(|known| known.container_id == id) {
-            return; // ours since before the connection broke
-        }
-        self.sandboxes.insert(id, Sandbox::found(record.clone(), netns, listeners, captured));
-        self.on(Event::Found { record, captured });
-    }
-
-    /// A holder that crashed and came back empty gets the same sockets again: no accept queue is lost as long as
-    /// one of the two lives. Those in work are given by their work's next step, which fails and is tried again.
-    fn give_back(&mut self, held: &[String], groups: &[GroupKey]) {
-        let missing = self.sandboxes.values().filter(|s| !held.contains(&s.record.container_id));
-        for sandbox in missing {
-            self.work.spawn(work::remember(self.kit.clone(), sandbox.held()));
-        }
-        let lost: Vec<(GroupKey, Vec<OwnedFd>)> = self
-            .groups
-            .lock()
-            .iter()
-            .filter(|(key, _)| !groups.contains(key))
-            .filter_map(|(key, fds)| {
-                let copies: io::Result<Vec<OwnedFd>> = fds.iter().map(OwnedFd::try_clone).collect();
-                Some((key.clone(), copies.ok()?))
-            })
-            .collect();
-        for (key, sockets) in lost {
-            self.work.spawn(work::remember_group(self.kit.clone(), key, sockets));
-        }
-    }
-
-    fn call(&mut self, call: Call) {
-        match call.command {
-            Command::Add(attachment) => match call.netns {
-                Some(netns) => self.add(record(attachment), netns, Waiting::Plugin(call.reply)),
-                None => answer(call.reply, refuse(Code::InvalidEnvironment, "no network namespace".into())),
-            },
-            Command::Check(attachment) => {
-                let record = record(attachment);
-                let checked = self
-                    .pods
-                    .check(&record.container_id, &record, &|r| self.enrolment.decide(&r.namespace, &r.name));
-                answer(call.reply, response(checked));
-            }
-            Command::Del { container_id } => {
-                self.on(Event::Deleted { id: container_id });
-                answer(call.reply, Response::Ok);
-            }
-            Command::Gc { valid } => {
-                self.on(Event::OnlyThese(valid.into_iter().map(|v| v.container_id).collect()));
-                answer(call.reply, Response::Ok);
-            }
-            Command::Status => answer(call.reply, self.status()),
-        }
-    }
-
-    fn status(&self) -> Response {
-        let not_ready = |msg: &str| refuse(Code::NotAvailable, msg.into());
-        match (self.connected, self.enrolment.table().is_some()) {
-            (true, true) => Response::Ok,
-            (false, _) => not_ready("the agent has no connection to its holder"),
-            (_, false) => not_ready("the agent does not know yet which pods are enrolled"),
-        }
-    }
-
-    fn add(&mut self, record: PodRecord, netns: Netns, waiting: Waiting) {
-        let id = record.container_id.clone();
-        let ticket = self.next_ticket;
-        self.next_ticket += 1;
-        self.waiting.insert(ticket, waiting);
-        for (patience, event) in
-            [(DECISION_PATIENCE, Event::DecisionOverdue(ticket)), (ADD_PATIENCE, Event::Overdue(ticket))]
-        {
-            self.after(patience, event);
-        }
-        let known = self.pods.records().any(|r| r.container_id == id);
-        if !known {
-            let sandbox = Sandbox::new(record.clone(), netns);
-            // So that the next agent knows the pod too, enrolled or not. Not waited for: capture asks again.
-            self.work.spawn(work::remember(self.kit.clone(), sandbox.held()));
-            self.sandboxes.insert(id, sandbox);
-        }
-        self.on(Event::Added { record, ticket });
-    }
-
-    fn on(&mut self, event: Event) {
-        let enrolment = self.enrolment.clone();
-        let actions = self.pods.on(event, &|record| enrolment.decide(&record.namespace, &record.name));
-        for action in actions {
-            self.perform(action);
-        }
-    }
-
-    fn perform(&mut self, action: Action) {
-        match action {
-            Action::Capture { id, config } => {
-                let lost = Event::CaptureEnded { id: id.clone(), result: Err("no network namespace".into()) };
-                let Some(sandbox) = self.sandboxes.remove(&id) else { return self.after(RETRY_FIRST, lost) };
-                let kit = self.kit.clone();
-                self.work.spawn(async move {
-                    let (sandbox, result) = work::capture(&kit, sandbox, &config).await;
-                    let event = Some(Event::CaptureEnded { id: id.clone(), result });
-                    Ended { sandbox: Some((id, sandbox)), event }
-                });
-            }
-            Action::Release { id } => {
-                let lost = Event::ReleaseEnded { id: id.clone(), result: Ok(()) };
-                let Some(sandbox) = self.sandboxes.remove(&id) else { return self.after(RETRY_FIRST, lost) };
-                let kit = self.kit.clone();
-                self.work.spawn(async move {
-                    let (sandbox, result) = work::release(&kit, sandbox).await;
-                    let event = Some(Event::ReleaseEnded { id: id.clone(), result });
-                    Ended { sandbox: Some((id, sandbox)), event }
-                });
-            }
-            Action::Forget { id } => {
-                let sandbox = self.sandboxes.remove(&id);
-                let kit = self.kit.clone();
-                self.work.spawn(async move {
-                    work::forget(&kit, id, sandbox).await;
-                    Ended { sandbox: None, event: None }
-                });
-            }
-            Action::Reply { ticket, result } => match self.waiting.remove(&ticket) {
-                Some(Waiting::Plugin(reply)) => answer(reply, response(result)),
-                Some(Waiting::Binary(reply)) => drop(reply.send(result)),
-                None => {}
-            },
-            Action::RetryLater { id, attempt } => {
-                let pause = RETRY_FIRST.saturating_mul(1 << attempt.min(16)).min(RETRY_LAST);
-                self.after(pause, Event::Retry { id });
-            }
-        }
-    }
-
-    fn after(&mut self, pause: Duration, event: Event) {
-        self.work.spawn(async move {
-            sleep(pause).await;
-            Ended { sandbox: None, event: Some(event) }
-        });
-    }
-
-    fn ended(&mut self, ended: Result<Ended, tokio::task::JoinError>) {
-        let Ok(Ended { sandbox, event }) = ended else {
-            tracing::error!("work on a pod panicked");
-            return;
-        };
-        if let Some((id, sandbox)) = sandbox {
-            self.sandboxes.insert(id, sandbox);
-        }
-        if let Some(
-            Event::CaptureEnded { id, result: Err(reason) } | Event::ReleaseEnded { id, result: Err(reason) },
-        ) = &event
-        {
-            tracing::warn!(sandbox = %id, %reason, "a pod is not as it should be; trying again");
-        }
-        if let Some(event) = event {
-            self.on(event);
-        }
-    }
-}
-
-fn record(attachment: Attachment) -> PodRecord {
-    PodRecord {
-        container_id: attachment.container_id,
-        namespace: attachment.pod.namespace,
-        name: attachment.pod.name,
-        uid: attachment.pod.uid,
-        ips: attachment.ips,
-        annotations: BTreeMap::new(),
-    }
-}
-
-fn response(result: Result<(), String>) -> Response {
-    match result {
-        Ok(()) => Response::Ok,
-        Err(reason) => refuse(Code::TryAgainLater, format!("weft: {reason}")),
-    }
-}
-
-fn answer(reply: oneshot::Sender<Response>, response: Response) {
-    let _ = reply.send(response); // a plugin that gave up needs no answer
-}
-
-/// Nanoseconds of the wall clock: orders agents on one node. Two that start in one instant cannot be.
-fn started_now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }

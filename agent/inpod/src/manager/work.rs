@@ -1,16 +1,16 @@
 //! What is done to one pod: each function is one piece of work, idempotent, with a deadline on every wait.
 
-use super::{CapturedPod, Ended, PodEvent};
+use super::{CapturedPod, PodEvent};
 use crate::{
     apply::{apply, remove},
-    holder::{GroupKey, HeldPod, HolderError, HolderLink, PodRecord, Request},
+    holder::{HeldPod, HolderError, HolderLink, PodRecord, Posted, Request},
     netns::Netns,
     ns_thread::NetnsThread,
     ruleset::{CaptureConfig, Mode},
     socket::Listeners,
     stash::PodSockets,
 };
-use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
@@ -149,32 +149,28 @@ async fn try_release(kit: &Kit, sandbox: &mut Sandbox) -> Result<(), String> {
     kit.link.ask(Request::Close(id)).await.map(drop).map_err(text)
 }
 
-/// The sandbox is gone, its rules with it.
-pub(super) async fn forget(kit: &Kit, id: String, sandbox: Option<Sandbox>) {
-    if let Some(sandbox) = sandbox
-        && !matches!(sandbox.served, Served::No)
-    {
-        let (drained, _) = oneshot::channel(); // nothing to wait for
-        let event = PodEvent::Released { record: sandbox.record.clone(), gone: true, drained };
-        if let Err(reason) = emit(kit, event).await {
-            tracing::error!(sandbox = %id, %reason, "the data plane does not know that a pod is gone");
-        }
+/// What the data plane must hear of a sandbox that is gone, its rules with it.
+pub(super) fn farewell(sandbox: Sandbox) -> Option<PodEvent> {
+    let served = !matches!(sandbox.served, Served::No);
+    let (drained, _) = oneshot::channel(); // nothing to wait for
+    served.then_some(PodEvent::Released { record: sandbox.record, gone: true, drained })
+}
+
+/// Emits an event that found the queue full.
+pub(super) async fn emit_late(kit: Arc<Kit>, event: PodEvent) {
+    if let Err(reason) = emit(&kit, event).await {
+        tracing::error!(%reason, "the data plane does not know that a pod is gone");
     }
-    tell(kit, &id, Request::Remove(id.clone())).await;
 }
 
-/// Tells the holder of a pod.
-pub(super) async fn remember(kit: Arc<Kit>, pod: HeldPod) -> Ended {
-    let id = pod.record.container_id.clone();
-    tell(&kit, &id, Request::Adopt(pod)).await;
-    Ended { sandbox: None, event: None }
-}
-
-/// Gives a group back to the holder.
-pub(super) async fn remember_group(kit: Arc<Kit>, key: GroupKey, sockets: Vec<OwnedFd>) -> Ended {
-    let name = key.address.to_string();
-    tell(&kit, &name, Request::AdoptGroup(key, sockets)).await;
-    Ended { sandbox: None, event: None }
+/// Hears whether the holder took what it was told.
+pub(super) async fn told(what: String, posted: Posted) {
+    match posted.answer().await {
+        Ok(_) => {}
+        // After the reconnect the manager gives the holder all that it knows.
+        Err(HolderError::Away | HolderError::Superseded) => {}
+        Err(error) => tracing::warn!(what, %error, "the holder does not know of it"),
+    }
 }
 
 async fn set_rules(kit: &Kit, sandbox: &Sandbox, config: CaptureConfig, mode: Mode) -> Result<(), String> {
@@ -182,20 +178,11 @@ async fn set_rules(kit: &Kit, sandbox: &Sandbox, config: CaptureConfig, mode: Mo
     kit.rules.run(netns.clone(), move || apply(&netns, &config, mode)).await.map_err(text)?.map_err(text)
 }
 
-async fn emit(kit: &Kit, event: PodEvent) -> Result<(), String> {
+pub(super) async fn emit(kit: &Kit, event: PodEvent) -> Result<(), String> {
     match timeout(EVENT_DEADLINE, kit.events.send(event)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err("the data plane has ended".into()),
         Err(_) => Err("the data plane does not take events".into()),
-    }
-}
-
-async fn tell(kit: &Kit, what: &str, request: Request) {
-    match kit.link.ask(request).await {
-        Ok(_) => {}
-        // After the reconnect the manager gives the holder all that it knows.
-        Err(HolderError::Away | HolderError::Superseded) => {}
-        Err(error) => tracing::warn!(what, %error, "the holder does not know of it"),
     }
 }
 

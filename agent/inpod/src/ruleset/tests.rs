@@ -58,7 +58,8 @@ fn redirect_and_guard_share_their_exemptions() {
             rules_of(&lines, nat),
             [jump.clone(), format!("[{first_syn},{{redirect:{{port:{port}}}}}]")]
         );
-        assert_eq!(rules_of(&lines, guard), [jump, format!("[{first_syn},{{drop:null}}]")]);
+        let guards = rules_of(&lines, guard);
+        assert!(guards.ends_with(&[&jump, &format!("[{first_syn},{{drop:null}}]")]), "{guards:#?}");
     }
 }
 

@@ -132,6 +132,18 @@ fn a_pod_deleted_during_work_is_forgotten_after_it() {
 }
 
 #[test]
+fn a_new_sandbox_replaces_the_pods_old_one() {
+    let yes = enrolled();
+    let second = PodRecord { container_id: "b".into(), ..record("a") };
+    check(&[
+        (added(1), &yes, &["capture a"]),
+        (captured(Ok(())), &yes, &["reply 1 ok"]),
+        (Event::Added { record: second, ticket: 2 }, &yes, &["forget a", "capture b"]),
+        (deleted(), &yes, &[]), // the late DEL touches nothing
+    ]);
+}
+
+#[test]
 fn what_an_earlier_agent_captured_is_taken_up() {
     let found = |captured| Event::Found { record: record("a"), captured };
     let gc = |ids: &[&str]| Event::OnlyThese(ids.iter().map(ToString::to_string).collect());

@@ -141,9 +141,7 @@ pub(crate) fn nobody_waits(listener: &TcpListener) -> bool {
 
 /// Bytes pass both ways.
 pub(crate) fn assert_talks(a: &mut TcpStream, b: &mut TcpStream) {
-    for (from, to) in [(&mut *a, &mut *b)] {
-        exchange(from, to);
-    }
+    exchange(a, b);
     exchange(b, a);
 }
 
@@ -153,4 +151,14 @@ fn exchange(from: &mut TcpStream, to: &mut TcpStream) {
     let mut got = [0; 4];
     to.read_exact(&mut got).unwrap();
     assert_eq!(&got, sent);
+}
+
+/// Waits until nobody listens at `to`. After the last handle is closed a child process that another test is just
+/// starting may still have a copy, until it has become its program.
+pub(crate) fn wait_until_refused(ns: &Netns, to: SocketAddr) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while connect(ns, to).is_ok() {
+        assert!(std::time::Instant::now() < deadline, "somebody listens at {to}");
+        std::thread::yield_now();
+    }
 }

@@ -214,7 +214,6 @@ pub(crate) struct SessionPersistence {
     #[serde(rename = "type")]
     pub(crate) kind: String,
     pub(crate) absolute_timeout: Option<String>,
-    pub(crate) idle_timeout: Option<String>,
     pub(crate) cookie_config: Option<CookieConfig>,
 }
 

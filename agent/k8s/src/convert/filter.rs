@@ -117,7 +117,7 @@ fn path_modifier(
         ("ReplaceFullPath", Some(path), _) => Some(Some(PathModifier::ReplaceFullPath(path.into()))),
         ("ReplacePrefixMatch", _, Some(path)) => Some(Some(PathModifier::ReplacePrefixMatch(path.into()))),
         (kind, ..) => {
-            invalid.push(&path::key(at, "path.type"), format!("\"{kind}\" is not known to this version"));
+            invalid.push(&format!("{at}.path.type"), format!("\"{kind}\" is not known to this version"));
             None
         }
     }

@@ -72,7 +72,7 @@ fn listener(l: api::Listener, at: &str, cx: &mut Cx<'_>) -> Option<Listener> {
         protocol: protocol(&l.protocol),
         tls: l.tls.map(listener_tls),
         allowed_namespaces: namespaces.map_or(FromNamespaces::Same, |n| {
-            from_namespaces(n, &path::key(at, "allowedRoutes.namespaces"), cx)
+            from_namespaces(n, &format!("{at}.allowedRoutes.namespaces"), cx)
         }),
         allowed_kinds: kinds.into_iter().map(|k| group_kind(k.group, k.kind)).collect(),
     })

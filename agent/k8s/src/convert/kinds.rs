@@ -7,8 +7,6 @@ use weft_core::model::{GATEWAY_GROUP, Kind, ObjectKey};
 /// What a document is.
 pub(super) enum Class {
     Ours(Kind),
-    /// Expected beside our kinds and of no use here.
-    Silent,
     /// Somebody else's, with a helpful word.
     Foreign(&'static str),
     Wrong {
@@ -148,6 +146,7 @@ fn foreign(group: &str, kind: &str) -> &'static str {
         (_, "XBackendTrafficPolicy" | "XBackend" | "XMesh" | "XListenerSet") => {
             "this experimental kind has no effect yet"
         }
+        ("weft.dev", _) => "Weft's own kinds are AgentConfig and WeftGatewayConfig (weft.dev/v1alpha1)",
         (_, "Kustomization") => "render it first: \"kustomize build\"",
         (_, "HelmRelease" | "HelmChart" | "Application") => {
             "render its manifests into this directory instead"

@@ -1,24 +1,51 @@
 //! What an API server accepts and a reader did not mean. Works on the value as written: a default says nothing.
 
-use super::kinds;
 use crate::{path, problem::Report};
 use serde_json::Value;
 use weft_core::model::Kind;
 
 /// Warnings for one object, before defaults are filled in.
 pub(super) fn before_defaults(kind: Kind, value: &Value, report: &mut Report) {
-    if !matches!(kind, Kind::HttpRoute | Kind::GrpcRoute) {
+    let spec = &value["spec"];
+    if !spec.is_object()
+        || !matches!(
+            kind,
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute | Kind::UdpRoute
+        )
+    {
         return;
     }
-    if kinds::key(kind, value).is_some() && list(&value["spec"], "parentRefs").is_empty() {
+    if list(spec, "parentRefs").is_empty() && spec.get("useDefaultGateways").is_none() {
         let remedy = "name the Gateway or Service that it belongs to: \"parentRefs: [{name: …}]\"";
         report.warn("spec.parentRefs", "the route has no parent and serves nothing", remedy);
     }
-    let rules = list(&value["spec"], "rules");
+    if !matches!(kind, Kind::HttpRoute | Kind::GrpcRoute) {
+        return;
+    }
+    let rules = list(spec, "rules");
+    if rules.is_empty() && kind == Kind::GrpcRoute {
+        report.warn("spec.rules", "the route has no rules and serves nothing", "");
+    }
     for (i, rule) in rules.iter().enumerate() {
         let at = path::index("spec.rules", i);
         regex_without_type(rule, &at, report);
+        wildcard_path(rule, &at, report);
         goes_nowhere(rule, rules, &at, report);
+    }
+}
+
+/// `/api/*`, as other configuration languages have it: `*` is an ordinary character here.
+fn wildcard_path(rule: &Value, at: &str, report: &mut Report) {
+    for (i, m) in list(rule, "matches").iter().enumerate() {
+        let path = &m["path"];
+        let value = path.get("value").and_then(Value::as_str).unwrap_or("");
+        let literal = path.get("type").is_none_or(|t| t == "PathPrefix" || t == "Exact");
+        if literal && (value.ends_with("/*") || value.contains(".*")) {
+            let reason = format!("\"{value}\": the * is taken literally");
+            let remedy =
+                "write the prefix alone (PathPrefix covers what follows), or set \"type: RegularExpression\"";
+            report.warn(&format!("{at}.matches[{i}].path.value"), reason, remedy);
+        }
     }
 }
 

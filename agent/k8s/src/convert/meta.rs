@@ -27,6 +27,12 @@ pub(super) fn of_gateway_kind(kind: Kind, cx: &mut Cx<'_>) -> Option<Meta> {
     of(kind, envelope.metadata.unwrap_or_default(), cx)
 }
 
+/// Metadata of a `WeftGatewayConfig`, named by the rules of a ConfigMap.
+pub(super) fn of_gateway_config(cx: &mut Cx<'_>) -> Option<Meta> {
+    let envelope: Envelope = cx.object()?;
+    of(Kind::ConfigMap, envelope.metadata.unwrap_or_default(), cx)
+}
+
 /// Metadata of any object.
 pub(super) fn of(kind: Kind, meta: ObjectMeta, cx: &mut Cx<'_>) -> Option<Meta> {
     let Some(key) = kinds::key(kind, cx.value) else {
@@ -69,7 +75,7 @@ fn check_name(kind: Kind, name: &str, cx: &mut Cx<'_>) {
         _ => (is_subdomain(name), "use at most 253 lower-case letters, digits, - and ."),
     };
     if !ok {
-        cx.report.reject("metadata.name", format!("\"{name}\" is no {kind} name"), remedy);
+        cx.report.reject("metadata.name", format!("\"{name}\" is not allowed as a name"), remedy);
     }
 }
 

@@ -79,7 +79,6 @@ pub fn convert(value: Value, source: &Source<'_>) -> Converted {
     let label = kinds::label(&value);
     match kinds::classify(&value) {
         Class::Ours(kind) => ours(kind, value, source),
-        Class::Silent => Converted::default(),
         Class::Foreign(remedy) => {
             let finding = finding(Severity::Ignored, "", "not a kind that Weft reads", remedy);
             Converted { problems: vec![problem(finding, &label, source)], ..Converted::default() }
@@ -89,6 +88,18 @@ pub fn convert(value: Value, source: &Source<'_>) -> Converted {
             Converted { problems: vec![problem(finding, &label, source)], ..Converted::default() }
         }
     }
+}
+
+/// Converts a `WeftGatewayConfig` (`weft.dev/v1alpha1`): so far only its presence counts. `None` for any other kind.
+#[must_use]
+pub fn convert_gateway_config(value: &Value, source: &Source<'_>) -> Option<(Option<Meta>, Vec<Problem>)> {
+    if value["apiVersion"] != "weft.dev/v1alpha1" || value["kind"] != "WeftGatewayConfig" {
+        return None;
+    }
+    let mut report = Report::default();
+    let meta = meta::of_gateway_config(&mut Cx { value, source, report: &mut report });
+    let meta = meta.filter(|_| report.rejections() == 0);
+    Some((meta, problems(report, &kinds::label(value), source)))
 }
 
 impl Object {
@@ -129,6 +140,12 @@ impl Object {
             Self::Secret(o) => &o.meta,
             Self::ConfigMap(o) => &o.meta,
         }
+    }
+
+    /// Whether both are the very same value in memory.
+    #[must_use]
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        std::ptr::eq(self.meta(), other.meta())
     }
 
     /// Metadata, to edit (a provider counts generations). Copies the object if it is shared.
@@ -189,12 +206,22 @@ fn ours(kind: Kind, mut value: Value, source: &Source<'_>) -> Converted {
         object = None;
     }
     let mut problems = problems(report, &label, source);
+    if kind == Kind::Secret {
+        problems.iter_mut().for_each(redact);
+    }
     if object.is_some() && source.admitted {
         for problem in problems.iter_mut().filter(|p| p.severity == Severity::Error) {
             problem.severity = Severity::Warning;
         }
     }
     Converted { id, problems, object }
+}
+
+/// A message about a Secret does not repeat what it holds.
+fn redact(problem: &mut Problem) {
+    if let Some((reason, _)) = problem.reason.split_once(", found ") {
+        problem.reason = reason.into();
+    }
 }
 
 /// The findings of an object, with their places.

@@ -52,7 +52,7 @@ fn of<M: Matches>(kind: RouteKind, cx: &mut Cx<'_>) -> Option<Route> {
     }
     let mut rules = Vec::new();
     for (i, r) in spec.rules.into_iter().enumerate() {
-        let rule = rule(kind, r, &path::index("spec.rules", i));
+        let rule = rule(r, &path::index("spec.rules", i));
         for field in &rule.invalid {
             let remedy = "correct it; until then this rule answers with an error where it would match";
             cx.report.unserved(&field.path, &*field.message, remedy);
@@ -79,7 +79,7 @@ fn parent(p: api::ParentRef) -> ParentRef {
     }
 }
 
-fn rule<M: Matches>(kind: RouteKind, r: api::Rule<M>, at: &str) -> Rule {
+fn rule<M: Matches>(r: api::Rule<M>, at: &str) -> Rule {
     let mut invalid = Invalid::default();
     let matches_at = path::key(at, "matches");
     let matches = if r.matches.is_empty() {
@@ -102,7 +102,6 @@ fn rule<M: Matches>(kind: RouteKind, r: api::Rule<M>, at: &str) -> Rule {
         backend_request: time(t.backend_request).filter(|d| !d.is_zero()),
     });
     let session = r.session_persistence.map(session);
-    debug_assert!(matches!(kind, RouteKind::Http | RouteKind::Grpc) || filters.is_empty());
     Rule {
         name: r.name.map(Str::from),
         matches,
@@ -144,7 +143,8 @@ fn session(s: api::SessionPersistence) -> SessionPersistence {
         name: s.session_name.filter(|n| !n.is_empty()).map(Str::from),
         header: s.kind == "Header",
         absolute_timeout: time(s.absolute_timeout),
-        idle_timeout: time(s.idle_timeout),
+        // v1.6.1 has no idleTimeout any more.
+        idle_timeout: None,
         permanent: s.cookie_config.is_some_and(|c| c.lifetime_type == "Permanent"),
     }
 }
@@ -231,7 +231,7 @@ fn headers(headers: Vec<api::NamedMatch>, at: &str, invalid: &mut Invalid) -> Op
     for (i, h) in headers.into_iter().enumerate() {
         let at = path::index(at, i);
         let name = invalid.ok(&path::key(&at, "name"), HeaderName::from_bytes(h.name.as_bytes()))?;
-        let value = value_match(&h.kind, h.value, &at, invalid, |v| HeaderValue::from_str(v))?;
+        let value = value_match(&h.kind, h.value, &at, invalid, HeaderValue::from_str)?;
         out.push(HeaderMatch { name, value });
     }
     Some(out)

@@ -31,8 +31,9 @@ pub(super) fn secret(cx: &mut Cx<'_>) -> Option<Secret> {
             );
         }
     }
+    let complete = cx.report.rejections() == 0;
     let data = read(&kind, &data);
-    if let (SecretData::Invalid(reason), TLS_TYPE) = (&data, kind.as_str()) {
+    if let (SecretData::Invalid(reason), TLS_TYPE, true) = (&data, kind.as_str(), complete) {
         let remedy = "listeners that use it cannot serve TLS";
         cx.report.unserved("data", &**reason, remedy);
     }

@@ -17,10 +17,11 @@ pub(super) fn service(cx: &mut Cx<'_>) -> Option<Service> {
     let meta = meta::of(Kind::Service, object.metadata, cx)?;
     let spec = object.spec.unwrap_or_default();
     let kind = service_type(&spec, cx);
-    let ports = service_ports(spec.ports.unwrap_or_default(), cx);
-    if ports.is_empty() && !matches!(kind, ServiceType::ExternalName | ServiceType::Headless) {
+    let written = spec.ports.unwrap_or_default();
+    if written.is_empty() && !matches!(kind, ServiceType::ExternalName | ServiceType::Headless) {
         cx.report.reject("spec.ports", "is required", "a Service needs at least one port");
     }
+    let ports = service_ports(written, cx);
     Some(Service {
         cluster_ips: cluster_ips(spec.cluster_ip, spec.cluster_ips, kind, cx),
         meta,

@@ -1,6 +1,9 @@
 //! Files to one world: duplicates, last good versions, generations.
 
-use super::{Entry, FileProvider, Parsed, World};
+use super::{
+    FileProvider, World,
+    parse::{Entry, Parsed, Shift},
+};
 use crate::{
     config::AgentConfig,
     convert::Object,
@@ -11,12 +14,14 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use weft_core::model::{ObjectRef, Origin, Snapshot};
+use weft_core::model::{Meta, ObjectRef, Objects, Origin, Snapshot};
 
 /// An object in effect.
 #[derive(Debug)]
 pub(super) struct Kept {
     object: Object,
+    /// The object as it came from its file, with generation 1.
+    read: Object,
     file: PathBuf,
     spec: u64,
 }
@@ -37,16 +42,20 @@ impl FileProvider {
         let files: Vec<(PathBuf, Arc<Parsed>)> =
             self.files.iter().map(|(path, file)| (path.clone(), file.parsed.clone())).collect();
         for (path, parsed) in &files {
-            next.problems.extend(parsed.problems.iter().cloned());
-            for entry in &parsed.entries {
-                next.entry(path, entry, &mut before);
+            next.problems.extend(parsed.problem.iter().cloned());
+            for (shift, piece) in &parsed.pieces {
+                next.problems.extend(piece.problems.iter().map(|p| shift.problem(p)));
+                for entry in &piece.entries {
+                    next.entry(path, entry, *shift, &mut before);
+                }
             }
         }
-        for (path, parsed) in files.iter().filter(|(_, parsed)| parsed.partial) {
-            next.keep_missing(path, parsed, &mut before);
+        for (path, _) in files.iter().filter(|(_, parsed)| parsed.partial) {
+            next.keep_missing(path, &mut before);
         }
         self.agent = agent(&files, &self.agent, &mut next.problems);
-        let mut snapshot = Snapshot::default();
+        self.gateway_configs = gateway_configs(&files, std::mem::take(&mut self.gateway_configs));
+        let mut snapshot = Snapshot { gateway_configs: self.gateway_configs.clone(), ..Snapshot::default() };
         for kept in next.kept.values() {
             kept.object.clone().insert(&mut snapshot);
         }
@@ -57,20 +66,20 @@ impl FileProvider {
 }
 
 impl Next {
-    fn entry(&mut self, path: &Path, entry: &Entry, before: &mut BTreeMap<ObjectRef, Kept>) {
-        self.problems.extend(entry.converted.problems.iter().cloned());
+    fn entry(&mut self, path: &Path, entry: &Entry, shift: Shift, before: &mut BTreeMap<ObjectRef, Kept>) {
+        self.problems.extend(entry.converted.problems.iter().map(|p| shift.problem(p)));
+        let origin = shift.origin(&entry.origin);
         let Some(id) = entry.converted.id.clone() else { return };
         match self.met.entry(id.clone()) {
-            btree_map::Entry::Occupied(first) => {
+            // A first one that was refused and never good stands in nobody's way.
+            btree_map::Entry::Occupied(first) if self.kept.contains_key(&id) => {
                 let first = first.get();
                 let reason =
                     format!("is defined already in {}:{}, which stays in effect", first.file, first.line);
-                self.problems.push(note(Severity::Error, &id, &entry.origin, &reason, "keep one of the two"));
+                self.problems.push(note(Severity::Error, &id, &origin, &reason, "keep one of the two"));
                 return;
             }
-            btree_map::Entry::Vacant(slot) => {
-                slot.insert(entry.origin.clone());
-            }
+            slot => drop(slot.insert_entry(origin.clone())),
         }
         let old = before.remove(&id);
         match (entry.converted.object.clone(), old) {
@@ -79,7 +88,7 @@ impl Next {
             }
             (None, Some(old)) => {
                 let reason = "the last good version stays in effect";
-                self.problems.push(note(Severity::Warning, &id, &entry.origin, reason, ""));
+                self.problems.push(note(Severity::Warning, &id, &origin, reason, ""));
                 self.kept.insert(id, Kept { file: path.to_owned(), ..old });
             }
             (None, None) => {}
@@ -87,13 +96,15 @@ impl Next {
     }
 
     /// What stood in a file that can now be read in part only, and is nowhere else.
-    fn keep_missing(&mut self, path: &Path, parsed: &Parsed, before: &mut BTreeMap<ObjectRef, Kept>) {
+    fn keep_missing(&mut self, path: &Path, before: &mut BTreeMap<ObjectRef, Kept>) {
         let missing: Vec<ObjectRef> =
             before.iter().filter(|(_, k)| k.file == path).map(|(id, _)| id.clone()).collect();
+        let file = path.to_string_lossy();
+        let fault = self.problems.iter().filter(|p| p.object.is_empty()).filter_map(|p| p.origin.as_ref());
+        let line = fault.filter(|o| *o.file == *file).map(|o| o.line).min().unwrap_or(1);
+        let origin = Origin { file: file.into(), line };
         for id in missing {
             let Some(kept) = before.remove(&id) else { continue };
-            let line = parsed.problems.first().and_then(|p| p.origin.as_ref()).map_or(1, |o| o.line);
-            let origin = Origin { file: path.to_string_lossy().into(), line };
             let reason = "the last good version stays in effect";
             let remedy = "correct the file, or delete it to remove the object";
             self.problems.push(note(Severity::Warning, &id, &origin, reason, remedy));
@@ -103,32 +114,51 @@ impl Next {
 }
 
 /// The object with its generation counted; the old `Arc` when nothing has changed.
-fn renew(mut object: Object, old: Option<Kept>, spec: u64, path: &Path) -> Kept {
+fn renew(read: Object, old: Option<Kept>, spec: u64, path: &Path) -> Kept {
     let file = path.to_owned();
+    let mut object = read.clone();
     let Some(old) = old else {
-        object.meta_mut().generation = 1;
-        return Kept { object, file, spec };
+        return Kept { object, read, file, spec };
     };
+    if old.read.is_same(&read) {
+        return Kept { file, ..old };
+    }
     let meta = object.meta_mut();
     meta.generation = old.object.meta().generation + i64::from(spec != old.spec);
     // A line added above moves every object below it: they have not changed for that, so the place is left out of the
     // comparison (and an unchanged object names the line where it stood when it last changed).
     let origin = std::mem::replace(&mut meta.origin, old.object.meta().origin.clone());
     if object == old.object {
-        return Kept { object: old.object, file, spec };
+        return Kept { object: old.object, read, file, spec };
     }
     object.meta_mut().origin = origin;
-    Kept { object, file, spec }
+    Kept { object, read, file, spec }
+}
+
+/// `WeftGatewayConfig` objects. While some file can be read in part only, none of them goes.
+fn gateway_configs(files: &[(PathBuf, Arc<Parsed>)], mut before: Objects<Meta>) -> Objects<Meta> {
+    let mut next = Objects::new();
+    for meta in files.iter().flat_map(|(_, p)| &p.pieces).flat_map(|(_, piece)| &piece.gateway_configs) {
+        let same = |old: &Arc<Meta>| Meta { origin: meta.origin.clone(), ..(**old).clone() } == *meta;
+        let kept = before.remove(&meta.key).filter(same).unwrap_or_else(|| Arc::new(meta.clone()));
+        next.entry(meta.key.clone()).or_insert(kept);
+    }
+    if files.iter().any(|(_, parsed)| parsed.partial) {
+        next.extend(before);
+    }
+    next
 }
 
 /// The settings: the first document counts, and the last good one while it is broken.
 fn agent(files: &[(PathBuf, Arc<Parsed>)], last: &AgentConfig, problems: &mut Vec<Problem>) -> AgentConfig {
-    let mut all = files.iter().flat_map(|(_, parsed)| &parsed.agent);
+    let pieces = files.iter().flat_map(|(_, parsed)| &parsed.pieces);
+    let mut all =
+        pieces.flat_map(|(shift, piece)| piece.agent.iter().map(|(at, agent)| (shift.origin(at), agent)));
     let first = all.next();
     for (origin, _) in all {
         problems.push(Problem {
             severity: Severity::Error,
-            origin: Some(origin.clone()),
+            origin: Some(origin),
             object: "AgentConfig".into(),
             path: "".into(),
             reason: "a second AgentConfig: the first stays in effect".into(),

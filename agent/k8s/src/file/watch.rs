@@ -27,7 +27,8 @@ impl FileProvider {
     /// behind it ends when the last receiver is dropped.
     ///
     /// # Errors
-    /// When the directory cannot be read at the start, or the kernel grants no watch.
+    /// When the directory cannot be read at the start. A kernel that grants no watch is no error: changes are found by
+    /// looking each second then.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -36,7 +37,7 @@ impl FileProvider {
         fs::read_dir(&self.dir).map_err(unreadable)?;
         // One slot: "something happened" needs to be said once until it is heard, so a full queue loses nothing.
         let (events_tx, events) = mpsc::channel(1);
-        let mut eyes = Eyes::new(&self.dir, events_tx)?;
+        let mut eyes = Eyes::new(&self.dir, events_tx);
         eyes.arm();
         // Loaded after the watch stands, so that no change falls between.
         let (tx, rx) = watch::channel(Arc::new(self.load()));
@@ -104,25 +105,30 @@ async fn settle(events: &mut mpsc::Receiver<()>) {
 /// The kernel watches: the directory with all below it, and its parent, where its replacement shows.
 struct Eyes {
     dir: PathBuf,
-    watcher: RecommendedWatcher,
+    /// None when the kernel grants none (`fs.inotify.max_user_instances`): [`LOOK`] has to do.
+    watcher: Option<RecommendedWatcher>,
+    /// Keeps the queue open, also without a watcher.
+    _events: mpsc::Sender<()>,
     /// Device and inode under watch.
     armed: Option<(u64, u64)>,
 }
 
 impl Eyes {
-    fn new(dir: &Path, events: mpsc::Sender<()>) -> Result<Self, FileError> {
-        let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+    fn new(dir: &Path, events: mpsc::Sender<()>) -> Self {
+        let told = events.clone();
+        let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
             if event.map_or(true, |e| tells(&e.kind)) {
                 // Full: a load is due already.
-                let _ = events.try_send(());
+                let _ = told.try_send(());
             }
-        })?;
+        });
+        let mut watcher = watcher.map_err(|error| without_watch(dir, &error)).ok();
         let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if let Err(error) = watcher.watch(parent, RecursiveMode::NonRecursive) {
+        if let Some(Err(error)) = watcher.as_mut().map(|w| w.watch(parent, RecursiveMode::NonRecursive)) {
             // Not ours to read, perhaps: the clock finds a replaced directory too.
             tracing::debug!(%error, "parent of the configuration directory is not watched");
         }
-        Ok(Self { dir: dir.to_owned(), watcher, armed: None })
+        Self { dir: dir.to_owned(), watcher, _events: events, armed: None }
     }
 
     /// Watches the directory that now has the name. True when it is another one than before.
@@ -131,17 +137,27 @@ impl Eyes {
         if now == self.armed {
             return false;
         }
-        // Fails for a directory that is gone: nothing to do then.
-        let _ = self.watcher.unwatch(&self.dir);
-        self.armed = now.filter(|_| match self.watcher.watch(&self.dir, RecursiveMode::Recursive) {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::warn!(%error, dir = %self.dir.display(), "changes are found by looking each second only");
-                false
+        self.armed = now;
+        if let Some(watcher) = &mut self.watcher {
+            // Fails for a directory that is gone: nothing to do then.
+            let _ = watcher.unwatch(&self.dir);
+            if now.is_some()
+                && let Err(error) = watcher.watch(&self.dir, RecursiveMode::Recursive)
+            {
+                without_watch(&self.dir, &error);
             }
-        });
+        }
         true
     }
+}
+
+fn without_watch(dir: &Path, error: &notify::Error) {
+    tracing::warn!(
+        %error,
+        dir = %dir.display(),
+        "the kernel grants no watch: changes are found by looking each second; \
+         raise fs.inotify.max_user_instances and fs.inotify.max_user_watches",
+    );
 }
 
 /// Reading files makes events too: those would go round forever.

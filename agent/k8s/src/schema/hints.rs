@@ -39,6 +39,9 @@ fn filter_type(value: &str) -> Option<&'static str> {
     })
 }
 
+/// Fields of every object beside its spec.
+pub(super) const TOP_LEVEL: [&str; 4] = ["apiVersion", "kind", "metadata", "status"];
+
 /// Fields that people put where they are not.
 pub(super) fn unknown_field(parent: &str, name: &str) -> Option<&'static str> {
     let rule =
@@ -46,6 +49,9 @@ pub(super) fn unknown_field(parent: &str, name: &str) -> Option<&'static str> {
     let listener =
         parent.rsplit_once("listeners[").is_some_and(|(_, t)| t.ends_with(']') && !t.contains('.'));
     Some(match name {
+        "name" | "namespace" | "labels" | "annotations" if parent.is_empty() => {
+            "indent it below \"metadata\""
+        }
         "timeout" if rule => "write \"timeouts: {request: 10s}\" (GEP-1742)",
         "retries" if rule => "write \"retry: {attempts: 3}\" (GEP-1731, experimental channel)",
         "backends" | "forwardTo" | "backend" if rule => "did you mean \"backendRefs\"?",

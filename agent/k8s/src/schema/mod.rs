@@ -144,15 +144,19 @@ impl Walk<'_> {
 
     fn unknown_fields(&mut self, node: &Node, map: &mut Map<String, Value>) {
         let root = self.path.is_empty();
-        let known = |k: &str| {
-            node.properties.contains_key(k)
-                || (root && matches!(k, "apiVersion" | "kind" | "metadata" | "status"))
+        let known = |k: &str| node.properties.contains_key(k) || (root && hints::TOP_LEVEL.contains(&k));
+        let in_spec = |k: &str| {
+            root && node
+                .properties
+                .get("spec")
+                .is_some_and(|s| self.schema.nodes[*s].properties.contains_key(k))
         };
         let unknown: Vec<String> = map.keys().filter(|k| !known(k)).cloned().collect();
         for name in unknown {
             map.remove(&name);
             let candidates = node.properties.keys().map(String::as_str).filter(|c| !map.contains_key(*c));
             let remedy = hints::unknown_field(&self.path, &name)
+                .or_else(|| in_spec(&name).then_some("indent it below \"spec\""))
                 .map(str::to_owned)
                 .or_else(|| closest(&name, candidates).map(|c| format!("did you mean \"{c}\"?")))
                 .unwrap_or_else(|| {

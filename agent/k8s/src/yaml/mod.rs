@@ -47,27 +47,40 @@ pub struct SyntaxError {
 #[must_use]
 pub fn read(text: &str) -> (Vec<Document>, Vec<SyntaxError>) {
     let (mut documents, mut errors) = (Vec::new(), Vec::new());
-    if text.len() > MAX_FILE {
-        let reason = format!("the file has {} MiB; at most {} are read", text.len() >> 20, MAX_FILE >> 20);
-        errors.push(SyntaxError { line: 1, reason, remedy: "split it into several files".to_owned() });
-        return (documents, errors);
+    if let Some(error) = too_long(text) {
+        return (documents, vec![error]);
     }
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     for (first_line, chunk) in chunks(text) {
-        if let Err(mut error) = read_chunk(chunk, first_line, &mut documents) {
-            if let Some(document) = json(chunk, first_line) {
-                documents.push(document);
-                continue;
-            }
-            error.remedy = hint(chunk, error.line.saturating_sub(first_line) as usize, error.remedy);
-            errors.push(error);
-        }
+        let (more, error) = read_piece(first_line, chunk);
+        documents.extend(more);
+        errors.extend(error);
     }
     (documents, errors)
 }
 
+/// Why a file is too long to be read.
+pub(crate) fn too_long(text: &str) -> Option<SyntaxError> {
+    (text.len() > MAX_FILE).then(|| SyntaxError {
+        line: 1,
+        reason: format!("the file has {} MiB; at most {} are read", text.len() >> 20, MAX_FILE >> 20),
+        remedy: "split it into several files".to_owned(),
+    })
+}
+
+/// The documents of one of [`chunks`], up to the first error.
+pub(crate) fn read_piece(first_line: u32, chunk: &str) -> (Vec<Document>, Option<SyntaxError>) {
+    let mut documents = Vec::new();
+    let Err(mut error) = read_chunk(chunk, first_line, &mut documents) else { return (documents, None) };
+    if let Some(document) = json(chunk, first_line) {
+        return (vec![document], None);
+    }
+    hint(chunk, first_line, &mut error);
+    (documents, Some(error))
+}
+
 /// Splits at lines that start with `---`, which YAML allows as a document marker only, with the 1-based line of each.
-fn chunks(text: &str) -> Vec<(u32, &str)> {
+pub(crate) fn chunks(text: &str) -> Vec<(u32, &str)> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut out = Vec::new();
     let (mut start, mut first_line, mut offset, mut line) = (0, 1, 0, 1);
     for l in text.split_inclusive('\n') {
@@ -119,16 +132,23 @@ fn json(chunk: &str, line: u32) -> Option<Document> {
 }
 
 /// The usual reasons, found in the text around the error.
-fn hint(chunk: &str, at: usize, otherwise: String) -> String {
-    if !otherwise.is_empty() {
-        return otherwise;
-    }
+fn hint(chunk: &str, first_line: u32, error: &mut SyntaxError) {
     if chunk.contains("{{") && chunk.contains("}}") {
-        return "this looks like a Helm template: render it first with \"helm template\"".to_owned();
+        "this looks like a Helm template: render it first with \"helm template\""
+            .clone_into(&mut error.remedy);
+        return;
     }
-    let around = || chunk.lines().skip(at.saturating_sub(1)).take(2);
-    if around().any(|l| l.trim_start_matches(' ').starts_with('\t')) {
-        return "indent with spaces: YAML allows no tabs there".to_owned();
+    if !error.remedy.is_empty() {
+        return;
     }
-    "check the indentation and the quotes of this line and the one above".to_owned()
+    let tab = |l: &&str| l.trim_start_matches(' ').starts_with('\t');
+    let lines = (first_line..).zip(chunk.lines());
+    // The parser often notices a tab when it is still in the line above.
+    let near = |n: u32| n >= error.line.saturating_sub(1) && n <= error.line + 1;
+    if let Some((line, _)) = lines.filter(|(n, _)| near(*n)).find(|(_, l)| tab(l)) {
+        error.line = line;
+        "indent with spaces: YAML allows no tabs there".clone_into(&mut error.remedy);
+        return;
+    }
+    "check the indentation and the quotes of this line and the one above".clone_into(&mut error.remedy);
 }

@@ -13,11 +13,12 @@ use crate::{
     error::Reason,
     telemetry::{ActiveRequest, RequestHead, RequestRecord, RequestSpan, TraceContext, TryRecord, is_grpc},
 };
+use bytes::Bytes;
 use futures_util::future::Either;
 use http::{HeaderMap, HeaderValue, Request, Response, request::Parts};
 use hyper::{body::Incoming, client::conn::TrySendError};
 use std::{pin::Pin, rc::Rc, sync::Arc, time::Instant};
-use tokio::time::Sleep;
+use tokio::{sync::oneshot, time::Sleep};
 use weft_core::{
     config::{Backend, Endpoint, EndpointSet, Frontend, HttpRule},
     model::{HeaderModifier, ObjectKey, SpiffeId},
@@ -105,6 +106,9 @@ pub(crate) struct Attempt<D: Dial> {
     pub(crate) span: RequestSpan,
     pub(crate) in_flight: Option<InFlight>,
     pub(crate) lease: Option<Lease<MaybeTls<D::Io>>>,
+    /// Where the connection's bytes come to, if this is to be an upgrade. Asked for before the request is sent: the
+    /// connection's task ends with the 101.
+    pub(crate) handoff: Option<oneshot::Receiver<(MaybeTls<D::Io>, Bytes)>>,
 }
 
 impl<D: Dial> Default for Attempt<D> {
@@ -116,6 +120,7 @@ impl<D: Dial> Default for Attempt<D> {
             span: RequestSpan::None,
             in_flight: None,
             lease: None,
+            handoff: None,
         }
     }
 }
@@ -240,6 +245,10 @@ impl<D: Dial> Exchange<D> {
 
 impl<D: Dial> Drop for Exchange<D> {
     fn drop(&mut self) {
+        if self.code == 0 && self.reason.is_none() {
+            // Dropped before any answer: the client broke it off.
+            self.reason = Some(Reason::ClientGone);
+        }
         self.end_try_span(Some(self.code), self.reason);
         let span = std::mem::take(&mut self.span);
         self.conn.http.telemetry.finish(&self.record(), span);

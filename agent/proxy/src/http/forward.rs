@@ -83,7 +83,7 @@ async fn forward<D: Dial>(
     loop {
         exchange.tries += 1;
         let failure = match send(&mut exchange, &plan, outgoing, &tried).await {
-            Ok(response) => return answer(exchange, &plan, response),
+            Ok(response) => return answer(exchange, response),
             Err(failure) => *failure,
         };
         let decision = next(&exchange, &plan, &failure, idempotent);
@@ -201,6 +201,10 @@ async fn send_to<D: Dial>(
         }
     };
     exchange.attempt.identity.clone_from(&lease.info().identity);
+    if !lease.is_kept() {
+        // What a new connection costs says nothing about how busy the endpoint is.
+        exchange.attempt.started = Instant::now();
+    }
     parts.version = version;
     shape(&mut parts, &lease, plan.way.tls.is_some());
     exchange.inject_trace(&mut parts.headers);
@@ -209,6 +213,9 @@ async fn send_to<D: Dial>(
     let safe = matches!(body, RequestBody::Empty) && if kept { idempotent } else { lease.is_h2() };
     if exchange.spare.is_none() && exchange.tries == 1 && safe {
         exchange.spare = Some(parts.clone());
+    }
+    if let (true, Lease::H1(_, h1)) = (plan.upgrade, &lease) {
+        exchange.attempt.handoff = Some(h1.handoff.ask());
     }
     let sending = lease.send(Request::from_parts(parts, body));
     exchange.attempt.lease = Some(lease);
@@ -339,7 +346,6 @@ fn describe(error: &hyper::Error) -> String {
 /// Hands the upstream's answer on.
 fn answer<D: Dial>(
     mut exchange: Box<Exchange<D>>,
-    plan: &Plan,
     response: Response<Incoming>,
 ) -> Response<ResponseBody<D>> {
     let (mut head, body) = response.into_parts();
@@ -355,9 +361,8 @@ fn answer<D: Dial>(
     if head.status != StatusCode::SWITCHING_PROTOCOLS {
         return Response::from_parts(head, ResponseBody::upstream(body, exchange));
     }
-    let upstream = match &exchange.attempt.lease {
-        Some(Lease::H1(_, h1)) if plan.upgrade => h1.handoff.ask(),
-        _ => return respond::failure(exchange, &error(Reason::UpstreamProtocol, "101 without an upgrade")),
+    let Some(upstream) = exchange.attempt.handoff.take() else {
+        return respond::failure(exchange, &error(Reason::UpstreamProtocol, "101 without an upgrade"));
     };
     // The timeouts are for requests; what follows is a connection.
     exchange.deadline = None;

@@ -41,6 +41,19 @@ impl Drop for InFlight {
     }
 }
 
+/// What a request costs there, with latencies in steps of four: between endpoints that are about as fast and as busy,
+/// chance decides. Else two idle ones would not share: all requests would go to the one that is faster by a hair.
+fn coarse(load: Load, now: Instant) -> u64 {
+    let cost = load.cost(now);
+    let requests = u64::from(load.in_flight()) + 1;
+    match (cost / requests).checked_ilog2() {
+        // Not known yet, or asked once and silent so far.
+        None => cost,
+        Some(_) if cost >= u64::MAX / 2 => cost,
+        Some(log) => (1_u64 << (log & !1)).saturating_mul(requests),
+    }
+}
+
 fn update(cell: &Cell<Load>, edit: impl FnOnce(&mut Load)) {
     let mut load = cell.get();
     edit(&mut load);
@@ -68,7 +81,7 @@ impl Loads {
             affinity::choose(affinity::client_key(client), seats)
         } else {
             let loads = self.0.borrow();
-            let cost = |i: usize| loads.get(&ready[i].addr).map_or(0, |l| l.get().cost(now));
+            let cost = |i: usize| loads.get(&ready[i].addr).map_or(0, |l| coarse(l.get(), now));
             pick_by(ready.len(), draw, |i| fresh(i).then(|| cost(i)))
         };
         // All were tried: any of them again.

@@ -110,3 +110,6 @@ impl<D: Dial> std::fmt::Debug for HttpWorker<D> {
         f.debug_struct("HttpWorker").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

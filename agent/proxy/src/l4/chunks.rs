@@ -100,3 +100,6 @@ impl Chunks {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,26 +45,31 @@ pub enum End {
 /// Copies until both directions have ended. `early` was read from the downstream before. Both sides are closed when
 /// this returns: in order, or by a reset.
 pub async fn bidirectional<D: Pipe, U: Pipe>(
-    mut downstream: D,
-    mut upstream: U,
+    downstream: D,
+    upstream: U,
     early: Bytes,
     drain: &Drain,
 ) -> Copied {
-    let mut up = Flow::default();
-    let mut down = Flow::default();
-    up.moved = early.len() as u64;
+    let mut up = Flow { moved: early.len() as u64, ..Flow::default() };
     up.waiting.push(early);
-    let copying = poll_fn(|cx| poll_both(&mut downstream, &mut upstream, &mut up, &mut down, cx));
+    let mut both = Both { downstream, upstream, up, down: Flow::default() };
     let end = tokio::select! {
         biased;
-        end = copying => end,
+        end = poll_fn(|cx| both.poll(cx)) => end,
         () = drain.expired() => End::Expired,
     };
     if !matches!(end, End::Clean) {
-        downstream.abort();
-        upstream.abort();
+        both.downstream.abort();
+        both.upstream.abort();
     }
-    Copied { received: up.moved, sent: down.moved, end }
+    Copied { received: both.up.moved, sent: both.down.moved, end }
+}
+
+struct Both<D, U> {
+    downstream: D,
+    upstream: U,
+    up: Flow,
+    down: Flow,
 }
 
 /// One direction.
@@ -92,26 +97,23 @@ enum Failed {
     Sink(io::Error),
 }
 
-fn poll_both<D: Pipe, U: Pipe>(
-    downstream: &mut D,
-    upstream: &mut U,
-    up: &mut Flow,
-    down: &mut Flow,
-    cx: &mut Context<'_>,
-) -> Poll<End> {
-    let a = match up.poll(downstream, upstream, cx) {
-        Poll::Ready(Err(Failed::Source(error))) => return Poll::Ready(End::Downstream(error)),
-        Poll::Ready(Err(Failed::Sink(error))) => return Poll::Ready(End::Upstream(error)),
-        Poll::Ready(Ok(())) => true,
-        Poll::Pending => false,
-    };
-    let b = match down.poll(upstream, downstream, cx) {
-        Poll::Ready(Err(Failed::Source(error))) => return Poll::Ready(End::Upstream(error)),
-        Poll::Ready(Err(Failed::Sink(error))) => return Poll::Ready(End::Downstream(error)),
-        Poll::Ready(Ok(())) => true,
-        Poll::Pending => false,
-    };
-    if a && b { Poll::Ready(End::Clean) } else { Poll::Pending }
+impl<D: Pipe, U: Pipe> Both<D, U> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        let Self { downstream, upstream, up, down } = self;
+        let a = match up.poll(downstream, upstream, cx) {
+            Poll::Ready(Err(Failed::Source(error))) => return Poll::Ready(End::Downstream(error)),
+            Poll::Ready(Err(Failed::Sink(error))) => return Poll::Ready(End::Upstream(error)),
+            Poll::Ready(Ok(())) => true,
+            Poll::Pending => false,
+        };
+        let b = match down.poll(upstream, downstream, cx) {
+            Poll::Ready(Err(Failed::Source(error))) => return Poll::Ready(End::Upstream(error)),
+            Poll::Ready(Err(Failed::Sink(error))) => return Poll::Ready(End::Downstream(error)),
+            Poll::Ready(Ok(())) => true,
+            Poll::Pending => false,
+        };
+        if a && b { Poll::Ready(End::Clean) } else { Poll::Pending }
+    }
 }
 
 impl Flow {
@@ -180,3 +182,6 @@ impl Flow {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

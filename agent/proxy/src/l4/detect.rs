@@ -177,3 +177,6 @@ impl<'a> Reader<'a> {
         self.take(usize::from(n))
     }
 }
+
+#[cfg(test)]
+mod tests;

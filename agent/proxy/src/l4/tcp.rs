@@ -57,7 +57,9 @@ pub struct L4Conn<D> {
 /// Serves an opaque connection until it ends. `early` was read from the client before. A client that cannot be
 /// served sees a reset.
 pub async fn serve<D: Pipe>(mut conn: L4Conn<D>, target: L4Target, early: Bytes) {
-    match connect(&conn.worker, &conn.source, target, &mut conn.ended).await {
+    // Boxed: the state of connecting is not held while bytes are copied.
+    let connecting = Box::pin(connect(&conn.worker, &conn.source, target, &mut conn.ended));
+    match connecting.await {
         Ok(upstream) => relay(conn, upstream, early).await,
         Err(error) => refuse(conn, &error),
     }

@@ -194,3 +194,25 @@ fn answer(respond: &mut SendResponse<Bytes>, status: StatusCode) {
     // Fails only if the peer has gone.
     let _ = respond.send_response(response, true);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connect_names_a_port_of_this_pod() {
+        let check = |method: Method, uri: &str, expected: Option<&str>| {
+            let request = Request::builder().method(method).uri(uri).body(()).unwrap();
+            let to = destination(&request, [10, 0, 0, 1].into()).ok().map(|to| to.to_string());
+            assert_eq!(to.as_deref(), expected, "{uri}");
+        };
+        check(Method::CONNECT, "10.0.0.1:80", Some("10.0.0.1:80"));
+        check(Method::GET, "http://10.0.0.1:80/", None);
+        check(Method::CONNECT, "10.0.0.2:80", None);
+        check(Method::CONNECT, "127.0.0.1:80", None);
+        check(Method::CONNECT, "10.0.0.1:0", None);
+        check(Method::CONNECT, "10.0.0.1:15006", None);
+        check(Method::CONNECT, "10.0.0.1:15008", None);
+        check(Method::CONNECT, "web.shop:80", None);
+    }
+}

@@ -44,6 +44,8 @@ pub struct Tunnels {
 pub struct TunnelKey {
     /// Whose connections.
     pub source: ShareKey,
+    /// Where they come from: a pod that is made anew under its old name has another address.
+    pub from: Option<IpAddr>,
     /// The endpoint's address.
     pub ip: IpAddr,
     /// Who must answer there.
@@ -153,6 +155,7 @@ impl Tunnels {
     ) -> Result<(StreamGuard, Rc<SpiffeId>), ProxyError> {
         let key = TunnelKey {
             source: want.source.share.clone(),
+            from: want.source.bind_ip(want.to.is_ipv6()),
             ip: want.to.ip(),
             identity: want.workload.identity.clone(),
         };
@@ -283,7 +286,7 @@ async fn establish(
     let share = worker.share(&source.share);
     let to = SocketAddr::new(key.ip, worker.shared.hbone_port);
     let permit = share.handshake().await;
-    let tcp = connect::tcp(&*source.sockets, source.bind_ip(key.ip.is_ipv6()), to, limits).await?;
+    let tcp = connect::tcp(&*source.sockets, key.from, to, limits).await?;
     let tls = tls::connect(source, &key.identity, (key.ip, tcp), limits).await?;
     drop(permit);
     let identity = Rc::new(key.identity.clone());
@@ -307,3 +310,6 @@ fn full(to: SocketAddr) -> ProxyError {
         detail: format!("{TUNNELS_MAX} tunnels with {STREAMS_MAX} streams each to {to} are all in use"),
     }
 }
+
+#[cfg(test)]
+mod tests;

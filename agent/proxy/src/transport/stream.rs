@@ -217,3 +217,6 @@ fn to_io(error: h2::Error) -> io::Error {
     };
     io::Error::new(kind, error)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,151 @@
+//! BackendTLSPolicy.
+
 use super::world::*;
+use crate::{config::BackendTls, model::*, status::ObjectStatus};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// A policy for `"svc"` or `"svc#port name"` with one CA ConfigMap.
+fn policy(name: &str, target: &str, ca: &str) -> BackendTlsPolicy {
+    let (service, section) = target.split_once('#').map_or((target, None), |(s, p)| (s, Some(p.into())));
+    BackendTlsPolicy {
+        meta: meta(name),
+        targets: vec![PolicyTarget {
+            kind: Kind::Service.into(),
+            name: service.into(),
+            section_name: section,
+        }],
+        hostname: host("web.example.com"),
+        ca_refs: if ca.is_empty() { vec![] } else { vec![object(Kind::ConfigMap, ca)] },
+        system_roots: false,
+        subject_alt_names: Vec::new(),
+        options: BTreeMap::new(),
+    }
+}
+
+fn shop() -> World {
+    let mut w = world();
+    w.gateway(gateway("infra/gw", vec![http("http", 80, "")]));
+    w.service(service("shop/web", "10.0.0.1", &[80, 81]));
+    w.ca("shop/ca", Some(Ok(ca_bundle("ca"))));
+    w.ca("shop/ca2", Some(Ok(ca_bundle("ca2"))));
+    w.ca("shop/broken", Some(Err("no PEM certificate found".into())));
+    w.route(http_route("shop/r", &["Gateway infra/gw"], vec![rule("/", &["web"]), rule("/81", &["web:81"])]));
+    w
+}
+
+/// `Gateway infra/gw: Accepted ResolvedRefs` for each ancestor.
+fn ancestors(out: &Applied, name: &str) -> Vec<String> {
+    match out.status(Kind::BackendTlsPolicy, name) {
+        None => Vec::new(),
+        Some(ObjectStatus::BackendTlsPolicy { ancestors }) => ancestors
+            .iter()
+            .map(|a| format!("{} {}: {}", a.kind.kind, a.ancestor, summary(&a.conditions)))
+            .collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// TLS to the backend at a path, or why there is none.
+fn tls(out: &Applied, path: &str) -> Result<Option<Arc<BackendTls>>, String> {
+    let config = &out.0.config.gateways[&key("infra/gw")];
+    let crate::config::PortConfig::Http(hosts) = &config.ports[&(80, crate::config::Transport::Tcp)] else {
+        panic!()
+    };
+    let table = &hosts.get(None).unwrap().table;
+    let rule = table.iter().find(|e| e.matcher == prefix(path)).unwrap();
+    let crate::config::Action::Forward(backends) = &rule.policy.action else { panic!() };
+    let target = &backends.iter().next().unwrap().1.target;
+    target.as_ref().map(|b| b.tls.clone()).map_err(|e| e.as_str().to_owned())
+}
+
+const ACCEPTED: &str = "Gateway infra/gw: Accepted ResolvedRefs";
+
+/// (policy, its status, whether the backend is spoken to with TLS or fails).
+#[test]
+fn policies_by_themselves() {
+    let with = |ca: &str| policy("shop/p", "web", ca);
+    let wrong_kind = BackendTlsPolicy { ca_refs: vec![object(Kind::Service, "ca")], ..with("") };
+    let both = BackendTlsPolicy {
+        ca_refs: vec![object(Kind::ConfigMap, "ca"), object(Kind::ConfigMap, "absent")],
+        ..with("")
+    };
+    let no_ca =
+        "Gateway infra/gw: Accepted=False/NoValidCACertificate ResolvedRefs=False/InvalidCACertificateRef";
+    let cases = [
+        (with("ca"), ACCEPTED, true),
+        (with("absent"), no_ca, false),
+        (with("broken"), no_ca, false),
+        (
+            wrong_kind,
+            "Gateway infra/gw: Accepted=False/NoValidCACertificate ResolvedRefs=False/InvalidKind",
+            false,
+        ),
+        (both, "Gateway infra/gw: Accepted ResolvedRefs=False/InvalidCACertificateRef", true),
+        (with(""), "Gateway infra/gw: Accepted=False/Invalid ResolvedRefs", false),
+        (BackendTlsPolicy { system_roots: true, ..with("") }, ACCEPTED, true),
+    ];
+    for (policy, status, served) in cases {
+        let mut w = shop();
+        w.policy(policy);
+        let out = w.apply();
+        assert_eq!(ancestors(&out, "shop/p"), [status]);
+        match tls(&out, "/") {
+            Ok(tls) => assert!(served && tls.is_some(), "{status}"),
+            Err(reason) => {
+                assert!(!served && reason == "invalid_backend", "never in clear: {status}");
+                let message = out.message(RouteKind::Http, "shop/r", "Accepted");
+                assert!(message.contains("BackendTLSPolicy shop/p is not valid"), "{message}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_older_of_two_wins_and_a_port_beats_the_whole_service() {
+    let mut w = shop();
+    let at = |mut p: BackendTlsPolicy, created| {
+        p.meta.created = created;
+        p
+    };
+    w.policy(at(policy("shop/late", "web", "ca"), 2));
+    w.policy(at(policy("shop/first", "web", "ca2"), 1));
+    w.policy(at(policy("shop/port", "web#p81", "ca"), 3));
+    let out = w.apply();
+    let conflicted = "Gateway infra/gw: Accepted=False/Conflicted ResolvedRefs";
+    assert_eq!(ancestors(&out, "shop/late"), [conflicted]);
+    assert_eq!(ancestors(&out, "shop/first"), [ACCEPTED]);
+    assert_eq!(ancestors(&out, "shop/port"), [ACCEPTED]);
+    assert_eq!(tls(&out, "/").unwrap().unwrap().roots, Some(ca_bundle("ca2")));
+    assert_eq!(tls(&out, "/81").unwrap().unwrap().roots, Some(ca_bundle("ca")));
+}
+
+#[test]
+fn ancestors_are_the_parents_of_the_routes_that_use_it() {
+    let mut w = shop();
+    w.policy(policy("shop/p", "web", "ca"));
+    w.route(http_route("shop/mesh", &["Service web"], vec![rule("/", &["web"])]));
+    let out = w.apply();
+    assert_eq!(ancestors(&out, "shop/p"), [ACCEPTED, "Service shop/web: Accepted ResolvedRefs"]);
+    w.0.routes.clear();
+    assert_eq!(ancestors(&w.apply(), "shop/p"), [""; 0], "nothing of ours uses it");
+}
+
+#[test]
+fn a_passthrough_listener_does_not_wrap_tls_again() {
+    let mut w = shop();
+    w.policy(policy("shop/p", "web", "ca"));
+    w.secret("infra/good", key_pair("good"));
+    let tls = |name: &str, hostname: &str, tls| Listener {
+        tls: Some(tls),
+        ..listener(name, 443, Protocol::Tls, hostname)
+    };
+    let passthrough = ListenerTls { mode: TlsMode::Passthrough, ..terminate(&[]) };
+    w.gateway(gateway(
+        "infra/tls",
+        vec![tls("through", "a.com", passthrough), tls("ends", "b.com", terminate(&["good"]))],
+    ));
+    w.route(route(RouteKind::Tls, "shop/t", &["Gateway infra/tls"], vec![rule("/", &["web"])]));
+    let out = w.apply();
+    assert_eq!(out.get("infra/tls", 443, "a.com/"), "shop/t shop/web:80=1");
+    assert_eq!(out.get("infra/tls", 443, "b.com/"), "shop/t tls shop/web:80=1");
+}

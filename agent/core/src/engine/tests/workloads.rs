@@ -1,1 +1,173 @@
+//! Pods to workloads, EndpointSlices to endpoints.
+
 use super::world::*;
+use crate::{
+    config::{BackendKey, Transport},
+    engine::{Engine, Feedback},
+    model::*,
+};
+
+pub(super) fn pod(name: &str, addr: &str) -> Pod {
+    Pod {
+        meta: meta(name),
+        ips: vec![ip(addr)],
+        service_account: "sa".into(),
+        node: Some("n1".into()),
+        host_network: false,
+        finished: false,
+    }
+}
+
+pub(super) fn endpoint(addr: &str, pod: &str) -> SliceEndpoint {
+    SliceEndpoint {
+        addresses: vec![ip(addr)],
+        ready: true,
+        serving: true,
+        terminating: false,
+        node: None,
+        zone: None,
+        pod: (!pod.is_empty()).then(|| key(pod)),
+    }
+}
+
+pub(super) fn slice(name: &str, service: &str, endpoints: Vec<SliceEndpoint>) -> EndpointSlice {
+    EndpointSlice {
+        meta: meta(name),
+        service: key(service),
+        endpoints,
+        ports: vec![SlicePort {
+            name: "p80".into(),
+            port: 8080,
+            protocol: TransportProtocol::Tcp,
+            app_protocol: None,
+        }],
+    }
+}
+
+/// `10.1.0.1:8080 shop/a` for each endpoint of `shop/web`.
+fn endpoints(out: &Applied) -> Vec<String> {
+    let key = BackendKey { service: key("shop/web"), port: 80, transport: Transport::Tcp };
+    let set = out.0.config.endpoints.get(&key).unwrap();
+    let text = |e: &crate::config::Endpoint| {
+        let pod = e.workload.as_ref().map_or("-".to_owned(), |w| w.pod.to_string());
+        format!("{} {pod}", e.addr)
+    };
+    set.ready.iter().map(text).collect()
+}
+
+fn shop(endpoints: Vec<SliceEndpoint>) -> World {
+    let mut w = world();
+    w.namespace("shop", &[(MESH_LABEL, "enabled")]);
+    w.service(service("shop/web", "10.0.0.1", &[80]));
+    w.pod(pod("shop/a", "10.1.0.1"));
+    w.pod(pod("shop/b", "10.1.0.2"));
+    w.slice(slice("shop/web-1", "shop/web", endpoints));
+    w
+}
+
+#[test]
+fn conditions_of_endpoints() {
+    let with = |ready, serving, terminating| SliceEndpoint {
+        ready,
+        serving,
+        terminating,
+        ..endpoint("10.1.0.1", "shop/a")
+    };
+    let good = || endpoint("10.1.0.2", "shop/b");
+    let (a, b) = ("10.1.0.1:8080 shop/a", "10.1.0.2:8080 shop/b");
+    let cases: Vec<(Vec<SliceEndpoint>, Vec<&str>)> = vec![
+        (vec![with(true, true, false), good()], vec![a, b]),
+        (vec![with(false, false, false), good()], vec![b]),
+        (vec![with(false, true, true), good()], vec![b]),
+        (vec![with(false, true, true)], vec![a]),
+        (vec![with(false, false, true)], vec![]),
+        (vec![with(false, true, false)], vec![]),
+        (vec![], vec![]),
+    ];
+    for (list, expected) in cases {
+        assert_eq!(endpoints(&shop(list.clone()).apply()), expected, "{list:?}");
+        let mut w = shop(list.clone());
+        w.service(Service { publish_not_ready: true, ..service("shop/web", "10.0.0.1", &[80]) });
+        assert_eq!(endpoints(&w.apply()).len(), list.len(), "publishNotReadyAddresses: {list:?}");
+    }
+}
+
+#[test]
+fn identities_of_endpoints() {
+    let mut w = shop(vec![
+        endpoint("10.1.0.1", "shop/a"),
+        endpoint("10.1.0.2", ""),
+        endpoint("192.0.2.1", ""),
+        endpoint("10.1.0.3", "shop/unknown"),
+        endpoint("10.1.0.9", "shop/host"),
+    ]);
+    w.pod(Pod { host_network: true, ..pod("shop/host", "10.1.0.9") });
+    let out = w.apply();
+    assert_eq!(
+        endpoints(&out),
+        ["10.1.0.1:8080 shop/a", "10.1.0.2:8080 shop/b", "10.1.0.9:8080 -", "192.0.2.1:8080 -"],
+        "an endpoint whose pod is not known is left out"
+    );
+    let workload = out.0.config.workloads.get(&ip("10.1.0.1")).unwrap();
+    assert_eq!(workload.identity.to_string(), "spiffe://cluster.local/ns/shop/sa/sa");
+    assert!(workload.enrolled);
+    assert!(out.0.config.workloads.get(&ip("10.1.0.9")).is_none(), "a pod in its node's network");
+}
+
+#[test]
+fn an_address_that_moves_to_another_pod() {
+    let mut w = shop(vec![endpoint("10.1.0.1", "shop/a")]);
+    let mut engine = Engine::new(settings());
+    let mut apply = |w: &World| Applied(engine.apply(w.0.clone(), &Feedback::default()));
+    assert_eq!(endpoints(&apply(&w)), ["10.1.0.1:8080 shop/a"]);
+    // A newer pod has the address; the slice is behind.
+    let mut taker = pod("other/taker", "10.1.0.1");
+    taker.meta.created = 9;
+    w.pod(taker);
+    assert_eq!(endpoints(&apply(&w)), [""; 0], "nobody is sent to the wrong pod");
+    assert_eq!(apply(&w).0.config.workloads.get(&ip("10.1.0.1")).unwrap().pod, key("other/taker"));
+    // It finishes, and the first one is what it was.
+    w.pod(Pod { finished: true, ..pod("other/taker", "10.1.0.1") });
+    assert_eq!(endpoints(&apply(&w)), ["10.1.0.1:8080 shop/a"]);
+    // A label on the namespace reaches the endpoint.
+    w.namespace("shop", &[]);
+    let out = apply(&w);
+    let key = BackendKey { service: key("shop/web"), port: 80, transport: Transport::Tcp };
+    assert!(!out.0.config.endpoints.get(&key).unwrap().ready[0].workload.as_ref().unwrap().enrolled);
+}
+
+#[test]
+fn slices_are_merged_and_ports_found_by_name() {
+    let mut w = shop(vec![endpoint("10.1.0.1", "shop/a")]);
+    let not_ready = SliceEndpoint { ready: false, ..endpoint("10.1.0.1", "shop/a") };
+    w.slice(slice("shop/web-2", "shop/web", vec![not_ready, endpoint("10.1.0.2", "shop/b")]));
+    let mut v6 = slice("shop/web-6", "shop/web", vec![endpoint("fd00::2", "")]);
+    v6.ports[0].port = 9090;
+    w.slice(v6);
+    let mut other = slice("shop/web-x", "shop/web", vec![endpoint("10.1.0.7", "")]);
+    other.ports[0].name = "metrics".into();
+    w.slice(other);
+    assert_eq!(endpoints(&w.apply()), ["10.1.0.1:8080 shop/a", "10.1.0.2:8080 shop/b", "[fd00::2]:9090 -"]);
+}
+
+#[test]
+fn the_same_port_number_over_tcp_and_udp() {
+    let mut w = world();
+    let mut dns = service("shop/dns", "10.0.0.1", &[]);
+    dns.ports = vec![
+        service_port(53, None),
+        ServicePort { name: "udp".into(), protocol: TransportProtocol::Udp, ..service_port(53, None) },
+    ];
+    w.service(dns);
+    let mut s = slice("shop/dns-1", "shop/dns", vec![endpoint("10.1.0.1", "")]);
+    s.ports = [("p53", 1053, TransportProtocol::Tcp), ("udp", 2053, TransportProtocol::Udp)]
+        .map(|(name, port, protocol)| SlicePort { name: name.into(), port, protocol, app_protocol: None })
+        .to_vec();
+    w.slice(s);
+    let out = w.apply();
+    let port = |transport| {
+        let key = BackendKey { service: key("shop/dns"), port: 53, transport };
+        out.0.config.endpoints.get(&key).unwrap().ready[0].addr.port()
+    };
+    assert_eq!((port(Transport::Tcp), port(Transport::Udp)), (1053, 2053));
+}

@@ -1,0 +1,175 @@
+//! The stages that keep what is looked up by address: frontends, workloads, endpoints.
+
+use super::{
+    changes::Changes,
+    state::{EndpointKeys, State, Touched},
+};
+use crate::{
+    compile::{EndpointSource, SlotOf, compile_endpoints, compile_frontends},
+    model::{ObjectKey, Workload},
+    resolve::{Settings, Slot},
+};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeSet, HashMap},
+    hash::Hash,
+    net::IpAddr,
+    sync::Arc,
+};
+
+impl State {
+    pub(super) fn compile_frontends(&mut self, services: &BTreeSet<ObjectKey>, touched: &mut Touched) {
+        for key in services {
+            self.work.frontends += 1;
+            let mut dirty = BTreeSet::new();
+            if let Some((rank, keys)) = self.frontend_keys.remove(key) {
+                for addr in keys {
+                    self.frontends.withdraw(&addr, &rank);
+                    dirty.insert(addr);
+                }
+            }
+            if let Some(service) = self.world.snapshot.services.get(key) {
+                let frontends = compile_frontends(service, &self.service_slots(key));
+                let rank = (service.meta.created, key.clone());
+                let keys: Vec<_> = frontends.iter().map(|(addr, _)| *addr).collect();
+                for (addr, frontend) in frontends {
+                    self.frontends.put(addr, rank.clone(), frontend);
+                    dirty.insert(addr);
+                }
+                self.frontend_keys.insert(key.clone(), (rank, keys));
+            }
+            for addr in dirty {
+                touched.config = true;
+                match self.frontends.first(&addr) {
+                    Some(frontend) => self.config.frontends.insert(addr, frontend.clone()),
+                    None => self.config.frontends.remove(&addr),
+                };
+            }
+        }
+    }
+
+    fn service_slots(&self, service: &ObjectKey) -> Vec<SlotOf<'_>> {
+        let from = Slot::Port { service: service.clone(), port: 0, consumer: None };
+        let slots = self.slots.range(from..);
+        slots
+            .map_while(|(slot, compiled)| match slot {
+                Slot::Port { service: s, port, consumer } if s == service => {
+                    Some(SlotOf { port: *port, consumer: consumer.clone(), slot: compiled })
+                }
+                _ => None,
+            })
+            .collect()
+    }
+
+    pub(super) fn derive_workloads(
+        &mut self,
+        settings: &Settings,
+        changes: &mut Changes,
+        touched: &mut Touched,
+    ) {
+        for key in &changes.pods {
+            let mut dirty: BTreeSet<IpAddr> = BTreeSet::new();
+            if let Some((rank, old)) = self.workload_keys.remove(key) {
+                for ip in &old.ips {
+                    self.workloads.withdraw(ip, &rank);
+                    dirty.insert(*ip);
+                }
+            }
+            let snapshot = &self.world.snapshot;
+            // Of finished pods the address may be another's; pods in their node's network share its address.
+            let pod = snapshot.pods.get(key).filter(|p| !p.finished && !p.host_network);
+            if let Some(pod) = pod {
+                let namespace = snapshot.namespaces.get(&key.namespace).map(|n| &**n);
+                let workload =
+                    Workload::derive(pod, namespace, &settings.trust_domain, settings.default_mode);
+                let (rank, workload) = ((Reverse(pod.meta.created), key.clone()), Arc::new(workload));
+                for ip in &workload.ips {
+                    self.workloads.put(*ip, rank.clone(), workload.clone());
+                    dirty.insert(*ip);
+                }
+                self.workload_keys.insert(key.clone(), (rank, workload));
+            }
+            changes.endpoints.extend(self.services_by_pod.get(key).into_iter().flatten().cloned());
+            for ip in dirty {
+                let (new, old) = (self.workloads.first(&ip), self.config.workloads.get(&ip));
+                if new == old {
+                    continue;
+                }
+                touched.config = true;
+                match new.cloned() {
+                    Some(workload) => self.config.workloads.insert(ip, workload),
+                    None => self.config.workloads.remove(&ip),
+                };
+                changes.endpoints.extend(self.services_by_ip.get(&ip).into_iter().flatten().cloned());
+            }
+        }
+    }
+
+    pub(super) fn compile_endpoints(&mut self, services: &BTreeSet<ObjectKey>, touched: &mut Touched) {
+        for key in services {
+            self.work.endpoints += 1;
+            let old = self.endpoint_keys.remove(key).unwrap_or_default();
+            let mut new = EndpointKeys::default();
+            let mut sets = Vec::new();
+            if let Some(service) = self.world.snapshot.services.get(key) {
+                let keys = self.world.slices_of.get(key).into_iter().flatten();
+                let slices: Vec<_> =
+                    keys.filter_map(|k| self.world.snapshot.endpoint_slices.get(k)).collect();
+                for endpoint in slices.iter().flat_map(|s| &s.endpoints) {
+                    new.ips.extend(&endpoint.addresses);
+                    new.pods.extend(endpoint.pod.clone());
+                }
+                sets = compile_endpoints(service, slices.iter().map(|s| &***s), |ip, pod| self.find(ip, pod));
+            }
+            reindex(&mut self.services_by_ip, key, &old.ips, &new.ips);
+            reindex(&mut self.services_by_pod, key, &old.pods, &new.pods);
+            new.backends = sets.iter().map(|(k, _)| k.clone()).collect();
+            for gone in old.backends.iter().filter(|k| !new.backends.contains(k)) {
+                touched.config |= self.config.endpoints.remove(gone).is_some();
+            }
+            for (backend, set) in sets {
+                if self.config.endpoints.get(&backend).is_none_or(|old| **old != set) {
+                    self.config.endpoints.insert(backend, Arc::new(set));
+                    touched.config = true;
+                }
+            }
+            if !new.backends.is_empty() || !new.ips.is_empty() {
+                self.endpoint_keys.insert(key.clone(), new);
+            }
+        }
+    }
+
+    fn find(&self, ip: IpAddr, pod: Option<&ObjectKey>) -> EndpointSource {
+        let known = self.workloads.first(&ip);
+        let Some(pod) = pod else {
+            return known.cloned().map_or(EndpointSource::Plain, EndpointSource::Workload);
+        };
+        match known {
+            Some(workload) if workload.pod == *pod => EndpointSource::Workload(workload.clone()),
+            Some(_) => EndpointSource::Unknown,
+            None => match self.world.snapshot.pods.get(pod) {
+                Some(pod) if pod.host_network => EndpointSource::Plain,
+                _ => EndpointSource::Unknown,
+            },
+        }
+    }
+}
+
+fn reindex<K: Hash + Eq + Ord + Clone>(
+    index: &mut HashMap<K, Vec<ObjectKey>>,
+    key: &ObjectKey,
+    old: &BTreeSet<K>,
+    new: &BTreeSet<K>,
+) {
+    for gone in old.difference(new) {
+        if let Some(keys) = index.get_mut(gone) {
+            keys.retain(|k| k != key);
+            if keys.is_empty() {
+                index.remove(gone);
+            }
+        }
+    }
+    for added in new.difference(old) {
+        index.entry(added.clone()).or_default().push(key.clone());
+    }
+}

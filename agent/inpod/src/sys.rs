@@ -1,0 +1,39 @@
+//! The system calls that have no safe wrapper here.
+#![allow(unsafe_code)]
+
+use std::{
+    io,
+    os::fd::{FromRawFd, OwnedFd, RawFd},
+};
+
+/// Takes ownership of a descriptor that has just come by SCM_RIGHTS.
+pub(crate) fn own_received(fd: RawFd) -> OwnedFd {
+    // SAFETY: the kernel has just installed this descriptor for us by SCM_RIGHTS; nobody else in the process
+    // knows its number, and it is wrapped exactly once.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Raises the soft limit of open files to the hard one: a node's pods need more than the usual 1024.
+pub(crate) fn raise_open_files_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid rlimit for the duration of both calls; the calls touch nothing else.
+    let raised = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 && {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) == 0
+        }
+    };
+    if !raised {
+        tracing::warn!(error = %io::Error::last_os_error(), "cannot raise the open-files limit");
+    }
+}
+
+/// Nanoseconds since the node booted: the same clock for every process on it, and never set back.
+pub(crate) fn since_boot_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a valid timespec for the duration of the call. CLOCK_BOOTTIME exists since Linux 2.6.39,
+    // so the call cannot fail.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or(0))
+}

@@ -1,0 +1,253 @@
+//! Service, EndpointSlice, Namespace, Pod, Secret, ConfigMap.
+
+use super::*;
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use weft_core::model::{ObjectKey, SecretData, ServiceType};
+
+fn core(kind: &str, rest: &str) -> String {
+    format!("apiVersion: v1\nkind: {kind}\nmetadata: {{name: x, namespace: shop}}\n{rest}\n")
+}
+
+#[test]
+fn services() {
+    let Object::Service(s) = model(&core(
+        "Service",
+        "spec: {clusterIP: 10.0.0.1, clusterIPs: [10.0.0.1, \"fd00::1\"], trafficDistribution: PreferClose, selector: {a: b}, sessionAffinity: ClientIP, ports: [{name: a, port: 80, targetPort: http, appProtocol: kubernetes.io/h2c}, {name: b, port: 80, protocol: UDP}]}",
+    )) else {
+        panic!()
+    };
+    assert_eq!(
+        (s.kind, s.cluster_ips.len(), s.ports.len(), s.client_ip_affinity),
+        (ServiceType::ClusterIp, 2, 2, true)
+    );
+    assert_eq!(s.ports[0].app_protocol.as_deref(), Some("kubernetes.io/h2c"));
+    let Object::Service(s) = model(&core("Service", "spec: {clusterIP: None}")) else { panic!() };
+    assert_eq!((s.kind, s.cluster_ips.len()), (ServiceType::Headless, 0));
+
+    for (spec, said) in [
+        (
+            "spec: {ports: [{port: 80}, {name: b, port: 81}]}",
+            "t.yaml:4: Service shop/x: spec.ports[0].name: is required; name each port when there is more than one",
+        ),
+        (
+            "spec: {ports: [{name: a, port: 80}, {name: b, port: 80}]}",
+            "t.yaml:4: Service shop/x: spec.ports[1].port: 80 is there already; remove one of the two",
+        ),
+        (
+            "spec: {ports: [{port: 70000}]}",
+            "t.yaml:4: Service shop/x: spec.ports[0].port: 70000 is out of range; it must be from 1 to 65535",
+        ),
+        (
+            "spec: {ports: [{port: \"80\"}]}",
+            "t.yaml:4: Service shop/x: spec.ports[0].port: expected a whole number, found string \"80\"; remove the quotes",
+        ),
+        (
+            "spec: {ports: [{port: 80, protocol: HTTP}]}",
+            "t.yaml:4: Service shop/x: spec.ports[0].protocol: \"HTTP\" is no protocol; write TCP, UDP or SCTP; HTTP and the like go into appProtocol",
+        ),
+        (
+            "spec: {type: External, ports: [{port: 80}]}",
+            "t.yaml:4: Service shop/x: spec.type: \"External\" is no type of Service; write ClusterIP, NodePort, LoadBalancer or ExternalName",
+        ),
+        (
+            "spec: {clusterIP: ten, ports: [{port: 80}]}",
+            "t.yaml:4: Service shop/x: spec.clusterIP: \"ten\" is no IP address; write an IPv4 or IPv6 address",
+        ),
+        (
+            "spec: {ports: [null]}",
+            "t.yaml:4: Service shop/x: spec.ports[0]: expected a mapping, found nothing",
+        ),
+        ("spec: {}", "t.yaml:4: Service shop/x: spec.ports: is required; a Service needs at least one port"),
+    ] {
+        check(&core("Service", spec), 0, &[said]);
+    }
+    check(
+        &core("Service", "spec: {prots: [{port: 80}], ports: [{appProtcol: x, port: 1}]}"),
+        1,
+        &[
+            "t.yaml:4: warning: Service shop/x: spec.prots: unknown field, it has no effect",
+            "t.yaml:4: warning: Service shop/x: spec.ports[0].appProtcol: unknown field, it has no effect; did you mean \"appProtocol\"?",
+        ],
+    );
+}
+
+#[test]
+fn endpoint_slices() {
+    let slice = |labels: &str, rest: &str| {
+        format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: x, namespace: shop, labels: {{{labels}}}}}\n{rest}\n"
+        )
+    };
+    let ours = "kubernetes.io/service-name: cart";
+    let Object::EndpointSlice(s) = model(&slice(
+        ours,
+        "addressType: IPv4\nports: [{name: \"\", port: 8080}, {name: any}]\nendpoints:\n- {addresses: [10.0.0.1], nodeName: node-1, zone: z, targetRef: {kind: Pod, name: p}}\n- {addresses: [10.0.0.2], conditions: {ready: false, terminating: true}}\n",
+    )) else {
+        panic!()
+    };
+    assert_eq!(s.service, ObjectKey::new("shop", "cart"));
+    assert_eq!(s.ports.len(), 1, "a port without number is of no use");
+    assert!(
+        s.endpoints[0].ready
+            && s.endpoints[0].serving
+            && !s.endpoints[1].serving
+            && s.endpoints[1].terminating
+    );
+    assert_eq!(s.endpoints[0].pod, Some(ObjectKey::new("shop", "p")));
+    for (labels, rest, said) in [
+        (
+            ours,
+            "addressType: FQDN\nendpoints: []",
+            "t.yaml:4: EndpointSlice shop/x: addressType: slices of names (FQDN) are not served; list IP addresses instead (addressType IPv4 or IPv6)",
+        ),
+        (
+            ours,
+            "addressType: IPv6\nendpoints: [{addresses: [10.0.0.1]}]",
+            "t.yaml:5: EndpointSlice shop/x: endpoints[0].addresses: 10.0.0.1 is in a slice of addressType IPv6; put each family into a slice of its own",
+        ),
+        (
+            ours,
+            "addressType: IPv4\nendpoints: [{addresses: [a]}]",
+            "t.yaml:5: EndpointSlice shop/x: endpoints[0].addresses: \"a\" is no IP address; write an IPv4 or IPv6 address",
+        ),
+        (
+            "",
+            "addressType: IPv4\nendpoints: []",
+            "t.yaml:3: warning: EndpointSlice shop/x: metadata.labels: the slice belongs to no Service and is left out; add the label \"kubernetes.io/service-name: SERVICE\"",
+        ),
+    ] {
+        check(&slice(labels, rest), 0, &[said]);
+    }
+}
+
+#[test]
+fn pods_and_namespaces() {
+    let Object::Pod(p) = model(&core(
+        "Pod",
+        "spec: {nodeName: node-1, serviceAccountName: sa, hostNetwork: true, containers: [{name: c}]}\nstatus: {podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.1}, {ip: \"fd00::1\"}], phase: Succeeded}",
+    )) else {
+        panic!()
+    };
+    assert_eq!((p.ips.len(), &*p.service_account, p.host_network, p.finished), (2, "sa", true, true));
+    let Object::Pod(p) = model(&core("Pod", "status: {podIP: 10.0.0.1}")) else { panic!() };
+    assert_eq!((p.ips.len(), &*p.service_account, &p.node), (1, "default", &None));
+    let (objects, problems) = convert_all(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, creationTimestamp: 2024-01-01T00:00:00Z, labels: {weft.dev/mesh: \"true\"}}\n",
+    );
+    assert_eq!(objects[0].meta().created, 1_704_067_200);
+    assert_eq!(
+        problems,
+        [
+            "t.yaml:3: warning: Namespace shop: metadata.labels[weft.dev/mesh]: \"true\" has no meaning; write \"enabled\" or \"disabled\""
+        ]
+    );
+}
+
+#[test]
+fn metadata_is_checked_for_every_kind() {
+    for (meta, said) in [
+        (
+            "{name: A_b}",
+            "t.yaml:3: ConfigMap default/A_b: metadata.name: \"A_b\" is not allowed as a name; use at most 253 lower-case letters, digits, - and .",
+        ),
+        (
+            "{generateName: a-}",
+            "t.yaml:3: ConfigMap (without name): metadata.name: is required; generateName works in a cluster only",
+        ),
+        (
+            "{name: a, namespace: B}",
+            "t.yaml:3: ConfigMap B/a: metadata.namespace: \"B\" is no namespace name; use at most 63 lower-case letters, digits and -",
+        ),
+        (
+            "{name: a, labels: {x: \"a b\"}}",
+            "t.yaml:3: ConfigMap default/a: metadata.labels.x: \"a b\" is no label value; use at most 63 letters, digits, -, _ and .",
+        ),
+    ] {
+        check(&format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {meta}\n"), 0, &[said]);
+    }
+    check(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, lables: {}}\n",
+        1,
+        &[
+            "t.yaml:3: warning: ConfigMap default/a: metadata.lables: unknown field, it has no effect; did you mean \"labels\"?",
+        ],
+    );
+}
+
+fn tls(chain: &str, key: &str) -> String {
+    let indent = |pem: &str| pem.lines().map(|l| format!("    {l}\n")).collect::<String>();
+    core(
+        "Secret",
+        &format!(
+            "type: kubernetes.io/tls\nstringData:\n  tls.crt: |\n{}  tls.key: |\n{}",
+            indent(chain),
+            indent(key)
+        ),
+    )
+}
+
+#[test]
+fn secrets_hold_a_pair_that_belongs_together() {
+    let CertifiedKey { cert, signing_key } =
+        generate_simple_self_signed(["a.example".to_owned(), "10.0.0.1".to_owned()]).unwrap();
+    let CertifiedKey { signing_key: other, .. } =
+        generate_simple_self_signed(["b.example".to_owned()]).unwrap();
+    let Object::Secret(s) = model(&tls(&cert.pem(), &signing_key.serialize_pem())) else { panic!() };
+    let SecretData::Tls(pair) = &s.data else { panic!("{s:?}") };
+    assert_eq!(pair.names.iter().map(|n| &**n).collect::<Vec<_>>(), ["a.example", "10.0.0.1"]);
+    for (chain, key, said) in [
+        (cert.pem(), other.serialize_pem(), "tls.key does not belong to the first certificate of tls.crt"),
+        (
+            cert.pem(),
+            "x".into(),
+            "tls.key: no PEM private key (PKCS#8, PKCS#1 or SEC1) found; is it encrypted?",
+        ),
+        ("x".into(), other.serialize_pem(), "tls.crt: no PEM certificate found"),
+        (
+            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".into(),
+            other.serialize_pem(),
+            "tls.crt: certificate 1 is no X.509",
+        ),
+    ] {
+        check(
+            &tls(&chain, &key),
+            1,
+            &[&format!("t.yaml:1: Secret shop/x: data: {said}; listeners that use it cannot serve TLS")],
+        );
+    }
+    check(
+        &core("Secret", "type: kubernetes.io/tls\ndata: {tls.crt: \"\"}"),
+        0,
+        &[
+            "t.yaml:5: Secret shop/x: data[tls.key]: is required; a Secret of type kubernetes.io/tls has tls.crt and tls.key",
+        ],
+    );
+    check(
+        &core("Secret", "data: {a: \"%\"}"),
+        0,
+        &[
+            "t.yaml:4: Secret shop/x: data.a: is not base64; write plain text into \"stringData\" instead of \"data\"",
+        ],
+    );
+    let said = "t.yaml:4: Secret shop/x: stringData.pin: expected text; put it in quotes";
+    check(&core("Secret", "stringData: {pin: 1234}"), 0, &[said]);
+    check(&core("Secret", "data: {password: aGVsbG8=}"), 1, &[]);
+}
+
+#[test]
+fn ca_bundles() {
+    let CertifiedKey { cert, .. } = generate_simple_self_signed(["ca".to_owned()]).unwrap();
+    let pem: String = cert.pem().repeat(2).lines().map(|l| format!("    {l}\n")).collect();
+    let Object::ConfigMap(c) = model(&core("ConfigMap", &format!("data:\n  ca.crt: |\n{pem}"))) else {
+        panic!()
+    };
+    assert_eq!(c.ca.as_ref().expect("ca").as_ref().expect("good").0.len(), 2);
+    check(
+        &core("ConfigMap", "data: {ca.crt: x}"),
+        1,
+        &[
+            "t.yaml:4: ConfigMap shop/x: data[ca.crt]: ca.crt: no PEM certificate found; policies that use it trust nothing",
+        ],
+    );
+    check(&core("ConfigMap", "data: {other: x}"), 1, &[]);
+}

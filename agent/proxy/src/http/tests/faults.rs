@@ -1,0 +1,286 @@
+//! What goes wrong behind us, and what the client sees of it.
+
+use super::support::*;
+use crate::http::REASON_HEADER;
+use http::{HeaderValue, Request};
+use http_body_util::BodyExt;
+use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+use weft_core::{
+    config::{AppProtocol, HttpRule},
+    model::{Retry, RouteKind},
+};
+
+fn retry(attempts: u32, codes: &[u16]) -> Option<Arc<Retry>> {
+    Some(Arc::new(Retry { codes: codes.to_vec(), attempts, backoff: Some(Duration::from_millis(1)) }))
+}
+
+/// A bed with one rule in front of `app`.
+fn bed(app: &App, edit: impl FnOnce(&mut HttpRule)) -> Rc<Bed> {
+    let mut world = World::default();
+    let only = world.service(backend("app", AppProtocol::Http), &[app.addr]);
+    let mut rule = rule(to(&only));
+    edit(&mut rule);
+    Bed::new(world.frontend(&only, Some(vec![(prefix("/"), rule)])))
+}
+
+#[test]
+fn retries_listed_codes_exactly_as_often_as_asked() {
+    run(async {
+        for (fails, attempts, code, asked) in [(2, 2, 200, 3), (3, 2, 503, 3), (1, 0, 503, 1), (9, 5, 503, 6)]
+        {
+            let app = App::start(move |_, n| {
+                Box::pin(async move { text(if n <= fails { 503 } else { 200 }, "x") })
+            })
+            .await;
+            let bed = bed(&app, |r| r.retry = retry(attempts, &[503]));
+            assert_eq!(get(bed.mesh().await, "/").await.0, code, "{fails} {attempts}");
+            assert_eq!(app.count(), asked, "{fails} {attempts}");
+        }
+    });
+}
+
+#[test]
+fn does_not_retry_other_codes_and_replays_small_bodies() {
+    run(async {
+        let app = App::start(|_, n| Box::pin(async move { text(if n == 1 { 503 } else { 500 }, "x") })).await;
+        let bed = bed(&app, |r| r.retry = retry(5, &[503]));
+        let request = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\nconnection: close\r\n\r\nbody";
+        assert_eq!(parse(&raw(bed.mesh().await, request).await).0, 500);
+        let bodies: Vec<_> = app.seen.borrow().iter().map(|s| s.body.clone()).collect();
+        assert_eq!(bodies, ["body", "body"]);
+    });
+}
+
+#[test]
+fn does_not_replay_a_body_beyond_the_bound() {
+    run(async {
+        let app = App::start(|_, _| Box::pin(async { text(503, "x") })).await;
+        let bed = bed(&app, |r| r.retry = retry(5, &[503]));
+        let data = bytes::Bytes::from(vec![7; super::super::body::REPLAY_BYTES_MAX + 1]);
+        let whole = http_body_util::Full::new(data).map_err(|e| match e {}).boxed_unsync();
+        let request = Request::post("/").header("host", "a").body(whole).unwrap();
+        let answer = h1_client(bed.mesh().await).await.send_request(request).await.unwrap();
+        assert_eq!((answer.status().as_u16(), app.count()), (503, 1));
+    });
+}
+
+#[test]
+fn another_endpoint_is_tried_when_one_refuses() {
+    run(async {
+        let app = App::named("app").await;
+        let dead = nobody().await;
+        let mut world = World::default();
+        let both = world.service(backend("app", AppProtocol::Http), &[dead, app.addr]);
+        let bed = Bed::new(world.frontend(&both, None));
+        let mesh = bed.mesh().await;
+        for _ in 0..20 {
+            assert_eq!(get(mesh, "/").await, (200, "app".into()));
+        }
+    });
+}
+
+#[test]
+fn says_why_there_is_no_answer() {
+    run(async {
+        let garbage = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let garbage_addr = garbage.local_addr().unwrap();
+        tokio::task::spawn_local(async move {
+            while let Ok((mut io, _)) = garbage.accept().await {
+                let _ = io.read(&mut [0; 1024]).await;
+                let _ = io.write_all(b"220 smtp.example ESMTP\r\n").await;
+            }
+        });
+        let closes = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let closes_addr = closes.local_addr().unwrap();
+        tokio::task::spawn_local(async move {
+            while let Ok((mut io, _)) = closes.accept().await {
+                let _ = io.read(&mut [0; 1024]).await;
+            }
+        });
+        let cases = [
+            (vec![nobody().await], 503, "connect_failed", "14"),
+            (vec![], 503, "no_endpoint", "14"),
+            (vec![garbage_addr], 502, "upstream_protocol", "14"),
+            (vec![closes_addr], 502, "upstream_reset", "14"),
+        ];
+        for (endpoints, code, reason, grpc) in cases {
+            let mut world = World::default();
+            let only = world.service(backend("app", AppProtocol::Http), &endpoints);
+            let bed = Bed::new(world.frontend(&only, None));
+            let mesh = bed.mesh().await;
+            let answer =
+                raw(mesh, "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+                    .await;
+            assert_eq!(parse(&answer).0, code, "{answer}");
+            assert!(answer.contains(&format!("x-weft-reason: {reason}\r\n")), "{answer}");
+            assert!(parse(&answer).1.contains("trace: "), "{answer}");
+            assert!(bed.metrics().contains(reason), "{}", bed.metrics());
+            let request =
+                Request::post("http://a/s/m").header("content-type", "application/grpc").body(body(""));
+            let answer = h2_client(mesh).await.send_request(request.unwrap()).await.unwrap();
+            assert_eq!(
+                (answer.status().as_u16(), &answer.headers()["grpc-status"]),
+                (200, &grpc.parse::<HeaderValue>().unwrap())
+            );
+            assert!(answer.headers().contains_key(REASON_HEADER));
+        }
+    });
+}
+
+#[test]
+fn grpc_without_a_route_is_unimplemented() {
+    run(async {
+        let app = App::named("app").await;
+        let mut world = World::default();
+        let only = world.service(backend("app", AppProtocol::Grpc), &[app.addr]);
+        let mut grpc = rule(to(&only));
+        grpc.id.kind = RouteKind::Grpc;
+        let bed = Bed::new(world.frontend(&only, Some(vec![(prefix("/known"), grpc)])));
+        let request =
+            Request::post("http://a/un/known").header("content-type", "application/grpc").body(body(""));
+        let answer = h2_client(bed.mesh().await).await.send_request(request.unwrap()).await.unwrap();
+        assert_eq!(answer.headers()["grpc-status"], "12");
+    });
+}
+
+/// Accepts, reads, and says nothing.
+async fn stalled() -> (App, Rc<Cell<u32>>) {
+    let closed = Rc::new(Cell::new(0));
+    let count = Rc::clone(&closed);
+    let app = App::start(move |_, _| {
+        struct Gone(Rc<Cell<u32>>);
+        impl Drop for Gone {
+            fn drop(&mut self) {
+                self.0.set(self.0.get() + 1);
+            }
+        }
+        let gone = Gone(Rc::clone(&count));
+        Box::pin(async move {
+            let _gone = gone;
+            std::future::pending().await
+        })
+    })
+    .await;
+    (app, closed)
+}
+
+#[test]
+fn timeouts_answer_504_and_let_go_of_the_upstream() {
+    run(async {
+        let ms = Duration::from_millis;
+        // request, backendRequest, attempts, requests that the upstream gets
+        let cases = [
+            (Some(ms(40)), None, 0, 1),
+            (None, Some(ms(40)), 0, 1),
+            (None, Some(ms(40)), 2, 3),
+            // The request's timeout ends the retries.
+            (Some(ms(100)), Some(ms(60)), 9, 2),
+        ];
+        for (request, backend_request, attempts, asked) in cases {
+            let (app, closed) = stalled().await;
+            let bed = bed(&app, |r| {
+                r.timeouts.request = request;
+                r.timeouts.backend_request = backend_request;
+                r.retry = (attempts > 0).then(|| retry(attempts, &[]).unwrap());
+            });
+            let answer =
+                raw(bed.mesh().await, "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+            assert_eq!(parse(&answer).0, 504, "{answer}");
+            assert!(answer.contains("x-weft-reason: timeout"), "{answer}");
+            assert_eq!(app.count(), asked, "{request:?} {backend_request:?} {attempts}");
+            while closed.get() < asked as u32 {
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+}
+
+#[test]
+fn the_request_timeout_cuts_a_body_that_stalls() {
+    run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut world = World::default();
+        let only = world.service(backend("app", AppProtocol::Http), &[listener.local_addr().unwrap()]);
+        let mut rule = rule(to(&only));
+        rule.timeouts.request = Some(Duration::from_millis(50));
+        let bed = Bed::new(world.frontend(&only, Some(vec![(prefix("/"), rule)])));
+        tokio::task::spawn_local(async move {
+            let (mut io, _) = listener.accept().await.unwrap();
+            let _ = io.read(&mut [0; 1024]).await;
+            io.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await.unwrap();
+            std::future::pending::<()>().await;
+        });
+        let answer = raw(bed.mesh().await, "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+        assert_eq!(parse(&answer), (200, "half".into()));
+        assert!(bed.metrics().contains("timeout"), "{}", bed.metrics());
+    });
+}
+
+#[test]
+fn a_kept_connection_that_the_server_closed_is_no_failure() {
+    run(async {
+        // Answers one request on each connection, then closes it without having said so.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut world = World::default();
+        let only = world.service(backend("app", AppProtocol::Http), &[listener.local_addr().unwrap()]);
+        let bed = Bed::new(world.frontend(&only, None));
+        tokio::task::spawn_local(async move {
+            while let Ok((mut io, _)) = listener.accept().await {
+                tokio::task::spawn_local(async move {
+                    if io.read(&mut [0; 1024]).await.is_ok_and(|n| n > 0) {
+                        io.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+                    }
+                    // The next request is read, and then cut off without a byte: the worst moment.
+                    let _ = io.read(&mut [0; 1024]).await;
+                });
+            }
+        });
+        let mut client = h1_client(bed.mesh().await).await;
+        for _ in 0..20 {
+            client.ready().await.unwrap();
+            let request = Request::get("/").header("host", "app").body(body("")).unwrap();
+            let answer = client.send_request(request).await.unwrap();
+            assert_eq!(answer.status(), 200);
+            answer.into_body().collect().await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_draining_share_ends_http1_at_a_message_boundary() {
+    run(async {
+        let app = App::named("app").await;
+        let bed = bed(&app, |_| {});
+        let mesh = bed.mesh().await;
+        let mut idle = TcpStream::connect(mesh).await.unwrap();
+        idle.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let mut answer = [0; 1024];
+        assert!(idle.read(&mut answer).await.unwrap() > 0);
+        let mut h2 = h2_client(mesh).await;
+        let request = || Request::get("http://a/").body(body("")).unwrap();
+        assert_eq!(h2.send_request(request()).await.unwrap().status(), 200);
+        bed.share.drain().begin();
+        assert_eq!(idle.read(&mut answer).await.unwrap(), 0, "an idle connection ends");
+        while h2.ready().await.is_ok() && !h2.is_closed() {
+            tokio::task::yield_now().await;
+        }
+    });
+}
+
+#[test]
+fn idle_connections_are_reused_and_bounded_by_need() {
+    run(async {
+        let app = App::named("app").await;
+        let bed = bed(&app, |_| {});
+        let mesh = bed.mesh().await;
+        for _ in 0..30 {
+            assert_eq!(get(mesh, "/").await.0, 200);
+        }
+        // Thirty client connections, one at a time: one upstream connection.
+        assert_eq!((app.connections.get(), bed.http.pool(bed.share.key()).idle()), (1, 1));
+    });
+}

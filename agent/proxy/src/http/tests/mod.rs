@@ -1,0 +1,7 @@
+//! The HTTP path from a client's bytes to an upstream's and back, on loopback.
+
+mod support;
+
+mod faults;
+mod routing;
+mod streams;

@@ -1,0 +1,434 @@
+//! A data plane's HTTP path in one thread: a listener in front, scripted upstreams behind, a Config built by hand.
+
+use crate::{
+    context::{Limits, Peer, ShareKey, Shared, Sockets, Source},
+    dial::{Dial, Upstream, UpstreamInfo},
+    drain::Drain,
+    error::{ProxyError, Reason, Retryable},
+    http::{Entrance, GatewayEntrance, HttpConn, HttpVersion, HttpWorker, respond, serve},
+    share::{Share, ShareLimits},
+    telemetry::{Telemetry, TelemetryConfig},
+};
+use bytes::Bytes;
+use futures_util::future::LocalBoxFuture;
+use http::{HeaderMap, Request, Response};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::TokioIo;
+use std::{
+    cell::{Cell, RefCell},
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    runtime::LocalOptions,
+};
+use weft_core::{
+    balance::Weighted,
+    config::{
+        Action, AppProtocol, Backend, BackendKey, Config, Endpoint, EndpointSet, FailReason, FilterChain,
+        Frontend, GatewayConfig, HttpBackend, HttpListener, HttpRule, MeshRoutes, PortConfig, RuleId,
+        Transport,
+    },
+    matching::{Entry, HostMap, Order, RouteTable},
+    model::{Hostname, Match, MtlsMode, ObjectKey, PathMatch, RouteKind, SpiffeId, Timeouts, Workload},
+};
+
+/// The Service's address in every test.
+pub(super) const FRONTEND: ([u8; 4], u16) = ([10, 0, 0, 1], 80);
+pub(super) const GATEWAY_PORT: u16 = 8080;
+
+/// Runs a test on a runtime like a worker's. Nothing here takes long: a test that hangs fails.
+pub(super) fn run(test: impl Future<Output = ()> + 'static) {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+    runtime.unwrap().block_on(async {
+        tokio::time::timeout(Duration::from_secs(30), test).await.expect("the test hangs");
+    });
+}
+
+/// Plain TCP to endpoints, counted.
+#[derive(Default)]
+pub(super) struct Plain {
+    pub(super) dials: Rc<Cell<u32>>,
+}
+
+impl Dial for Plain {
+    type Io = TcpStream;
+
+    async fn dial(
+        &self,
+        _: &Rc<Source>,
+        endpoint: &Endpoint,
+        _: bool,
+    ) -> Result<Upstream<TcpStream>, ProxyError> {
+        self.dials.set(self.dials.get() + 1);
+        let io = TcpStream::connect(endpoint.addr).await.map_err(|e| ProxyError {
+            retry: Retryable::Yes,
+            ..respond::error(Reason::ConnectFailed, e.to_string())
+        })?;
+        Ok(Upstream { io, info: UpstreamInfo { addr: endpoint.addr, identity: None } })
+    }
+}
+
+#[derive(Debug)]
+struct NoSockets;
+
+impl Sockets for NoSockets {
+    fn tcp(&self, _: bool) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// The HTTP path with a listener in front.
+pub(super) struct Bed {
+    pub(super) shared: Arc<Shared>,
+    pub(super) http: Rc<HttpWorker<Plain>>,
+    pub(super) share: Rc<Share>,
+    pub(super) dials: Rc<Cell<u32>>,
+}
+
+impl Bed {
+    pub(super) fn new(config: Config) -> Rc<Self> {
+        let telemetry = Telemetry::detached(TelemetryConfig {
+            access_log: crate::telemetry::AccessLogConfig {
+                output: crate::telemetry::AccessLogOutput::Off,
+                ..Default::default()
+            },
+            ..TelemetryConfig::default()
+        });
+        let limits = Limits::default();
+        let shared = Arc::new(Shared::new(limits, telemetry.unwrap()));
+        shared.config.store(Arc::new(config));
+        let key = ShareKey::Pod(ObjectKey::new("client", "curl"));
+        let share = Share::start(key, ShareLimits::from(&limits), Drain::new(), Arc::default());
+        let plain = Plain::default();
+        let dials = Rc::clone(&plain.dials);
+        let http = HttpWorker::new(Arc::clone(&shared), plain, shared.telemetry.worker(), 42);
+        Rc::new(Self { shared, http, share, dials })
+    }
+
+    /// Listens as 15001 would, for connections to [`FRONTEND`].
+    pub(super) async fn mesh(self: &Rc<Self>) -> SocketAddr {
+        self.listen(Entrance::Mesh { frontend: FRONTEND.into() }, None).await
+    }
+
+    /// Listens as a Gateway's HTTP port.
+    pub(super) async fn gateway(self: &Rc<Self>) -> SocketAddr {
+        let gateway = ObjectKey::new("infra", "edge");
+        self.listen(Entrance::Gateway(GatewayEntrance { gateway, port: GATEWAY_PORT, tls: None }), None).await
+    }
+
+    pub(super) async fn listen(
+        self: &Rc<Self>,
+        entrance: Entrance,
+        version: Option<HttpVersion>,
+    ) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let bed = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            while let Ok((io, peer)) = listener.accept().await {
+                let conn = HttpConn {
+                    http: Rc::clone(&bed.http),
+                    share: Rc::clone(&bed.share),
+                    source: bed.source(),
+                    peer: Peer { ip: peer.ip(), port: peer.port() },
+                    entrance: entrance.clone(),
+                };
+                bed.share.spawn(serve(io, version, conn));
+            }
+        });
+        addr
+    }
+
+    pub(super) fn swap(&self, config: Config) {
+        self.shared.config.store(Arc::new(config));
+    }
+
+    /// The metrics, as scraped.
+    pub(super) fn metrics(&self) -> String {
+        self.shared.telemetry.render_metrics(false)
+    }
+
+    fn source(&self) -> Rc<Source> {
+        let pod = ObjectKey::new("client", "curl");
+        let workload = Arc::new(Workload {
+            identity: SpiffeId::new("cluster.local", "client", "default"),
+            pod: pod.clone(),
+            ips: Vec::new(),
+            node: None,
+            enrolled: true,
+            mode: MtlsMode::Permissive,
+            app: "curl".into(),
+        });
+        Rc::new(Source { share: ShareKey::Pod(pod), workload, identity: None, sockets: Arc::new(NoSockets) })
+    }
+}
+
+/// Builds a Config.
+#[derive(Default)]
+pub(super) struct World(pub(super) Config);
+
+pub(super) fn backend(name: &str, protocol: AppProtocol) -> Backend {
+    let key = BackendKey { service: ObjectKey::new("shop", name), port: 80, transport: Transport::Tcp };
+    Backend { key, protocol, tls: None, client_ip_affinity: false }
+}
+
+impl World {
+    /// A Service with these endpoints.
+    pub(super) fn service(&mut self, backend: Backend, endpoints: &[SocketAddr]) -> Arc<Backend> {
+        let ready =
+            endpoints.iter().map(|addr| Endpoint { addr: *addr, workload: None, zone: None }).collect();
+        self.0.endpoints.insert(backend.key.clone(), Arc::new(EndpointSet { ready }));
+        Arc::new(backend)
+    }
+
+    /// [`FRONTEND`], in front of `default`, with these producer routes.
+    pub(super) fn frontend(
+        mut self,
+        default: &Arc<Backend>,
+        routes: Option<Vec<(Match, HttpRule)>>,
+    ) -> Config {
+        let frontend = Frontend {
+            service: default.key.service.clone(),
+            port: 80,
+            protocol: default.protocol,
+            producer: routes.map(|routes| MeshRoutes::Http(table(routes))),
+            consumers: Default::default(),
+            default: Arc::clone(default),
+        };
+        self.0.frontends.insert(FRONTEND.into(), Arc::new(frontend));
+        self.0
+    }
+
+    /// A Gateway with one HTTP port and a listener for each hostname.
+    pub(super) fn gateway(self, listeners: Vec<(Option<&str>, Vec<(Match, HttpRule)>)>) -> Config {
+        let hosts = listeners.into_iter().map(|(host, routes)| {
+            let hostname = host.map(|h| Hostname::parse(h).unwrap());
+            let listener =
+                HttpListener { name: "http".into(), hostname: hostname.clone(), table: table(routes) };
+            (hostname, Arc::new(listener))
+        });
+        let port = PortConfig::Http(HostMap::build(hosts));
+        self.gateway_port(GATEWAY_PORT, port)
+    }
+
+    pub(super) fn gateway_port(mut self, port: u16, config: PortConfig) -> Config {
+        let key = ObjectKey::new("infra", "edge");
+        let gateway = GatewayConfig {
+            key: key.clone(),
+            identity: SpiffeId::new("cluster.local", "infra", "edge-weft"),
+            addresses: vec![[127, 0, 0, 1].into()],
+            ports: [((port, Transport::Tcp), config)].into(),
+            backend_client_certificate: None,
+        };
+        self.0.gateways = Arc::new([(key, Arc::new(gateway))].into());
+        self.0
+    }
+}
+
+fn table(routes: Vec<(Match, HttpRule)>) -> Arc<RouteTable<Arc<HttpRule>>> {
+    let entry = |(i, (matcher, policy)): (usize, (Match, HttpRule))| Entry {
+        hostname: None,
+        matcher,
+        order: Order { created: 0, route: policy.id.route.clone(), rule: i as u16, matched: 0 },
+        policy: Arc::new(policy),
+    };
+    Arc::new(RouteTable::build(routes.into_iter().enumerate().map(entry).collect()))
+}
+
+pub(super) fn prefix(path: &str) -> Match {
+    Match { path: Some(PathMatch::Prefix(path.into())), ..Match::default() }
+}
+
+pub(super) fn rule(action: Action) -> HttpRule {
+    HttpRule {
+        id: RuleId { kind: RouteKind::Http, route: ObjectKey::new("shop", "route"), index: 0, name: None },
+        label: "/".into(),
+        filters: FilterChain::default(),
+        action,
+        timeouts: Timeouts::default(),
+        retry: None,
+        session: None,
+    }
+}
+
+pub(super) fn to(backend: &Arc<Backend>) -> Action {
+    split(vec![(1, Ok(Arc::clone(backend)))])
+}
+
+pub(super) fn split(targets: Vec<(u32, Result<Arc<Backend>, FailReason>)>) -> Action {
+    let target = |(weight, target)| (weight, HttpBackend { target, filters: FilterChain::default() });
+    Action::Forward(Weighted::build(targets.into_iter().map(target)).unwrap())
+}
+
+/// What an upstream saw.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    pub(super) method: String,
+    pub(super) uri: String,
+    pub(super) version: http::Version,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+    pub(super) trailers: Option<HeaderMap>,
+}
+
+impl Seen {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|v| v.to_str().unwrap())
+    }
+}
+
+pub(super) type Reply = Response<UnsyncBoxBody<Bytes, io::Error>>;
+type Handler = Rc<dyn Fn(Seen, u32) -> LocalBoxFuture<'static, Reply>>;
+
+/// A scripted upstream; reads each request whole, then answers.
+#[derive(Clone)]
+pub(super) struct App {
+    pub(super) addr: SocketAddr,
+    pub(super) seen: Rc<RefCell<Vec<Seen>>>,
+    pub(super) connections: Rc<Cell<u32>>,
+}
+
+#[derive(Clone)]
+pub(super) struct LocalExec;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExec {
+    fn execute(&self, task: F) {
+        tokio::task::spawn_local(async move {
+            task.await;
+        });
+    }
+}
+
+pub(super) fn text(code: u16, body: &'static str) -> Reply {
+    let body =
+        Full::new(Bytes::from_static(body.as_bytes())).map_err(|e: Infallible| match e {}).boxed_unsync();
+    Response::builder().status(code).body(body).unwrap()
+}
+
+impl App {
+    /// Answers 200 with its name.
+    pub(super) async fn named(name: &'static str) -> Self {
+        Self::start(move |_, _| Box::pin(async move { text(200, name) })).await
+    }
+
+    /// `handler` gets the request and its number, from 1.
+    pub(super) async fn start(
+        handler: impl Fn(Seen, u32) -> LocalBoxFuture<'static, Reply> + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let app =
+            Self { addr: listener.local_addr().unwrap(), seen: Rc::default(), connections: Rc::default() };
+        let (of, handler): (Self, Handler) = (app.clone(), Rc::new(handler));
+        tokio::task::spawn_local(async move {
+            while let Ok((io, _)) = listener.accept().await {
+                of.connections.set(of.connections.get() + 1);
+                tokio::task::spawn_local(of.clone().serve(io, Rc::clone(&handler)));
+            }
+        });
+        app
+    }
+
+    async fn serve(self, io: TcpStream, handler: Handler) {
+        let mut first = [0; 3];
+        if io.peek(&mut first).await.is_err() {
+            return;
+        }
+        let service = service_fn(move |request: Request<Incoming>| {
+            let (app, handler) = (self.clone(), Rc::clone(&handler));
+            async move {
+                let (parts, body) = request.into_parts();
+                let collected = body.collect().await?;
+                let seen = Seen {
+                    method: parts.method.to_string(),
+                    uri: parts.uri.to_string(),
+                    version: parts.version,
+                    headers: parts.headers,
+                    trailers: collected.trailers().cloned(),
+                    body: collected.to_bytes(),
+                };
+                app.seen.borrow_mut().push(seen.clone());
+                let number = app.seen.borrow().len() as u32;
+                Ok::<_, hyper::Error>(handler(seen, number).await)
+            }
+        });
+        // An error is the test's own doing.
+        let _ = if &first == b"PRI" {
+            hyper::server::conn::http2::Builder::new(LocalExec)
+                .serve_connection(TokioIo::new(io), service)
+                .await
+        } else {
+            hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(io), service).await
+        };
+    }
+
+    pub(super) fn last(&self) -> Seen {
+        self.seen.borrow().last().cloned().expect("the upstream was asked")
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.seen.borrow().len()
+    }
+}
+
+/// An address where nobody listens.
+pub(super) async fn nobody() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+/// Sends bytes, ends the request side by `Connection: close` in them, and reads the answer to its end.
+pub(super) async fn raw(addr: SocketAddr, request: &str) -> String {
+    let mut io = TcpStream::connect(addr).await.unwrap();
+    io.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    // A reset after the answer is an end as well.
+    let _ = io.read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+pub(super) async fn get(addr: SocketAddr, path: &str) -> (u16, String) {
+    let answer = raw(addr, &format!("GET {path} HTTP/1.1\r\nhost: shop\r\nconnection: close\r\n\r\n")).await;
+    parse(&answer)
+}
+
+/// Status and body (with chunk marks, if any).
+pub(super) fn parse(answer: &str) -> (u16, String) {
+    let code = answer.get(9..12).and_then(|c| c.parse().ok()).unwrap_or(0);
+    let body = answer.split_once("\r\n\r\n").map(|(_, b)| b.to_owned()).unwrap_or_default();
+    (code, body)
+}
+
+pub(super) type Body2 = UnsyncBoxBody<Bytes, io::Error>;
+
+/// An HTTP/2 client with prior knowledge.
+pub(super) async fn h2_client(addr: SocketAddr) -> hyper::client::conn::http2::SendRequest<Body2> {
+    let io = TcpStream::connect(addr).await.unwrap();
+    let (sender, conn) = hyper::client::conn::http2::handshake(LocalExec, TokioIo::new(io)).await.unwrap();
+    tokio::task::spawn_local(async move {
+        let _ = conn.await;
+    });
+    sender
+}
+
+/// An HTTP/1.1 client on one connection.
+pub(super) async fn h1_client(addr: SocketAddr) -> hyper::client::conn::http1::SendRequest<Body2> {
+    let io = TcpStream::connect(addr).await.unwrap();
+    let (sender, conn) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await.unwrap();
+    tokio::task::spawn_local(async move {
+        let _ = conn.await;
+    });
+    sender
+}
+
+pub(super) fn body(text: &'static str) -> Body2 {
+    Full::new(Bytes::from_static(text.as_bytes())).map_err(|e: Infallible| match e {}).boxed_unsync()
+}

@@ -1,0 +1,115 @@
+use super::*;
+use crate::l4::pipe::Plain;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    net::{TcpListener, TcpStream},
+};
+
+async fn tcp_pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (client, accepted) = tokio::join!(TcpStream::connect(addr), listener.accept());
+    (client.unwrap(), accepted.unwrap().0)
+}
+
+/// A copy between two in-memory streams; gives the outer ends.
+fn in_memory(
+    early: &'static [u8],
+    drain: Drain,
+) -> (DuplexStream, DuplexStream, impl Future<Output = Copied>) {
+    let (client, downstream) = duplex(64);
+    let (upstream, server) = duplex(64);
+    let copying = async move {
+        bidirectional(Plain(downstream), Plain(upstream), Bytes::from_static(early), &drain).await
+    };
+    (client, server, copying)
+}
+
+#[tokio::test]
+async fn each_direction_ends_by_itself() {
+    let (mut client, mut server, copying) = in_memory(b"early ", Drain::new());
+    let client = async {
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let server = async {
+        let mut question = String::new();
+        // Ends only because the client's end is passed on while its other direction is open.
+        server.read_to_string(&mut question).await.unwrap();
+        server.write_all(b"answer").await.unwrap();
+        drop(server);
+        question
+    };
+    let (answer, question, copied) = tokio::join!(client, server, copying);
+    assert_eq!((&*question, &*answer), ("early question", "answer"));
+    assert_eq!((copied.received, copied.sent), (14, 6));
+    assert!(matches!(copied.end, End::Clean));
+}
+
+#[tokio::test]
+async fn a_reset_is_passed_on() {
+    let (client, downstream) = tcp_pair().await;
+    let (upstream, mut server) = tcp_pair().await;
+    let drain = Drain::new();
+    let copying = bidirectional(downstream, upstream, Bytes::new(), &drain);
+    let resetting = async {
+        crate::transport::connect::reset_on_close(&client);
+        drop(client);
+        server.read(&mut [0; 1]).await
+    };
+    let (copied, read) = tokio::join!(copying, resetting);
+    assert!(matches!(copied.end, End::Downstream(_)), "{copied:?}");
+    assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_passed_deadline_ends_a_copy() {
+    let drain = Drain::new();
+    let (_client, _server, copying) = in_memory(b"", drain.clone());
+    drain.begin();
+    let mut copying = std::pin::pin!(copying);
+    assert!(futures_util::poll!(copying.as_mut()).is_pending(), "an opaque stream outlives the first step");
+    drain.end_now();
+    assert!(matches!(copying.await.end, End::Expired));
+}
+
+#[tokio::test]
+async fn bulk_arrives_whole_both_ways_at_once() {
+    let (client, downstream) = tcp_pair().await;
+    let (upstream, server) = tcp_pair().await;
+    let data: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 253) as u8).collect();
+    let push = |io: TcpStream| {
+        let data = data.clone();
+        async move {
+            let (mut read, mut write) = io.into_split();
+            let mut got = Vec::new();
+            let sending = async {
+                write.write_all(&data).await.unwrap();
+                write.shutdown().await.unwrap();
+            };
+            let (_, read) = tokio::join!(sending, read.read_to_end(&mut got));
+            read.unwrap();
+            got == data
+        }
+    };
+    let drain = Drain::new();
+    let (a, b, copied) =
+        tokio::join!(push(client), push(server), bidirectional(downstream, upstream, Bytes::new(), &drain));
+    assert!(a && b);
+    assert_eq!((copied.received, copied.sent), (3_000_000, 3_000_000));
+}
+
+#[test]
+fn reads_grow_with_a_bulk_flow_and_shrink_after_it() {
+    let mut size = ReadSize::default();
+    let mut seen = vec![size.get()];
+    for n in [16 << 10, 64 << 10, 256 << 10, 256 << 10, 100, 100, 100, 100, 100] {
+        size.learn(n);
+        seen.push(size.get());
+    }
+    let kib: Vec<_> = seen.iter().map(|n| n >> 10).collect();
+    assert_eq!(kib, [16, 64, 256, 256, 256, 128, 64, 32, 16, 16]);
+}

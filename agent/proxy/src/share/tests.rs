@@ -1,0 +1,132 @@
+use super::*;
+use crate::context::ShareKey;
+use tokio::runtime::LocalOptions;
+use weft_core::model::ObjectKey;
+
+fn on_a_worker<T>(work: impl AsyncFnOnce() -> T) -> T {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().event_interval(16).build_local(LocalOptions::default()).unwrap().block_on(work())
+}
+
+fn share(name: &str, limits: ShareLimits) -> Rc<Share> {
+    Share::start(ShareKey::Pod(ObjectKey::new("shop", name)), limits, Drain::new(), Arc::default())
+}
+
+const LIMITS: ShareLimits =
+    ShareLimits { connections_max: 2, handshakes_max: 1, slice: Duration::from_micros(100) };
+
+/// Busy for `work` in each poll, for ever.
+async fn spin(polls: Rc<Cell<u64>>, work: Duration) {
+    loop {
+        let until = Instant::now() + work;
+        while Instant::now() < until {}
+        polls.set(polls.get() + 1);
+        yield_in_share().await;
+    }
+}
+
+/// Ready again at once, as a task whose socket has more.
+async fn yield_in_share() {
+    let mut yielded = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+#[test]
+fn a_crowded_share_gets_no_more_than_a_lonely_one() {
+    on_a_worker(async || {
+        let crowded = share("crowded", LIMITS);
+        let lonely = share("lonely", LIMITS);
+        let (many, one) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let work = Duration::from_micros(20);
+        for _ in 0..200 {
+            crowded.spawn(spin(many.clone(), work));
+        }
+        lonely.spawn(spin(one.clone(), work));
+        while many.get() + one.get() < 4000 {
+            tokio::task::yield_now().await;
+        }
+        // 200 tasks get what one gets; a factor of two for a machine that is busy otherwise.
+        assert!(one.get() * 2 >= many.get(), "{} polls against {}", one.get(), many.get());
+    });
+}
+
+#[test]
+fn a_panic_ends_one_task_only() {
+    on_a_worker(async || {
+        let share = share("a", LIMITS);
+        let (done, wait) = tokio::sync::oneshot::channel();
+        share.spawn(async { panic!("a test's own panic") });
+        share.spawn(async move {
+            tokio::task::yield_now().await;
+            done.send(()).unwrap();
+        });
+        wait.await.unwrap();
+        assert_eq!(share.counters().panics.get(), 1);
+    });
+}
+
+#[test]
+fn connections_and_handshakes_are_bounded() {
+    on_a_worker(async || {
+        let share = share("a", LIMITS);
+        let first = share.admit().unwrap();
+        let second = share.admit().unwrap();
+        assert!(share.admit().is_none());
+        assert_eq!(share.counters().refused.get(), 1);
+        let idle = share.idle();
+        drop((first, second));
+        idle.await;
+
+        let permit = share.handshake().await;
+        let waiting = share.handshake();
+        let mut waiting = std::pin::pin!(waiting);
+        assert!(futures_util::poll!(waiting.as_mut()).is_pending());
+        drop(permit);
+        waiting.await;
+        assert_eq!(share.counters().handshakes_queued.get(), 1);
+    });
+}
+
+#[test]
+fn closing_drops_every_task() {
+    on_a_worker(async || {
+        let share = share("a", LIMITS);
+        let alive = Rc::new(());
+        for _ in 0..10 {
+            let held = (alive.clone(), share.clone());
+            share.spawn(async move {
+                std::future::pending::<()>().await;
+                drop(held);
+            });
+        }
+        tokio::task::yield_now().await;
+        share.close();
+        assert_eq!(Rc::strong_count(&alive), 1);
+        share.spawn(async move { drop(alive) });
+        assert_eq!(Rc::strong_count(&share), 1);
+    });
+}
+
+#[test]
+fn sockets_and_timers_wake_a_share() {
+    on_a_worker(async || {
+        let share = share("a", LIMITS);
+        let (done, wait) = tokio::sync::oneshot::channel();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        share.spawn(async move {
+            let (accepted, _) = listener.accept().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            done.send(accepted).unwrap();
+        });
+        let _client = tokio::net::TcpStream::connect(addr).await.unwrap();
+        wait.await.unwrap();
+    });
+}

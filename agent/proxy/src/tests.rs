@@ -1,0 +1,376 @@
+//! Two pods on loopback addresses, through the whole path: capture, decision, tunnel, application.
+
+use crate::{
+    fixtures::{Mesh, TestPod, endpoint},
+    pods::DataPlane,
+};
+use std::{io, net::SocketAddr, time::Duration};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+use weft_core::{config::AppProtocol, model::MtlsMode};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An application that says `banner`, then echoes until its client ends; gives where, and who connected.
+async fn echo(ip: &str, banner: &'static str) -> (SocketAddr, tokio::sync::mpsc::Receiver<SocketAddr>) {
+    let listener = TcpListener::bind((ip, 0)).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (seen, clients) = tokio::sync::mpsc::channel(64);
+    tokio::spawn(async move {
+        while let Ok((mut io, peer)) = listener.accept().await {
+            let seen = seen.clone();
+            tokio::spawn(async move {
+                let _ = seen.send(peer).await;
+                let (mut read, mut write) = io.split();
+                let _ = write.write_all(banner.as_bytes()).await;
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+                let _ = write.shutdown().await;
+            });
+        }
+    });
+    (addr, clients)
+}
+
+/// Connects as the application in `pod` would to `to`.
+async fn call(pod: &TestPod, to: SocketAddr) -> TcpStream {
+    pod.sockets.going_to(to);
+    TcpStream::connect(pod.outbound).await.unwrap()
+}
+
+/// Says `request`, ends its direction, and reads all.
+async fn exchange(mut io: TcpStream, request: &[u8]) -> io::Result<Vec<u8>> {
+    let work = async move {
+        io.write_all(request).await?;
+        io.shutdown().await?;
+        let mut answer = Vec::new();
+        io.read_to_end(&mut answer).await?;
+        Ok(answer)
+    };
+    timeout(PATIENCE, work).await.expect("an answer in time")
+}
+
+/// The connection is reset; that may be seen by connect already.
+async fn assert_reset(to: SocketAddr) {
+    let end = async { TcpStream::connect(to).await?.read(&mut [0; 1]).await };
+    let end = timeout(PATIENCE, end).await.expect("an end in time");
+    assert_eq!(end.expect_err("a reset").kind(), io::ErrorKind::ConnectionReset);
+}
+
+/// What the application in `pod` calls is reset.
+async fn assert_call_reset(pod: &TestPod, to: SocketAddr) {
+    pod.sockets.going_to(to);
+    assert_reset(pod.outbound).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn opaque_bytes_cross_a_tunnel_and_keep_the_clients_address() {
+    let mesh = Mesh::start(2);
+    let client = mesh.pod("a", "127.10.1.1", MtlsMode::Strict).await;
+    let server = mesh.pod("b", "127.10.1.2", MtlsMode::Strict).await;
+    let (addr, mut clients) = echo("127.10.1.2", "").await;
+    let opaque = mesh.service("db", AppProtocol::Opaque, &[endpoint(addr, Some(&server.workload))]);
+    for to in [opaque, addr] {
+        let answer = exchange(call(&client, to).await, b"hello").await.unwrap();
+        assert_eq!(answer, b"hello");
+        assert_eq!(clients.recv().await.unwrap().ip(), client.workload.ips[0]);
+    }
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_transfer_arrives_whole() {
+    let mesh = Mesh::start(1);
+    let client = mesh.pod("a", "127.10.2.1", MtlsMode::Strict).await;
+    let server = mesh.pod("b", "127.10.2.2", MtlsMode::Strict).await;
+    let (addr, _clients) = echo("127.10.2.2", "").await;
+    let to = mesh.service("db", AppProtocol::Opaque, &[endpoint(addr, Some(&server.workload))]);
+    let sent: Vec<u8> = (0..8_000_000_u32).map(|i| (i % 251) as u8).collect();
+    let (mut read, mut write) = call(&client, to).await.into_split();
+    let copy = sent.clone();
+    let writer = tokio::spawn(async move {
+        write.write_all(&copy).await?;
+        write.shutdown().await
+    });
+    let mut got = Vec::new();
+    timeout(PATIENCE, read.read_to_end(&mut got)).await.unwrap().unwrap();
+    writer.await.unwrap().unwrap();
+    assert!(got == sent, "{} of {} bytes", got.len(), sent.len());
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_banner_needs_no_word_of_the_client() {
+    let mesh = Mesh::start(1);
+    let client = mesh.pod("a", "127.10.3.1", MtlsMode::Strict).await;
+    let server = mesh.pod("b", "127.10.3.2", MtlsMode::Strict).await;
+    let (addr, _clients) = echo("127.10.3.2", "220 ready\r\n").await;
+    let to = mesh.service("mail", AppProtocol::Unknown, &[endpoint(addr, Some(&server.workload))]);
+    // The second connection knows that this port is not HTTP.
+    for _ in 0..2 {
+        let mut io = call(&client, to).await;
+        let mut banner = [0; 11];
+        timeout(PATIENCE, io.read_exact(&mut banner)).await.unwrap().unwrap();
+        assert_eq!(&banner, b"220 ready\r\n");
+        assert_eq!(exchange(io, b"QUIT\r\n").await.unwrap(), b"QUIT\r\n");
+    }
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_speaks_first_is_passed_on() {
+    let mesh = Mesh::start(1);
+    let client = mesh.pod("a", "127.10.4.1", MtlsMode::Strict).await;
+    let server = mesh.pod("b", "127.10.4.2", MtlsMode::Strict).await;
+    let (addr, _clients) = echo("127.10.4.2", "").await;
+    let to = mesh.service("redis", AppProtocol::Unknown, &[endpoint(addr, Some(&server.workload))]);
+    for request in [&b"*1\r\n$4\r\nPING\r\n"[..], b"G", b""] {
+        assert_eq!(exchange(call(&client, to).await, request).await.unwrap(), request);
+    }
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_is_a_reset() {
+    let mesh = Mesh::start(1);
+    let client = mesh.pod("a", "127.10.5.1", MtlsMode::Strict).await;
+    let server = mesh.pod("b", "127.10.5.2", MtlsMode::Strict).await;
+    let gone = {
+        let listener = TcpListener::bind("127.10.5.2:0").await.unwrap();
+        listener.local_addr().unwrap()
+    };
+    let refusing = [endpoint(gone, Some(&server.workload))];
+    let outside = [endpoint(gone, None)];
+    let cases = [
+        mesh.service("opaque", AppProtocol::Opaque, &refusing),
+        mesh.service("unknown", AppProtocol::Unknown, &refusing),
+        mesh.service("outside", AppProtocol::Opaque, &outside),
+        mesh.service("empty", AppProtocol::Unknown, &[]),
+        gone,
+        SocketAddr::new(client.workload.ips[0], crate::context::HBONE_PORT),
+    ];
+    for to in cases {
+        assert_call_reset(&client, to).await;
+    }
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_endpoint_is_tried_when_one_refuses() {
+    let mesh = Mesh::start(1);
+    let client = mesh.pod("a", "127.10.6.1", MtlsMode::Strict).await;
+    let server = mesh.pod("b", "127.10.6.2", MtlsMode::Strict).await;
+    let (addr, _clients) = echo("127.10.6.2", "").await;
+    let gone: SocketAddr = "127.10.6.2:1".parse().unwrap();
+    let endpoints = [endpoint(gone, Some(&server.workload)), endpoint(addr, Some(&server.workload))];
+    let to = mesh.service("db", AppProtocol::Opaque, &endpoints);
+    for _ in 0..8 {
+        assert_eq!(exchange(call(&client, to).await, b"x").await.unwrap(), b"x");
+    }
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plaintext_is_let_in_or_reset_by_mode() {
+    let mesh = Mesh::start(1);
+    let (addr, mut clients) = echo("127.10.7.2", "").await;
+    let server = mesh.pod("b", "127.10.7.2", MtlsMode::Permissive).await;
+    server.sockets.going_to(addr);
+    let io = TcpStream::connect(server.inbound).await.unwrap();
+    let from = io.local_addr().unwrap().ip();
+    assert_eq!(exchange(io, b"hi").await.unwrap(), b"hi");
+    assert_eq!(clients.recv().await.unwrap().ip(), from);
+    // An edit of the mode counts for the next connection.
+    let mut strict = (*server.workload).clone();
+    strict.mode = MtlsMode::Strict;
+    let strict = std::sync::Arc::new(strict);
+    mesh.configure(|config| {
+        config.workloads.insert(strict.ips[0], strict.clone());
+    });
+    assert_reset(server.inbound).await;
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_not_who_he_should_be_is_not_called() {
+    let mesh = Mesh::start(1);
+    let client = mesh.pod("a", "127.10.8.1", MtlsMode::Strict).await;
+    let server = mesh.pod("b", "127.10.8.2", MtlsMode::Strict).await;
+    let (addr, _clients) = echo("127.10.8.2", "").await;
+    let mut other = (*server.workload).clone();
+    other.identity.service_account = "somebody-else".into();
+    let to = mesh.service("db", AppProtocol::Opaque, &[endpoint(addr, Some(&std::sync::Arc::new(other)))]);
+    assert_call_reset(&client, to).await;
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_pod_is_drained_and_its_name_free_again() {
+    let mesh = Mesh::start(2);
+    let client = mesh.pod("a", "127.10.9.1", MtlsMode::Strict).await;
+    let server = mesh.pod("b", "127.10.9.2", MtlsMode::Strict).await;
+    let (addr, _clients) = echo("127.10.9.2", "").await;
+    let to = mesh.service("db", AppProtocol::Opaque, &[endpoint(addr, Some(&server.workload))]);
+    let mut held = call(&client, to).await;
+    held.write_all(b"x").await.unwrap();
+    held.read_exact(&mut [0; 1]).await.unwrap();
+    // It goes on until the deadline, then it is reset.
+    let removed = mesh.plane.remove_pod(&server.workload.pod, Duration::from_millis(300));
+    let kept = async {
+        held.write_all(b"y").await.unwrap();
+        held.read_exact(&mut [0; 1]).await.unwrap();
+        held.read(&mut [0; 1]).await
+    };
+    let (removed, end) = tokio::join!(removed, timeout(PATIENCE, kept));
+    removed.unwrap();
+    assert!(end.unwrap().is_err());
+    let again = mesh.pod("b", "127.10.9.2", MtlsMode::Strict).await;
+    assert_eq!(again.workload.pod, server.workload.pod);
+    assert_eq!(exchange(call(&client, to).await, b"z").await.unwrap(), b"z");
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sniffed_http_is_routed_and_learned() {
+    let mesh = Mesh::start(1);
+    let client = mesh.pod("a", "127.10.11.1", MtlsMode::Strict).await;
+    let server = mesh.pod("b", "127.10.11.2", MtlsMode::Strict).await;
+    let (addr, _clients) = echo("127.10.11.2", "").await;
+    let to = mesh.service("web", AppProtocol::Unknown, &[endpoint(addr, Some(&server.workload))]);
+    for _ in 0..2 {
+        let mut io = call(&client, to).await;
+        io.write_all(b"GET / HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        timeout(PATIENCE, io.read_to_end(&mut answer)).await.unwrap().unwrap();
+        // The echo is no HTTP answer, which only the HTTP path would mind.
+        assert!(answer.starts_with(b"HTTP/1.1 502"), "{}", String::from_utf8_lossy(&answer));
+    }
+    mesh.stop().await;
+}
+
+/// An HTTP application; each answer says how many requests its connection has had.
+async fn web(ip: &str) -> SocketAddr {
+    let listener = TcpListener::bind((ip, 0)).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut io, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = Vec::new();
+                for count in 1.. {
+                    request.clear();
+                    while !request.ends_with(b"\r\n\r\n") {
+                        match io.read_u8().await {
+                            Ok(byte) => request.push(byte),
+                            Err(_) => return,
+                        }
+                    }
+                    let body = format!("{count:03}");
+                    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n{body}");
+                    if io.write_all(answer.as_bytes()).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    addr
+}
+
+/// One request on a kept connection; gives the status line and the body's number.
+async fn get(io: &mut TcpStream) -> (String, usize) {
+    io.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.windows(4).any(|w| w == b"\r\n\r\n") {
+        answer.push(timeout(PATIENCE, io.read_u8()).await.unwrap().unwrap());
+    }
+    let mut body = [0; 3];
+    io.read_exact(&mut body).await.unwrap();
+    let head = String::from_utf8(answer).unwrap();
+    let number = std::str::from_utf8(&body).unwrap().parse().unwrap();
+    (head.lines().next().unwrap().to_owned(), number)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn http_requests_share_kept_tunnel_streams() {
+    let mesh = Mesh::start(1);
+    let client = mesh.pod("a", "127.10.12.1", MtlsMode::Strict).await;
+    let server = mesh.pod("b", "127.10.12.2", MtlsMode::Strict).await;
+    let addr = web("127.10.12.2").await;
+    let endpoints = [endpoint(addr, Some(&server.workload))];
+    let mut served = Vec::new();
+    // Declared, and sniffed: the second connection of the latter is learned.
+    for (name, protocol) in [("web", AppProtocol::Http), ("shop", AppProtocol::Unknown)] {
+        let to = mesh.service(name, protocol, &endpoints);
+        for _ in 0..3 {
+            let mut io = call(&client, to).await;
+            for _ in 0..2 {
+                let (status, number) = get(&mut io).await;
+                assert_eq!(status, "HTTP/1.1 200 OK");
+                served.push(number);
+            }
+        }
+    }
+    assert_eq!(served, Vec::from_iter(1..=12), "one kept upstream connection for all");
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_is_replaced_without_a_failed_connection() {
+    let mesh = Mesh::start(1);
+    let client = mesh.pod("a", "127.10.13.1", MtlsMode::Strict).await;
+    let (addr, _clients) = echo("127.10.13.2", "").await;
+    let held = mesh.listeners("127.10.13.2");
+    let old = mesh.another(1);
+    let server = mesh.pod_on(&old, "b", "127.10.13.2", held.again()).await;
+    let to = mesh.service("db", AppProtocol::Opaque, &[endpoint(addr, Some(&server.workload))]);
+    let mut kept = call(&client, to).await;
+    kept.write_all(b"x").await.unwrap();
+    kept.read_exact(&mut [0; 1]).await.unwrap();
+
+    let calls = async {
+        for i in 0..60 {
+            let io = call(&client, to).await;
+            assert_eq!(exchange(io, b"new").await.unwrap(), b"new", "call {i}");
+        }
+    };
+    let replace = async {
+        let new = mesh.another(1);
+        mesh.pod_on(&new, "b", "127.10.13.2", held.again()).await;
+        old.drain(Duration::from_secs(5)).await;
+        new
+    };
+    let goes_on = async {
+        for _ in 0..20 {
+            kept.write_all(b"y").await.unwrap();
+            kept.read_exact(&mut [0; 1]).await.unwrap();
+        }
+        kept.shutdown().await.unwrap();
+        assert_eq!(kept.read(&mut [0; 1]).await.unwrap(), 0);
+    };
+    let ((), new, ()) = tokio::join!(calls, replace, goes_on);
+    assert_eq!(exchange(call(&client, to).await, b"after").await.unwrap(), b"after");
+    tokio::task::spawn_blocking(move || [old, new].map(DataPlane::stop)).await.unwrap();
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_agent_is_found_again() {
+    let mesh = Mesh::start(1);
+    let client = mesh.pod("a", "127.10.14.1", MtlsMode::Strict).await;
+    let (addr, _clients) = echo("127.10.14.2", "").await;
+    let held = mesh.listeners("127.10.14.2");
+    let old = mesh.another(1);
+    let server = mesh.pod_on(&old, "b", "127.10.14.2", held.again()).await;
+    let to = mesh.service("db", AppProtocol::Opaque, &[endpoint(addr, Some(&server.workload))]);
+    assert_eq!(exchange(call(&client, to).await, b"x").await.unwrap(), b"x");
+    tokio::task::spawn_blocking(move || old.stop()).await.unwrap();
+    // Waits in the holder's accept queue until the next agent takes it.
+    let waiting = tokio::spawn(exchange(call(&client, to).await, b"waiting"));
+    let new = mesh.another(1);
+    mesh.pod_on(&new, "b", "127.10.14.2", held.again()).await;
+    assert_eq!(waiting.await.unwrap().unwrap(), b"waiting");
+    tokio::task::spawn_blocking(move || new.stop()).await.unwrap();
+    mesh.stop().await;
+}
