@@ -18,7 +18,9 @@ use std::{
 };
 use weft_certs::{Ca, IdentityHandle, IdentityStore, LocalIssuer, StoreConfig};
 use weft_core::{
-    config::{AppProtocol, Backend, BackendKey, Config, Endpoint, EndpointSet, Frontend, MeshRoutes},
+    config::{
+        AppProtocol, Backend, BackendKey, Config, Endpoint, EndpointSet, Frontend, MeshRoutes, Transport,
+    },
     model::{MtlsMode, ObjectKey, SpiffeId, Workload},
 };
 
@@ -211,7 +213,7 @@ pub(crate) fn frontend(
     routes: Option<MeshRoutes>,
 ) -> (Arc<Frontend>, SocketAddr) {
     let service = ObjectKey::new("shop", name);
-    let key = BackendKey { service: service.clone(), port: 80 };
+    let key = BackendKey { service: service.clone(), port: 80, transport: Transport::Tcp };
     let default = Arc::new(Backend { key, protocol, tls: None, client_ip_affinity: false });
     let last = name.bytes().fold(0_u8, |a, b| a.wrapping_mul(31).wrapping_add(b));
     let frontend =

@@ -125,12 +125,12 @@ impl Tunnels {
         &self,
         worker: &Rc<Worker>,
         want: Want<'_>,
-    ) -> Result<(TunnelStream, Rc<SpiffeId>), ProxyError> {
+    ) -> Result<(TunnelStream, Rc<Tunnel>), ProxyError> {
         let mut last = None;
         for _ in 0..ATTEMPTS {
-            let (guard, identity) = self.reserve(worker, want).await?;
+            let (guard, tunnel) = self.reserve(worker, want).await?;
             match guard.open(want.to, want.headers).await {
-                Ok(stream) => return Ok((stream, identity)),
+                Ok(stream) => return Ok((stream, tunnel)),
                 Err(OpenError::Refused(status)) => return Err(refused(status, want.to)),
                 // No byte of the application was sent: always safe on another tunnel.
                 Err(OpenError::Gone(error)) => last = Some(error),
@@ -152,7 +152,7 @@ impl Tunnels {
         &self,
         worker: &Rc<Worker>,
         want: Want<'_>,
-    ) -> Result<(StreamGuard, Rc<SpiffeId>), ProxyError> {
+    ) -> Result<(StreamGuard, Rc<Tunnel>), ProxyError> {
         let key = TunnelKey {
             source: want.source.share.clone(),
             from: want.source.bind_ip(want.to.is_ipv6()),
@@ -183,7 +183,7 @@ impl Tunnels {
                         Counter::PoolHitTunnel
                     });
                     let tunnel = entry.tunnels.borrow()[index].clone();
-                    return Ok((tunnel.reserve(want.bulk), tunnel.identity.clone()));
+                    return Ok((tunnel.reserve(want.bulk), tunnel));
                 }
                 Pick::Full => return Err(full(want.to)),
                 Pick::Open => {
