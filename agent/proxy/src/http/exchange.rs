@@ -16,7 +16,7 @@ use crate::{
 use bytes::Bytes;
 use futures_util::future::Either;
 use http::{HeaderMap, HeaderValue, Request, Response, request::Parts};
-use hyper::{body::Incoming, client::conn::TrySendError};
+use hyper::{body::Incoming, client::conn::TrySendError, upgrade::OnUpgrade};
 use std::{pin::Pin, rc::Rc, sync::Arc, time::Instant};
 use tokio::{sync::oneshot, time::Sleep};
 use weft_core::{
@@ -84,6 +84,8 @@ pub(crate) struct Exchange<D: Dial> {
     pub(crate) backend_response: Option<Arc<HeaderModifier>>,
     pub(crate) upload: Option<Rc<Upload>>,
 
+    /// The client's side of an extended CONNECT.
+    pub(crate) tunnel: Option<OnUpgrade>,
     /// The head once more, for another try, if one may be made.
     pub(crate) spare: Option<Parts>,
     /// The try under way, or the last one.
@@ -154,6 +156,7 @@ impl<D: Dial> Exchange<D> {
             backend: None,
             backend_response: None,
             upload: None,
+            tunnel: None,
             spare: None,
             attempt: Attempt::default(),
             tries: 0,

@@ -164,6 +164,8 @@ where
         .max_local_error_reset_streams(RESETS_MAX)
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
+        // WebSockets over HTTP/2 (RFC 8441).
+        .enable_connect_protocol()
         .serve_connection(TokioIo::new(io), service);
     let mut http = pin!(http);
     let mut ending = Ending::new(&conn, false);

@@ -283,3 +283,43 @@ fn a_refused_upgrade_is_an_ordinary_answer() {
         }
     });
 }
+
+#[test]
+fn websockets_over_http2_reach_an_http1_server() {
+    run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (_bed, mesh) = bed_before(&listener).await;
+        let mut client = h2_client(mesh).await;
+        // SETTINGS_ENABLE_CONNECT_PROTOCOL has come once something was answered.
+        let plain = client.send_request(Request::connect("a:80").body(body("")).unwrap()).await.unwrap();
+        assert_eq!(plain.status(), 400);
+        let request = Request::connect("http://a/chat")
+            .extension(hyper::ext::Protocol::from_static("websocket"))
+            .body(body(""))
+            .unwrap();
+        let answer = client.send_request(request);
+        let server = async {
+            let (mut upstream, request) = raw_upstream(&listener, "\r\n\r\n").await;
+            let request = request.to_ascii_lowercase();
+            assert!(request.starts_with("get /chat http/1.1\r\n"), "{request}");
+            assert!(
+                request.contains("upgrade: websocket\r\n") && request.contains("sec-websocket-key: "),
+                "{request}"
+            );
+            let reply = "HTTP/1.1 101 S\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: x\r\n\r\n";
+            upstream.write_all(reply.as_bytes()).await.unwrap();
+            upstream
+        };
+        let (answer, mut upstream) = tokio::join!(answer, server);
+        let answer = answer.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert!(!answer.headers().contains_key("sec-websocket-accept"));
+        let mut io = hyper_util::rt::TokioIo::new(hyper::upgrade::on(answer).await.unwrap());
+        io.write_all(b"ping").await.unwrap();
+        read_until(&mut upstream, "ping").await;
+        upstream.write_all(b"pong").await.unwrap();
+        let mut pong = [0; 4];
+        io.read_exact(&mut pong).await.unwrap();
+        assert_eq!(&pong, b"pong");
+    });
+}
