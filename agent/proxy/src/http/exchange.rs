@@ -113,10 +113,10 @@ pub(crate) struct Attempt<D: Dial> {
     pub(crate) handoff: Option<oneshot::Receiver<(MaybeTls<D::Io>, Bytes)>>,
 }
 
-impl<D: Dial> Default for Attempt<D> {
-    fn default() -> Self {
+impl<D: Dial> Attempt<D> {
+    const fn new(started: Instant) -> Self {
         Self {
-            started: Instant::now(),
+            started,
             endpoint: None,
             identity: None,
             span: RequestSpan::None,
@@ -143,8 +143,9 @@ impl<D: Dial> Exchange<D> {
         let span = telemetry.server_span(&trace, &conn.source.workload);
         conn.active.set(conn.active.get() + 1);
         conn.begun.set(conn.begun.get() + 1);
+        let started = Instant::now();
         Box::new(Self {
-            started: Instant::now(),
+            started,
             trace,
             head,
             span,
@@ -158,7 +159,7 @@ impl<D: Dial> Exchange<D> {
             upload: None,
             tunnel: None,
             spare: None,
-            attempt: Attempt::default(),
+            attempt: Attempt::new(started),
             tries: 0,
             code: 0,
             grpc_status: None,

@@ -7,13 +7,13 @@ use futures_util::{StreamExt, stream};
 use http::{HeaderMap, HeaderValue, Request, Response, Version};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
-use std::{io, rc::Rc};
+use std::{io, rc::Rc, sync::Arc};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::mpsc,
 };
-use weft_core::config::AppProtocol;
+use weft_core::config::{AppProtocol, MirrorTarget};
 
 /// A body fed by the test.
 fn fed() -> (mpsc::Sender<Frame<Bytes>>, Body2) {
@@ -321,5 +321,34 @@ fn websockets_over_http2_reach_an_http1_server() {
         let mut pong = [0; 4];
         io.read_exact(&mut pong).await.unwrap();
         assert_eq!(&pong, b"pong");
+    });
+}
+
+#[test]
+fn a_mirror_that_does_not_read_is_cut_and_delays_nothing() {
+    run(async {
+        let app = App::start(|seen, _| {
+            Box::pin(async move { text(if seen.body.len() == 8 << 20 { 200 } else { 500 }, "all of it") })
+        })
+        .await;
+        // Accepts in the kernel only: nobody ever reads.
+        let deaf = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut world = World::default();
+        let primary = world.service(backend("app", AppProtocol::Http), &[app.addr]);
+        let mirror = world.service(backend("deaf", AppProtocol::Http), &[deaf.local_addr().unwrap()]);
+        let mut rule = rule(to(&primary));
+        rule.filters.mirrors = vec![Arc::new(MirrorTarget { backend: mirror, numerator: 1, denominator: 1 })];
+        let bed = Bed::new(world.frontend(&primary, Some(vec![(prefix("/"), rule)])));
+        // In many frames: a mirror may lag by a few.
+        let frames =
+            stream::iter((0..512).map(|_| Ok::<_, io::Error>(Frame::data(Bytes::from(vec![7; 16 << 10])))));
+        let request =
+            Request::post("/").header("host", "a").body(StreamBody::new(frames).boxed_unsync()).unwrap();
+        let answer = h1_client(bed.mesh().await).await.send_request(request).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        drop(deaf);
+        while bed.http.mirrors.get() > 0 {
+            tokio::task::yield_now().await;
+        }
     });
 }
