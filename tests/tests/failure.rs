@@ -35,6 +35,48 @@ impl Wire {
     }
 }
 
+/// Traffic from several pods all the time: a new connection for each request.
+struct Busy {
+    loads: Vec<Process>,
+}
+
+/// Connections of each load, and so the most that can be in the hands of the agent when it dies.
+const CONNECTIONS: u64 = 4;
+
+impl Busy {
+    fn start(mesh: &Mesh, clients: &[weft::sandbox::Pod], url: &str) -> Result<Self> {
+        let weft = mesh.sandbox.weft()?;
+        let weft = weft.to_str().context("path")?;
+        let connections = CONNECTIONS.to_string();
+        let argv = [
+            weft,
+            "call",
+            url,
+            "--count",
+            "1000",
+            "--rate",
+            "50",
+            "--no-keepalive",
+            "--connections",
+            &connections,
+        ];
+        let loads: Result<_> =
+            clients.iter().skip(1).step_by(20).map(|c| mesh.sandbox.spawn(c, "busy", &argv)).collect();
+        Ok(Self { loads: loads? })
+    }
+
+    /// Only connections that the dead agent had accepted may have failed; none was refused.
+    fn finish(mut self) -> Result<()> {
+        Sandbox::wait_until("the load's end", LIMIT, || self.loads.iter_mut().all(|p| !p.is_running()))?;
+        for load in &self.loads {
+            let tally: weft::call::Tally = serde_json::from_str(load.log_tail().trim())?;
+            ensure!(tally.bad() <= CONNECTIONS && tally.good() >= 1000 - CONNECTIONS, "{tally:?}");
+            ensure!(!tally.failures.keys().any(|f| f.contains("refused")), "{tally:?}");
+        }
+        Ok(())
+    }
+}
+
 #[test]
 fn a_killed_agent_leaks_nothing_and_refuses_nobody() -> Result<()> {
     let mut mesh = Mesh::new()?;
@@ -55,6 +97,7 @@ fn a_killed_agent_leaks_nothing_and_refuses_nobody() -> Result<()> {
     let wire = Wire::start(&mesh, 0, &plain)?;
     let away =
         Duration::from_secs(std::env::var("WEFT_TEST_AWAY").ok().and_then(|v| v.parse().ok()).unwrap_or(10));
+    let busy = Busy::start(&mesh, &clients, &url)?;
     mesh.sandbox.kill_agent(0)?;
     let killed = Instant::now();
     // New connections made while it is away wait in the accept queue and are served afterwards.
@@ -82,6 +125,7 @@ fn a_killed_agent_leaks_nothing_and_refuses_nobody() -> Result<()> {
     eprintln!("{} waiting requests answered {:?} after the agent was ready", waiting.len(), back.elapsed());
     let tally = mesh.call(&clients[0], &url, &["--count", "200", "--no-keepalive"])?;
     ensure!(tally.bad() == 0, "{tally:?}");
+    busy.finish()?;
     let leaked = wire.finish(&mesh, 0)?;
     ensure!(leaked.trim().is_empty(), "packets in clear:\n{leaked}");
     Ok(())

@@ -124,10 +124,8 @@ fn our_own_examples_are_clean() -> Result<()> {
             Command::new(weft_binary()?).args(["run", "--dry-run", "--config"]).arg(&dir).output()?;
         let said =
             format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        ensure!(
-            output.status.success() && !said.contains("warning") && !said.contains("=False"),
-            "{example}:\n{said}"
-        );
+        let bad = said.lines().filter(|l| l.contains("=False") && !l.contains("Conflicted=False")).count();
+        ensure!(output.status.success() && !said.contains("warning") && bad == 0, "{example}:\n{said}");
         ensure!(said.contains("HTTPRoute") && said.contains("Accepted=True"), "{example}:\n{said}");
     }
     let readme = std::fs::read_to_string(root.join("README.md"))?;

@@ -3,7 +3,12 @@
 use crate::{
     context::Source,
     error::{Blame, ProxyError, Reason, Retryable},
-    transport::{connect, pool::Want, stream::TunnelStream},
+    transport::{
+        connect,
+        pool::Want,
+        stream::TunnelStream,
+        tunnel::{State, Tunnel},
+    },
     worker::Worker,
 };
 use http::HeaderMap;
@@ -37,6 +42,23 @@ pub struct UpstreamInfo {
     pub addr: SocketAddr,
     /// Who answered, verified; `None` for plaintext.
     pub identity: Option<Rc<SpiffeId>>,
+    /// The tunnel that carries it.
+    pub(crate) tunnel: Option<Rc<Tunnel>>,
+}
+
+impl UpstreamInfo {
+    /// Of a connection outside the mesh.
+    #[must_use]
+    pub const fn plain(addr: SocketAddr) -> Self {
+        Self { addr, identity: None, tunnel: None }
+    }
+
+    /// Whether its tunnel takes nothing new: the peer's agent is being replaced, and gives this connection until its
+    /// drain's deadline. A kept connection must not be used for another request then.
+    #[must_use]
+    pub fn is_retired(&self) -> bool {
+        self.tunnel.as_ref().is_some_and(|tunnel| tunnel.state() == State::Retired)
+    }
 }
 
 /// Opens connections to endpoints. HBONE for enrolled endpoints (never plaintext to them), else plain TCP from the
@@ -83,13 +105,13 @@ impl Dialer {
         let to = endpoint.addr;
         let Some(workload) = endpoint.workload.as_deref().filter(|w| w.enrolled) else {
             let io = connect::tcp(&*source.sockets, source.bind_ip(to.is_ipv6()), to, limits).await?;
-            return Ok(Upstream { io: UpstreamIo::Tcp(io), info: UpstreamInfo { addr: to, identity: None } });
+            return Ok(Upstream { io: UpstreamIo::Tcp(io), info: UpstreamInfo::plain(to) });
         };
         let want = Want { source, workload, to, bulk, headers };
         let deadline = Duration::from_millis(limits.connect_timeout_ms + limits.handshake_timeout_ms);
         let stream = tokio::time::timeout(deadline, self.worker.tunnels.stream(&self.worker, want));
-        let (io, identity) = stream.await.map_err(|_| slow(to, deadline))??;
-        let info = UpstreamInfo { addr: to, identity: Some(identity) };
+        let (io, tunnel) = stream.await.map_err(|_| slow(to, deadline))??;
+        let info = UpstreamInfo { addr: to, identity: Some(tunnel.identity.clone()), tunnel: Some(tunnel) };
         Ok(Upstream { io: UpstreamIo::Tunnel(io), info })
     }
 }

@@ -1,7 +1,8 @@
 //! Two pods on loopback addresses, through the whole path: capture, decision, tunnel, application.
 
 use crate::{
-    fixtures::{Mesh, TestPod, endpoint},
+    context::Limits,
+    fixtures::{Mesh, TestPod, endpoint, identity, workload},
     pods::DataPlane,
 };
 use std::{io, net::SocketAddr, time::Duration};
@@ -356,6 +357,38 @@ async fn an_agent_is_replaced_without_a_failed_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kept_http_connection_outlives_the_servers_agent() {
+    let mesh = Mesh::start(1);
+    let client = mesh.pod("a", "127.10.17.1", MtlsMode::Strict).await;
+    let addr = web("127.10.17.2").await;
+    let held = mesh.listeners("127.10.17.2");
+    let old = mesh.another(1);
+    let server = mesh.pod_on(&old, "b", "127.10.17.2", held.again()).await;
+    let to = mesh.service("web", AppProtocol::Http, &[endpoint(addr, Some(&server.workload))]);
+    let mut kept = call(&client, to).await;
+    get(&mut kept).await;
+
+    let drained = std::cell::Cell::new(false);
+    let requests = async {
+        while !drained.get() {
+            assert_eq!(get(&mut kept).await.0, "HTTP/1.1 200 OK");
+        }
+    };
+    let replace = async {
+        let new = mesh.another(1);
+        mesh.pod_on(&new, "b", "127.10.17.2", held.again()).await;
+        // Far beyond the test's own patience: only a connection that is given back lets this end.
+        timeout(PATIENCE, old.drain(PATIENCE * 10)).await.expect("drained before the deadline");
+        drained.set(true);
+        new
+    };
+    let ((), new) = tokio::join!(requests, replace);
+    assert_eq!(get(&mut kept).await.0, "HTTP/1.1 200 OK");
+    tokio::task::spawn_blocking(move || [old, new].map(DataPlane::stop)).await.unwrap();
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_agent_is_found_again() {
     let mesh = Mesh::start(1);
     let client = mesh.pod("a", "127.10.14.1", MtlsMode::Strict).await;
@@ -372,5 +405,79 @@ async fn a_killed_agent_is_found_again() {
     mesh.pod_on(&new, "b", "127.10.14.2", held.again()).await;
     assert_eq!(waiting.await.unwrap().unwrap(), b"waiting");
     tokio::task::spawn_blocking(move || new.stop()).await.unwrap();
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_at_its_limit_is_refused_and_its_neighbour_is_not() {
+    let mesh = Mesh::with_limits(1, Limits { connections_max: 3, ..Limits::default() });
+    let greedy = mesh.pod("a", "127.10.15.1", MtlsMode::Strict).await;
+    let modest = mesh.pod("c", "127.10.15.3", MtlsMode::Strict).await;
+    // Outside the mesh, so that only the callers' own limits count.
+    let (addr, _clients) = echo("127.10.15.2", "").await;
+    let to = mesh.service("db", AppProtocol::Opaque, &[endpoint(addr, None)]);
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut io = call(&greedy, to).await;
+        io.write_all(b"x").await.unwrap();
+        io.read_exact(&mut [0; 1]).await.unwrap();
+        held.push(io);
+    }
+    assert_call_reset(&greedy, to).await;
+    assert_eq!(exchange(call(&modest, to).await, b"y").await.unwrap(), b"y");
+    // One that ends makes room for one.
+    let ended = held.pop().unwrap();
+    assert_eq!(exchange(ended, b"").await.unwrap(), b"");
+    assert_eq!(exchange(call(&greedy, to).await, b"z").await.unwrap(), b"z");
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_are_handed_to_the_less_busy_worker() {
+    let mesh = Mesh::start(2);
+    let client = mesh.pod("a", "127.10.16.1", MtlsMode::Strict).await;
+    let (addr, _clients) = echo("127.10.16.2", "").await;
+    let to = mesh.service("db", AppProtocol::Opaque, &[endpoint(addr, None)]);
+    let mut held = Vec::new();
+    for _ in 0..40 {
+        let mut io = call(&client, to).await;
+        io.write_all(b"x").await.unwrap();
+        io.read_exact(&mut [0; 1]).await.unwrap();
+        held.push(io);
+    }
+    let loads = mesh.plane.workers().loads();
+    assert!(loads.iter().all(|&n| n >= 15), "{loads:?}");
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_does_not_answer_is_given_up() {
+    let mesh = Mesh::with_limits(1, Limits { connect_timeout_ms: 200, ..Limits::default() });
+    let client = mesh.pod("a", "127.10.18.1", MtlsMode::Strict).await;
+    let silent = workload("b", "127.10.18.2".parse().unwrap(), true, MtlsMode::Strict);
+    let config = identity(&mesh.store, &silent.identity).await.server_config().unwrap();
+    let listener = TcpListener::bind(("127.10.18.2", mesh.shared.hbone_port)).await.unwrap();
+    let (tunnel, mut tunnels) = tokio::sync::mpsc::channel(64);
+    tokio::spawn(async move {
+        while let Ok((io, _)) = listener.accept().await {
+            let io = tokio_rustls::TlsAcceptor::from(config.clone()).accept(io).await.unwrap();
+            tunnel.send(()).await.unwrap();
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(io).await.unwrap();
+                let mut unanswered = Vec::new();
+                while let Some(Ok(stream)) = connection.accept().await {
+                    unanswered.push(stream);
+                }
+            });
+        }
+    });
+    let addr = SocketAddr::new(silent.ips[0], 80);
+    let to = mesh.service("db", AppProtocol::Opaque, &[endpoint(addr, Some(&silent))]);
+    assert_call_reset(&client, to).await;
+    // Each try was made on a tunnel of its own.
+    for _ in 0..3 {
+        tunnels.try_recv().unwrap();
+    }
+    assert!(tunnels.try_recv().is_err());
     mesh.stop().await;
 }

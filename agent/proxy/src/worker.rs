@@ -106,6 +106,15 @@ impl Worker {
         self.forget_upstreams(key);
         share.drain().run(grace, share.idle()).await;
         share.close();
+        // What was draining may have asked for a tunnel, and so for a new share that nobody will ever retire.
+        let back = matches!(key, ShareKey::Pod(pod) if self.pods.borrow().contains_key(pod));
+        if !back && matches!(key, ShareKey::Pod(_)) {
+            self.forget_upstreams(key);
+            let late = self.shares.borrow_mut().remove(key);
+            if let Some(late) = late {
+                late.close();
+            }
+        }
     }
 
     /// Kept connections and tunnels of a tenant are not used again; what runs on them goes on.
@@ -179,8 +188,8 @@ struct Handle {
     commands: mpsc::Sender<Command>,
     /// Open connections.
     load: Arc<AtomicUsize>,
-    /// Commands refused because the queue was full.
-    dropped: AtomicU64,
+    /// Commands given back because the queue was full.
+    refused: AtomicU64,
 }
 
 impl Peers {
@@ -188,7 +197,7 @@ impl Peers {
     pub(crate) fn try_run(&self, worker: usize, command: Command) -> Result<(), Command> {
         let handle = &self.handles[worker];
         handle.commands.try_send(command).map_err(|error| {
-            handle.dropped.fetch_add(1, Ordering::Relaxed);
+            handle.refused.fetch_add(1, Ordering::Relaxed);
             error.into_inner()
         })
     }
@@ -224,7 +233,7 @@ impl Workers {
         let mut queues = Vec::new();
         for _ in 0..count.max(1) {
             let (commands, queue) = mpsc::channel(COMMANDS_MAX);
-            handles.push(Handle { commands, load: Arc::default(), dropped: AtomicU64::new(0) });
+            handles.push(Handle { commands, load: Arc::default(), refused: AtomicU64::new(0) });
             queues.push(queue);
         }
         let peers = Arc::new(Peers { handles, stop: CancellationToken::new() });
@@ -249,6 +258,13 @@ impl Workers {
     #[must_use]
     pub fn loads(&self) -> Vec<usize> {
         self.peers.handles.iter().map(|h| h.load.load(Ordering::Relaxed)).collect()
+    }
+
+    /// Hand-overs of connections that did not happen because a worker's queue was full; each was served where it was
+    /// accepted instead.
+    #[must_use]
+    pub fn handovers_refused(&self) -> u64 {
+        self.peers.handles.iter().map(|h| h.refused.load(Ordering::Relaxed)).sum()
     }
 
     /// Runs an async closure on a worker and waits for its answer. The future may use what lives on that thread

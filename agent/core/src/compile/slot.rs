@@ -8,7 +8,7 @@ use crate::{
     resolve::{Problem, RouteId, reason},
 };
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -41,6 +41,7 @@ pub(crate) struct SlotRoute<'a> {
 pub(crate) struct CompiledSlot {
     /// None when no route is left.
     pub(crate) table: Option<SlotTable>,
+    /// Only of routes about which there is something to say.
     pub(crate) verdicts: BTreeMap<RouteId, Verdict>,
     /// `attachedRoutes`.
     pub(crate) attached: i32,
@@ -68,9 +69,6 @@ pub(crate) fn compile_slot(kind: SlotKind, mut routes: Vec<SlotRoute<'_>>) -> Co
     // Oldest first, then by name: the order in which ties are broken everywhere.
     routes.sort_by(|a, b| rank(a).cmp(&rank(b)));
     let mut out = CompiledSlot::default();
-    for route in &routes {
-        out.verdicts.entry(route.id.clone()).or_default();
-    }
     let http = |r: &SlotRoute<'_>| matches!(r.id.0, RouteKind::Http | RouteKind::Grpc);
     match kind {
         SlotKind::Http => {
@@ -122,6 +120,12 @@ impl CompiledSlot {
 
     /// Rules that no request ever reaches, because another has the same matches and comes first (GW#4303).
     fn note_shadowed(&mut self, table: &RouteTable<Arc<HttpRule>>) {
+        // Comparing every match costs more than building the table: first see whether any two share host, path and
+        // method at all. Equal paths have equal labels.
+        let mut seen = HashSet::new();
+        if table.iter().all(|e| seen.insert((&e.hostname, &e.policy.label, &e.matcher.method))) {
+            return;
+        }
         let shadowed = table.shadowed();
         if shadowed.is_empty() {
             return;

@@ -72,12 +72,14 @@ impl State {
         };
         // Two parentRefs may lead to the same listener: its hostnames are there once.
         let attachments = state.resolved.parents.iter().flat_map(|p| &p.attachments);
-        let hostnames: BTreeSet<_> =
+        let mut hostnames: Vec<_> =
             attachments.filter(|a| a.slot == *slot).flat_map(|a| a.hostnames.iter().cloned()).collect();
+        hostnames.sort();
+        hostnames.dedup();
         Some(SlotRoute {
             id: id.clone(),
             created: state.resolved.route.meta.created,
-            hostnames: hostnames.into_iter().collect(),
+            hostnames,
             rules: match domain {
                 Domain::Gateway => &state.gateway,
                 Domain::Mesh => &state.mesh,

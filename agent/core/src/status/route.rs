@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 /// What else decides about a route than its own resolution.
 pub(crate) trait Slots {
-    /// What became of the route at a slot.
+    /// What there is to say about the route at a slot.
     fn verdict(&self, slot: &Slot) -> Option<&Verdict>;
     /// Why a slot serves nobody at the moment, whoever is attached to it.
     fn idle(&self, slot: &Slot) -> Option<String>;
@@ -54,7 +54,7 @@ fn accepted(parent: &ResolvedParent, rules: &ResolvedRules, slots: &impl Slots) 
     }
     let verdicts: Vec<_> = parent.attachments.iter().filter_map(|a| slots.verdict(&a.slot)).collect();
     let rejections: Vec<_> = verdicts.iter().filter_map(|v| v.rejected.as_ref()).collect();
-    let everywhere = !verdicts.is_empty() && rejections.len() == verdicts.len();
+    let everywhere = !rejections.is_empty() && rejections.len() == parent.attachments.len();
     if let Some(problem) = rejections.first().filter(|_| everywhere) {
         return Err((*problem).clone());
     }

@@ -48,6 +48,9 @@ use std::{
     sync::Arc,
 };
 
+/// One share's kept connections.
+type SharePool<D> = Pool<io::MaybeTls<<D as Dial>::Io>>;
+
 /// What all HTTP connections of one worker share: kept upstream connections, the balancer's view of endpoints, TLS
 /// settings of backends, telemetry.
 pub struct HttpWorker<D: Dial> {
@@ -56,7 +59,7 @@ pub struct HttpWorker<D: Dial> {
     pub(crate) telemetry: Rc<WorkerTelemetry>,
     pub(crate) loads: Loads,
     pub(crate) backend_tls: BackendTlsCache,
-    pools: RefCell<HashMap<ShareKey, Rc<Pool<io::MaybeTls<D::Io>>>>>,
+    pools: RefCell<HashMap<ShareKey, Rc<SharePool<D>>>>,
     /// Mirror copies under way.
     pub(crate) mirrors: Cell<usize>,
     random: Cell<u64>,
@@ -86,7 +89,7 @@ impl<D: Dial> HttpWorker<D> {
     }
 
     /// The kept connections of a source.
-    pub(crate) fn pool(&self, key: &ShareKey) -> Rc<Pool<io::MaybeTls<D::Io>>> {
+    pub(crate) fn pool(&self, key: &ShareKey) -> Rc<SharePool<D>> {
         if let Some(pool) = self.pools.borrow().get(key) {
             return Rc::clone(pool);
         }
@@ -112,4 +115,4 @@ impl<D: Dial> std::fmt::Debug for HttpWorker<D> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

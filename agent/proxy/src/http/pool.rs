@@ -206,7 +206,7 @@ impl<Io: 'static> Pool<Io> {
         let idle = h1.get_mut(key)?;
         while let Some(Idle { mut conn, .. }) = idle.pop() {
             self.idle.set(self.idle.get() - 1);
-            if conn.sender.is_ready() && same_identity(&conn.info, endpoint) {
+            if conn.sender.is_ready() && fits(&conn.info, endpoint) {
                 conn.reused = true;
                 return Some(conn);
             }
@@ -232,6 +232,10 @@ impl<Io: 'static> Pool<Io> {
     }
 
     fn keep_h1(self: &Rc<Self>, share: &Rc<Share>, key: Key, conn: H1Conn<Io>) {
+        if conn.info.is_retired() {
+            // Closed here and now, so that the peer's agent need not wait for it to the end of its drain.
+            return;
+        }
         let mut h1 = self.h1.borrow_mut();
         let idle = h1.entry(key).or_default();
         if idle.len() < IDLE_PER_ENDPOINT_MAX && self.idle.get() < IDLE_MAX_TOTAL {
@@ -245,7 +249,7 @@ impl<Io: 'static> Pool<Io> {
     pub(crate) fn h2(&self, key: &Key, endpoint: &Endpoint) -> H2Turn {
         let mut h2 = self.h2.borrow_mut();
         let shared = h2.entry(*key).or_default();
-        shared.conns.retain(|c| !c.sender.is_closed() && same_identity(&c.info, endpoint));
+        shared.conns.retain(|c| !c.sender.is_closed() && fits(&c.info, endpoint));
         if let Some(conn) = shared.conns.iter().filter(|c| c.has_room()).max_by_key(|c| c.streams.get()) {
             return H2Turn::Stream(Stream::open(conn));
         }
@@ -292,13 +296,15 @@ impl<Io: 'static> Pool<Io> {
     fn sweep(&self, before: Instant) -> bool {
         let mut h1 = self.h1.borrow_mut();
         h1.retain(|_, idle| {
-            idle.retain(|i| i.since >= before && !i.conn.sender.is_closed());
+            idle.retain(|i| i.since >= before && !i.conn.sender.is_closed() && !i.conn.info.is_retired());
             !idle.is_empty()
         });
         self.idle.set(h1.values().map(Vec::len).sum());
         let mut h2 = self.h2.borrow_mut();
         h2.retain(|_, shared| {
-            shared.conns.retain(|c| !c.sender.is_closed() && !c.is_idle_since(before));
+            shared
+                .conns
+                .retain(|c| !c.sender.is_closed() && !c.info.is_retired() && !c.is_idle_since(before));
             !shared.conns.is_empty() || shared.dialing.as_ref().is_some_and(|d| !d.done.get())
         });
         !h1.is_empty() || !h2.is_empty()
@@ -317,13 +323,15 @@ async fn sweep<Io: 'static>(pool: Weak<Pool<Io>>) {
     }
 }
 
-/// An address may have passed to another pod since the connection was made.
-fn same_identity(info: &UpstreamInfo, endpoint: &Endpoint) -> bool {
-    match (&info.identity, &endpoint.workload) {
+/// Whether a kept connection may take another request. An address may have passed to another pod since it was made,
+/// and its tunnel may be about to end.
+fn fits(info: &UpstreamInfo, endpoint: &Endpoint) -> bool {
+    let same_identity = match (&info.identity, &endpoint.workload) {
         (Some(id), Some(workload)) => **id == workload.identity,
         (Some(_), None) => false,
         (None, _) => true,
-    }
+    };
+    same_identity && !info.is_retired()
 }
 
 pub(crate) type Fx = BuildHasherDefault<FxHasher>;

@@ -1,6 +1,6 @@
 //! The HTTP path from a client's bytes to an upstream's and back, on loopback.
 
-mod support;
+pub(crate) mod support;
 
 mod faults;
 mod routing;

@@ -6,7 +6,7 @@ use http::{HeaderName, HeaderValue, Request, StatusCode, Version};
 use http_body_util::BodyExt;
 use std::sync::Arc;
 use weft_core::{
-    config::{Action, AppProtocol, FailReason, HttpRule, MirrorTarget},
+    config::{Action, AppProtocol, FailReason, HttpRule, MeshRoutes, MirrorTarget},
     model::{Cors, HeaderModifier, Hostname, PathModifier, Redirect, UrlRewrite},
 };
 
@@ -386,5 +386,26 @@ fn http2_clients_reach_http1_backends_and_the_other_way_round() {
         }
         assert_eq!(get(mesh, "/h2").await, (200, "app".into()));
         assert_eq!((app.last().version, app.last().uri.as_str()), (Version::HTTP_2, "http://shop/h2"));
+    });
+}
+
+#[test]
+fn consumer_routes_replace_the_producers_for_their_namespace_only() {
+    run(async {
+        let (producer, consumer) = (App::named("producer").await, App::named("consumer").await);
+        for (namespace, answer, elsewhere) in [("client", "consumer", 404), ("other", "producer", 200)] {
+            let mut world = World::default();
+            let of_producer = world.service(backend("p", AppProtocol::Http), &[producer.addr]);
+            let of_consumer = world.service(backend("c", AppProtocol::Http), &[consumer.addr]);
+            let mut config = world.frontend(&of_producer, Some(vec![(prefix("/"), rule(to(&of_producer)))]));
+            let mut frontend = (**config.frontends.get(&FRONTEND.into()).unwrap()).clone();
+            let routes = MeshRoutes::Http(table(vec![(prefix("/only"), rule(to(&of_consumer)))]));
+            frontend.consumers.insert(namespace.into(), routes);
+            config.frontends.insert(FRONTEND.into(), Arc::new(frontend));
+            let mesh = Bed::new(config).mesh().await;
+            assert_eq!(get(mesh, "/only").await, (200, answer.into()));
+            // Never merged with the producer's (GEP-1294).
+            assert_eq!(get(mesh, "/else").await.0, elsewhere);
+        }
     });
 }

@@ -42,11 +42,11 @@ use weft_core::{
 };
 
 /// The Service's address in every test.
-pub(super) const FRONTEND: ([u8; 4], u16) = ([10, 0, 0, 1], 80);
-pub(super) const GATEWAY_PORT: u16 = 8080;
+pub(crate) const FRONTEND: ([u8; 4], u16) = ([10, 0, 0, 1], 80);
+pub(crate) const GATEWAY_PORT: u16 = 8080;
 
 /// Runs a test on a runtime like a worker's. Nothing here takes long: a test that hangs fails.
-pub(super) fn run(test: impl Future<Output = ()> + 'static) {
+pub(crate) fn run(test: impl Future<Output = ()> + 'static) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
     runtime.unwrap().block_on(async {
@@ -56,8 +56,8 @@ pub(super) fn run(test: impl Future<Output = ()> + 'static) {
 
 /// Plain TCP to endpoints, counted.
 #[derive(Default)]
-pub(super) struct Plain {
-    pub(super) dials: Rc<Cell<u32>>,
+pub(crate) struct Plain {
+    pub(crate) dials: Rc<Cell<u32>>,
 }
 
 impl Dial for Plain {
@@ -74,7 +74,7 @@ impl Dial for Plain {
             retry: Retryable::Yes,
             ..respond::error(Reason::ConnectFailed, e.to_string())
         })?;
-        Ok(Upstream { io, info: UpstreamInfo { addr: endpoint.addr, identity: None } })
+        Ok(Upstream { io, info: UpstreamInfo::plain(endpoint.addr) })
     }
 }
 
@@ -88,15 +88,15 @@ impl Sockets for NoSockets {
 }
 
 /// The HTTP path with a listener in front.
-pub(super) struct Bed {
-    pub(super) shared: Arc<Shared>,
-    pub(super) http: Rc<HttpWorker<Plain>>,
-    pub(super) share: Rc<Share>,
-    pub(super) dials: Rc<Cell<u32>>,
+pub(crate) struct Bed {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) http: Rc<HttpWorker<Plain>>,
+    pub(crate) share: Rc<Share>,
+    pub(crate) dials: Rc<Cell<u32>>,
 }
 
 impl Bed {
-    pub(super) fn new(config: Config) -> Rc<Self> {
+    pub(crate) fn new(config: Config) -> Rc<Self> {
         let telemetry = Telemetry::detached(TelemetryConfig {
             access_log: crate::telemetry::AccessLogConfig {
                 output: crate::telemetry::AccessLogOutput::Off,
@@ -116,17 +116,17 @@ impl Bed {
     }
 
     /// Listens as 15001 would, for connections to [`FRONTEND`].
-    pub(super) async fn mesh(self: &Rc<Self>) -> SocketAddr {
+    pub(crate) async fn mesh(self: &Rc<Self>) -> SocketAddr {
         self.listen(Entrance::Mesh { frontend: FRONTEND.into() }, None).await
     }
 
     /// Listens as a Gateway's HTTP port.
-    pub(super) async fn gateway(self: &Rc<Self>) -> SocketAddr {
+    pub(crate) async fn gateway(self: &Rc<Self>) -> SocketAddr {
         let gateway = ObjectKey::new("infra", "edge");
         self.listen(Entrance::Gateway(GatewayEntrance { gateway, port: GATEWAY_PORT, tls: None }), None).await
     }
 
-    pub(super) async fn listen(
+    pub(crate) async fn listen(
         self: &Rc<Self>,
         entrance: Entrance,
         version: Option<HttpVersion>,
@@ -149,12 +149,12 @@ impl Bed {
         addr
     }
 
-    pub(super) fn swap(&self, config: Config) {
+    pub(crate) fn swap(&self, config: Config) {
         self.shared.config.store(Arc::new(config));
     }
 
     /// The metrics, as scraped.
-    pub(super) fn metrics(&self) -> String {
+    pub(crate) fn metrics(&self) -> String {
         self.shared.telemetry.render_metrics(false)
     }
 
@@ -173,18 +173,21 @@ impl Bed {
     }
 }
 
+/// Matches and what they lead to.
+pub(crate) type Routes = Vec<(Match, HttpRule)>;
+
 /// Builds a Config.
 #[derive(Default)]
-pub(super) struct World(pub(super) Config);
+pub(crate) struct World(pub(crate) Config);
 
-pub(super) fn backend(name: &str, protocol: AppProtocol) -> Backend {
+pub(crate) fn backend(name: &str, protocol: AppProtocol) -> Backend {
     let key = BackendKey { service: ObjectKey::new("shop", name), port: 80, transport: Transport::Tcp };
     Backend { key, protocol, tls: None, client_ip_affinity: false }
 }
 
 impl World {
     /// A Service with these endpoints.
-    pub(super) fn service(&mut self, backend: Backend, endpoints: &[SocketAddr]) -> Arc<Backend> {
+    pub(crate) fn service(&mut self, backend: Backend, endpoints: &[SocketAddr]) -> Arc<Backend> {
         let ready =
             endpoints.iter().map(|addr| Endpoint { addr: *addr, workload: None, zone: None }).collect();
         self.0.endpoints.insert(backend.key.clone(), Arc::new(EndpointSet { ready }));
@@ -192,11 +195,7 @@ impl World {
     }
 
     /// [`FRONTEND`], in front of `default`, with these producer routes.
-    pub(super) fn frontend(
-        mut self,
-        default: &Arc<Backend>,
-        routes: Option<Vec<(Match, HttpRule)>>,
-    ) -> Config {
+    pub(crate) fn frontend(mut self, default: &Arc<Backend>, routes: Option<Routes>) -> Config {
         let frontend = Frontend {
             service: default.key.service.clone(),
             port: 80,
@@ -210,7 +209,7 @@ impl World {
     }
 
     /// A Gateway with one HTTP port and a listener for each hostname.
-    pub(super) fn gateway(self, listeners: Vec<(Option<&str>, Vec<(Match, HttpRule)>)>) -> Config {
+    pub(crate) fn gateway(self, listeners: Vec<(Option<&str>, Routes)>) -> Config {
         let hosts = listeners.into_iter().map(|(host, routes)| {
             let hostname = host.map(|h| Hostname::parse(h).unwrap());
             let listener =
@@ -221,7 +220,7 @@ impl World {
         self.gateway_port(GATEWAY_PORT, port)
     }
 
-    pub(super) fn gateway_port(mut self, port: u16, config: PortConfig) -> Config {
+    pub(crate) fn gateway_port(mut self, port: u16, config: PortConfig) -> Config {
         let key = ObjectKey::new("infra", "edge");
         let gateway = GatewayConfig {
             key: key.clone(),
@@ -235,7 +234,7 @@ impl World {
     }
 }
 
-fn table(routes: Vec<(Match, HttpRule)>) -> Arc<RouteTable<Arc<HttpRule>>> {
+pub(crate) fn table(routes: Routes) -> Arc<RouteTable<Arc<HttpRule>>> {
     let entry = |(i, (matcher, policy)): (usize, (Match, HttpRule))| Entry {
         hostname: None,
         matcher,
@@ -245,11 +244,11 @@ fn table(routes: Vec<(Match, HttpRule)>) -> Arc<RouteTable<Arc<HttpRule>>> {
     Arc::new(RouteTable::build(routes.into_iter().enumerate().map(entry).collect()))
 }
 
-pub(super) fn prefix(path: &str) -> Match {
+pub(crate) fn prefix(path: &str) -> Match {
     Match { path: Some(PathMatch::Prefix(path.into())), ..Match::default() }
 }
 
-pub(super) fn rule(action: Action) -> HttpRule {
+pub(crate) fn rule(action: Action) -> HttpRule {
     HttpRule {
         id: RuleId { kind: RouteKind::Http, route: ObjectKey::new("shop", "route"), index: 0, name: None },
         label: "/".into(),
@@ -261,45 +260,45 @@ pub(super) fn rule(action: Action) -> HttpRule {
     }
 }
 
-pub(super) fn to(backend: &Arc<Backend>) -> Action {
+pub(crate) fn to(backend: &Arc<Backend>) -> Action {
     split(vec![(1, Ok(Arc::clone(backend)))])
 }
 
-pub(super) fn split(targets: Vec<(u32, Result<Arc<Backend>, FailReason>)>) -> Action {
+pub(crate) fn split(targets: Vec<(u32, Result<Arc<Backend>, FailReason>)>) -> Action {
     let target = |(weight, target)| (weight, HttpBackend { target, filters: FilterChain::default() });
     Action::Forward(Weighted::build(targets.into_iter().map(target)).unwrap())
 }
 
 /// What an upstream saw.
 #[derive(Clone, Debug)]
-pub(super) struct Seen {
-    pub(super) method: String,
-    pub(super) uri: String,
-    pub(super) version: http::Version,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
-    pub(super) trailers: Option<HeaderMap>,
+pub(crate) struct Seen {
+    pub(crate) method: String,
+    pub(crate) uri: String,
+    pub(crate) version: http::Version,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+    pub(crate) trailers: Option<HeaderMap>,
 }
 
 impl Seen {
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|v| v.to_str().unwrap())
     }
 }
 
-pub(super) type Reply = Response<UnsyncBoxBody<Bytes, io::Error>>;
+pub(crate) type Reply = Response<UnsyncBoxBody<Bytes, io::Error>>;
 type Handler = Rc<dyn Fn(Seen, u32) -> LocalBoxFuture<'static, Reply>>;
 
 /// A scripted upstream; reads each request whole, then answers.
 #[derive(Clone)]
-pub(super) struct App {
-    pub(super) addr: SocketAddr,
-    pub(super) seen: Rc<RefCell<Vec<Seen>>>,
-    pub(super) connections: Rc<Cell<u32>>,
+pub(crate) struct App {
+    pub(crate) addr: SocketAddr,
+    pub(crate) seen: Rc<RefCell<Vec<Seen>>>,
+    pub(crate) connections: Rc<Cell<u32>>,
 }
 
 #[derive(Clone)]
-pub(super) struct LocalExec;
+pub(crate) struct LocalExec;
 
 impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExec {
     fn execute(&self, task: F) {
@@ -309,7 +308,7 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExec {
     }
 }
 
-pub(super) fn text(code: u16, body: &'static str) -> Reply {
+pub(crate) fn text(code: u16, body: &'static str) -> Reply {
     let body =
         Full::new(Bytes::from_static(body.as_bytes())).map_err(|e: Infallible| match e {}).boxed_unsync();
     Response::builder().status(code).body(body).unwrap()
@@ -317,12 +316,12 @@ pub(super) fn text(code: u16, body: &'static str) -> Reply {
 
 impl App {
     /// Answers 200 with its name.
-    pub(super) async fn named(name: &'static str) -> Self {
+    pub(crate) async fn named(name: &'static str) -> Self {
         Self::start(move |_, _| Box::pin(async move { text(200, name) })).await
     }
 
     /// `handler` gets the request and its number, from 1.
-    pub(super) async fn start(
+    pub(crate) async fn start(
         handler: impl Fn(Seen, u32) -> LocalBoxFuture<'static, Reply> + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -371,22 +370,22 @@ impl App {
         };
     }
 
-    pub(super) fn last(&self) -> Seen {
+    pub(crate) fn last(&self) -> Seen {
         self.seen.borrow().last().cloned().expect("the upstream was asked")
     }
 
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.seen.borrow().len()
     }
 }
 
 /// An address where nobody listens.
-pub(super) async fn nobody() -> SocketAddr {
+pub(crate) async fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
 /// Sends bytes, ends the request side by `Connection: close` in them, and reads the answer to its end.
-pub(super) async fn raw(addr: SocketAddr, request: &str) -> String {
+pub(crate) async fn raw(addr: SocketAddr, request: &str) -> String {
     let mut io = TcpStream::connect(addr).await.unwrap();
     io.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
@@ -395,22 +394,22 @@ pub(super) async fn raw(addr: SocketAddr, request: &str) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-pub(super) async fn get(addr: SocketAddr, path: &str) -> (u16, String) {
+pub(crate) async fn get(addr: SocketAddr, path: &str) -> (u16, String) {
     let answer = raw(addr, &format!("GET {path} HTTP/1.1\r\nhost: shop\r\nconnection: close\r\n\r\n")).await;
     parse(&answer)
 }
 
 /// Status and body (with chunk marks, if any).
-pub(super) fn parse(answer: &str) -> (u16, String) {
+pub(crate) fn parse(answer: &str) -> (u16, String) {
     let code = answer.get(9..12).and_then(|c| c.parse().ok()).unwrap_or(0);
     let body = answer.split_once("\r\n\r\n").map(|(_, b)| b.to_owned()).unwrap_or_default();
     (code, body)
 }
 
-pub(super) type Body2 = UnsyncBoxBody<Bytes, io::Error>;
+pub(crate) type Body2 = UnsyncBoxBody<Bytes, io::Error>;
 
 /// An HTTP/2 client with prior knowledge.
-pub(super) async fn h2_client(addr: SocketAddr) -> hyper::client::conn::http2::SendRequest<Body2> {
+pub(crate) async fn h2_client(addr: SocketAddr) -> hyper::client::conn::http2::SendRequest<Body2> {
     let io = TcpStream::connect(addr).await.unwrap();
     let (sender, conn) = hyper::client::conn::http2::handshake(LocalExec, TokioIo::new(io)).await.unwrap();
     tokio::task::spawn_local(async move {
@@ -420,7 +419,7 @@ pub(super) async fn h2_client(addr: SocketAddr) -> hyper::client::conn::http2::S
 }
 
 /// An HTTP/1.1 client on one connection.
-pub(super) async fn h1_client(addr: SocketAddr) -> hyper::client::conn::http1::SendRequest<Body2> {
+pub(crate) async fn h1_client(addr: SocketAddr) -> hyper::client::conn::http1::SendRequest<Body2> {
     let io = TcpStream::connect(addr).await.unwrap();
     let (sender, conn) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await.unwrap();
     tokio::task::spawn_local(async move {
@@ -429,6 +428,6 @@ pub(super) async fn h1_client(addr: SocketAddr) -> hyper::client::conn::http1::S
     sender
 }
 
-pub(super) fn body(text: &'static str) -> Body2 {
+pub(crate) fn body(text: &'static str) -> Body2 {
     Full::new(Bytes::from_static(text.as_bytes())).map_err(|e: Infallible| match e {}).boxed_unsync()
 }
