@@ -3,6 +3,7 @@
 use super::pods::InNamespace;
 use futures_util::future::BoxFuture;
 use std::{
+    collections::BTreeSet,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     os::fd::OwnedFd,
@@ -29,6 +30,8 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 /// The listeners, and when to try again those that could not be opened.
 pub(super) struct Gateways {
     listeners: GatewayListeners,
+    /// The way to the holder, and whether what an earlier agent left there has been looked through.
+    held: Option<(Arc<ManagerHandle>, bool)>,
     last: Feedback,
     delay: Duration,
     retry_at: Option<Instant>,
@@ -40,14 +43,15 @@ impl Gateways {
         identities: IdentityStore,
         manager: Option<Arc<ManagerHandle>>,
     ) -> Self {
-        let bind: Arc<dyn Bind> = match manager {
-            Some(manager) => Arc::new(HeldBind(manager)),
+        let bind: Arc<dyn Bind> = match &manager {
+            Some(manager) => Arc::new(HeldBind(manager.clone())),
             None => Arc::new(DirectBind),
         };
         let sockets = Arc::new(InNamespace(PodSockets::host()));
         let identity = Box::new(move |id: &weft_core::model::SpiffeId| Some(identities.acquire(id.clone())));
         Self {
             listeners: GatewayListeners::new(plane, bind, sockets, identity),
+            held: manager.map(|manager| (manager, false)),
             last: Feedback::default(),
             delay: RETRY_FIRST,
             retry_at: None,
@@ -60,14 +64,53 @@ impl Gateways {
         self.delay = if feedback == self.last { (self.delay * 2).min(RETRY_MAX) } else { RETRY_FIRST };
         self.retry_at = (!feedback.unbound.is_empty()).then(|| Instant::now() + self.delay);
         self.last = feedback.clone();
+        self.sweep().await;
         feedback
     }
 
     /// Completes when something that could not be opened should be tried again; never while all is well.
     pub(super) async fn retry(&self) {
-        match self.retry_at {
-            Some(at) => tokio::time::sleep_until(at).await,
-            None => std::future::pending().await,
+        let due = async {
+            match self.retry_at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        let holder_came = async {
+            if let Some((manager, false)) = &self.held
+                && manager.counts().wait_for(|c| c.holder).await.is_ok()
+            {
+                return;
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            () = due => {}
+            () = holder_came => {}
+        }
+    }
+
+    /// Closes sockets that an earlier agent left in the holder and that no Gateway wants any more: clients would
+    /// connect to them and wait for ever.
+    async fn sweep(&mut self) {
+        let Some((manager, swept)) = &mut self.held else { return };
+        *swept = manager.counts().borrow().holder;
+        let wanted: BTreeSet<_> = self.listeners.places().flat_map(|(place, _)| group_keys(*place)).collect();
+        // What could not be had this time may still be what an earlier agent opened.
+        let failed = |key: &holder::GroupKey| {
+            let mut unbound = self.last.unbound.keys();
+            unbound.any(|(_, port, transport)| {
+                *port == key.address.port() && of_group(*transport) == key.transport
+            })
+        };
+        for key in manager.groups() {
+            if wanted.contains(&key) || failed(&key) {
+                continue;
+            }
+            tracing::info!("closing {}, which an earlier agent left open", key.address);
+            if let Err(error) = manager.close_group(key).await {
+                tracing::warn!(%error, "the holder could not close it");
+            }
         }
     }
 
@@ -96,12 +139,8 @@ impl Bind for HeldBind {
 
     fn close(&self, place: Place) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            let mut places = vec![place];
-            if is_any_v6(place.address) {
-                places.push(in_v4(place));
-            }
             let open = self.0.groups();
-            for key in places.into_iter().map(group_key).filter(|key| open.contains(key)) {
+            for key in group_keys(place).into_iter().filter(|key| open.contains(key)) {
                 if let Err(error) = self.0.close_group(key).await {
                     tracing::warn!(%error, "{place}: the holder could not close it");
                 }
@@ -121,11 +160,20 @@ fn in_v4(place: Place) -> Place {
 }
 
 fn group_key(place: Place) -> holder::GroupKey {
-    let transport = match place.transport {
+    holder::GroupKey { address: place.address, transport: of_group(place.transport) }
+}
+
+/// The groups that may serve a place.
+fn group_keys(place: Place) -> Vec<holder::GroupKey> {
+    let fallback = is_any_v6(place.address).then(|| in_v4(place));
+    [place].into_iter().chain(fallback).map(group_key).collect()
+}
+
+const fn of_group(transport: Transport) -> holder::Transport {
+    match transport {
         Transport::Tcp => holder::Transport::Tcp,
         Transport::Udp => holder::Transport::Udp,
-    };
-    holder::GroupKey { address: place.address, transport }
+    }
 }
 
 /// The holder's answer is text, with the operating system's number at its end.
