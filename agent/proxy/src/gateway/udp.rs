@@ -227,6 +227,9 @@ impl Receiver {
             ended.sent = session.sent.get();
             ended.record(&worker);
             drop(guard);
+            // In this order: who waits for the ticket binds the address anew.
+            drop(socket);
+            drop(ticket);
         }
     }
 }
