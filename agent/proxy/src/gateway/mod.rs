@@ -32,13 +32,15 @@ use accept::{Ticket, adopt};
 use plan::{Wanted, plan};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    future::poll_fn,
     io,
     rc::Rc,
     sync::Arc,
+    task::Poll,
     time::Duration,
 };
 use tls_config::TlsConfigs;
-use tokio::{sync::mpsc, task::JoinSet, time::Instant};
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use weft_certs::IdentityHandle;
 use weft_core::{
@@ -68,8 +70,6 @@ pub struct GatewayListeners {
     /// Gateways that the workers know, by whom they are.
     tenants: BTreeMap<ObjectKey, SpiffeId>,
     open: BTreeMap<Place, Open>,
-    /// Gateways whose last connections are ending.
-    retiring: JoinSet<()>,
 }
 
 /// An open place.
@@ -115,19 +115,17 @@ impl GatewayListeners {
             tls: Arc::default(),
             tenants: BTreeMap::new(),
             open: BTreeMap::new(),
-            retiring: JoinSet::new(),
         }
     }
 
     /// Opens what the Config wants and is not open, closes what it does not want, leaves all else untouched. Reports
     /// what could not be opened; call again to try that again.
     pub async fn sync(&mut self, config: &Arc<Config>) -> Feedback {
-        while self.retiring.try_join_next().is_some() {}
         self.tls.refresh(config);
         let held = self.open.iter().map(|(place, open)| (*place, open.gateway.clone())).collect();
         let (wanted, conflicts) = plan(config, &held);
         self.close_unwanted(config, &wanted).await;
-        self.retire_tenants(config);
+        self.retire_tenants(config).await;
         let mut feedback = Feedback::default();
         for conflict in conflicts {
             note(&mut feedback, &conflict.gateway, conflict.place, conflict.why);
@@ -201,20 +199,27 @@ impl GatewayListeners {
         }
     }
 
-    fn retire_tenants(&mut self, config: &Config) {
+    /// Lets the connections of Gateways that are gone end. Not waited for: a slow client must not hold up the others'
+    /// changes.
+    async fn retire_tenants(&mut self, config: &Config) {
         let gone: Vec<ObjectKey> =
             self.tenants.keys().filter(|key| !config.gateways.contains_key(*key)).cloned().collect();
         for key in gone {
             self.tenants.remove(&key);
-            let plane = self.plane.clone();
-            self.retiring.spawn(async move {
-                let retire = move |worker: Rc<Worker>| async move {
-                    worker.gateways.borrow_mut().remove(&key);
-                    worker.retire(&ShareKey::Gateway(key), GRACE).await;
-                };
-                // An ended worker has nothing to retire.
-                let _ = plane.workers().run_all(retire).await;
-            });
+            let retire = move |worker: Rc<Worker>| async move {
+                worker.gateways.borrow_mut().remove(&key);
+                let mut retiring = Box::pin({
+                    let worker = worker.clone();
+                    async move { worker.retire(&ShareKey::Gateway(key), GRACE).await }
+                });
+                // Begun before this returns: a Gateway of the same name that comes next gets a share of its own.
+                let begun = poll_fn(|cx| Poll::Ready(retiring.as_mut().poll(cx))).await;
+                if begun.is_pending() {
+                    tokio::task::spawn_local(retiring);
+                }
+            };
+            // An ended worker has nothing to retire.
+            let _ = self.plane.workers().run_all(retire).await;
         }
     }
 
