@@ -41,6 +41,9 @@ impl Drop for InFlight {
     }
 }
 
+/// Latencies below this (4 ms, as a power of two of nanoseconds) are the same: differences are the scheduler's.
+const FAST_LOG: u32 = 22;
+
 /// What a request costs there, with latencies in steps of four: between endpoints that are about as fast and as busy,
 /// chance decides. Else two idle ones would not share: all requests would go to the one that is faster by a hair.
 fn coarse(load: Load, now: Instant) -> u64 {
@@ -50,7 +53,7 @@ fn coarse(load: Load, now: Instant) -> u64 {
         // Not known yet, or asked once and silent so far.
         None => cost,
         Some(_) if cost >= u64::MAX / 2 => cost,
-        Some(log) => (1_u64 << (log & !1)).saturating_mul(requests),
+        Some(log) => (1_u64 << (log & !1).max(FAST_LOG)).saturating_mul(requests),
     }
 }
 
