@@ -3,6 +3,8 @@
 //! The binaries under test come from `WEFT_BIN` (set by `./dev`), else from `target/release` or `target/debug`.
 #![forbid(unsafe_code)]
 
+pub mod bench;
+
 use anyhow::{Context, Result, bail};
 use std::{
     net::Ipv4Addr,

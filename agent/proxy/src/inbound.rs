@@ -66,6 +66,12 @@ async fn connect(
     let to = source.sockets.original_dst(conn.io.as_fd()).map(canonical);
     let to = to.map_err(|error| denied(format!("no original destination: {error}")))?;
     ended.endpoint = Some(to);
+    // Traffic that the pod only forwards (a VM's, a nested container's) lands here too. We would connect on it from
+    // inside the pod's namespace, past whatever the pod itself decides: fail closed.
+    let ips = &source.workload.ips;
+    if !ips.is_empty() && !ips.contains(&to.ip()) {
+        return Err(denied(format!("{to} is not an address of pod {}", source.workload.pod)));
+    }
     if decide(config, &source.workload, to) == Action::Refuse {
         conn.worker.telemetry.count(Counter::DeniedPlaintext);
         return Err(denied(format!("plaintext from {} to {to}, which is strict", conn.peer)));

@@ -54,6 +54,8 @@ pub struct Worker {
     pub learned: crate::l4::learn::Learned,
     /// Pods of this node, as this worker serves them.
     pub(crate) pods: RefCell<HashMap<weft_core::model::ObjectKey, Rc<crate::pods::Pod>>>,
+    /// Gateways, as this worker serves them.
+    pub(crate) gateways: RefCell<HashMap<weft_core::model::ObjectKey, Rc<crate::gateway::Tenant>>>,
     /// All workers, for handing connections over.
     pub(crate) peers: Arc<Peers>,
     shares: RefCell<HashMap<ShareKey, Rc<Share>>>,
@@ -75,6 +77,7 @@ impl Worker {
             tunnels: Tunnels::default(),
             learned: crate::l4::learn::Learned::default(),
             pods: RefCell::default(),
+            gateways: RefCell::default(),
             peers,
             shares: RefCell::default(),
             http: RefCell::default(),
@@ -159,6 +162,7 @@ impl Worker {
     fn close(&self) {
         self.drain.end_now();
         self.pods.borrow_mut().clear();
+        self.gateways.borrow_mut().clear();
         for share in self.shares.take().into_values() {
             share.close();
         }

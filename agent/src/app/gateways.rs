@@ -1,22 +1,150 @@
-//! Gateways of this agent.
+//! Gateways of this agent: their listeners, in the holder if there is one.
 
-use std::sync::Arc;
+use super::pods::InNamespace;
+use futures_util::future::BoxFuture;
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::time::Instant;
 use weft_certs::IdentityStore;
-use weft_core::{config::Config, engine::Feedback};
-use weft_inpod::ManagerHandle;
-use weft_proxy::pods::DataPlane;
+use weft_core::{
+    config::{Config, Transport},
+    engine::Feedback,
+};
+use weft_inpod::{ManagerHandle, PodSockets, holder};
+use weft_proxy::{
+    gateway::{Bind, DirectBind, GatewayListeners, Place, is_any_v6, is_missing},
+    pods::DataPlane,
+};
 
-pub(super) struct Gateways;
+/// What could not be bound is tried again after this time…
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// …and after twice as long each time, up to this.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// The listeners, and when to try again those that could not be opened.
+pub(super) struct Gateways {
+    listeners: GatewayListeners,
+    last: Feedback,
+    delay: Duration,
+    retry_at: Option<Instant>,
+}
 
 impl Gateways {
-    pub(super) fn new(_: Arc<DataPlane>, _: IdentityStore, _: Option<Arc<ManagerHandle>>) -> Self {
-        Self
+    pub(super) fn new(
+        plane: Arc<DataPlane>,
+        identities: IdentityStore,
+        manager: Option<Arc<ManagerHandle>>,
+    ) -> Self {
+        let bind: Arc<dyn Bind> = match manager {
+            Some(manager) => Arc::new(HeldBind(manager)),
+            None => Arc::new(DirectBind),
+        };
+        let sockets = Arc::new(InNamespace(PodSockets::host()));
+        let identity = Box::new(move |id: &weft_core::model::SpiffeId| Some(identities.acquire(id.clone())));
+        Self {
+            listeners: GatewayListeners::new(plane, bind, sockets, identity),
+            last: Feedback::default(),
+            delay: RETRY_FIRST,
+            retry_at: None,
+        }
     }
-    pub(super) async fn sync(&mut self, _: &Arc<Config>) -> Feedback {
-        Feedback::default()
+
+    /// Opens and closes listeners as the Config says; tells what could not be opened.
+    pub(super) async fn sync(&mut self, config: &Arc<Config>) -> Feedback {
+        let feedback = self.listeners.sync(config).await;
+        self.delay = if feedback == self.last { (self.delay * 2).min(RETRY_MAX) } else { RETRY_FIRST };
+        self.retry_at = (!feedback.unbound.is_empty()).then(|| Instant::now() + self.delay);
+        self.last = feedback.clone();
+        feedback
     }
+
+    /// Completes when something that could not be opened should be tried again; never while all is well.
     pub(super) async fn retry(&self) {
-        std::future::pending().await
+        match self.retry_at {
+            Some(at) => tokio::time::sleep_until(at).await,
+            None => std::future::pending().await,
+        }
     }
-    pub(super) async fn stop_accepting(&mut self) {}
+
+    /// Leaves new connections to the next agent; the holder keeps the sockets.
+    pub(super) async fn stop_accepting(&mut self) {
+        self.listeners.stop_accepting().await;
+    }
+}
+
+/// Sockets that the holder owns, so that they outlive this agent.
+#[derive(Debug)]
+struct HeldBind(Arc<ManagerHandle>);
+
+impl Bind for HeldBind {
+    fn listen(&self, place: Place, members: usize) -> BoxFuture<'_, io::Result<Vec<OwnedFd>>> {
+        Box::pin(async move {
+            match self.group(place, members).await {
+                // A machine without IPv6: every address is every IPv4 address.
+                Err(error) if is_any_v6(place.address) && is_missing(&error) => {
+                    self.group(in_v4(place), members).await
+                }
+                opened => opened,
+            }
+        })
+    }
+
+    fn close(&self, place: Place) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let mut places = vec![place];
+            if is_any_v6(place.address) {
+                places.push(in_v4(place));
+            }
+            let open = self.0.groups();
+            for key in places.into_iter().map(group_key).filter(|key| open.contains(key)) {
+                if let Err(error) = self.0.close_group(key).await {
+                    tracing::warn!(%error, "{place}: the holder could not close it");
+                }
+            }
+        })
+    }
+}
+
+impl HeldBind {
+    async fn group(&self, place: Place, members: usize) -> io::Result<Vec<OwnedFd>> {
+        self.0.listen_group(group_key(place), members).await.map_err(|error| os_error(&error.to_string()))
+    }
+}
+
+fn in_v4(place: Place) -> Place {
+    Place { address: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), place.address.port()), ..place }
+}
+
+fn group_key(place: Place) -> holder::GroupKey {
+    let transport = match place.transport {
+        Transport::Tcp => holder::Transport::Tcp,
+        Transport::Udp => holder::Transport::Udp,
+    };
+    holder::GroupKey { address: place.address, transport }
+}
+
+/// The holder's answer is text, with the operating system's number at its end.
+fn os_error(text: &str) -> io::Error {
+    let number = text.rsplit_once("(os error ").and_then(|(_, n)| n.trim_end_matches(')').parse().ok());
+    match number {
+        Some(number) => io::Error::from_raw_os_error(number),
+        None => io::Error::other(text.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_holders_words_keep_their_number() {
+        let check = |text: &str, number| assert_eq!(os_error(text).raw_os_error(), number, "{text}");
+        check("10.9.9.9:80: Cannot assign requested address (os error 99)", Some(99));
+        check("the holder is away", None);
+    }
 }

@@ -28,7 +28,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use weft_certs::{Ca, IdentityStore, LocalIssuer, StoreConfig};
-use weft_core::engine::{Engine, Feedback, Update};
+use weft_core::{
+    engine::{Engine, Feedback, Update},
+    model::{ObjectKey, Snapshot},
+};
 use weft_inpod::{ManagerConfig, ManagerHandle, PodManager};
 use weft_k8s::{AgentConfig, FileProvider, Severity, World};
 use weft_proxy::{
@@ -102,6 +105,7 @@ async fn serve(args: RunArgs) -> Result<ExitCode> {
     let manager = node.as_ref().map(|n| n.manager.clone());
     let mut gateways = Gateways::new(agent.plane.clone(), agent.pages.identities.clone(), manager.clone());
     agent.publish(&mut pipeline, &mut gateways, update).await;
+    agent.forget_gone(manager.as_deref(), &first.snapshot).await;
     agent.wait_adopted(manager.as_deref()).await;
     agent.pages.ready.store(true, Ordering::Release);
     tracing::info!(node = args.node, "serving {}", args.config.display());
@@ -166,6 +170,22 @@ impl Agent {
         *self.mesh.write() = (world.agent.trust_domain.clone(), world.agent.mtls);
         let update = pipeline.world(world);
         self.publish(pipeline, gateways, update).await;
+    }
+
+    /// Forgets sandboxes whose pod went away while no agent was there to hear the plugin's DEL.
+    async fn forget_gone(&self, manager: Option<&ManagerHandle>, world: &Snapshot) {
+        let Some(manager) = manager else { return };
+        let connected = manager.counts().wait_for(|c| c.holder).await.is_ok();
+        for record in if connected { manager.records().await } else { Vec::new() } {
+            let key = ObjectKey::new(record.namespace.as_str(), record.name.as_str());
+            let lives = world.pods.get(&key).is_some_and(|pod| {
+                pod.meta.uid.is_empty() || record.uid.is_empty() || *pod.meta.uid == *record.uid
+            });
+            if !lives {
+                tracing::info!("pod {key}: gone while no agent was there");
+                manager.forget(record.container_id).await;
+            }
+        }
     }
 
     /// Waits until pods that the holder knows from an earlier agent are served again.

@@ -15,7 +15,7 @@ mod process;
 pub use cni::CniError;
 pub use net::{Ip, Netns};
 pub use objects::{EndpointsOf, pod_yaml, service_yaml};
-pub use process::{Output, Process};
+pub use process::{Output, Process, run};
 
 use anyhow::{Context, Result, bail};
 use std::{

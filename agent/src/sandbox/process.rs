@@ -122,8 +122,11 @@ impl Drop for Process {
     }
 }
 
-/// Runs a program to its end.
-pub(super) fn run(netns: &Netns, cpu: Option<usize>, argv: &[&str], limit: Duration) -> Result<Output> {
+/// Runs a program inside `netns` to its end, on one CPU if given.
+///
+/// # Errors
+/// When it cannot be started or runs longer than `limit`.
+pub fn run(netns: &Netns, cpu: Option<usize>, argv: &[&str], limit: Duration) -> Result<Output> {
     let mut child = command(netns, cpu, argv)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

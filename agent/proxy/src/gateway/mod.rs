@@ -1,205 +1,250 @@
-//! Gateways: listeners that follow the Config, and the connections that come to them.
+//! North–south: the listeners of Gateways, opened and closed as the Config says.
 //!
-//! [`GatewayListeners`] lives on the control runtime and is told each new Config: it opens and closes sockets, and reports
-//! ports that it could not bind. What is behind a port (listeners, certificates, routes) is looked up in the Config by
-//! each connection and request, so most edits touch no socket at all.
+//! ```text
+//! Config ─▶ plan ─▶ sync: close, open ─▶ one socket per worker ─▶ accept loop ─▶ serve ─┬▶ http::serve
+//!                                                                                      ├▶ TLS by SNI ─▶ http::serve, l4
+//!                                                                                      ├▶ l4 (TCP)
+//!                                                                                      └▶ sessions (UDP)
+//! ```
+//!
+//! A socket belongs to an address and port only. What is spoken there is looked up for each connection (and each HTTP
+//! request), so an edit takes effect without touching a socket, and one listener's edit never touches another's.
+//! Each Gateway's connections run under that Gateway's share.
 
 mod accept;
 mod bind;
+mod client_cert;
+mod plan;
+mod serve;
 mod tls;
+mod tls_config;
 mod udp;
 
-pub use bind::{Bind, DirectBind};
+pub(crate) use accept::Tenant;
+pub use bind::{Bind, DirectBind, Place, is_any_v6, is_missing};
 
 use crate::{
     context::{ShareKey, Sockets, Source},
-    worker::{Worker, WorkerGone, Workers},
+    pods::DataPlane,
+    worker::{Worker, WorkerGone},
 };
-use accept::Port;
+use accept::{Ticket, adopt};
+use plan::{Wanted, plan};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
-    net::{SocketAddr, TcpListener, UdpSocket},
     rc::Rc,
     sync::Arc,
     time::Duration,
 };
-use tls::TlsConfigs;
+use tls_config::TlsConfigs;
+use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use weft_certs::IdentityHandle;
 use weft_core::{
-    config::{Config, GatewayConfig, PortConfig, TlsListener, Transport},
+    config::{Config, GatewayConfig, Transport},
     engine::Feedback,
-    model::{MtlsMode, ObjectKey, SpiffeId, Workload},
+    model::{MtlsMode, ObjectKey, SpiffeId, Str, Workload},
 };
 
-/// Gives the keys of an identity, if there are to be any.
-pub type Identities = Arc<dyn Fn(&SpiffeId) -> Option<IdentityHandle> + Send + Sync>;
+/// The connections of a Gateway that was removed may go on this long.
+const GRACE: Duration = Duration::from_secs(30);
+/// A new Gateway's certificate is waited for this long before its ports are opened, so that the first request to an
+/// enrolled pod finds it.
+const CERTIFICATE_PATIENCE: Duration = Duration::from_secs(5);
+/// Who opens sockets must answer within this time.
+const BIND_PATIENCE: Duration = Duration::from_secs(5);
 
-/// What Gateways need of the process.
-#[derive(Clone)]
-pub struct GatewayEnv {
-    /// Listening sockets.
-    pub bind: Arc<dyn Bind>,
-    /// Client sockets, in the namespace of the process.
-    pub sockets: Arc<dyn Sockets>,
-    /// The keys of a Gateway's identity; `None` without a mesh.
-    pub identities: Identities,
-    /// How long the connections of a Gateway that goes away may take to end.
-    pub grace: Duration,
-}
+/// Gives the identity of a Gateway; `None` for a run without mesh, where everything is plaintext.
+pub type Identities = Box<dyn Fn(&SpiffeId) -> Option<IdentityHandle> + Send + Sync>;
 
-/// One socket group: a Gateway's port on one address.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Slot {
-    addr: SocketAddr,
-    transport: Transport,
-}
-
-/// Opens and closes listeners as Configs come.
+/// The open listeners of all Gateways.
 pub struct GatewayListeners {
-    env: GatewayEnv,
+    plane: Arc<DataPlane>,
+    bind: Arc<dyn Bind>,
+    sockets: Arc<dyn Sockets>,
+    identities: Identities,
     tls: Arc<TlsConfigs>,
-    open: BTreeMap<Slot, Open>,
-    /// Gateways that the workers serve.
-    served: BTreeMap<ObjectKey, SpiffeId>,
+    /// Gateways that the workers know, by whom they are.
+    tenants: BTreeMap<ObjectKey, SpiffeId>,
+    open: BTreeMap<Place, Open>,
+    /// Gateways whose last connections are ending.
+    retiring: JoinSet<()>,
 }
 
-/// A slot that is being served.
+/// An open place.
 struct Open {
     gateway: ObjectKey,
     stop: CancellationToken,
+    close: CancellationToken,
+    /// Closed when nobody uses the sockets any more.
+    ended: mpsc::Receiver<()>,
 }
 
-enum Group {
-    Tcp(Vec<TcpListener>),
-    Udp(Vec<UdpSocket>),
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Why a place could not be opened.
+#[derive(Debug, thiserror::Error)]
+enum OpenError {
+    #[error("{0}")]
+    Bind(io::Error),
+    #[error("no answer from who opens sockets within {BIND_PATIENCE:?}")]
+    Silent,
+    #[error(transparent)]
+    Gone(#[from] WorkerGone),
 }
 
 impl GatewayListeners {
-    /// None are open.
+    /// None open yet. `sockets` makes the client sockets of the host.
     #[must_use]
-    pub fn new(env: GatewayEnv) -> Self {
-        Self { env, tls: Arc::default(), open: BTreeMap::new(), served: BTreeMap::new() }
+    pub fn new(
+        plane: Arc<DataPlane>,
+        bind: Arc<dyn Bind>,
+        sockets: Arc<dyn Sockets>,
+        identities: Identities,
+    ) -> Self {
+        Self {
+            plane,
+            bind,
+            sockets,
+            identities,
+            tls: Arc::default(),
+            tenants: BTreeMap::new(),
+            open: BTreeMap::new(),
+            retiring: JoinSet::new(),
+        }
     }
 
-    /// Brings the listeners in line with `config`, which the workers must serve already. Returns what could not be bound;
-    /// that is tried again with the next call.
-    ///
-    /// # Errors
-    /// When the process is ending.
-    pub async fn apply(&mut self, config: &Config, workers: &Workers) -> Result<Feedback, WorkerGone> {
-        self.build_tls(config);
-        let (wanted, mut feedback) = wanted(config);
-        let gone: Vec<Slot> = self
-            .open
-            .iter()
-            .filter(|(slot, open)| {
-                let kept = |g: &Arc<GatewayConfig>| {
-                    g.key == open.gateway && self.served.get(&g.key) == Some(&g.identity)
-                };
-                !wanted.get(slot).is_some_and(kept)
-            })
-            .map(|(slot, _)| slot.clone())
-            .collect();
-        for slot in gone {
-            self.close(&slot);
+    /// Opens what the Config wants and is not open, closes what it does not want, leaves all else untouched. Reports
+    /// what could not be opened; call again to try that again.
+    pub async fn sync(&mut self, config: &Arc<Config>) -> Feedback {
+        while self.retiring.try_join_next().is_some() {}
+        self.tls.refresh(config);
+        let held = self.open.iter().map(|(place, open)| (*place, open.gateway.clone())).collect();
+        let (wanted, conflicts) = plan(config, &held);
+        self.close_unwanted(config, &wanted).await;
+        self.retire_tenants(config);
+        let mut feedback = Feedback::default();
+        for conflict in conflicts {
+            note(&mut feedback, &conflict.gateway, conflict.place, conflict.why);
         }
-        self.retire(config, workers).await?;
-        for (slot, gateway) in wanted {
-            if self.open.contains_key(&slot) {
+        if let Err(error) = self.introduce(config, &wanted).await {
+            tracing::warn!(%error, "Gateways cannot be served");
+        }
+        for (place, gateway) in wanted {
+            if self.open.contains_key(&place) {
                 continue;
             }
-            if let Err(error) = self.serve(&slot, &gateway, workers).await? {
-                let why = format!("{}: {error}", slot.addr);
-                feedback.unbound.insert((gateway.key.clone(), slot.addr.port(), slot.transport), why.into());
+            match self.open(place, &gateway).await {
+                Ok(open) => {
+                    tracing::info!(%gateway, "listening on {place}");
+                    self.open.insert(place, open);
+                }
+                Err(error) => {
+                    let words = plain_words(&error.to_string());
+                    if matches!(&error, OpenError::Bind(error) if is_missing(error)) {
+                        let at = (gateway.clone(), place.address.ip());
+                        feedback.unusable.insert(at, words.as_str().into());
+                    }
+                    note(&mut feedback, &gateway, place, format!("{}: {words}", place.address));
+                }
             }
         }
-        Ok(feedback)
+        feedback
     }
 
-    /// Addresses that are served now.
-    pub fn addresses(&self) -> impl Iterator<Item = (SocketAddr, Transport)> {
-        self.open.keys().map(|s| (s.addr, s.transport))
-    }
-
-    fn close(&mut self, slot: &Slot) {
-        if let Some(open) = self.open.remove(slot) {
+    /// Stops accepting everywhere, without giving up any place: sockets that others hold too stay open there. What is
+    /// established goes on until its share is drained.
+    pub async fn stop_accepting(&mut self) {
+        for open in self.open.values() {
             open.stop.cancel();
-            self.env.bind.release(slot.addr, slot.transport == Transport::Udp);
+        }
+        for (place, mut open) in std::mem::take(&mut self.open) {
+            // UDP sessions go on answering through the socket.
+            if place.transport == Transport::Tcp {
+                open.ended.recv().await;
+            }
         }
     }
 
-    /// Ends Gateways that are gone, or whose identity is another now.
-    async fn retire(&mut self, config: &Config, workers: &Workers) -> Result<(), WorkerGone> {
-        let stays =
-            |key: &ObjectKey, id: &SpiffeId| config.gateways.get(key).is_some_and(|g| g.identity == *id);
+    /// The places that are open, for status pages and tests.
+    pub fn places(&self) -> impl Iterator<Item = (&Place, &ObjectKey)> {
+        self.open.iter().map(|(place, open)| (place, &open.gateway))
+    }
+
+    async fn close_unwanted(&mut self, config: &Config, wanted: &Wanted) {
+        let unchanged = |gateway: &ObjectKey| {
+            let identity = config.gateways.get(gateway).map(|g| &g.identity);
+            identity == self.tenants.get(gateway)
+        };
+        let keep =
+            |place: &Place, open: &Open| wanted.get(place) == Some(&open.gateway) && unchanged(&open.gateway);
+        let unwanted: Vec<Place> =
+            self.open.iter().filter(|(place, open)| !keep(place, open)).map(|(place, _)| *place).collect();
+        for place in unwanted {
+            let Some(open) = self.open.remove(&place) else { continue };
+            tracing::info!(gateway = %open.gateway, "no longer listening on {place}");
+            self.close(place, open).await;
+        }
+    }
+
+    async fn close(&self, place: Place, mut open: Open) {
+        open.stop.cancel();
+        open.close.cancel();
+        open.ended.recv().await;
+        if tokio::time::timeout(BIND_PATIENCE, self.bind.close(place)).await.is_err() {
+            tracing::warn!("{place}: nobody answered the wish to close it");
+        }
+    }
+
+    fn retire_tenants(&mut self, config: &Config) {
         let gone: Vec<ObjectKey> =
-            self.served.iter().filter(|(k, id)| !stays(k, id)).map(|(k, _)| k.clone()).collect();
+            self.tenants.keys().filter(|key| !config.gateways.contains_key(*key)).cloned().collect();
         for key in gone {
-            self.served.remove(&key);
-            let grace = self.env.grace;
-            let key = ShareKey::Gateway(key);
-            // Not waited for: other Gateways' changes must not be late because a client here is slow.
-            let retire = move |worker: Rc<Worker>| async move {
-                tokio::task::spawn_local(async move { worker.retire(&key, grace).await });
+            self.tenants.remove(&key);
+            let plane = self.plane.clone();
+            self.retiring.spawn(async move {
+                let retire = move |worker: Rc<Worker>| async move {
+                    worker.gateways.borrow_mut().remove(&key);
+                    worker.retire(&ShareKey::Gateway(key), GRACE).await;
+                };
+                // An ended worker has nothing to retire.
+                let _ = plane.workers().run_all(retire).await;
+            });
+        }
+    }
+
+    /// Makes new Gateways known to all workers.
+    async fn introduce(&mut self, config: &Config, wanted: &Wanted) -> Result<(), WorkerGone> {
+        let keys: BTreeSet<&ObjectKey> = wanted.values().collect();
+        let gateways = keys.into_iter().filter_map(|key| config.gateways.get(key));
+        let new = gateways.filter(|g| self.tenants.get(&g.key) != Some(&g.identity));
+        let sources: Vec<Source> = new.map(|gateway| self.source(gateway)).collect();
+        let deadline = Instant::now() + CERTIFICATE_PATIENCE;
+        let ready = sources.iter().filter_map(|source| source.identity.as_ref()).map(|identity| async move {
+            if let Err(error) = identity.ready(deadline).await {
+                tracing::warn!(%error, "enrolled pods cannot be reached yet");
+            }
+        });
+        futures_util::future::join_all(ready).await;
+        for source in sources {
+            let (key, identity) = (source.workload.pod.clone(), source.workload.identity.clone());
+            let (name, tls) = (key.clone(), self.tls.clone());
+            let register = move |worker: Rc<Worker>| async move {
+                let share = worker.share(&source.share);
+                let tenant = Tenant { key: name.clone(), source: Rc::new(source), share, tls };
+                worker.gateways.borrow_mut().insert(name, Rc::new(tenant));
             };
-            workers.run_all(retire).await?;
+            self.plane.workers().run_all(register).await?;
+            self.tenants.insert(key, identity);
         }
         Ok(())
     }
 
-    /// Binds a slot and starts serving it on every worker.
-    async fn serve(
-        &mut self,
-        slot: &Slot,
-        gateway: &GatewayConfig,
-        workers: &Workers,
-    ) -> Result<io::Result<()>, WorkerGone> {
-        let (bind, addr, count) = (Arc::clone(&self.env.bind), slot.addr, workers.count());
-        let group = match slot.transport {
-            Transport::Tcp => bind.tcp(addr, count).map(Group::Tcp),
-            Transport::Udp => bind.udp(addr, count).map(Group::Udp),
-        };
-        let group = match group {
-            Ok(group) => group,
-            Err(error) => return Ok(Err(error)),
-        };
-        let stop = CancellationToken::new();
-        let source = self.source(gateway);
-        let start = || Start {
-            source: source.clone(),
-            gateway: gateway.key.clone(),
-            port: addr.port(),
-            tls: Arc::clone(&self.tls),
-            stop: stop.clone(),
-        };
-        match group {
-            Group::Tcp(sockets) => {
-                for (i, socket) in sockets.into_iter().enumerate() {
-                    let start = start();
-                    let started = move |w| async move { accept::start(start.port_on(&w), socket) };
-                    if let Err(error) = workers.run(i % count, started).await? {
-                        return Ok(Err(error));
-                    }
-                }
-            }
-            Group::Udp(sockets) => {
-                for (i, socket) in sockets.into_iter().enumerate() {
-                    let start = start();
-                    let started = move |w| async move { udp::start(start.port_on(&w), socket) };
-                    if let Err(error) = workers.run(i % count, started).await? {
-                        return Ok(Err(error));
-                    }
-                }
-            }
-        }
-        self.served.insert(gateway.key.clone(), gateway.identity.clone());
-        self.open.insert(slot.clone(), Open { gateway: gateway.key.clone(), stop });
-        Ok(Ok(()))
-    }
-
-    /// The Gateway as a source of traffic: a made-up workload with the Gateway's own identity.
     fn source(&self, gateway: &GatewayConfig) -> Source {
         let workload = Workload {
             pod: gateway.key.clone(),
@@ -207,77 +252,65 @@ impl GatewayListeners {
             identity: gateway.identity.clone(),
             node: None,
             enrolled: true,
-            mode: MtlsMode::Strict,
+            mode: MtlsMode::Permissive,
             app: gateway.key.name.clone(),
         };
         Source {
             share: ShareKey::Gateway(gateway.key.clone()),
             workload: Arc::new(workload),
-            identity: (self.env.identities)(&gateway.identity),
-            sockets: Arc::clone(&self.env.sockets),
+            identity: (self.identities)(&gateway.identity),
+            sockets: self.sockets.clone(),
         }
     }
 
-    /// Builds TLS configs before the first handshake needs them.
-    fn build_tls(&self, config: &Config) {
-        for gateway in config.gateways.values() {
-            for port in gateway.ports.values() {
-                let PortConfig::Tls(hosts) = port else { continue };
-                for (_, listener) in hosts.iter() {
-                    if let TlsListener::Https { tls, .. } | TlsListener::Terminate { tls, .. } = &**listener
-                        && let Err(why) = self.tls.get(tls)
-                    {
-                        tracing::error!(gateway = %gateway.key, why, "a listener's certificates cannot be served");
-                    }
-                }
+    async fn open(&self, place: Place, gateway: &ObjectKey) -> Result<Open, OpenError> {
+        let workers = self.plane.workers();
+        let listening = tokio::time::timeout(BIND_PATIENCE, self.bind.listen(place, workers.count()));
+        let sockets = listening.await.map_err(|_| OpenError::Silent)?.map_err(OpenError::Bind)?;
+        let (alive, ended) = mpsc::channel(1);
+        let ticket =
+            Ticket { stop: CancellationToken::new(), close: CancellationToken::new(), _alive: alive };
+        let open =
+            Open { gateway: gateway.clone(), stop: ticket.stop.clone(), close: ticket.close.clone(), ended };
+        let mut failed = None;
+        for (member, socket) in sockets.into_iter().enumerate() {
+            let (key, ticket) = (gateway.clone(), ticket.clone());
+            let adopting =
+                move |worker: Rc<Worker>| async move { adopt(&worker, &key, (place, socket), ticket) };
+            match workers.run(member % workers.count(), adopting).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => failed = Some(OpenError::Bind(error)),
+                Err(gone) => failed = Some(gone.into()),
             }
         }
-        self.tls.prune();
-    }
-}
-
-/// What [`Port`] is made of on a worker.
-struct Start {
-    source: Source,
-    gateway: ObjectKey,
-    port: u16,
-    tls: Arc<TlsConfigs>,
-    stop: CancellationToken,
-}
-
-impl Start {
-    fn port_on(self, worker: &Rc<Worker>) -> Rc<Port> {
-        Rc::new(Port {
-            worker: Rc::clone(worker),
-            share: worker.share(&self.source.share),
-            source: Rc::new(self.source),
-            gateway: self.gateway,
-            port: self.port,
-            tls: self.tls,
-            stop: self.stop,
-        })
-    }
-}
-
-/// The slots that a Config asks for. Of two Gateways that want the same, the first by name has it.
-fn wanted(config: &Config) -> (BTreeMap<Slot, Arc<GatewayConfig>>, Feedback) {
-    let mut slots: BTreeMap<Slot, Arc<GatewayConfig>> = BTreeMap::new();
-    let mut feedback = Feedback::default();
-    for gateway in config.gateways.values() {
-        for &(port, transport) in gateway.ports.keys() {
-            for ip in &gateway.addresses {
-                let slot = Slot { addr: SocketAddr::new(*ip, port), transport };
-                if let Some(owner) = slots.get(&slot) {
-                    let why = format!("{}: taken by Gateway {}", slot.addr, owner.key);
-                    feedback.unbound.insert((gateway.key.clone(), port, transport), why.into());
-                } else {
-                    slots.insert(slot, Arc::clone(gateway));
-                }
+        drop(ticket);
+        match failed {
+            None => Ok(open),
+            Some(error) => {
+                self.close(place, open).await;
+                Err(error)
             }
         }
     }
-    (slots, feedback)
 }
 
-#[cfg(test)]
-mod tests;
+impl std::fmt::Debug for GatewayListeners {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GatewayListeners").field("places", &self.open.len()).finish_non_exhaustive()
+    }
+}
+
+/// A port may fail on several addresses.
+fn note(feedback: &mut Feedback, gateway: &ObjectKey, place: Place, why: String) {
+    let at = (gateway.clone(), place.address.port(), place.transport);
+    let reason = feedback.unbound.entry(at).or_insert_with(|| Str::from(""));
+    *reason = if reason.is_empty() { why.into() } else { format!("{reason}; {why}").into() };
+}
+
+/// `Permission denied (os error 13)` without the number.
+fn plain_words(error: &str) -> String {
+    match error.rfind(" (os error ") {
+        Some(end) => error[..end].to_owned(),
+        None => error.to_owned(),
+    }
+}

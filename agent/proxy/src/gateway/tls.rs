@@ -1,226 +1,221 @@
-//! TLS on listeners: which certificate, which clients. Built once for each [`TlsTermination`] and shared by all workers,
-//! so that a session's ticket is good on any of them.
+//! A connection on a port where TLS is spoken: by its server name it belongs to one listener, which ends TLS here or
+//! passes it on.
 
-use crate::l4::{
-    chunks::Chunks,
-    pipe::{Pipe, ReadSize},
-};
-use bytes::BytesMut;
-use parking_lot::Mutex;
-use rustls::{
-    DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig, SignatureScheme,
-    client::danger::HandshakeSignatureValid,
-    crypto::{CryptoProvider, aws_lc_rs},
-    server::{
-        ClientHello, ResolvesServerCert, WebPkiClientVerifier,
-        danger::{ClientCertVerified, ClientCertVerifier},
+use super::serve::{Context, no_route};
+use crate::{
+    error::{Blame, ProxyError, Reason, Retryable},
+    http::{DownstreamTls, HttpVersion, Prefixed},
+    l4::{
+        chunks::Chunks,
+        detect::{Sni, server_name},
+        pipe::{Pipe, Plain, ReadSize},
     },
-    sign::CertifiedKey,
+    share::HandshakePermit,
+    telemetry::Counter,
+    transport::connect::reset_on_close,
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use std::{
-    collections::HashMap,
-    io::{self, IoSlice},
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
+use bytes::{Bytes, BytesMut};
+use rustls::AlertDescription;
+use std::{io, pin::pin, sync::Arc, task, time::Duration};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use weft_core::{
-    config::{ClientValidation, TlsTermination},
-    model::KeyPair,
+    config::{L4Rule, PortConfig, TlsListener, TlsTermination},
+    model::Str,
 };
 
-/// Sessions that a listener keeps for clients without tickets.
-const SESSIONS_MAX: usize = 1024;
+/// First read of a connection's first bytes.
+const FIRST_READ: usize = 4096;
+/// Unsent bytes of one connection: a body's chunk and its head become one batch of records.
+const TLS_BUFFER: usize = 256 * 1024;
+/// A client that answers slowly gives its handshake's turn to others after this time: else a few dozen that never
+/// answer would keep everybody out.
+const TURN_MAX: Duration = Duration::from_millis(250);
 
-/// The TLS library's configs of all listeners.
-#[derive(Debug, Default)]
-pub(crate) struct TlsConfigs(Mutex<HashMap<usize, Built>>);
+type Tls = TlsStream<Prefixed<TcpStream>>;
 
-#[derive(Debug)]
-struct Built {
-    /// Holds what is at the address that is the key.
-    of: Arc<TlsTermination>,
-    config: Result<Arc<ServerConfig>, String>,
+/// The listener that a server name belongs to, as far as this connection needs it.
+enum Chosen {
+    Https(Arc<TlsTermination>),
+    Terminate(Arc<TlsTermination>, Option<Arc<L4Rule>>),
+    Passthrough(Option<Arc<L4Rule>>),
 }
 
-impl TlsConfigs {
-    /// The config for a listener; an error says why its certificates cannot be served.
-    pub(crate) fn get(&self, of: &Arc<TlsTermination>) -> Result<Arc<ServerConfig>, String> {
-        let key = Arc::as_ptr(of) as usize;
-        if let Some(built) = self.0.lock().get(&key) {
-            return built.config.clone();
-        }
-        // Built outside the lock; two at once only waste the work.
-        let config = build(of).map(Arc::new);
-        let built = Built { of: Arc::clone(of), config: config.clone() };
-        self.0.lock().entry(key).or_insert(built).config.clone()
-    }
-
-    /// Forgets configs of listeners that no Config has any more.
-    pub(crate) fn prune(&self) {
-        self.0.lock().retain(|_, built| Arc::strong_count(&built.of) > 1);
-    }
-}
-
-fn build(tls: &TlsTermination) -> Result<ServerConfig, String> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let keys = tls.certificates.iter().map(|pair| certified(pair, &provider)).collect::<Result<_, _>>()?;
-    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?;
-    let builder = match &tls.client_ca {
-        None => builder.with_no_client_auth(),
-        Some(validation) => builder.with_client_cert_verifier(verifier(validation, provider)?),
+/// Serves a connection whose first bytes are still to come.
+pub(super) async fn serve(context: Context, mut io: TcpStream) {
+    let patience = Duration::from_millis(context.worker.shared.limits.handshake_timeout_ms);
+    let deadline = tokio::time::Instant::now() + patience;
+    let drain = context.tenant.share.drain().clone();
+    let hello = tokio::select! {
+        hello = tokio::time::timeout_at(deadline, read_hello(&mut io)) => hello,
+        // Nothing was asked yet.
+        () = drain.draining() => return,
     };
-    let mut config = builder.with_cert_resolver(Arc::new(Certificates(keys)));
-    config.alpn_protocols = tls.alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
-    config.ticketer = aws_lc_rs::Ticketer::new().map_err(|e| e.to_string())?;
-    config.session_storage = rustls::server::ServerSessionMemoryCache::new(SESSIONS_MAX);
-    Ok(config)
-}
-
-fn certified(pair: &KeyPair, provider: &CryptoProvider) -> Result<Certificate, String> {
-    let chain = pair.chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
-    let key = PrivateKeyDer::try_from(pair.key.expose().to_vec()).map_err(str::to_owned)?;
-    let key = CertifiedKey::from_der(chain, key, provider).map_err(|e| e.to_string())?;
-    Ok(Certificate { names: pair.names.iter().map(|n| n.to_ascii_lowercase()).collect(), key: Arc::new(key) })
-}
-
-#[derive(Debug)]
-struct Certificate {
-    names: Vec<String>,
-    key: Arc<CertifiedKey>,
-}
-
-impl Certificate {
-    /// A wildcard in a certificate covers one label (RFC 6125 §6.4.3), unlike a listener's hostname.
-    fn covers(&self, name: &str) -> bool {
-        self.names.iter().any(|n| {
-            n == name
-                || n.strip_prefix('*').is_some_and(|suffix| {
-                    name.strip_suffix(suffix).is_some_and(|label| !label.is_empty() && !label.contains('.'))
-                })
-        })
+    let (sni, early) = match hello {
+        Ok(Ok((Sni::Name(name), early))) => (Some(Str::from(name)), early),
+        Ok(Ok((Sni::Absent, early))) => (None, early),
+        // A probe of a load balancer that only connects: nothing to tell.
+        Ok(Ok((_, early))) if early.is_empty() => return,
+        Ok(Ok(_)) => return failed(&context, io, "the client does not speak TLS"),
+        Ok(Err(error)) => return failed(&context, io, &error.to_string()),
+        Err(_) => return failed(&context, io, "no TLS ClientHello in time"),
+    };
+    match choose(&context, sni.as_deref()) {
+        None => unrecognized(&context, io, sni.as_deref()).await,
+        Some(Chosen::Passthrough(None)) => {
+            context.refuse(
+                io,
+                "tls",
+                &no_route(format!("no TLSRoute for server name {}", shown(sni.as_deref()))),
+            );
+        }
+        Some(Chosen::Passthrough(rule)) => context.opaque(io, "tls", rule, early).await,
+        Some(Chosen::Https(tls)) => {
+            let Some(io) = accept(&context, (early, io), &tls, deadline).await else { return };
+            let version = match io.get_ref().1.alpn_protocol() {
+                Some(b"h2") => Some(HttpVersion::Http2),
+                Some(_) => Some(HttpVersion::Http1),
+                None => None,
+            };
+            context.http(io, version, Some(DownstreamTls { sni })).await;
+        }
+        Some(Chosen::Terminate(tls, rule)) => {
+            let Some(io) = accept(&context, (early, io), &tls, deadline).await else { return };
+            context.opaque(Terminated(Plain(io)), "tls", rule, Bytes::new()).await;
+        }
     }
 }
 
-/// The first certificate whose names cover the SNI and whose key the client can check; else the first of all.
-#[derive(Debug)]
-struct Certificates(Vec<Certificate>);
+fn choose(context: &Context, sni: Option<&str>) -> Option<Chosen> {
+    let config = context.worker.shared.config.load();
+    let (_, PortConfig::Tls(hosts)) = context.find(&config)? else { return None };
+    Some(match &**hosts.get(sni)? {
+        TlsListener::Https { tls, .. } => Chosen::Https(tls.clone()),
+        TlsListener::Terminate { tls, routes } => Chosen::Terminate(tls.clone(), routes.get(sni).cloned()),
+        TlsListener::Passthrough { routes } => Chosen::Passthrough(routes.get(sni).cloned()),
+    })
+}
 
-impl ResolvesServerCert for Certificates {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let usable = |c: &&Certificate| c.key.key.choose_scheme(hello.signature_schemes()).is_some();
-        let named = hello.server_name().and_then(|name| {
-            let name = name.to_ascii_lowercase();
-            self.0.iter().filter(|c| c.covers(&name)).find(usable)
-        });
-        named.or_else(|| self.0.iter().find(usable)).or(self.0.first()).map(|c| Arc::clone(&c.key))
+async fn read_hello(io: &mut TcpStream) -> io::Result<(Sni, Bytes)> {
+    let mut early = BytesMut::new();
+    loop {
+        // Waits before it takes memory: an idle connection holds none.
+        io.readable().await?;
+        early.reserve(FIRST_READ);
+        let n = io.read_buf(&mut early).await?;
+        match server_name(&early) {
+            Sni::NeedMore if n > 0 => {}
+            sni => return Ok((sni, early.freeze())),
+        }
     }
 }
 
-fn verifier(
-    validation: &ClientValidation,
-    provider: Arc<CryptoProvider>,
-) -> Result<Arc<dyn ClientCertVerifier>, String> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(validation.roots.0.iter().map(|der| CertificateDer::from(der.clone())));
-    let inner = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-        .build()
-        .map_err(|e| e.to_string())?;
-    Ok(if validation.optional { Arc::new(Optional(inner)) } else { inner })
-}
-
-/// `AllowInsecureFallback` (GEP-91): a certificate is asked for, and everybody is let in, also with a bad one. That the
-/// client holds the key of what it shows is checked all the same.
-#[derive(Debug)]
-struct Optional(Arc<dyn ClientCertVerifier>);
-
-impl ClientCertVerifier for Optional {
-    fn client_auth_mandatory(&self) -> bool {
-        false
-    }
-
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.0.root_hint_subjects()
-    }
-
-    fn verify_client_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+/// Does the handshake; `None` when it failed, which was then told.
+async fn accept(
+    context: &Context,
+    (early, io): (Bytes, TcpStream),
+    tls: &Arc<TlsTermination>,
+    deadline: tokio::time::Instant,
+) -> Option<Tls> {
+    let config = match context.tenant.tls.get(tls) {
+        Ok(config) => config,
+        Err(why) => {
+            alert(io, AlertDescription::InternalError).await;
+            record(context, &error(Blame::Config, format!("certificates: {why}")));
+            return None;
+        }
+    };
+    let accepting = async {
+        let permit = context.tenant.share.handshake().await;
+        in_turn(permit, TlsAcceptor::from(config).accept(Prefixed::new(early, io))).await
+    };
+    match tokio::time::timeout_at(deadline, accepting).await {
+        Ok(Ok(mut io)) => {
+            context.worker.telemetry.count(Counter::HandshakeListenerOk);
+            io.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
+            Some(io)
+        }
+        Ok(Err(why)) => {
+            record(context, &error(Blame::Downstream, why.to_string()));
+            None
+        }
+        Err(_) => {
+            record(context, &error(Blame::Downstream, "TLS handshake not done in time".to_owned()));
+            None
+        }
     }
 }
 
-/// A TLS connection that is copied, not understood.
-pub(crate) struct TlsPipe<Io>(pub(crate) Io);
+async fn in_turn<F: Future>(permit: HandshakePermit, handshake: F) -> F::Output {
+    let mut handshake = pin!(handshake);
+    if let Ok(done) = tokio::time::timeout(TURN_MAX, handshake.as_mut()).await {
+        return done;
+    }
+    drop(permit);
+    handshake.await
+}
 
-impl<Io: AsyncRead + AsyncWrite + Unpin> Pipe for TlsPipe<Io> {
+fn error(blame: Blame, detail: String) -> ProxyError {
+    ProxyError { reason: Reason::PeerIdentity, blame, retry: Retryable::No, detail }
+}
+
+fn record(context: &Context, error: &ProxyError) {
+    context.worker.telemetry.count(Counter::HandshakeListenerFailed);
+    let mut ended = context.ended("tls");
+    ended.fail(error);
+    ended.record(&context.worker);
+}
+
+/// No handshake has begun.
+fn failed(context: &Context, io: TcpStream, detail: &str) {
+    reset_on_close(&io);
+    record(context, &error(Blame::Downstream, detail.to_owned()));
+}
+
+async fn unrecognized(context: &Context, io: TcpStream, sni: Option<&str>) {
+    alert(io, AlertDescription::UnrecognisedName).await;
+    record(context, &no_route(format!("no listener for server name {}", shown(sni))));
+}
+
+fn shown(sni: Option<&str>) -> &str {
+    sni.unwrap_or("(none)")
+}
+
+/// Tells the client why, in clear as RFC 8446 §6 allows before any key is agreed, and closes.
+async fn alert(mut io: TcpStream, description: AlertDescription) {
+    const ALERT: u8 = 21;
+    const FATAL: u8 = 2;
+    let record = [ALERT, 3, 3, 0, 2, FATAL, u8::from(description)];
+    // Seven bytes always fit into a fresh socket; a client that is gone needs no telling.
+    let _ = io.write_all(&record).await;
+    let _ = io.shutdown().await;
+}
+
+/// The bytes inside TLS that was ended here.
+struct Terminated(Plain<Tls>);
+
+impl Pipe for Terminated {
     fn poll_fill(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &mut task::Context<'_>,
         into: &mut Chunks,
         size: &mut ReadSize,
-    ) -> Poll<io::Result<usize>> {
-        let mut buffer = BytesMut::zeroed(size.get());
-        let mut read = ReadBuf::new(&mut buffer);
-        ready!(Pin::new(&mut self.0).poll_read(cx, &mut read))?;
-        let n = read.filled().len();
-        size.learn(n);
-        buffer.truncate(n);
-        into.push(buffer.freeze());
-        Poll::Ready(Ok(n))
+    ) -> task::Poll<io::Result<usize>> {
+        self.0.poll_fill(cx, into, size)
     }
 
-    fn poll_drain(&mut self, cx: &mut Context<'_>, from: &mut Chunks) -> Poll<io::Result<()>> {
-        while !from.is_empty() {
-            let mut slices = [IoSlice::new(&[]); crate::l4::chunks::SLICES_MAX];
-            let count = from.slices(&mut slices);
-            let n = ready!(Pin::new(&mut self.0).poll_write_vectored(cx, &slices[..count]))?;
-            if n == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            from.advance(n);
-        }
-        // What is in the TLS buffer is not on the wire yet.
-        Pin::new(&mut self.0).poll_flush(cx)
+    fn poll_drain(&mut self, cx: &mut task::Context<'_>, from: &mut Chunks) -> task::Poll<io::Result<()>> {
+        self.0.poll_drain(cx, from)
     }
 
-    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match ready!(Pin::new(&mut self.0).poll_shutdown(cx)) {
-            Err(e) if e.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
-            done => Poll::Ready(done),
-        }
+    fn poll_finish(&mut self, cx: &mut task::Context<'_>) -> task::Poll<io::Result<()>> {
+        self.0.poll_finish(cx)
     }
 
     fn abort(&mut self) {
-        // Dropped without close_notify: a truncated stream, which TLS makes visible to the client.
+        reset_on_close(self.0.0.get_ref().0.get_ref());
     }
 }

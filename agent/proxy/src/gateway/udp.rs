@@ -1,214 +1,290 @@
-//! UDP ports of a Gateway: a session for each client address, to one endpoint of the oldest UDPRoute's rule.
-//!
-//! UDP leaves the agent in clear: the mesh carries TCP. Datagrams for which there is no room are dropped and counted, as
-//! a network would.
+//! UDP: a session for each client address, with a socket of its own towards the endpoint. Answers go back from the
+//! socket that the client sent to.
 
-use super::accept::Port;
+use super::accept::{Tenant, Ticket};
 use crate::{
-    error::Reason,
-    telemetry::{ConnectionRecord, Counter, Direction},
+    error::{ProxyError, Reason},
+    l4::tcp::{Ended, backend_of, no_endpoint, pick},
+    share::ConnectionGuard,
+    telemetry::{Counter, Direction},
+    transport::connect::canonical,
+    worker::Worker,
 };
-use socket2::SockRef;
+use socket2::{Domain, Protocol, Socket, Type};
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     rc::Rc,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
-use tokio::net::UdpSocket;
-use weft_core::{
-    balance::{affinity, pick_by},
-    config::{Endpoint, L4Rule, PortConfig, Transport},
-};
+use tokio::{net::UdpSocket, sync::Notify, time::Instant};
+use weft_core::config::{Backend, Config, Endpoint, L4Rule, PortConfig, Transport};
 
-/// A session without a datagram for this long is over.
-const IDLE_MAX: Duration = Duration::from_secs(60);
-/// Sessions of one port on one worker.
-const SESSIONS_MAX: usize = 4096;
+/// Sessions of one socket. Each holds a descriptor.
+const SESSIONS_MAX: usize = 8192;
+/// A session with one question only ends after this silence: DNS clients ask each question from a new port.
+const IDLE_SHORT: Duration = Duration::from_secs(5);
+/// Any other session.
+const IDLE_LONG: Duration = Duration::from_secs(60);
+/// Largest datagram.
+const DATAGRAM_MAX: usize = 65_535;
 /// Datagrams moved in one turn.
-const BURST: usize = 64;
-/// The largest datagram there is.
-const DATAGRAM_MAX: usize = 65_536;
+const BURST: usize = 32;
+/// After a failed receive the loop waits this long.
+const PAUSE: Duration = Duration::from_millis(50);
 
-/// A port's sessions, and the one buffer that all of them use in turn: nothing is held between two system calls.
-struct Sessions {
-    port: Rc<Port>,
-    socket: UdpSocket,
-    by_client: RefCell<HashMap<SocketAddr, Rc<Session>>>,
-    buffer: RefCell<Vec<u8>>,
+type Sessions = Rc<RefCell<HashMap<SocketAddr, Rc<Session>>>>;
+
+/// Receives on one socket, on one worker.
+pub(super) struct Receiver {
+    worker: Rc<Worker>,
+    tenant: Rc<Tenant>,
+    socket: Rc<UdpSocket>,
+    port: u16,
+    ticket: Ticket,
+    sessions: Sessions,
 }
 
+/// One client's datagrams.
 struct Session {
     upstream: UdpSocket,
-    rule: Arc<L4Rule>,
     endpoint: SocketAddr,
-    begin: Instant,
-    used: Cell<Instant>,
+    backend: Arc<Backend>,
+    /// Of the Config that it was last compared with.
+    version: Cell<u64>,
+    touched: Cell<Instant>,
+    questions: Cell<u64>,
     received: Cell<u64>,
     sent: Cell<u64>,
+    /// The configuration has moved on: another session takes its place.
+    over: Notify,
 }
 
-/// Starts serving.
-pub(super) fn start(port: Rc<Port>, socket: std::net::UdpSocket) -> io::Result<()> {
-    socket.set_nonblocking(true)?;
-    let socket = UdpSocket::from_std(socket)?;
-    let buffer = RefCell::new(vec![0; DATAGRAM_MAX]);
-    let sessions = Rc::new(Sessions { port, socket, by_client: RefCell::default(), buffer });
-    tokio::task::spawn_local(async move {
-        let port = Rc::clone(&sessions.port);
-        tokio::select! {
-            () = port.stop.cancelled() => {}
-            () = port.worker.drain.expired() => {}
-            () = receive(&sessions) => {}
-        }
-        // Dropping the last of them ends the sessions' tasks' work; each ends at its next look.
-        sessions.by_client.borrow_mut().clear();
-    });
-    Ok(())
-}
+impl Receiver {
+    pub(super) fn new(
+        worker: Rc<Worker>,
+        tenant: Rc<Tenant>,
+        (socket, port): (UdpSocket, u16),
+        ticket: Ticket,
+    ) -> Self {
+        Self { worker, tenant, socket: Rc::new(socket), port, ticket, sessions: Sessions::default() }
+    }
 
-async fn receive(sessions: &Rc<Sessions>) {
-    loop {
-        if let Err(error) = sessions.socket.readable().await {
-            tracing::warn!(gateway = %sessions.port.gateway, %error, "a UDP port failed");
-            return;
-        }
-        for _ in 0..BURST {
-            let mut buffer = sessions.buffer.borrow_mut();
-            match sessions.socket.try_recv_from(&mut buffer) {
-                Ok((n, client)) => sessions.forward(client, &buffer[..n]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // An ICMP error of an answer before: it concerns one client only.
-                Err(_) => {}
+    /// Until the ticket or the share's drain says stop; sessions go on.
+    pub(super) async fn run(self) {
+        let drain = self.tenant.share.drain().clone();
+        loop {
+            let readable = tokio::select! {
+                biased;
+                () = self.ticket.stop.cancelled() => return,
+                () = drain.draining() => return,
+                readable = self.socket.readable() => readable,
+            };
+            if let Err(error) = readable.and_then(|()| self.receive()) {
+                tracing::warn!(gateway = %self.tenant.key, port = self.port, %error, "cannot receive");
+                tokio::time::sleep(PAUSE).await;
             }
-        }
-        tokio::task::yield_now().await;
-    }
-}
-
-impl Sessions {
-    /// Hands a datagram to its session's endpoint.
-    fn forward(self: &Rc<Self>, client: SocketAddr, datagram: &[u8]) {
-        let known = self.by_client.borrow().get(&client).cloned();
-        let Some(session) = known.or_else(|| self.begin(client)) else {
-            self.port.worker.telemetry.count(Counter::LimitRefused);
-            return;
-        };
-        session.used.set(Instant::now());
-        // Straight to the kernel: tokio does not know yet that a new socket is writable. A full socket buffer drops, as
-        // any hop may.
-        if SockRef::from(&session.upstream).send(datagram).is_ok() {
-            session.received.set(session.received.get() + datagram.len() as u64);
+            // Others of the share have their turn.
+            tokio::task::yield_now().await;
         }
     }
 
-    fn begin(self: &Rc<Self>, client: SocketAddr) -> Option<Rc<Session>> {
-        if self.by_client.borrow().len() >= SESSIONS_MAX {
-            return None;
-        }
-        let (rule, endpoint) = self.choose(client)?;
-        let now = Instant::now();
-        let session = Rc::new(Session {
-            upstream: connect(endpoint.addr).ok()?,
-            rule,
-            endpoint: endpoint.addr,
-            begin: now,
-            used: Cell::new(now),
-            received: Cell::new(0),
-            sent: Cell::new(0),
-        });
-        self.by_client.borrow_mut().insert(client, Rc::clone(&session));
-        let (sessions, answered) = (Rc::clone(self), Rc::clone(&session));
-        self.port.share.spawn(async move { sessions.run(client, &answered).await });
-        Some(session)
-    }
-
-    fn choose(&self, client: SocketAddr) -> Option<(Arc<L4Rule>, Endpoint)> {
-        let draw = self.port.worker.draw();
-        let rule = self.port.config(Transport::Udp, |port| match port {
-            PortConfig::Udp(rule) => rule.clone(),
-            _ => None,
-        });
-        let rule = rule.flatten()?;
-        let backend = rule.backends.as_ref()?.pick(draw).as_ref().ok()?.clone();
-        let config = self.port.worker.shared.config.load();
-        let ready = &config.endpoints.get(&backend.key)?.ready;
-        let index = if backend.client_ip_affinity {
-            let seats = ready.iter().map(|e| Some(affinity::seat(&e.addr)));
-            affinity::choose(affinity::client_key(client.ip()), seats)?
-        } else {
-            pick_by(ready.len(), self.port.worker.draw(), |_| Some(0))?
-        };
-        Some((rule, ready[index].clone()))
-    }
-
-    /// Sends the endpoint's datagrams back, until the session is idle or its port closes.
-    async fn run(&self, client: SocketAddr, session: &Rc<Session>) {
-        let reason = loop {
-            let idle_at = session.used.get() + IDLE_MAX;
-            tokio::select! {
-                () = self.port.stop.cancelled() => break Some(Reason::Draining),
-                () = self.port.share.drain().expired() => break Some(Reason::Draining),
-                () = tokio::time::sleep_until(idle_at.into()) => {
-                    if session.used.get() + IDLE_MAX <= Instant::now() {
-                        break None;
-                    }
-                }
-                ready = session.upstream.readable() => {
-                    if ready.is_err() || self.answer(client, session).is_err() {
-                        break Some(Reason::UpstreamReset);
-                    }
-                    tokio::task::yield_now().await;
-                }
-            }
-        };
-        self.by_client.borrow_mut().remove(&client);
-        self.record(client, session, reason);
-    }
-
-    /// # Errors
-    /// When the endpoint's port is closed (ICMP): the next datagram shall find another endpoint.
-    fn answer(&self, client: SocketAddr, session: &Session) -> io::Result<()> {
+    fn receive(&self) -> io::Result<()> {
+        // Taken only while there is something to read.
+        let mut buffer = vec![0; DATAGRAM_MAX];
         for _ in 0..BURST {
-            let mut buffer = self.buffer.borrow_mut();
-            match session.upstream.try_recv(&mut buffer) {
-                Ok(n) => {
-                    session.used.set(Instant::now());
-                    if SockRef::from(&self.socket).send_to(&buffer[..n], &client.into()).is_ok() {
-                        session.sent.set(session.sent.get() + n as u64);
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            match self.socket.try_recv_from(&mut buffer) {
+                Ok((n, peer)) => self.forward(peer, &buffer[..n]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
             }
         }
         Ok(())
     }
 
-    fn record(&self, client: SocketAddr, session: &Session, reason: Option<Reason>) {
-        self.port.worker.telemetry.connection(&ConnectionRecord {
-            parent: Some(&self.port.gateway),
-            rule: Some(&session.rule.id),
-            endpoint: Some(session.endpoint),
-            reason,
-            received_bytes: session.received.get(),
-            sent_bytes: session.sent.get(),
-            duration: session.begin.elapsed(),
-            ..ConnectionRecord::new(Direction::Gateway, "udp", client)
+    fn forward(&self, peer: SocketAddr, datagram: &[u8]) {
+        let config = self.worker.shared.config.load();
+        let session = self.session(&config, peer).or_else(|| self.begin(&config, peer));
+        let Some(session) = session else { return };
+        session.touched.set(Instant::now());
+        session.questions.set(session.questions.get() + 1);
+        // What does not fit is lost, as anywhere on a datagram's way.
+        if let Ok(n) = session.upstream.try_send(datagram) {
+            session.received.set(session.received.get() + n as u64);
+        }
+    }
+
+    /// The client's session, if the Config would still send it where it goes.
+    fn session(&self, config: &Config, peer: SocketAddr) -> Option<Rc<Session>> {
+        let session = self.sessions.borrow().get(&peer).cloned()?;
+        if session.version.get() == config.version || self.fits(config, &session) {
+            session.version.set(config.version);
+            return Some(session);
+        }
+        self.sessions.borrow_mut().remove(&peer);
+        session.over.notify_one();
+        None
+    }
+
+    fn fits(&self, config: &Config, session: &Session) -> bool {
+        let backends = self.rule(config).and_then(|rule| rule.backends.as_ref());
+        let routed = backends.is_some_and(|all| {
+            all.iter().any(|(_, backend)| backend.as_ref().is_ok_and(|b| b.key == session.backend.key))
         });
+        let endpoints = config.endpoints.get(&session.backend.key);
+        routed && endpoints.is_some_and(|all| all.ready.iter().any(|e| e.addr == session.endpoint))
+    }
+
+    fn rule<'c>(&self, config: &'c Config) -> Option<&'c Arc<L4Rule>> {
+        match config.gateways.get(&self.tenant.key)?.ports.get(&(self.port, Transport::Udp))? {
+            PortConfig::Udp(rule) => rule.as_ref(),
+            _ => None,
+        }
+    }
+
+    fn begin(&self, config: &Config, peer: SocketAddr) -> Option<Rc<Session>> {
+        let rule = self.rule(config)?;
+        let room = self.sessions.borrow().len() < SESSIONS_MAX;
+        let Some(guard) = room.then(|| self.tenant.share.admit()).flatten() else {
+            self.worker.telemetry.count(Counter::LimitRefused);
+            return None;
+        };
+        let now = std::time::Instant::now();
+        let mut ended = Ended::new(Direction::Gateway, "udp", canonical(peer), now);
+        ended.parent = Some(self.tenant.key.clone());
+        ended.rule = Some(rule.clone());
+        let chosen = self.choose(config, rule, &mut ended);
+        let opened = chosen.and_then(|(backend, endpoint)| {
+            let upstream = connected(endpoint.addr).map_err(|e| cannot_connect(endpoint, &e))?;
+            Ok((backend, endpoint.addr, upstream))
+        });
+        let (backend, endpoint, upstream) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                ended.fail(&error);
+                ended.record(&self.worker);
+                return None;
+            }
+        };
+        let session = Rc::new(Session {
+            upstream,
+            endpoint,
+            backend,
+            version: Cell::new(config.version),
+            touched: Cell::new(Instant::now()),
+            questions: Cell::new(0),
+            received: Cell::new(0),
+            sent: Cell::new(0),
+            over: Notify::new(),
+        });
+        self.sessions.borrow_mut().insert(peer, session.clone());
+        self.tenant.share.spawn(self.answer(session.clone(), peer, (ended, guard)));
+        Some(session)
+    }
+
+    fn choose<'c>(
+        &self,
+        config: &'c Config,
+        rule: &L4Rule,
+        ended: &mut Ended,
+    ) -> Result<(Arc<Backend>, &'c Endpoint), ProxyError> {
+        let backend = backend_of(rule, self.worker.draw())?;
+        ended.backend = Some(backend.clone());
+        let endpoints = config.endpoints.get(&backend.key).ok_or_else(|| no_endpoint(&backend))?;
+        let index = pick(endpoints, &backend, ended.peer.ip(), self.worker.draw(), &[]);
+        let endpoint = index.and_then(|i| endpoints.ready.get(i)).ok_or_else(|| no_endpoint(&backend))?;
+        ended.note(endpoint);
+        Ok((backend, endpoint))
+    }
+
+    /// Carries the endpoint's datagrams back until the session is over.
+    fn answer(
+        &self,
+        session: Rc<Session>,
+        peer: SocketAddr,
+        (mut ended, guard): (Ended, ConnectionGuard),
+    ) -> impl Future<Output = ()> + use<> {
+        let (worker, socket, sessions) = (self.worker.clone(), self.socket.clone(), self.sessions.clone());
+        let (ticket, drain) = (self.ticket.clone(), self.tenant.share.drain().clone());
+        async move {
+            let _open = worker.telemetry.connection_opened(Direction::Gateway);
+            ended.reason = tokio::select! {
+                biased;
+                () = ticket.close.cancelled() => Some(Reason::NoRoute),
+                () = drain.expired() => Some(Reason::Draining),
+                () = session.over.notified() => None,
+                failed = session.carry(&socket, peer) => failed,
+            };
+            let mut sessions = sessions.borrow_mut();
+            if sessions.get(&peer).is_some_and(|s| Rc::ptr_eq(s, &session)) {
+                sessions.remove(&peer);
+            }
+            ended.received = session.received.get();
+            ended.sent = session.sent.get();
+            ended.record(&worker);
+            drop(guard);
+        }
     }
 }
 
-fn connect(endpoint: SocketAddr) -> io::Result<UdpSocket> {
-    let any = match endpoint {
-        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-    };
-    let socket = std::net::UdpSocket::bind(any)?;
-    socket.connect(endpoint)?;
-    socket.set_nonblocking(true)?;
-    UdpSocket::from_std(socket)
+impl Session {
+    /// Until silence (`None`) or a failure.
+    async fn carry(&self, socket: &UdpSocket, peer: SocketAddr) -> Option<Reason> {
+        loop {
+            tokio::select! {
+                readable = self.upstream.readable() => {
+                    if readable.and_then(|()| self.copy(socket, peer)).is_err() {
+                        return Some(Reason::ConnectFailed);
+                    }
+                    self.touched.set(Instant::now());
+                    tokio::task::yield_now().await;
+                }
+                () = tokio::time::sleep_until(self.deadline()) => {
+                    if self.deadline() <= Instant::now() {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        self.touched.get() + if self.questions.get() > 1 { IDLE_LONG } else { IDLE_SHORT }
+    }
+
+    fn copy(&self, socket: &UdpSocket, peer: SocketAddr) -> io::Result<()> {
+        let mut buffer = vec![0; DATAGRAM_MAX];
+        for _ in 0..BURST {
+            match self.upstream.try_recv(&mut buffer) {
+                Ok(n) => {
+                    // What does not fit is lost, as anywhere on a datagram's way.
+                    if socket.try_send_to(&buffer[..n], peer).is_ok() {
+                        self.sent.set(self.sent.get() + n as u64);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn connected(to: SocketAddr) -> io::Result<UdpSocket> {
+    let socket =
+        Socket::new(Domain::for_address(to), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+    socket.connect(&to.into())?;
+    UdpSocket::from_std(socket.into())
+}
+
+fn cannot_connect(endpoint: &Endpoint, error: &io::Error) -> ProxyError {
+    ProxyError {
+        reason: Reason::ConnectFailed,
+        blame: crate::error::Blame::Upstream,
+        retry: crate::error::Retryable::Yes,
+        detail: format!("{}: {error}", endpoint.addr),
+    }
 }

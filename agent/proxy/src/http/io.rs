@@ -81,6 +81,11 @@ impl<Io> Prefixed<Io> {
         Self { prefix, io }
     }
 
+    /// The stream.
+    pub const fn get_ref(&self) -> &Io {
+        &self.io
+    }
+
     /// What of the prefix is still unread, and the stream.
     pub fn into_parts(self) -> (Bytes, Io) {
         (self.prefix, self.io)

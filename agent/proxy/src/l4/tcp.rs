@@ -129,7 +129,8 @@ pub async fn connect(
 /// What is recorded as the protocol before the first bytes have told.
 pub(crate) const SNIFFED: &str = "unknown";
 
-fn backend_of(rule: &L4Rule, draw: u64) -> Result<Arc<Backend>, ProxyError> {
+/// The rule's backend for one connection, by weight.
+pub(crate) fn backend_of(rule: &L4Rule, draw: u64) -> Result<Arc<Backend>, ProxyError> {
     let invalid = |reason, detail: &str| ProxyError {
         reason,
         blame: Blame::Config,
@@ -144,7 +145,7 @@ fn backend_of(rule: &L4Rule, draw: u64) -> Result<Arc<Backend>, ProxyError> {
 }
 
 /// The endpoint for a client: its own seat with `sessionAffinity`, else a random one; never one that was tried.
-fn pick(
+pub(crate) fn pick(
     endpoints: &EndpointSet,
     backend: &Backend,
     client: IpAddr,
@@ -160,7 +161,7 @@ fn pick(
     balance::pick_by(ready.len(), draw, |i| (!tried.contains(&i)).then_some(0))
 }
 
-fn no_endpoint(backend: &Backend) -> ProxyError {
+pub(crate) fn no_endpoint(backend: &Backend) -> ProxyError {
     ProxyError {
         reason: Reason::NoEndpoint,
         blame: Blame::Config,

@@ -1,0 +1,66 @@
+//! Which sockets the Gateways of a Config need, and which of them cannot be had because another Gateway has them.
+
+use super::bind::Place;
+use std::{collections::BTreeMap, net::SocketAddr};
+use weft_core::{config::Config, model::ObjectKey};
+
+/// Every place that is wanted, with its Gateway.
+pub(super) type Wanted = BTreeMap<Place, ObjectKey>;
+
+/// A place that another Gateway has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Conflict {
+    pub(super) gateway: ObjectKey,
+    pub(super) place: Place,
+    pub(super) why: String,
+}
+
+/// Gives each place to one Gateway. `held` are those that are open: who has a place keeps it. Among newcomers exact
+/// addresses come before `0.0.0.0` and `[::]`, then the smaller key wins.
+pub(super) fn plan(config: &Config, held: &Wanted) -> (Wanted, Vec<Conflict>) {
+    let mut claims: Vec<(Place, &ObjectKey)> = Vec::new();
+    for (key, gateway) in config.gateways.iter() {
+        for &(port, transport) in gateway.ports.keys() {
+            for ip in &gateway.addresses {
+                let covered = gateway.addresses.iter().any(|other| other != ip && covers(*other, *ip));
+                let place = Place { address: SocketAddr::new(*ip, port), transport };
+                if !covered && !claims.contains(&(place, key)) {
+                    claims.push((place, key));
+                }
+            }
+        }
+    }
+    claims.sort_by_key(|(place, key)| {
+        (held.get(place) != Some(*key), place.address.ip().is_unspecified(), *place, *key)
+    });
+    let mut wanted = Wanted::new();
+    let mut conflicts = Vec::new();
+    for (place, key) in claims {
+        match taken(&wanted, place, key) {
+            None => {
+                wanted.insert(place, key.clone());
+            }
+            Some((at, owner)) => {
+                let why = format!("{place}: already used by Gateway {owner} ({at})");
+                conflicts.push(Conflict { gateway: key.clone(), place, why });
+            }
+        }
+    }
+    (wanted, conflicts)
+}
+
+/// Whether a socket on `any` takes what is sent to `ip`, unless there is one on `ip` itself.
+fn covers(any: std::net::IpAddr, ip: std::net::IpAddr) -> bool {
+    // `[::]` is dual-stack.
+    any.is_unspecified() && (any.is_ipv6() || ip.is_ipv4()) && any != ip
+}
+
+fn taken<'a>(wanted: &'a Wanted, place: Place, by: &ObjectKey) -> Option<(Place, &'a ObjectKey)> {
+    let overlaps = |other: &Place| {
+        let (a, b) = (other.address, place.address);
+        other.transport == place.transport
+            && a.port() == b.port()
+            && (a == b || covers(a.ip(), b.ip()) || covers(b.ip(), a.ip()))
+    };
+    wanted.iter().find(|(at, owner)| *owner != by && overlaps(at)).map(|(at, owner)| (*at, owner))
+}
