@@ -3,7 +3,7 @@
 use super::{load::Load, proc};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path, time::Instant};
 
 /// Figures of one run, by name. Names are units: `rate` (a second), `cpu_us` (a request or connection), `cpu_gb`
 /// (CPU seconds a GB), `gbit`, `p50_us`, `p99_us`, `bytes_conn`, `pss_mb`, `p99_ratio`; a suffix after `@` names a part (`cpu_us@client`).
@@ -143,11 +143,13 @@ pub(super) fn measure(
         (each, mine + proc::cpu_seconds(&apart), proc::Machine::now())
     };
     let (before, ours_before, machine_before) = snapshot();
+    let start = Instant::now();
     let load = load()?;
+    let wall = start.elapsed().as_secs_f64();
     let (after, ours_after, machine_after) = snapshot();
     let cpu = before.iter().zip(&after).map(|(b, a)| a - b).collect();
     let busy = machine_after.busy - machine_before.busy + machine_after.stolen - machine_before.stolen;
-    let others = (busy - (ours_after - ours_before)).max(0.0) / load.seconds.max(0.1);
+    let others = (busy - (ours_after - ours_before)).max(0.0) / wall;
     Ok(Measured { load, cpu, others })
 }
 
