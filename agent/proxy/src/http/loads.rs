@@ -24,6 +24,11 @@ pub(crate) struct Loads(RefCell<HashMap<SocketAddr, Rc<Cell<Load>>, super::pool:
 pub(crate) struct InFlight(Rc<Cell<Load>>);
 
 impl InFlight {
+    /// No connection, or no answer: the endpoint must not look quick because it refuses quickly.
+    pub(crate) fn failed(&self, now: Instant) {
+        update(&self.0, |load| load.failed(now));
+    }
+
     /// The answer's head has come.
     pub(crate) fn answered(&self, latency: Duration, now: Instant) {
         // `begin` again, because `end` counts down and the body is still under way.
