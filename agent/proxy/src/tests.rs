@@ -2,7 +2,7 @@
 
 use crate::{
     context::Limits,
-    fixtures::{Mesh, TestPod, endpoint},
+    fixtures::{Mesh, TestPod, endpoint, identity, workload},
     pods::DataPlane,
 };
 use std::{io, net::SocketAddr, time::Duration};
@@ -447,5 +447,37 @@ async fn connections_are_handed_to_the_less_busy_worker() {
     }
     let loads = mesh.plane.workers().loads();
     assert!(loads.iter().all(|&n| n >= 15), "{loads:?}");
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_does_not_answer_is_given_up() {
+    let mesh = Mesh::with_limits(1, Limits { connect_timeout_ms: 200, ..Limits::default() });
+    let client = mesh.pod("a", "127.10.18.1", MtlsMode::Strict).await;
+    let silent = workload("b", "127.10.18.2".parse().unwrap(), true, MtlsMode::Strict);
+    let config = identity(&mesh.store, &silent.identity).await.server_config().unwrap();
+    let listener = TcpListener::bind(("127.10.18.2", mesh.shared.hbone_port)).await.unwrap();
+    let (tunnel, mut tunnels) = tokio::sync::mpsc::channel(64);
+    tokio::spawn(async move {
+        while let Ok((io, _)) = listener.accept().await {
+            let io = tokio_rustls::TlsAcceptor::from(config.clone()).accept(io).await.unwrap();
+            tunnel.send(()).await.unwrap();
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(io).await.unwrap();
+                let mut unanswered = Vec::new();
+                while let Some(Ok(stream)) = connection.accept().await {
+                    unanswered.push(stream);
+                }
+            });
+        }
+    });
+    let addr = SocketAddr::new(silent.ips[0], 80);
+    let to = mesh.service("db", AppProtocol::Opaque, &[endpoint(addr, Some(&silent))]);
+    assert_call_reset(&client, to).await;
+    // Each try was made on a tunnel of its own.
+    for _ in 0..3 {
+        tunnels.try_recv().unwrap();
+    }
+    assert!(tunnels.try_recv().is_err());
     mesh.stop().await;
 }

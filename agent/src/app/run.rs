@@ -66,6 +66,9 @@ fn dry_run(args: &RunArgs) -> ExitCode {
     let mut engine = Engine::new(settings(&world.agent));
     let update = engine.apply(world.snapshot, &Feedback::default());
     print!("{}", report::table(&update.statuses));
+    for (object, message) in engine.lint() {
+        println!("warning: {object}: {message}");
+    }
     if world.problems.iter().any(|p| p.severity == Severity::Error) {
         ExitCode::FAILURE
     } else {

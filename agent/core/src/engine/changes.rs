@@ -2,7 +2,7 @@
 
 use crate::{
     model::{Kind, ObjectKey, Snapshot},
-    resolve::{Source, Unit, World, policy_targets},
+    resolve::{Slot, Source, Unit, World, policy_targets},
 };
 use std::{
     cmp::Ordering,
@@ -18,6 +18,8 @@ pub(super) struct Changes {
     pub(super) sources: BTreeSet<Source>,
     /// To be resolved because they themselves changed.
     pub(super) units: BTreeSet<Unit>,
+    /// Slots whose kind of table changed.
+    pub(super) slots: BTreeSet<Slot>,
     pub(super) pods: BTreeSet<ObjectKey>,
     /// Services whose frontends depend on what changed.
     pub(super) services: BTreeSet<ObjectKey>,

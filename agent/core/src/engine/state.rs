@@ -6,8 +6,8 @@ use crate::{
     config::{BackendKey, Config, Frontend},
     model::{Kind, ObjectKey, Str, Workload},
     resolve::{
-        Domain, ListenerId, Reader, ResolvedGateway, ResolvedPolicy, ResolvedRoute, RouteId, Settings, Slot,
-        Source, Tracker, Unit, World, policy_targets, resolve_gateway, resolve_policy, resolve_route,
+        Domain, Reader, ResolvedGateway, ResolvedListener, ResolvedPolicy, ResolvedRoute, RouteId, Settings,
+        Slot, Source, Tracker, Unit, World, policy_targets, resolve_gateway, resolve_policy, resolve_route,
     },
 };
 use std::{
@@ -176,8 +176,16 @@ impl State {
                 touched.sets.extend(gateway.sets.iter().map(|s| s.set.meta.key.clone()));
             }
             if let (Some(old), Some(new)) = (&old, &new) {
-                let idle = changed_idle(old, new).map(|id| Slot::Listener { gateway: key.clone(), id });
-                touched.routes.extend(idle.filter_map(|s| self.attached.get(&s)).flatten().cloned());
+                for (was, is) in same_listeners(old, new) {
+                    let slot = Slot::Listener { gateway: key.clone(), id: is.attach.id.clone() };
+                    // Routes say whether their listeners serve, though they may be resolved as before.
+                    if (&was.accepted, &was.servable) != (&is.accepted, &is.servable) {
+                        touched.routes.extend(self.attached.get(&slot).into_iter().flatten().cloned());
+                    }
+                    if (&was.attach.protocol, was.mode) != (&is.attach.protocol, is.mode) {
+                        changes.slots.insert(slot);
+                    }
+                }
             }
             let same = match (&old, &new) {
                 (Some(old), Some(new)) => attaches_alike(old, new),
@@ -204,7 +212,7 @@ impl State {
             Unit::Route(id) => Some(id.clone()),
             _ => None,
         });
-        let mut slots = BTreeSet::new();
+        let mut slots = std::mem::take(&mut changes.slots);
         for id in dirty {
             let unit = Unit::Route(id.clone());
             let route = self.world.snapshot.routes.get(&id).cloned();
@@ -282,17 +290,13 @@ fn services(route: &ResolvedRoute) -> BTreeSet<ObjectKey> {
     rules.flat_map(|r| r.services.iter().cloned()).collect()
 }
 
-/// Listeners that begin or cease to serve: their routes say so, though they are resolved as before.
-fn changed_idle<'a>(
+/// Listeners that were there before, with what they were.
+fn same_listeners<'a>(
     old: &'a ResolvedGateway,
     new: &'a ResolvedGateway,
-) -> impl Iterator<Item = ListenerId> + 'a {
-    let before = |id: &ListenerId| old.listeners.iter().find(|l| l.attach.id == *id);
-    let changed = new
-        .listeners
-        .iter()
-        .filter(move |l| before(&l.attach.id).is_some_and(|old| old.servable != l.servable));
-    changed.map(|l| l.attach.id.clone())
+) -> impl Iterator<Item = (&'a ResolvedListener, &'a ResolvedListener)> {
+    let before: BTreeMap<_, _> = old.listeners.iter().map(|l| (&l.attach.id, l)).collect();
+    new.listeners.iter().filter_map(move |is| Some((*before.get(&is.attach.id)?, is)))
 }
 
 /// Makes equal TLS values the same `Arc`, that of before if there was one.

@@ -16,7 +16,7 @@ use crate::{
 use bytes::Bytes;
 use futures_util::future::Either;
 use http::{HeaderMap, HeaderValue, Request, Response, request::Parts};
-use hyper::{body::Incoming, client::conn::TrySendError};
+use hyper::{body::Incoming, client::conn::TrySendError, upgrade::OnUpgrade};
 use std::{pin::Pin, rc::Rc, sync::Arc, time::Instant};
 use tokio::{sync::oneshot, time::Sleep};
 use weft_core::{
@@ -84,6 +84,8 @@ pub(crate) struct Exchange<D: Dial> {
     pub(crate) backend_response: Option<Arc<HeaderModifier>>,
     pub(crate) upload: Option<Rc<Upload>>,
 
+    /// The client's side of an extended CONNECT.
+    pub(crate) tunnel: Option<OnUpgrade>,
     /// The head once more, for another try, if one may be made.
     pub(crate) spare: Option<Parts>,
     /// The try under way, or the last one.
@@ -111,10 +113,10 @@ pub(crate) struct Attempt<D: Dial> {
     pub(crate) handoff: Option<oneshot::Receiver<(MaybeTls<D::Io>, Bytes)>>,
 }
 
-impl<D: Dial> Default for Attempt<D> {
-    fn default() -> Self {
+impl<D: Dial> Attempt<D> {
+    const fn new(started: Instant) -> Self {
         Self {
-            started: Instant::now(),
+            started,
             endpoint: None,
             identity: None,
             span: RequestSpan::None,
@@ -141,8 +143,9 @@ impl<D: Dial> Exchange<D> {
         let span = telemetry.server_span(&trace, &conn.source.workload);
         conn.active.set(conn.active.get() + 1);
         conn.begun.set(conn.begun.get() + 1);
+        let started = Instant::now();
         Box::new(Self {
-            started: Instant::now(),
+            started,
             trace,
             head,
             span,
@@ -154,8 +157,9 @@ impl<D: Dial> Exchange<D> {
             backend: None,
             backend_response: None,
             upload: None,
+            tunnel: None,
             spare: None,
-            attempt: Attempt::default(),
+            attempt: Attempt::new(started),
             tries: 0,
             code: 0,
             grpc_status: None,

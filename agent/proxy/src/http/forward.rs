@@ -13,6 +13,7 @@ use super::{
     pool::{H2Turn, Key},
     reply::ResponseBody,
     respond::{self, error},
+    upgrade,
 };
 use crate::{
     dial::Dial,
@@ -21,7 +22,9 @@ use crate::{
 };
 use http::{HeaderValue, Request, Response, StatusCode, Version, request::Parts};
 use hyper::{body::Incoming, client::conn::TrySendError};
-use std::{error::Error, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    error::Error, future::poll_fn, net::SocketAddr, pin::pin, rc::Rc, sync::Arc, task::Poll, time::Instant,
+};
 use weft_core::{
     config::{Backend, Endpoint},
     model::Retry,
@@ -35,6 +38,7 @@ pub(crate) async fn handle<D: Dial>(
 ) -> Response<ResponseBody<D>> {
     let (mut parts, body) = request.into_parts();
     let mut exchange = Exchange::begin(&conn, &parts);
+    exchange.tunnel = upgrade::extended_connect(&mut parts, || conn.http.draw());
     drop(conn);
     match plan(&mut exchange, &mut parts) {
         Ok(Step::Forward(plan)) => forward(exchange, plan, parts, body).await,
@@ -134,23 +138,30 @@ async fn send<D: Dial>(
     };
     let retries = retry_policy(exchange).map_or(0, |r| r.attempts);
     exchange.spare = (exchange.tries <= retries).then(|| outgoing.parts.clone());
-    let Some(deadline) = plan.deadlines.of_try(now) else {
-        return send_to(exchange, plan, &endpoint, outgoing).await;
+    let deadline = plan.deadlines.of_try(now);
+    let mut sleep = deadline.map(|d| Box::pin(tokio::time::sleep_until(d.at.into())));
+    let sent = {
+        // One future for both cases: this code's state is held by every open connection.
+        let mut sending = pin!(send_to(exchange, plan, &endpoint, outgoing));
+        poll_fn(|cx| match sending.as_mut().poll(cx) {
+            Poll::Ready(sent) => Poll::Ready(Some(sent)),
+            Poll::Pending => match sleep.as_mut().map(|s| s.as_mut().poll(cx)) {
+                Some(Poll::Ready(())) => Poll::Ready(None),
+                _ => Poll::Pending,
+            },
+        })
+        .await
     };
-    let mut sleep = Box::pin(tokio::time::sleep_until(deadline.at.into()));
-    let sent = tokio::select! {
-        biased;
-        sent = send_to(exchange, plan, &endpoint, outgoing) => sent,
-        () = &mut sleep => return Err(timed_out(exchange, deadline).into()),
-    };
+    let Some(sent) = sent else { return Err(timed_out(exchange, deadline).into()) };
     // The deadline covers the answer's body too (GEP-1742).
-    exchange.deadline = Some(sleep);
+    exchange.deadline = sleep;
     sent
 }
 
-fn timed_out<D: Dial>(exchange: &mut Exchange<D>, deadline: Deadline) -> Failure {
-    let error = error(Reason::Timeout, deadline.kind.as_str());
-    match deadline.kind {
+fn timed_out<D: Dial>(exchange: &mut Exchange<D>, deadline: Option<Deadline>) -> Failure {
+    let kind = deadline.map_or(TimeoutKind::Request, |d| d.kind);
+    let error = error(Reason::Timeout, kind.as_str());
+    match kind {
         TimeoutKind::Request => Failure { outcome: Outcome::Reset, error, code: None, again: None },
         TimeoutKind::BackendRequest => {
             Failure { outcome: Outcome::TryTimeout, error, code: None, again: remembered(exchange) }
@@ -249,7 +260,9 @@ pub(crate) async fn lease<D: Dial>(
                 return Ok(Lease::H1(key, kept));
             }
             telemetry.count(Counter::PoolMissHttp);
-            Ok(Lease::H1(key, connect::http1(conn, endpoint, way.tls.as_deref()).await?))
+            // Boxed here and below: the way to a new connection is long, and rarely taken.
+            let new = Box::pin(connect::http1(conn, endpoint, way.tls.as_deref())).await?;
+            Ok(Lease::H1(key, new))
         }
         Protocol::Http2 => loop {
             match conn.pool.h2(&key, endpoint) {
@@ -260,7 +273,7 @@ pub(crate) async fn lease<D: Dial>(
                 H2Turn::Wait(dialing) => dialing.done().await?,
                 H2Turn::Dial(turn) => {
                     telemetry.count(Counter::PoolMissHttp);
-                    return match connect::http2(conn, endpoint, way.tls.as_deref()).await {
+                    return match Box::pin(connect::http2(conn, endpoint, way.tls.as_deref())).await {
                         Ok(new) => Ok(Lease::H2(conn.pool.add_h2(&conn.share, key, &new))),
                         Err(error) => {
                             turn.fail(&error);
@@ -366,7 +379,12 @@ fn answer<D: Dial>(
     };
     // The timeouts are for requests; what follows is a connection.
     exchange.deadline = None;
-    let conn = Rc::clone(&exchange.conn);
-    *conn.upgraded.borrow_mut() = Some(Upgraded { upstream, exchange });
+    match exchange.tunnel.take() {
+        Some(client) => upgrade::accept_connect(client, Upgraded { upstream, exchange }, &mut head),
+        None => {
+            let conn = Rc::clone(&exchange.conn);
+            *conn.upgraded.borrow_mut() = Some(Upgraded { upstream, exchange });
+        }
+    }
     Response::from_parts(head, ResponseBody::empty())
 }

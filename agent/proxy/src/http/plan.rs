@@ -58,7 +58,7 @@ pub(crate) fn plan<D: Dial>(exchange: &mut Exchange<D>, parts: &mut Parts) -> Re
     let (found, frontend) =
         route::find(&config, &conn.entrance, client, parts).map_err(|reason| error(reason, ""))?;
     exchange.frontend = frontend.cloned();
-    let upgrade = filters::wants_upgrade(parts);
+    let upgrade = exchange.tunnel.is_some() || filters::wants_upgrade(parts);
     filters::normalize(parts, upgrade);
     filters::forwarded(&conn, parts);
     let mut mirrors = Vec::new();

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{context::Limits, dial::Dial, drain::Drain};
 use bytes::{Bytes, BytesMut};
+use futures_util::task::AtomicWaker;
 use hyper::{
     Request,
     body::Incoming,
@@ -21,7 +22,11 @@ use std::{
     io,
     pin::{Pin, pin},
     rc::Rc,
-    task::Poll,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 use tokio::{
@@ -164,6 +169,8 @@ where
         .max_local_error_reset_streams(RESETS_MAX)
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
+        // WebSockets over HTTP/2 (RFC 8441).
+        .enable_connect_protocol()
         .serve_connection(TokioIo::new(io), service);
     let mut http = pin!(http);
     let mut ending = Ending::new(&conn, false);
@@ -191,8 +198,23 @@ enum End {
     Now,
 }
 
+/// Wakes the connection's task, and remembers that its [`Ending`] wants to be looked at. Without it, each packet would
+/// poll a timer and a cancellation, both behind locks.
+struct Nudge {
+    due: AtomicBool,
+    task: AtomicWaker,
+}
+
+impl Wake for Nudge {
+    fn wake(self: Arc<Self>) {
+        self.due.store(true, Ordering::Release);
+        self.task.wake();
+    }
+}
+
 /// Ends a connection that is drained, lies idle, or sends a request's head too slowly.
 struct Ending {
+    nudge: Arc<Nudge>,
     drained: Pin<Box<dyn Future<Output = End>>>,
     soon: bool,
     over: bool,
@@ -208,6 +230,7 @@ impl Ending {
     fn new<D: Dial>(conn: &Conn<D>, hurry: bool) -> Self {
         let tick = Duration::from_millis(conn.http.shared.limits.handshake_timeout_ms);
         Self {
+            nudge: Arc::new(Nudge { due: AtomicBool::new(true), task: AtomicWaker::new() }),
             drained: Box::pin(soon(conn.share.drain().clone())),
             soon: false,
             over: false,
@@ -220,7 +243,16 @@ impl Ending {
     }
 
     /// Each end is told once.
-    fn poll<D: Dial>(&mut self, conn: &Conn<D>, cx: &mut std::task::Context<'_>) -> Poll<End> {
+    fn poll<D: Dial>(&mut self, conn: &Conn<D>, cx: &mut Context<'_>) -> Poll<End> {
+        self.nudge.task.register(cx.waker());
+        if !self.nudge.due.swap(false, Ordering::Acquire) {
+            return Poll::Pending;
+        }
+        let waker = Waker::from(Arc::clone(&self.nudge));
+        self.look(conn, &mut Context::from_waker(&waker))
+    }
+
+    fn look<D: Dial>(&mut self, conn: &Conn<D>, cx: &mut Context<'_>) -> Poll<End> {
         if !self.over
             && let Poll::Ready(end) = self.drained.as_mut().poll(cx)
         {

@@ -3,6 +3,9 @@
 use super::{conn::Upgraded, io::Prefixed};
 use crate::{dial::Dial, error::Reason};
 use bytes::Bytes;
+use http::{HeaderValue, Method, StatusCode, header, request::Parts};
+use hyper::{ext::Protocol, upgrade::OnUpgrade};
+use hyper_util::rt::TokioIo;
 use std::{cell::RefCell, io};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
@@ -35,6 +38,52 @@ impl<Io> Handoff<Io> {
             let _ = asked.send(parts());
         }
     }
+}
+
+/// An extended CONNECT for a WebSocket (RFC 8441) becomes the GET that HTTP/1.1 upgrades with. Gives where the client's
+/// bytes will be.
+pub(crate) fn extended_connect(parts: &mut Parts, draw: impl Fn() -> u64) -> Option<OnUpgrade> {
+    let websocket = parts.extensions.get::<Protocol>().is_some_and(|p| p.as_str() == "websocket");
+    if parts.method != Method::CONNECT || !websocket {
+        return None;
+    }
+    let client = parts.extensions.remove::<OnUpgrade>()?;
+    parts.method = Method::GET;
+    parts.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    // The upstream wants a key to hash. It proves nothing here: both ends of this leg are known to speak HTTP.
+    let key = key([draw(), draw()]);
+    parts.headers.insert(header::SEC_WEBSOCKET_KEY, key);
+    Some(client)
+}
+
+/// 16 bytes in base64 (RFC 4648 §4).
+fn key(random: [u64; 2]) -> HeaderValue {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let bits = u128::from(random[0]) << 64 | u128::from(random[1]);
+    // 128 bits are 21 digits and two bits; these begin the 22nd, and two marks fill the last group.
+    let mut text: Vec<u8> = (0..21).map(|i| ALPHABET[(bits >> (122 - 6 * i)) as usize & 63]).collect();
+    text.push(ALPHABET[(bits as usize & 3) << 4]);
+    text.extend_from_slice(b"==");
+    HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("AAAAAAAAAAAAAAAAAAAAAA=="))
+}
+
+/// Answers an extended CONNECT whose upstream has switched protocols, and copies from then on.
+pub(crate) fn accept_connect<D: Dial>(
+    client: OnUpgrade,
+    upgraded: Upgraded<D>,
+    head: &mut http::response::Parts,
+) {
+    head.status = StatusCode::OK;
+    for name in [header::CONNECTION, header::UPGRADE, header::SEC_WEBSOCKET_ACCEPT] {
+        head.headers.remove(name);
+    }
+    let share = upgraded.exchange.conn.share.clone();
+    share.spawn(async move {
+        // Fails when the client goes away before our answer; dropping the exchange says so.
+        if let Ok(io) = client.await {
+            relay(TokioIo::new(io), upgraded).await;
+        }
+    });
 }
 
 /// Copies between an upgraded client and its upstream, and ends the exchange.

@@ -32,6 +32,8 @@ pub const TUNNELS_SPREAD: usize = 4;
 pub const TUNNELS_MAX: usize = 64;
 /// Tunnels that may die under a stream that is being opened before we give up.
 const ATTEMPTS: usize = 3;
+/// How much longer than a TCP connect the answer to a CONNECT may take.
+const ANSWER_SLACK: Duration = Duration::from_secs(1);
 
 /// All tunnels of one worker.
 #[derive(Debug, Default)]
@@ -126,25 +128,28 @@ impl Tunnels {
         worker: &Rc<Worker>,
         want: Want<'_>,
     ) -> Result<(TunnelStream, Rc<Tunnel>), ProxyError> {
-        let mut last = None;
+        let patience = Duration::from_millis(worker.shared.limits.connect_timeout_ms) + ANSWER_SLACK;
+        let mut last = String::new();
         for _ in 0..ATTEMPTS {
             let (guard, tunnel) = self.reserve(worker, want).await?;
-            match guard.open(want.to, want.headers).await {
-                Ok(stream) => return Ok((stream, tunnel)),
-                Err(OpenError::Refused(status)) => return Err(refused(status, want.to)),
+            match tokio::time::timeout(patience, guard.open(want.to, want.headers)).await {
+                Ok(Ok(stream)) => return Ok((stream, tunnel)),
+                Ok(Err(OpenError::Refused(status))) => return Err(refused(status, want.to)),
                 // No byte of the application was sent: always safe on another tunnel.
-                Err(OpenError::Gone(error)) => last = Some(error),
+                Ok(Err(OpenError::Gone(error))) => last = error.to_string(),
+                Err(_) => {
+                    // The peer's agent gives up on its application before that, and says so: this tunnel is dead,
+                    // long before its PING tells.
+                    tunnel.retire();
+                    last = format!("no answer to CONNECT within {patience:?}");
+                }
             }
         }
         Err(ProxyError {
             reason: Reason::UpstreamReset,
             blame: Blame::Upstream,
             retry: Retryable::Yes,
-            detail: format!(
-                "tunnels to {} end before use: {}",
-                want.to,
-                last.map_or_else(String::new, |e| e.to_string())
-            ),
+            detail: format!("tunnels to {} end before use: {last}", want.to),
         })
     }
 

@@ -101,7 +101,7 @@ fn name(i: u8) -> String {
     format!("{}/n{}", NS[usize::from(i) % 3], i / 3)
 }
 
-fn listeners(shape: u8) -> Vec<Listener> {
+fn listeners(shape: u8, ends: bool) -> Vec<Listener> {
     let passthrough = ListenerTls { mode: TlsMode::Passthrough, ..terminate(&[]) };
     let labelled =
         FromNamespaces::Selector(Selector { match_labels: labels(&[("l", "1")]), ..Selector::default() });
@@ -111,7 +111,10 @@ fn listeners(shape: u8) -> Vec<Listener> {
         Listener { allowed_namespaces: FromNamespaces::Same, ..http("c", 81, "a.x.com") },
         Listener { allowed_namespaces: labelled, ..http("d", 82, "") },
         https("e", 443, "a.x.com", "shop/n0"),
-        Listener { tls: Some(passthrough), ..listener("f", 443, Protocol::Tls, "*.x.com") },
+        Listener {
+            tls: Some(if ends { terminate(&["shop/n0"]) } else { passthrough }),
+            ..listener("f", 443, Protocol::Tls, "*.x.com")
+        },
         listener("g", 80, Protocol::Tcp, ""),
         listener("h", 90, Protocol::Tcp, ""),
     ];
@@ -171,13 +174,13 @@ fn edit(w: &mut World, feedback: &mut Feedback, e: &Edit) {
                 allowed_listeners: [FromNamespaces::All, FromNamespaces::Same, FromNamespaces::None]
                     [usize::from(allowed) % 3]
                     .clone(),
-                ..gateway(&name(i % 3), listeners(shape))
+                ..gateway(&name(i % 3), listeners(shape, allowed / 3 % 2 == 1))
             });
             put(&mut w.0.gateways, &name(i % 3), new);
         }
         Edit::Set(i, v) => {
             let new = v.map(|(parent, shape)| {
-                let mut set = listener_set(&name(i % 3), &name(parent % 3), listeners(shape));
+                let mut set = listener_set(&name(i % 3), &name(parent % 3), listeners(shape, false));
                 set.meta.created = i64::from(shape % 2);
                 set
             });
@@ -578,4 +581,47 @@ fn a_rotated_certificate_resolves_no_route() {
     // What is not touched keeps its TLS value, so that its TLS library's config is not built again.
     w.gateway(gateway("infra/g0", vec![https("http", 443, "", "cert"), http("plain", 80, "")]));
     assert!(Arc::ptr_eq(&get(&engine.apply(w.0, &feedback).config).0, &tls));
+}
+
+/// Found by the property test: the route resolves as before, yet what is said of it changes.
+#[test]
+fn routes_hear_of_a_listener_that_becomes_valid() {
+    let mut w = big(1, 1);
+    let mut engine = Engine::new(settings());
+    let feedback = Feedback::default();
+    let both =
+        vec![http("http", 80, ""), listener("tcp", 80, Protocol::Tcp, ""), https("https", 443, "", "none")];
+    w.gateway(gateway("infra/g0", both));
+    w.route(http_route("shop/r0", &["Gateway infra/g0"], vec![rule("/", &["web"])]));
+    let message = |u: Update| Applied(u).message(RouteKind::Http, "shop/r0", "Accepted");
+    assert!(message(engine.apply(w.0.clone(), &feedback)).contains("Gets no traffic now"));
+    w.gateway(gateway("infra/g0", vec![http("http", 80, ""), https("https", 443, "", "none")]));
+    assert_eq!(message(engine.apply(w.0, &feedback)), "The route is attached.");
+}
+
+/// The same attachment, another kind of table: a policy's TLS is added where the listener ends the client's.
+#[test]
+fn a_tls_listener_that_changes_its_mode_gets_another_table() {
+    let mut w = big(1, 0);
+    w.secret("infra/cert", key_pair("cert"));
+    w.ca("shop/n0", Some(Ok(ca_bundle("ca"))));
+    w.policy(BackendTlsPolicy {
+        meta: meta("shop/p"),
+        targets: vec![PolicyTarget { kind: Kind::Service.into(), name: "web".into(), section_name: None }],
+        hostname: host("a.b"),
+        ca_refs: vec![object(Kind::ConfigMap, "n0")],
+        system_roots: false,
+        subject_alt_names: Vec::new(),
+        options: BTreeMap::new(),
+    });
+    w.route(route(RouteKind::Tls, "shop/t", &["Gateway infra/g0"], vec![rule("/", &["web"])]));
+    let mut engine = Engine::new(settings());
+    let mut answer = |mode| {
+        let tls = Some(ListenerTls { mode, ..terminate(&["cert"]) });
+        w.gateway(gateway("infra/g0", vec![Listener { tls, ..listener("tls", 443, Protocol::Tls, "") }]));
+        Applied(engine.apply(w.0.clone(), &Feedback::default())).get("infra/g0", 443, "a/")
+    };
+    assert_eq!(answer(TlsMode::Passthrough), "shop/t shop/web:80=1");
+    assert_eq!(answer(TlsMode::Terminate), "shop/t tls shop/web:80=1");
+    assert_eq!(answer(TlsMode::Passthrough), "shop/t shop/web:80=1");
 }

@@ -7,13 +7,13 @@ use futures_util::{StreamExt, stream};
 use http::{HeaderMap, HeaderValue, Request, Response, Version};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
-use std::{io, rc::Rc};
+use std::{io, rc::Rc, sync::Arc};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::mpsc,
 };
-use weft_core::config::AppProtocol;
+use weft_core::config::{AppProtocol, MirrorTarget};
 
 /// A body fed by the test.
 fn fed() -> (mpsc::Sender<Frame<Bytes>>, Body2) {
@@ -280,6 +280,75 @@ fn a_refused_upgrade_is_an_ordinary_answer() {
         for _ in 0..2 {
             client.write_all(request.as_bytes()).await.unwrap();
             read_until(&mut client, "\r\n\r\nno").await;
+        }
+    });
+}
+
+#[test]
+fn websockets_over_http2_reach_an_http1_server() {
+    run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (_bed, mesh) = bed_before(&listener).await;
+        let mut client = h2_client(mesh).await;
+        // SETTINGS_ENABLE_CONNECT_PROTOCOL has come once something was answered.
+        let plain = client.send_request(Request::connect("a:80").body(body("")).unwrap()).await.unwrap();
+        assert_eq!(plain.status(), 400);
+        let request = Request::connect("http://a/chat")
+            .extension(hyper::ext::Protocol::from_static("websocket"))
+            .body(body(""))
+            .unwrap();
+        let answer = client.send_request(request);
+        let server = async {
+            let (mut upstream, request) = raw_upstream(&listener, "\r\n\r\n").await;
+            let request = request.to_ascii_lowercase();
+            assert!(request.starts_with("get /chat http/1.1\r\n"), "{request}");
+            assert!(
+                request.contains("upgrade: websocket\r\n") && request.contains("sec-websocket-key: "),
+                "{request}"
+            );
+            let reply = "HTTP/1.1 101 S\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: x\r\n\r\n";
+            upstream.write_all(reply.as_bytes()).await.unwrap();
+            upstream
+        };
+        let (answer, mut upstream) = tokio::join!(answer, server);
+        let answer = answer.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert!(!answer.headers().contains_key("sec-websocket-accept"));
+        let mut io = hyper_util::rt::TokioIo::new(hyper::upgrade::on(answer).await.unwrap());
+        io.write_all(b"ping").await.unwrap();
+        read_until(&mut upstream, "ping").await;
+        upstream.write_all(b"pong").await.unwrap();
+        let mut pong = [0; 4];
+        io.read_exact(&mut pong).await.unwrap();
+        assert_eq!(&pong, b"pong");
+    });
+}
+
+#[test]
+fn a_mirror_that_does_not_read_is_cut_and_delays_nothing() {
+    run(async {
+        let app = App::start(|seen, _| {
+            Box::pin(async move { text(if seen.body.len() == 8 << 20 { 200 } else { 500 }, "all of it") })
+        })
+        .await;
+        // Accepts in the kernel only: nobody ever reads.
+        let deaf = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut world = World::default();
+        let primary = world.service(backend("app", AppProtocol::Http), &[app.addr]);
+        let mirror = world.service(backend("deaf", AppProtocol::Http), &[deaf.local_addr().unwrap()]);
+        let mut rule = rule(to(&primary));
+        rule.filters.mirrors = vec![Arc::new(MirrorTarget { backend: mirror, numerator: 1, denominator: 1 })];
+        let bed = Bed::new(world.frontend(&primary, Some(vec![(prefix("/"), rule)])));
+        // In many frames: a mirror may lag by a few.
+        let frames =
+            stream::iter((0..512).map(|_| Ok::<_, io::Error>(Frame::data(Bytes::from(vec![7; 16 << 10])))));
+        let request =
+            Request::post("/").header("host", "a").body(StreamBody::new(frames).boxed_unsync()).unwrap();
+        let answer = h1_client(bed.mesh().await).await.send_request(request).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        drop(deaf);
+        while bed.http.mirrors.get() > 0 {
+            tokio::task::yield_now().await;
         }
     });
 }
