@@ -30,7 +30,9 @@ enum Kind {
         opaque: bool,
     },
     /// Idle connections held open.
-    Held,
+    Held {
+        opaque: bool,
+    },
     /// Paced requests beside a transfer of 1 Gbit/s.
     PacedBeside,
 }
@@ -63,7 +65,12 @@ const SCENARIOS: &[Scenario] = &[
     http("http-64k-16", "HTTP 64 KiB kept, c=16", "/64k", 16),
     new_connections("newconn-16", "new HTTP connection per request, c=16", false),
     new_connections("newconn-opaque-16", "new opaque connection per request, c=16", true),
-    Scenario { name: "held", title: "idle connection, 1,000 held", kind: Kind::Held },
+    Scenario { name: "held", title: "idle HTTP connection, 1,000 held", kind: Kind::Held { opaque: false } },
+    Scenario {
+        name: "held-opaque",
+        title: "idle opaque connection, 1,000 held",
+        kind: Kind::Held { opaque: true },
+    },
     Scenario {
         name: "paced-beside-1g",
         title: "HTTP 1 KiB at 1,000/s, c=4, beside 1 Gbit/s",
@@ -114,16 +121,18 @@ fn run_scenario(
     (row, shuffle): (&mut Row, &mut Shuffle),
 ) -> Result<()> {
     let mut order: Vec<Who> = paths.keys().copied().collect();
-    let rounds = if scenario.kind == Kind::Held { options.rounds.min(3) } else { options.rounds };
+    let rounds =
+        if matches!(scenario.kind, Kind::Held { .. }) { options.rounds.min(3) } else { options.rounds };
     for round in 0..rounds {
         shuffle.shuffle(&mut order);
         for who in &order {
             let path = &paths[who];
-            if round == 0 && !options.quick && scenario.kind != Kind::Held {
+            if round == 0 && !options.quick && !matches!(scenario.kind, Kind::Held { .. }) {
                 let _ = send(rig, path, scenario.kind, 1);
             }
             match scenario.kind {
-                Kind::Held => held(rig, row, *who, path, options),
+                Kind::Held { opaque } if *who == Who::Weft => held(rig, row, path, opaque, options.quick),
+                Kind::Held { .. } => {}
                 _ => once(rig, row, (*who, path), scenario, options),
             }
             rig.tidy(row);
@@ -191,7 +200,7 @@ fn send(rig: &Rig, path: &Path, kind: Kind, seconds: u64) -> Result<(Load, Optio
             add_iperf_log(&mut figures, &log)?;
             Ok((load, figures.get("beside_gbit").copied()))
         }
-        Kind::Held => anyhow::bail!("held connections are not sent"),
+        Kind::Held { .. } => anyhow::bail!("held connections are not sent"),
     }
 }
 
@@ -218,18 +227,16 @@ pub(super) fn paced(path: &Path, rate: u32, connections: u32, seconds: u64) -> R
     own(&path.client, &args, Duration::from_secs(seconds + 60))
 }
 
-fn held(rig: &Rig, row: &mut Row, who: Who, path: &Path, options: &Options) {
-    if who == Who::Direct {
-        return;
-    }
-    let count = if options.quick { 100 } else { 1000 };
-    let target = format!("{}:{}", path.ip, path.http);
+/// Memory per held connection in each agent.
+fn held(rig: &Rig, row: &mut Row, path: &Path, opaque: bool, quick: bool) {
+    let count = if quick { 100 } else { 1000 };
+    let target = format!("{}:{}", path.ip, if opaque { path.opaque } else { path.http });
     let idle = gateway::Idle { target: &target, tls: false, count };
     match gateway::idle_bytes(&path.client, &idle, rig.sandbox.dir(), &rig.agents) {
         Ok(figures) => {
-            eprintln!("  {:8} {}", who.name(), super::report::one_line(&figures));
-            row.add(who.name(), figures);
+            eprintln!("  weft     {}", super::report::one_line(&figures));
+            row.add("weft", figures);
         }
-        Err(error) => row.failures.push(format!("{}: {error:#}", who.name())),
+        Err(error) => row.failures.push(format!("weft: {error:#}")),
     }
 }

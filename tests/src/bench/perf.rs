@@ -37,7 +37,9 @@ pub(super) fn record(out: &Path, name: &str, pids: &[u32], load: impl FnOnce() -
         .stdin(Stdio::null())
         .output()?;
     let text = String::from_utf8_lossy(&report.stdout);
-    let top: Vec<&str> = text.lines().filter(|l| l.contains('%')).take(TOP).map(str::trim_end).collect();
+    // perf pads names to the longest and adds empty columns.
+    let tidy = |l: &str| l.trim_end_matches(|c: char| c == '-' || c.is_whitespace()).to_owned();
+    let top: Vec<String> = text.lines().filter(|l| l.contains('%')).take(TOP).map(tidy).collect();
     ensure!(!top.is_empty(), "perf saw nothing: {}", String::from_utf8_lossy(&report.stderr));
     let file = out.join(format!("perf-{name}.txt"));
     fs::write(&file, top.join("\n") + "\n")?;

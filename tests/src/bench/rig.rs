@@ -32,7 +32,7 @@ pub(super) struct Path {
 
 /// The nodes with their agents.
 pub(super) struct Rig {
-    /// Namespaces; everything else ends first.
+    /// First, so that they end before their namespaces go.
     servers: Vec<Process>,
     services: u8,
     /// The nodes.

@@ -83,6 +83,10 @@ pub(crate) struct Conn<D: Dial> {
     pub(crate) active: Cell<u32>,
     /// Exchanges begun.
     pub(crate) begun: Cell<u64>,
+    /// Reads from the client, as far as they are counted.
+    pub(crate) reads: Rc<Cell<u64>>,
+    /// [`Self::reads`] when the last exchange ended: more than that is the beginning of another head.
+    pub(crate) reads_done: Cell<u64>,
     /// Set by an exchange whose answer was 101, for the connection's task.
     pub(crate) upgraded: RefCell<Option<Upgraded<D>>>,
 }
@@ -103,6 +107,8 @@ impl<D: Dial> Conn<D> {
             forwarded_for,
             active: Cell::new(0),
             begun: Cell::new(0),
+            reads: Rc::default(),
+            reads_done: Cell::new(0),
             upgraded: RefCell::default(),
         })
     }

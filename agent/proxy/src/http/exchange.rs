@@ -257,5 +257,6 @@ impl<D: Dial> Drop for Exchange<D> {
         let span = std::mem::take(&mut self.span);
         self.conn.http.telemetry.finish(&self.record(), span);
         self.conn.active.set(self.conn.active.get() - 1);
+        self.conn.reads_done.set(self.conn.reads.get());
     }
 }

@@ -90,6 +90,13 @@ async fn forward<D: Dial>(
             Ok(response) => return answer(exchange, response),
             Err(failure) => *failure,
         };
+        let endpoint_failed =
+            matches!(failure.outcome, Outcome::Unreached | Outcome::Reset | Outcome::TryTimeout);
+        if let (Some(in_flight), true) = (&exchange.attempt.in_flight, endpoint_failed)
+            && failure.error.reason != Reason::ClientGone
+        {
+            in_flight.failed(Instant::now());
+        }
         let decision = next(&exchange, &plan, &failure, idempotent);
         exchange.try_failed(failure.error.reason, failure.code);
         let (Decision::Retry { after }, Some((parts, body))) = (decision, failure.again) else {

@@ -24,6 +24,11 @@ pub(crate) struct Loads(RefCell<HashMap<SocketAddr, Rc<Cell<Load>>, super::pool:
 pub(crate) struct InFlight(Rc<Cell<Load>>);
 
 impl InFlight {
+    /// No connection, or no answer: the endpoint must not look quick because it refuses quickly.
+    pub(crate) fn failed(&self, now: Instant) {
+        update(&self.0, |load| load.failed(now));
+    }
+
     /// The answer's head has come.
     pub(crate) fn answered(&self, latency: Duration, now: Instant) {
         // `begin` again, because `end` counts down and the body is still under way.
@@ -41,6 +46,9 @@ impl Drop for InFlight {
     }
 }
 
+/// Latencies below this (4 ms, as a power of two of nanoseconds) are the same: differences are the scheduler's.
+const FAST_LOG: u32 = 22;
+
 /// What a request costs there, with latencies in steps of four: between endpoints that are about as fast and as busy,
 /// chance decides. Else two idle ones would not share: all requests would go to the one that is faster by a hair.
 fn coarse(load: Load, now: Instant) -> u64 {
@@ -50,7 +58,7 @@ fn coarse(load: Load, now: Instant) -> u64 {
         // Not known yet, or asked once and silent so far.
         None => cost,
         Some(_) if cost >= u64::MAX / 2 => cost,
-        Some(log) => (1_u64 << (log & !1)).saturating_mul(requests),
+        Some(log) => (1_u64 << (log & !1).max(FAST_LOG)).saturating_mul(requests),
     }
 }
 

@@ -6,14 +6,14 @@ use super::{
     connect::Protocol,
     exchange::Exchange,
     filters::{self, Before},
-    respond::error,
+    respond::{REASON_HEADER, error},
     route::{self, Found},
 };
 use crate::{
     dial::Dial,
     error::{ProxyError, Reason},
 };
-use http::{Method, Response, Version, request::Parts};
+use http::{HeaderValue, Method, Response, StatusCode, Version, request::Parts};
 use std::{rc::Rc, sync::Arc};
 use weft_core::{
     config::{Action, AppProtocol, Backend, Config, FailReason, HttpBackend, HttpRule, MirrorTarget},
@@ -106,17 +106,26 @@ fn apply<'r, D: Dial>(
     match filters::before(rule, prefix, exchange, parts) {
         Before::Forward => {}
         Before::Answer(response) => return Ok(Applied::Answer(response)),
-        Before::Fail(reason) => return Err(error(reason, "the rewritten target is too long")),
+        Before::Fail(reason) => return Ok(too_long(exchange, reason)),
     }
     let Action::Forward(backends) = &rule.action else {
         return Err(invalid(FailReason::NoBackend));
     };
     let target = backends.pick(exchange.conn.http.draw());
     if let Before::Fail(reason) = filters::edit(&target.filters, prefix, parts) {
-        return Err(error(reason, "the rewritten target is too long"));
+        return Ok(too_long(exchange, reason));
     }
     exchange.backend_response.clone_from(&target.filters.response_headers);
     Ok(Applied::To(target))
+}
+
+/// The rewritten target is no valid URI any more: the client's was too long already.
+fn too_long<'r, D: Dial>(exchange: &mut Exchange<D>, reason: Reason) -> Applied<'r> {
+    exchange.reason = Some(reason);
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::URI_TOO_LONG;
+    response.headers_mut().insert(REASON_HEADER, HeaderValue::from_static(reason.as_str()));
+    Applied::Answer(response)
 }
 
 fn invalid(reason: FailReason) -> ProxyError {

@@ -3,7 +3,7 @@
 use super::{
     conn::{Conn, HttpConn},
     forward::handle,
-    io::Prefixed,
+    io::{Prefixed, Watched},
     upgrade,
 };
 use crate::{context::Limits, dial::Dial, drain::Drain};
@@ -122,7 +122,7 @@ where
         .max_header_size(limits.head_bytes_max)
         // The watchdog looks after slow heads: hyper's timer costs an allocation for each request.
         .header_read_timeout(None)
-        .serve_connection(TokioIo::new(io), service);
+        .serve_connection(TokioIo::new(Watched::new(io, Rc::clone(&conn.reads))), service);
     let mut ending = Ending::new(&conn, true);
     let ended = poll_fn(|cx| {
         if let Poll::Ready(ended) = Pin::new(&mut http).poll(cx) {
@@ -142,7 +142,7 @@ where
     let upgraded = conn.upgraded.borrow_mut().take();
     if let (Some(upgraded), true) = (upgraded, ended) {
         let parts = http.into_parts();
-        upgrade::relay(Prefixed::new(parts.read_buf, parts.io.into_inner()), upgraded).await;
+        upgrade::relay(Prefixed::new(parts.read_buf, parts.io.into_inner().io), upgraded).await;
     }
 }
 
@@ -222,12 +222,14 @@ struct Ending {
     tick: Duration,
     idle: Duration,
     begun: u64,
-    /// Whether a whole request is due within the first tick.
-    hurry: bool,
+    /// Whether slow heads are looked for: in HTTP/1, where nobody else does.
+    heads: bool,
+    /// At the last tick, a head was due or had begun.
+    partial: bool,
 }
 
 impl Ending {
-    fn new<D: Dial>(conn: &Conn<D>, hurry: bool) -> Self {
+    fn new<D: Dial>(conn: &Conn<D>, heads: bool) -> Self {
         let tick = Duration::from_millis(conn.http.shared.limits.handshake_timeout_ms);
         Self {
             nudge: Arc::new(Nudge { due: AtomicBool::new(true), task: AtomicWaker::new() }),
@@ -238,7 +240,8 @@ impl Ending {
             tick,
             idle: Duration::ZERO,
             begun: 0,
-            hurry,
+            heads,
+            partial: false,
         }
     }
 
@@ -270,18 +273,30 @@ impl Ending {
             return Poll::Ready(end);
         }
         while self.watchdog.as_mut().poll(cx).is_ready() {
-            let begun = conn.begun.get();
-            let busy = conn.active.get() > 0 || begun != self.begun;
-            self.idle = if busy { Duration::ZERO } else { self.idle + self.tick };
-            let slow = self.hurry && begun == 0;
-            self.begun = begun;
             self.watchdog.as_mut().reset(tokio::time::Instant::now() + self.tick);
-            // A connection whose first bytes came, but no whole head since, is slow or means harm.
-            if !busy && (slow || self.idle >= IDLE_MAX) {
-                return Poll::Ready(if slow { End::Now } else { End::Soon });
+            if let Some(end) = self.tick(conn) {
+                return Poll::Ready(end);
             }
         }
         Poll::Pending
+    }
+
+    /// What the watchdog finds. A head has one to two ticks' time.
+    fn tick<D: Dial>(&mut self, conn: &Conn<D>) -> Option<End> {
+        let begun = conn.begun.get();
+        let busy = conn.active.get() > 0 || begun != self.begun;
+        self.begun = begun;
+        if busy {
+            (self.idle, self.partial) = (Duration::ZERO, false);
+            return None;
+        }
+        self.idle += self.tick;
+        let partial = self.heads && (begun == 0 || conn.reads.get() > conn.reads_done.get());
+        if partial && self.partial {
+            return Some(End::Now);
+        }
+        self.partial = partial;
+        (self.idle >= IDLE_MAX).then_some(End::Soon)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What goes wrong behind us, and what the client sees of it.
 
 use super::support::*;
-use crate::http::REASON_HEADER;
+use crate::{context::Limits, http::REASON_HEADER};
 use http::{HeaderValue, Request};
 use http_body_util::BodyExt;
 use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
@@ -282,5 +282,38 @@ fn idle_connections_are_reused_and_bounded_by_need() {
         }
         // Thirty client connections, one at a time: one upstream connection.
         assert_eq!((app.connections.get(), bed.http.pool(bed.share.key()).idle()), (1, 1));
+    });
+}
+
+#[test]
+fn a_request_head_that_comes_too_slowly_ends_the_connection() {
+    run(async {
+        let app = App::named("app").await;
+        let mut world = World::default();
+        let only = world.service(backend("app", AppProtocol::Http), &[app.addr]);
+        let limits = Limits { handshake_timeout_ms: 30, ..Limits::default() };
+        let bed = Bed::with(limits, world.frontend(&only, None));
+        let mesh = bed.mesh().await;
+        let mut answer = [0; 1024];
+        for first in ["", "GET / HTTP/1.1\r\nhost: a\r\n\r\n"] {
+            let mut client = TcpStream::connect(mesh).await.unwrap();
+            if !first.is_empty() {
+                client.write_all(first.as_bytes()).await.unwrap();
+                assert!(client.read(&mut answer).await.unwrap() > 0);
+            }
+            client.write_all(b"GET / HTTP/1.1\r\nhost").await.unwrap();
+            assert_eq!(client.read(&mut answer).await.unwrap_or(0), 0);
+        }
+        // An idle one stays, for many times that long.
+        let mut client = h1_client(mesh).await;
+        let ask = || Request::get("/").header("host", "a").body(body("")).unwrap();
+        client.send_request(ask()).await.unwrap().into_body().collect().await.unwrap();
+        let mut slow = TcpStream::connect(mesh).await.unwrap();
+        for _ in 0..3 {
+            slow.write_all(b"G").await.unwrap();
+            assert_eq!(slow.read(&mut answer).await.unwrap_or(0), 0);
+            slow = TcpStream::connect(mesh).await.unwrap();
+        }
+        assert_eq!(client.send_request(ask()).await.unwrap().status(), 200);
     });
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod support;
 
+mod backend_tls;
 mod faults;
 mod routing;
 mod streams;

@@ -97,6 +97,10 @@ pub(crate) struct Bed {
 
 impl Bed {
     pub(crate) fn new(config: Config) -> Rc<Self> {
+        Self::with(Limits::default(), config)
+    }
+
+    pub(crate) fn with(limits: Limits, config: Config) -> Rc<Self> {
         let telemetry = Telemetry::detached(TelemetryConfig {
             access_log: crate::telemetry::AccessLogConfig {
                 output: crate::telemetry::AccessLogOutput::Off,
@@ -104,7 +108,6 @@ impl Bed {
             },
             ..TelemetryConfig::default()
         });
-        let limits = Limits::default();
         let shared = Arc::new(Shared::new(limits, telemetry.unwrap()));
         shared.config.store(Arc::new(config));
         let key = ShareKey::Pod(ObjectKey::new("client", "curl"));
