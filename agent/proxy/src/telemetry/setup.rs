@@ -152,25 +152,29 @@ fn start_export(
 fn subscriber(log: &LogConfig, provider: Option<SdkTracerProvider>) -> Result<Dispatch, InitError> {
     let filter = EnvFilter::try_new(&log.filter)
         .map_err(|source| InitError::Filter { filter: log.filter.clone(), source })?;
-    let filter = filter.and(filter_fn(|meta| meta.target() != TARGET));
+    // The hint matters: without one the two together have none, and every `trace_span!` of h2 is asked about.
+    let ordinary = filter_fn(|meta| meta.target() != TARGET).with_max_level_hint(LevelFilter::TRACE);
+    let filter = filter.and(ordinary);
     let fmt = fmt_layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
     let fmt = if log.json { fmt.json().boxed() } else { fmt.boxed() };
-    let otel = provider.map(|provider| {
-        tracing_opentelemetry::layer()
-            .with_tracer(provider.tracer("weft"))
-            .with_location(false)
-            .with_threads(false)
-            .with_level(false)
-            .with_target(false)
-            .with_tracked_inactivity(false)
-            .with_context_activation(false)
-            // By metadata alone and with a hint, so that every other callsite keeps its cached "no".
-            .with_filter(
-                filter_fn(|meta| meta.target() == TARGET && *meta.level() == Level::INFO)
-                    .with_max_level_hint(LevelFilter::INFO),
-            )
-    });
-    Ok(Dispatch::new(tracing_subscriber::registry().with(fmt.with_filter(filter)).with(otel)))
+    let log = tracing_subscriber::registry().with(fmt.with_filter(filter));
+    // No `Option` of a layer here: a `None` counts as a layer that wants everything, and then the registry makes every
+    // span of h2, a dozen a frame: a tenth of the agent's CPU.
+    let Some(provider) = provider else { return Ok(Dispatch::new(log)) };
+    let otel = tracing_opentelemetry::layer()
+        .with_tracer(provider.tracer("weft"))
+        .with_location(false)
+        .with_threads(false)
+        .with_level(false)
+        .with_target(false)
+        .with_tracked_inactivity(false)
+        .with_context_activation(false)
+        // By metadata alone and with a hint, so that every other callsite keeps its cached "no".
+        .with_filter(
+            filter_fn(|meta| meta.target() == TARGET && *meta.level() == Level::INFO)
+                .with_max_level_hint(LevelFilter::INFO),
+        );
+    Ok(Dispatch::new(log.with(otel)))
 }
 
 fn watch_hangup(config: &TelemetryConfig, writer: Option<Arc<Writer>>) -> Option<JoinHandle<()>> {
@@ -291,6 +295,28 @@ impl Spans {
         // An error in either means that the task is gone: nothing left to flush.
         if self.queue.send(Message::Flush(done)).await.is_ok() {
             let _ = wait.await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A layer that is absent once made every span of h2 real.
+    #[test]
+    fn spans_of_other_crates_cost_nothing() {
+        let log = LogConfig { filter: "info".into(), json: false };
+        let exporting = SdkTracerProvider::builder().build();
+        for provider in [None, Some(exporting)] {
+            let exports = provider.is_some();
+            let dispatch = subscriber(&log, provider).unwrap();
+            tracing::dispatcher::with_default(&dispatch, || {
+                assert!(tracing::trace_span!("frame").is_disabled(), "exports: {exports}");
+                assert!(tracing::debug_span!(parent: None, "Connection").is_disabled(), "exports: {exports}");
+                let request = tracing::info_span!(target: TARGET, "request");
+                assert_eq!(request.is_disabled(), !exports, "request spans are for the exporter only");
+            });
         }
     }
 }
