@@ -85,20 +85,15 @@ impl Pipe for TcpStream {
         into: &mut Chunks,
         size: &mut ReadSize,
     ) -> Poll<io::Result<usize>> {
-        loop {
-            // The buffer is taken only once there is something to read.
-            ready!(self.poll_read_ready(cx))?;
-            let mut buffer = BytesMut::with_capacity(size.get());
-            match self.try_read_buf(&mut buffer) {
-                Ok(n) => {
-                    size.learn(n);
-                    into.push(buffer.freeze());
-                    return Poll::Ready(Ok(n));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
+        // The buffer is taken only once there is something to read.
+        ready!(self.poll_read_ready(cx))?;
+        let mut buffer = BytesMut::with_capacity(size.get());
+        // Not `try_read`: tokio's own read knows after a short one that the socket is empty, and saves the call (and
+        // the buffer) that would say so.
+        let n = ready!(tokio_util::io::poll_read_buf(Pin::new(self), cx, &mut buffer))?;
+        size.learn(n);
+        into.push(buffer.freeze());
+        Poll::Ready(Ok(n))
     }
 
     fn poll_drain(&mut self, cx: &mut Context<'_>, from: &mut Chunks) -> Poll<io::Result<()>> {
