@@ -38,7 +38,7 @@ pub enum Command {
 const RUN_HELP: &str = "\
 Examples:
   weft run --config ./gateway            serve the Gateways of ./gateway/*.yaml on this machine
-  weft run --config ./gateway --dry-run  say what is wrong with the files, and end (exit code 1 on errors)
+  weft run --config ./gateway --dry-run  say what is wrong with the files, and end (exit code 1 if anything would not serve)
   weft run --config DIR --node node-a --run-dir /run/weft   be the agent of node-a (start `weft holder` first)
 
 Kinds: GatewayClass (controllerName weft.dev/gateway-controller), Gateway, ListenerSet, HTTPRoute, GRPCRoute, TLSRoute,
@@ -60,9 +60,10 @@ pub struct RunArgs {
     /// Run directory shared with `weft holder` and `weft-cni`; without it only Gateways are served
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
-    /// Directory of the mesh CA (`ca.crt`, `ca.key`), made if it is not there
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/weft/ca")]
-    pub ca_dir: PathBuf,
+    /// Directory of the mesh CA (`ca.crt`, `ca.key`), made if it is not there; with --run-dir /var/lib/weft/ca by default,
+    /// else there is none
+    #[arg(long, value_name = "DIR")]
+    pub ca_dir: Option<PathBuf>,
     /// Data plane threads; the number of CPUs, at most 2, when left out
     #[arg(long, env = "WEFT_WORKERS")]
     pub workers: Option<usize>,

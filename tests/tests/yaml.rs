@@ -102,9 +102,17 @@ fn pasted_yaml_gets_the_answer_it_needs() -> Result<()> {
     check("foreign", foreign, &["Ingress", "ignored"])
 }
 
+/// CI of routes goes by the exit code: also what would be refused by status, not by syntax, must fail it.
 #[test]
 fn errors_make_the_exit_code_one() -> Result<()> {
-    for (yaml, code) in [(BASE, 0), ("kind: [", 1)] {
+    let lost = format!(
+        "{BASE}{}",
+        route("lost", &format!("{PARENT}rules:\n- backendRefs: [{{name: nowhere, port: 80}}]\n"))
+    );
+    let gateway = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {namespace: infra, name: twin}\nspec:\n  \
+                   gatewayClassName: weft\n  listeners: [{name: http, port: 80, protocol: HTTP}]\n";
+    let clash = format!("{BASE}{gateway}");
+    for (yaml, code) in [(BASE, 0), ("kind: [", 1), (&*lost, 1), (&*clash, 1)] {
         let dir = tempfile::tempdir()?;
         std::fs::write(dir.path().join("a.yaml"), yaml)?;
         let output =
@@ -125,9 +133,25 @@ fn our_own_examples_are_clean() -> Result<()> {
         let said =
             format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         let bad = said.lines().filter(|l| l.contains("=False") && !l.contains("Conflicted=False")).count();
-        ensure!(output.status.success() && !said.contains("warning") && bad == 0, "{example}:\n{said}");
+        ensure!(
+            output.status.success() && said.contains("0 errors, 0 warnings") && bad == 0,
+            "{example}:\n{said}"
+        );
         ensure!(said.contains("HTTPRoute") && said.contains("Accepted=True"), "{example}:\n{said}");
     }
+    // The settings' example names a Gateway: beside the one of the Gateway's example it must be clean too.
+    let both = tempfile::tempdir()?;
+    for file in ["gateway/all.yaml", "agent/agent-config.yaml"] {
+        let to = both.path().join(file.replace('/', "-"));
+        std::fs::copy(root.join("manifests/examples").join(file), to)?;
+    }
+    let output =
+        Command::new(weft_binary()?).args(["run", "--dry-run", "--config"]).arg(both.path()).output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.success() && said.contains("127.0.0.2") && said.contains("0 errors, 0 warnings"),
+        "{said}"
+    );
     let readme = std::fs::read_to_string(root.join("README.md"))?;
     ensure!(
         readme.contains(&std::fs::read_to_string(root.join("manifests/examples/gateway/all.yaml"))?),

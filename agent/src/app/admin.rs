@@ -31,8 +31,8 @@ pub(super) struct Pages {
     pub(super) telemetry: Arc<Telemetry>,
     /// Status and problems.
     pub(super) seen: Arc<Mutex<Seen>>,
-    /// Certificates.
-    pub(super) identities: weft_certs::IdentityStore,
+    /// Certificates; none for a Gateway alone.
+    pub(super) identities: Option<weft_certs::IdentityStore>,
     /// Whether the first full configuration is served and pods that were captured are served again.
     pub(super) ready: AtomicBool,
 }
@@ -79,7 +79,7 @@ impl Pages {
             "/readyz" if self.ready.load(Ordering::Acquire) => text(StatusCode::OK, "ok\n"),
             "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "the first configuration is not served yet\n"),
             "/status" => self.status(),
-            "/certificates" => page(json!(self.identities.infos())),
+            "/certificates" => page(json!(self.identities.as_ref().map(weft_certs::IdentityStore::infos))),
             "/" => text(StatusCode::OK, "/status  /certificates  /metrics  /healthz  /readyz\n"),
             _ => text(StatusCode::NOT_FOUND, "no such page; / lists them\n"),
         }

@@ -40,7 +40,7 @@ pub(super) struct Gateways {
 impl Gateways {
     pub(super) fn new(
         plane: Arc<DataPlane>,
-        identities: IdentityStore,
+        identities: Option<IdentityStore>,
         manager: Option<Arc<ManagerHandle>>,
     ) -> Self {
         let bind: Arc<dyn Bind> = match &manager {
@@ -48,7 +48,9 @@ impl Gateways {
             None => Arc::new(DirectBind),
         };
         let sockets = Arc::new(InNamespace(PodSockets::host()));
-        let identity = Box::new(move |id: &weft_core::model::SpiffeId| Some(identities.acquire(id.clone())));
+        let identity = Box::new(move |id: &weft_core::model::SpiffeId| {
+            identities.as_ref().map(|all| all.acquire(id.clone()))
+        });
         Self {
             listeners: GatewayListeners::new(plane, bind, sockets, identity),
             held: manager.map(|manager| (manager, false)),

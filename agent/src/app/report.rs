@@ -41,6 +41,23 @@ pub(super) fn table(statuses: &BTreeMap<ObjectRef, Arc<ObjectStatus>>) -> String
     text
 }
 
+/// Whether a condition says that the object, or a part of it, does not serve.
+pub(super) fn is_failing(status: &ObjectStatus) -> bool {
+    let failing = |conditions: &[Condition]| {
+        let wanted = ["Accepted", "ResolvedRefs", "Programmed"];
+        conditions.iter().any(|c| wanted.contains(&c.kind) && c.status != ConditionStatus::True)
+    };
+    match status {
+        ObjectStatus::GatewayClass { conditions, .. } => failing(conditions),
+        ObjectStatus::Gateway { conditions, listeners, .. }
+        | ObjectStatus::ListenerSet { conditions, listeners } => {
+            failing(conditions) || listeners.iter().any(|l| failing(&l.conditions))
+        }
+        ObjectStatus::Route { parents } => parents.iter().any(|p| failing(&p.conditions)),
+        ObjectStatus::BackendTlsPolicy { ancestors } => ancestors.iter().any(|a| failing(&a.conditions)),
+    }
+}
+
 /// One line for the log: conditions that are as one wishes by name, the others with reason and message.
 pub(super) fn summary(status: &ObjectStatus) -> String {
     let mut groups: Vec<(String, &[Condition])> = Vec::new();
@@ -111,7 +128,7 @@ pub(super) fn json(object: &ObjectRef, status: &ObjectStatus) -> Value {
 
 fn listener_lines(text: &mut String, listeners: &[ListenerStatus]) {
     for listener in listeners {
-        let _ = writeln!(text, "  listener {}: {} routes attached", listener.name, listener.attached_routes);
+        let _ = writeln!(text, "  listener {}: attached routes: {}", listener.name, listener.attached_routes);
         lines(text, &format!("listener {}: ", listener.name), &listener.conditions);
     }
 }

@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 use parking_lot::{Mutex, RwLock};
 use std::{
+    path::Path,
     process::ExitCode,
     sync::{
         Arc,
@@ -57,23 +58,30 @@ pub(super) fn run(args: RunArgs) -> Result<ExitCode> {
     runtime.block_on(serve(args))
 }
 
-/// Prints what is wrong and what would be served.
+/// Prints what is wrong and what would be served. Exit code 1 if anything would not be: for CI of routes.
 fn dry_run(args: &RunArgs) -> ExitCode {
     let world = FileProvider::new(&args.config).load();
     for problem in &world.problems {
         println!("{problem}");
     }
     let mut engine = Engine::new(settings(&world.agent));
-    let update = engine.apply(world.snapshot, &Feedback::default());
+    let config = engine.apply(world.snapshot.clone(), &Feedback::default()).config;
+    // What would clash when bound is known without binding.
+    let update = engine.apply(world.snapshot, &weft_proxy::gateway::clashes(&config));
     print!("{}", report::table(&update.statuses));
-    for (object, message) in engine.lint() {
+    let lint = engine.lint();
+    for (object, message) in &lint {
         println!("warning: {object}: {message}");
     }
-    if world.problems.iter().any(|p| p.severity == Severity::Error) {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    }
+    let count = |severity| world.problems.iter().filter(|p| p.severity == severity).count();
+    let (errors, warnings) = (count(Severity::Error), count(Severity::Warning) + lint.len());
+    let failing = update.statuses.values().filter(|s| report::is_failing(s)).count();
+    println!(
+        "{} objects with a status, {failing} of them not fully served; {errors} errors, {warnings} warnings \
+         (nothing was bound: whether ports and addresses are free shows when it runs)",
+        update.statuses.len()
+    );
+    if errors + failing > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 /// Everything that runs beside the pipeline.
@@ -123,10 +131,7 @@ impl Agent {
         let shared = Arc::new(Shared::new(limits(config), telemetry.clone()));
         let workers = args.workers.unwrap_or_else(default_workers);
         let plane = Arc::new(DataPlane::new(Workers::start(workers, shared.clone())?));
-        let ca = Ca::load_or_create(&args.ca_dir, &config.trust_domain, Timestamp::now())
-            .with_context(|| format!("the mesh CA in {}", args.ca_dir.display()))?;
-        let issuer = Arc::new(LocalIssuer::new(ca, config.trust_domain.clone()));
-        let identities = IdentityStore::new(issuer, StoreConfig::new(config.trust_domain.clone()));
+        let identities = ca_dir(args).map(|dir| identities(dir, config)).transpose()?;
         let pages = Arc::new(Pages {
             telemetry: telemetry.clone(),
             seen: Arc::new(Mutex::new(Seen::default())),
@@ -149,7 +154,7 @@ impl Agent {
         let (manager, events) = PodManager::start(ManagerConfig::new(run_dir), self.enrolment.clone())?;
         let serving = PodServing {
             plane: self.plane.clone(),
-            identities: self.pages.identities.clone(),
+            identities: self.pages.identities.clone().context("a mesh needs its CA")?,
             enrolment: self.enrolment.clone(),
             mesh: self.mesh.clone(),
             grace: Duration::from_secs(args.drain_seconds),
@@ -210,6 +215,7 @@ impl Agent {
         node: Option<NodePart>,
     ) -> Result<()> {
         let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let mut hangup = signal(SignalKind::hangup())?;
         let (manager, serving, superseded) = match node {
             Some(NodePart { manager, serving, superseded }) => (Some(manager), Some(serving), superseded),
             // Never told: `pending` below is what a closed channel must not be mistaken for.
@@ -235,6 +241,8 @@ impl Agent {
                         self.shared.config.store(update.config);
                     }
                 }
+                // The access log is opened anew by telemetry; the directory is followed anyway.
+                _ = hangup.recv() => tracing::info!("SIGHUP: files are followed without it"),
                 _ = term.recv() => break,
                 _ = interrupt.recv() => break,
                 () = &mut superseded => {
@@ -262,6 +270,19 @@ impl Agent {
         self.stop.cancel();
         self.telemetry.shutdown(Duration::from_secs(5)).await;
     }
+}
+
+/// Where the mesh's CA is. A Gateway alone needs none: without a node's pods there is no mesh to speak to.
+fn ca_dir(args: &RunArgs) -> Option<&Path> {
+    let default = args.run_dir.is_some().then_some(Path::new("/var/lib/weft/ca"));
+    args.ca_dir.as_deref().or(default)
+}
+
+fn identities(dir: &Path, config: &AgentConfig) -> Result<IdentityStore> {
+    let ca = Ca::load_or_create(dir, &config.trust_domain, Timestamp::now())
+        .context("the mesh CA cannot be used; --ca-dir names another directory")?;
+    let issuer = Arc::new(LocalIssuer::new(ca, config.trust_domain.clone()));
+    Ok(IdentityStore::new(issuer, StoreConfig::new(config.trust_domain.clone())))
 }
 
 fn default_workers() -> usize {

@@ -9,12 +9,7 @@ use crate::{
 };
 use anyhow::{Context, Result, ensure};
 use show::Show;
-use std::{
-    net::Ipv4Addr,
-    path::PathBuf,
-    sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
-};
+use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// `weft demo`.
@@ -37,7 +32,6 @@ pub struct DemoArgs {
 /// The virtual address of the Service `cart`.
 const CART: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 const LIMIT: Duration = Duration::from_secs(60);
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Runs the demo to its end.
 ///
@@ -49,6 +43,12 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     }
     on_interrupt()?;
     let show = Show::new();
+    let done = steps(args, &show);
+    // What fails because we were asked to stop is no failure to tell of.
+    if sandbox::is_interrupted() { Err(sandbox::Interrupted.into()) } else { done }
+}
+
+fn steps(args: &DemoArgs, show: &Show) -> Result<()> {
     show.title("Weft demo: two nodes, four pods, one canary");
     let mut sandbox = Sandbox::create(Options {
         keep: args.keep,
@@ -56,14 +56,14 @@ pub fn run(args: &DemoArgs) -> Result<()> {
         agent_env: args.otlp.iter().map(|url| ("OTEL_EXPORTER_OTLP_ENDPOINT".into(), url.clone())).collect(),
         ..Options::default()
     })?;
-    let world = World::build(&mut sandbox, &show)?;
-    world.canary(&sandbox, &show)?;
-    world.identities(&sandbox, &show)?;
-    world.wire(&sandbox, &show)?;
-    world.strict(&sandbox, &show)?;
-    world.live_edit(&sandbox, &show)?;
+    let world = World::build(&mut sandbox, show)?;
+    world.canary(&sandbox, show)?;
+    world.identities(&sandbox, show)?;
+    world.wire(&sandbox, show)?;
+    world.strict(&sandbox, show)?;
+    world.live_edit(&sandbox, show)?;
     if args.keep {
-        world.how_to_play(sandbox, &show)
+        world.how_to_play(sandbox, show)
     } else {
         drop(world);
         drop(sandbox);
@@ -72,7 +72,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     }
 }
 
-/// The first Ctrl-C ends the demo at the next step (the sandbox cleans up on drop); a second one at once.
+/// The first Ctrl-C ends whatever the demo waits for (the sandbox cleans up on drop); a second one cleans up from here.
 ///
 /// By handlers, not by a blocked mask: programs that the demo starts would inherit the mask and not end on SIGTERM.
 fn on_interrupt() -> Result<()> {
@@ -85,18 +85,14 @@ fn on_interrupt() -> Result<()> {
         runtime.block_on(async {
             loop {
                 tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-                if INTERRUPTED.swap(true, Ordering::SeqCst) {
+                if sandbox::interrupt() {
+                    sandbox::remove_own();
                     std::process::exit(130);
                 }
-                eprintln!("\ninterrupted: cleaning up (again to end at once)");
+                eprintln!("\ninterrupted: cleaning up");
             }
         });
     })?;
-    Ok(())
-}
-
-fn check_interrupt() -> Result<()> {
-    ensure!(!INTERRUPTED.load(Ordering::SeqCst), "interrupted");
     Ok(())
 }
 
@@ -114,16 +110,16 @@ impl World {
         sandbox.apply("namespaces", &namespaces("permissive"))?;
         let (a, b) = (sandbox.add_node("node-a")?, sandbox.add_node("node-b")?);
         for node in [a, b] {
-            check_interrupt()?;
+            sandbox::check_interrupt()?;
             sandbox.start_agent(node)?;
             let host = &sandbox.nodes()[node];
             show.line(&format!("{} at {}: agent and holder ready", host.name, host.ip));
         }
         show.step("Four pods; the container runtime's CNI ADD is what brings a pod into the mesh");
         let mut pod = |node: usize, namespace: &str, name: &str, app: &str| -> Result<Pod> {
-            check_interrupt()?;
+            sandbox::check_interrupt()?;
             let pod = sandbox.add_pod(node, PodSpec::new(namespace, name, app))?;
-            show.line(&format!("{:<15} {:<11} on {}", pod.key, pod.ip, sandbox.nodes()[node].name));
+            show.line(&format!("{:<16} {:<11} on {}", pod.key, pod.ip, sandbox.nodes()[node].name));
             Ok(pod)
         };
         let web = pod(a, "shop", "web", "web")?;
@@ -142,7 +138,7 @@ impl World {
     }
 
     fn canary(&self, sandbox: &Sandbox, show: &Show) -> Result<()> {
-        check_interrupt()?;
+        sandbox::check_interrupt()?;
         show.step("A canary: an HTTPRoute on the Service `cart`, 90 % to cart-v1, 10 % to cart-v2");
         show.code(&route(90, 10));
         sandbox.apply("route", &route(90, 10))?;
@@ -164,7 +160,7 @@ impl World {
     }
 
     fn identities(&self, sandbox: &Sandbox, show: &Show) -> Result<()> {
-        check_interrupt()?;
+        sandbox::check_interrupt()?;
         show.step("Who talked to whom, as each side verified it");
         let log_line = |node: usize, needle: &str| {
             let find = || {
@@ -218,7 +214,7 @@ impl World {
     }
 
     fn wire(&self, sandbox: &Sandbox, show: &Show) -> Result<()> {
-        check_interrupt()?;
+        sandbox::check_interrupt()?;
         show.step("What crosses the wire: a secret header, captured on web's veth");
         let capture = wire::Capture::start(sandbox, &self.web)?;
         let header = format!("x-secret: {}", wire::SECRET);
@@ -237,7 +233,7 @@ impl World {
     }
 
     fn strict(&self, sandbox: &Sandbox, show: &Show) -> Result<()> {
-        check_interrupt()?;
+        sandbox::check_interrupt()?;
         show.step(
             "Plaintext from a pod outside the mesh: accepted while `permissive`, refused under `strict`",
         );
@@ -263,7 +259,7 @@ impl World {
     }
 
     fn live_edit(&self, sandbox: &Sandbox, show: &Show) -> Result<()> {
-        check_interrupt()?;
+        sandbox::check_interrupt()?;
         show.step("A live edit: 90/10 becomes 50/50 while requests run");
         let tally = std::thread::scope(|scope| -> Result<Tally> {
             let load = scope.spawn(|| {
@@ -273,7 +269,10 @@ impl World {
             sandbox.apply("route", &route(50, 50))?;
             load.join().map_err(|_| anyhow::anyhow!("the load's thread died"))?
         })?;
-        for (tenth, services) in tally.timeline.iter().filter(|(tenth, _)| *tenth % 3 == 0) {
+        for (tenth, services) in tally.timeline.range(..30).filter(|(tenth, _)| *tenth % 3 == 0) {
+            if *tenth == 15 {
+                show.line("          ── the file is written here ──");
+            }
             let total = services.values().sum();
             let v2 = services.get("cart-v2").copied().unwrap_or(0);
             show.bar(&format!("{:.1} s  cart-v2", *tenth as f64 / 10.0), v2, total);
@@ -311,7 +310,8 @@ impl World {
             sandbox.nodes()[0].netns.path().display()
         ));
         show.line(&format!("logs:     {}/*.log", sandbox.dir().display()));
-        show.line("the end:  weft demo --remove");
+        let weft = std::env::current_exe()?;
+        show.line(&format!("the end:  {} demo --remove", weft.display()));
         Ok(())
     }
 }

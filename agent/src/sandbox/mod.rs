@@ -23,6 +23,7 @@ use std::{
     fs,
     net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -347,6 +348,7 @@ impl Sandbox {
     pub fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) -> Result<()> {
         let start = Instant::now();
         while !done() {
+            check_interrupt()?;
             if start.elapsed() > limit {
                 bail!("waited {limit:?} for: {what}");
             }
@@ -420,6 +422,7 @@ impl Sandbox {
     fn wait_ready(&self, node: usize, agent: &mut Process) -> Result<()> {
         let start = Instant::now();
         loop {
+            check_interrupt()?;
             if self.agent_page(node, 15021, "/readyz").is_ok() {
                 return Ok(());
             }
@@ -454,6 +457,40 @@ impl Drop for Sandbox {
 /// Removes what sandboxes of dead processes left behind: namespaces with their processes, directories.
 pub fn sweep() {
     for id in net::dead_ids() {
+        net::remove(&id);
+        let _ = fs::remove_dir_all(std::env::temp_dir().join(format!("weft-{id}")));
+    }
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// The person asked to stop: whatever waits in here ends with [`Interrupted`]. True if it was asked before.
+pub fn interrupt() -> bool {
+    INTERRUPTED.swap(true, Ordering::SeqCst)
+}
+
+/// Whether [`interrupt`] was called.
+#[must_use]
+pub fn is_interrupted() -> bool {
+    INTERRUPTED.load(Ordering::SeqCst)
+}
+
+/// The person asked to stop.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted;
+
+/// Ends what was interrupted.
+///
+/// # Errors
+/// [`Interrupted`] after [`interrupt`].
+pub fn check_interrupt() -> Result<(), Interrupted> {
+    if is_interrupted() { Err(Interrupted) } else { Ok(()) }
+}
+
+/// Removes every sandbox of this process, from another thread than its owner's: for the last moment before an exit.
+pub fn remove_own() {
+    for id in net::ids_of(std::process::id()) {
         net::remove(&id);
         let _ = fs::remove_dir_all(std::env::temp_dir().join(format!("weft-{id}")));
     }

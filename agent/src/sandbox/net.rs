@@ -129,14 +129,25 @@ pub(super) fn unique_id() -> String {
 
 /// Ids of sandboxes whose process is gone. A kept one (`keep` file in its directory) is not dead.
 pub(super) fn dead_ids() -> Vec<String> {
+    ids(|id, pid| {
+        let kept = std::env::temp_dir().join(format!("weft-{id}/keep")).exists();
+        !kept && !PathBuf::from(format!("/proc/{pid}")).exists()
+    })
+}
+
+/// Ids of a process's sandboxes.
+pub(super) fn ids_of(process: u32) -> Vec<String> {
+    ids(|_, pid| pid == process)
+}
+
+fn ids(wanted: impl Fn(&str, u32) -> bool) -> Vec<String> {
     let names = fs::read_dir("/run/netns").into_iter().flatten().flatten();
     let mut ids: Vec<String> = names
         .filter_map(|entry| {
             let name = entry.file_name().into_string().ok()?;
             let id = name.strip_prefix("weft-")?.split('-').next()?.to_owned();
             let pid: u32 = id.split_once('x')?.0.parse().ok()?;
-            let kept = std::env::temp_dir().join(format!("weft-{id}/keep")).exists();
-            (!kept && !PathBuf::from(format!("/proc/{pid}")).exists()).then_some(id)
+            wanted(&id, pid).then_some(id)
         })
         .collect();
     ids.sort();

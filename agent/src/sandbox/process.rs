@@ -4,6 +4,7 @@ use super::net::Netns;
 use anyhow::{Context, Result, bail};
 use std::{
     fs::{self, File},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -139,9 +140,11 @@ pub fn run(netns: &Netns, cpu: Option<usize>, argv: &[&str], limit: Duration) ->
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        if start.elapsed() > limit {
+        let late = start.elapsed() > limit;
+        if late || super::is_interrupted() {
             let _ = child.kill();
             let _ = child.wait();
+            super::check_interrupt()?;
             bail!("`{}` ran longer than {limit:?}", argv.join(" "));
         }
         std::thread::sleep(Duration::from_millis(2));
@@ -162,6 +165,8 @@ fn reader(pipe: Option<impl std::io::Read + Send + 'static>) -> std::thread::Joi
 
 fn command(netns: &Netns, cpu: Option<usize>, argv: &[&str]) -> Command {
     let mut command = Command::new("nsenter");
+    // A group of its own: Ctrl-C is for us, who end it in order.
+    command.process_group(0);
     command.arg(format!("--net={}", netns.path().display())).arg("--");
     if let Some(cpu) = cpu {
         command.args(["taskset", "--cpu-list", &cpu.to_string()]);

@@ -22,6 +22,7 @@ mod udp;
 
 pub(crate) use accept::Tenant;
 pub use bind::{Bind, DirectBind, Place, is_any_v6, is_missing};
+pub use plan::clashes;
 
 use crate::{
     context::{ShareKey, Sockets, Source},

@@ -2,7 +2,7 @@
 
 use super::bind::Place;
 use std::{collections::BTreeMap, net::SocketAddr};
-use weft_core::{config::Config, model::ObjectKey};
+use weft_core::{config::Config, engine::Feedback, model::ObjectKey};
 
 /// Every place that is wanted, with its Gateway.
 pub(super) type Wanted = BTreeMap<Place, ObjectKey>;
@@ -47,6 +47,16 @@ pub(super) fn plan(config: &Config, held: &Wanted) -> (Wanted, Vec<Conflict>) {
         }
     }
     (wanted, conflicts)
+}
+
+/// What of a Config cannot be bound whatever the machine: two Gateways that want one socket. For a dry run.
+#[must_use]
+pub fn clashes(config: &Config) -> Feedback {
+    let mut feedback = Feedback::default();
+    for Conflict { gateway, place, why } in plan(config, &Wanted::new()).1 {
+        feedback.unbound.insert((gateway, place.address.port(), place.transport), why.into());
+    }
+    feedback
 }
 
 /// Whether a socket on `any` takes what is sent to `ip`, unless there is one on `ip` itself.
