@@ -3,7 +3,7 @@
 use super::protocol::{Answer, GroupKey, Item, MAX_MEMBERS, PodRecord, Transport};
 use crate::{
     netns::Netns,
-    socket::{Listeners, bind_udp, listen, open_listeners},
+    socket::{Listeners, bind_udp, bindable, listen, open_listeners},
     wire::{Frame, WireError, send_message},
 };
 use std::{
@@ -182,6 +182,7 @@ fn listener_fds(listeners: &Listeners) -> Vec<BorrowedFd<'_>> {
 }
 
 fn open_group(key: &GroupKey, members: usize) -> io::Result<Vec<OwnedFd>> {
+    bindable(key.address, key.transport == Transport::Tcp)?;
     (0..members)
         .map(|_| match key.transport {
             Transport::Tcp => listen(key.address, true).map(OwnedFd::from),
