@@ -1,7 +1,7 @@
 //! `weft run`: the agent of a node, or a Gateway alone, from a directory of YAML.
 
 use super::{
-    admin::{self, Pages},
+    admin::{self, Door, Pages},
     enrolment::WorldEnrolment,
     gateways::Gateways,
     pods::PodServing,
@@ -98,8 +98,8 @@ async fn serve(args: RunArgs) -> Result<ExitCode> {
     let mut worlds = FileProvider::new(&args.config).watch()?;
     let first = worlds.borrow_and_update().clone();
     let agent = Agent::start(&args, &first.agent)?;
-    for addr in [args.admin, args.metrics, args.health] {
-        admin::serve(addr, agent.pages.clone(), agent.stop.clone()).await?;
+    for at in [(Door::Admin, args.admin), (Door::Metrics, args.metrics), (Door::Health, args.health)] {
+        admin::serve(at, agent.pages.clone(), agent.stop.clone()).await?;
     }
     let mut pipeline = Pipeline::new(agent.enrolment.clone(), agent.pages.seen.clone());
     let update = pipeline.world(first.clone());
