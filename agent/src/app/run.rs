@@ -164,9 +164,18 @@ impl Agent {
     async fn publish(&self, pipeline: &mut Pipeline, gateways: &mut Gateways, update: Update) {
         self.shared.config.store(update.config.clone());
         let feedback = gateways.sync(&update.config).await;
-        if let Some(update) = pipeline.feedback(feedback) {
-            self.shared.config.store(update.config);
+        self.settle(pipeline, feedback, Some(update));
+    }
+
+    /// Takes what could not be bound into account, and only then shows what is served: a listener is not to be called
+    /// programmed before it is.
+    fn settle(&self, pipeline: &mut Pipeline, feedback: Feedback, update: Option<Update>) {
+        let better = pipeline.feedback(feedback);
+        if let Some(better) = &better {
+            self.shared.config.store(better.config.clone());
         }
+        let (first, last) = (update, better);
+        pipeline.show(first.into_iter().chain(last));
     }
 
     async fn world(&self, pipeline: &mut Pipeline, gateways: &mut Gateways, world: Arc<World>) {
@@ -231,9 +240,7 @@ impl Agent {
                 () = gateways.retry() => {
                     let config = self.shared.config.load_full();
                     let feedback = gateways.sync(&config).await;
-                    if let Some(update) = pipeline.feedback(feedback) {
-                        self.shared.config.store(update.config);
-                    }
+                    self.settle(&mut pipeline, feedback, None);
                 }
                 _ = term.recv() => break,
                 _ = interrupt.recv() => break,
