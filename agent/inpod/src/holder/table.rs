@@ -190,3 +190,22 @@ fn open_group(key: &GroupKey, members: usize) -> io::Result<Vec<OwnedFd>> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_not_shared_with_a_foreign_process() {
+        for transport in [Transport::Tcp, Transport::Udp] {
+            let open = |key: &GroupKey| open_group(key, 2);
+            let any = GroupKey { address: "127.0.0.1:0".parse().unwrap(), transport };
+            let foreign = open_group(&any, 1).unwrap().remove(0);
+            let address = socket2::SockRef::from(&foreign).local_addr().unwrap().as_socket().unwrap();
+            let key = GroupKey { address, transport };
+            assert_eq!(open(&key).unwrap_err().kind(), io::ErrorKind::AddrInUse, "{transport:?}");
+            drop(foreign);
+            assert_eq!(open(&key).unwrap().len(), 2, "{transport:?}");
+        }
+    }
+}
