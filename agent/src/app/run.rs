@@ -78,6 +78,8 @@ fn dry_run(args: &RunArgs) -> ExitCode {
 
 /// Everything that runs beside the pipeline.
 struct Agent {
+    /// The settings that it was started with.
+    started: AgentConfig,
     telemetry: Arc<Telemetry>,
     shared: Arc<Shared>,
     plane: Arc<DataPlane>,
@@ -134,6 +136,7 @@ impl Agent {
             ready: AtomicBool::new(false),
         });
         Ok(Self {
+            started: config.clone(),
             telemetry,
             shared,
             plane,
@@ -179,9 +182,25 @@ impl Agent {
     }
 
     async fn world(&self, pipeline: &mut Pipeline, gateways: &mut Gateways, world: Arc<World>) {
+        let world = self.as_started(world);
         *self.mesh.write() = (world.agent.trust_domain.clone(), world.agent.mtls);
         let update = pipeline.world(world);
         self.publish(pipeline, gateways, update).await;
+    }
+
+    /// What is read at the start only stays as it was then: certificates of another trust domain would never come, and
+    /// every connection of the mesh fail. Says so when the files ask for something else.
+    fn as_started(&self, world: Arc<World>) -> Arc<World> {
+        let fixed =
+            |c: &AgentConfig| (c.trust_domain.clone(), c.tracing.clone(), c.access_log.clone(), c.limits);
+        if fixed(&self.started) == fixed(&world.agent) {
+            return world;
+        }
+        tracing::warn!(
+            "AgentConfig: trustDomain, tracing, accessLog and limits are read at the start only; restart the agent"
+        );
+        let agent = AgentConfig { trust_domain: self.started.trust_domain.clone(), ..world.agent.clone() };
+        Arc::new(World { agent, ..World::clone(&world) })
     }
 
     /// Forgets sandboxes whose pod went away while no agent was there to hear the plugin's DEL.
