@@ -17,6 +17,7 @@ mod compile;
 pub mod config;
 pub mod engine;
 pub mod filter;
+pub mod hash;
 pub mod matching;
 pub mod model;
 mod resolve;

@@ -1,10 +1,11 @@
 //! A persistent map: cloning is cheap, an edit copies one shard of [`SHARDS`].
 
+use crate::hash::FxBuild;
 use std::{
     borrow::Borrow,
     collections::HashMap,
     fmt,
-    hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash},
+    hash::{BuildHasher, Hash},
     sync::Arc,
 };
 
@@ -12,7 +13,7 @@ use std::{
 const SHARDS: usize = 256;
 
 /// Deterministic, because a shard's index must not change between two maps that share shards.
-type Build = BuildHasherDefault<DefaultHasher>;
+type Build = FxBuild;
 
 /// Map of shared shards.
 #[derive(Clone)]

@@ -10,6 +10,7 @@ use std::{
 use weft_core::{
     balance::{Load, affinity, pick_by},
     config::{Backend, EndpointSet},
+    hash::FxBuild,
 };
 
 /// Endpoints remembered before those without requests under way are forgotten.
@@ -17,11 +18,11 @@ const ENDPOINTS_MAX: usize = 8192;
 
 /// Load by endpoint, whatever backend it belongs to: two Services may share their pods.
 #[derive(Debug, Default)]
-pub(crate) struct Loads(RefCell<HashMap<SocketAddr, Rc<Cell<Load>>, super::pool::Fx>>);
+pub(crate) struct Loads(RefCell<HashMap<SocketAddr, Rc<Cell<Load>>, FxBuild>>);
 
-/// One request under way at an endpoint; ends when dropped.
+/// One request under way at an endpoint, with when it began; ends when dropped.
 #[derive(Debug)]
-pub(crate) struct InFlight(Rc<Cell<Load>>);
+pub(crate) struct InFlight(Rc<Cell<Load>>, Instant);
 
 impl InFlight {
     /// No connection, or no answer: the endpoint must not look quick because it refuses quickly.
@@ -41,8 +42,8 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let now = Instant::now();
-        update(&self.0, |load| load.end(None, now));
+        // Without a latency to learn from no time is needed: any will do, and none is asked for.
+        update(&self.0, |load| load.end(None, self.1));
     }
 }
 
@@ -104,6 +105,6 @@ impl Loads {
         }
         let load = loads.entry(endpoint).or_insert_with(|| Rc::new(Cell::new(Load::new(now))));
         update(load, Load::begin);
-        InFlight(Rc::clone(load))
+        InFlight(Rc::clone(load), now)
     }
 }

@@ -14,13 +14,12 @@ use hyper::client::conn::{http1, http2};
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    hash::{BuildHasherDefault, Hasher},
     net::SocketAddr,
     rc::{Rc, Weak},
     time::{Duration, Instant},
 };
 use tokio::sync::Notify;
-use weft_core::config::Endpoint;
+use weft_core::{config::Endpoint, hash::FxBuild};
 
 /// How long a connection may lie unused. Shorter than the usual server's own limit (nginx 75 s, Node 5 s is below any
 /// useful value and is what the stale-connection retry is for).
@@ -118,8 +117,8 @@ impl Drop for Stream {
 
 /// The kept connections.
 pub(crate) struct Pool<Io> {
-    h1: RefCell<HashMap<Key, Vec<Idle<Io>>, Fx>>,
-    h2: RefCell<HashMap<Key, Shared, Fx>>,
+    h1: RefCell<HashMap<Key, Vec<Idle<Io>>, FxBuild>>,
+    h2: RefCell<HashMap<Key, Shared, FxBuild>>,
     idle: Cell<usize>,
     sweeping: Cell<bool>,
 }
@@ -332,47 +331,4 @@ fn fits(info: &UpstreamInfo, endpoint: &Endpoint) -> bool {
         (None, _) => true,
     };
     same_identity && !info.is_retired()
-}
-
-pub(crate) type Fx = BuildHasherDefault<FxHasher>;
-
-/// The keys come from our own configuration, so nobody can aim at collisions: a multiply per word is enough.
-#[derive(Default)]
-pub(crate) struct FxHasher(u64);
-
-impl FxHasher {
-    fn add(&mut self, word: u64) {
-        self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
-    }
-}
-
-impl Hasher for FxHasher {
-    fn finish(&self) -> u64 {
-        // A product's upper bits are the mixed ones, and the table looks at the lower.
-        self.0.rotate_left(26)
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(8) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            self.add(u64::from_ne_bytes(word));
-        }
-    }
-
-    fn write_u8(&mut self, n: u8) {
-        self.add(n.into());
-    }
-
-    fn write_u16(&mut self, n: u16) {
-        self.add(n.into());
-    }
-
-    fn write_u32(&mut self, n: u32) {
-        self.add(n.into());
-    }
-
-    fn write_usize(&mut self, n: usize) {
-        self.add(n as u64);
-    }
 }
