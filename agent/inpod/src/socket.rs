@@ -140,6 +140,18 @@ pub fn listen(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> 
     Ok(socket.into())
 }
 
+/// Whether the address can be bound, and is nobody else's: with SO_REUSEPORT alone, a foreign process of the same user
+/// would silently share it with us.
+///
+/// # Errors
+/// When the address is not there or is taken.
+pub(crate) fn bindable(address: SocketAddr, tcp: bool) -> io::Result<()> {
+    let (kind, protocol) = if tcp { (Type::STREAM, Protocol::TCP) } else { (Type::DGRAM, Protocol::UDP) };
+    let socket = new_socket(Domain::for_address(address), kind, protocol)?;
+    socket.set_reuse_address(tcp)?; // connections in TIME_WAIT do not hold the port
+    bind(&socket, address, false)
+}
+
 /// A bound UDP socket in the current namespace, for Gateways.
 ///
 /// # Errors

@@ -57,19 +57,11 @@ pub struct Limits {
     pub connections: u32,
     /// `handshakes`: TLS handshakes in progress at once; 64 by default.
     pub handshakes: u32,
-    /// `bufferBytes`: held in buffers; 64 MiB by default.
-    pub buffer_bytes: u64,
     /// `requestHeadBytes`: method, path and headers of one request; 64 KiB by default.
     pub request_head_bytes: u32,
     /// `connectTimeout`: to an endpoint; 5s by default.
     #[serde(deserialize_with = "time")]
     pub connect_timeout: Duration,
-    /// `idleTimeout`: an HTTP connection without a request; 5m by default.
-    #[serde(deserialize_with = "time")]
-    pub idle_timeout: Duration,
-    /// `drainTimeout`: what connections that cannot be told to reconnect get when the agent stops; 10m by default.
-    #[serde(deserialize_with = "time")]
-    pub drain_timeout: Duration,
 }
 
 impl Default for AgentConfig {
@@ -96,11 +88,8 @@ impl Default for Limits {
         Self {
             connections: 16_384,
             handshakes: 64,
-            buffer_bytes: 64 << 20,
             request_head_bytes: 64 << 10,
             connect_timeout: Duration::from_secs(5),
-            idle_timeout: Duration::from_secs(300),
-            drain_timeout: Duration::from_secs(600),
         }
     }
 }

@@ -103,7 +103,7 @@ pub struct Source {
     pub share: ShareKey,
     /// Who it is. For a Gateway a workload is made up: its key, its identity, enrolled.
     pub workload: Arc<Workload>,
-    /// Keys and TLS configs. `None` only in tests and for a run without mesh: then everything is plaintext.
+    /// Keys and TLS configs. `None` only in tests and for a run without mesh: enrolled endpoints cannot be reached then.
     pub identity: Option<weft_certs::IdentityHandle>,
     /// Its sockets.
     pub sockets: Arc<dyn Sockets>,

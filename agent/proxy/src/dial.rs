@@ -148,12 +148,12 @@ pub enum UpstreamIo {
 }
 
 impl UpstreamIo {
-    /// Waits until something has come in (or the end), without taking it.
-    pub(crate) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Waits until something has come in, without taking it; false at the end.
+    pub(crate) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         match self {
             Self::Tcp(io) => {
                 let mut byte = [0];
-                io.poll_peek(cx, &mut ReadBuf::new(&mut byte)).map(drop)
+                io.poll_peek(cx, &mut ReadBuf::new(&mut byte)).map(|peeked| peeked.is_ok_and(|n| n > 0))
             }
             Self::Tunnel(io) => io.poll_readable(cx),
         }

@@ -161,8 +161,10 @@ struct Captured {
 enum First {
     /// The client, like this.
     Client(Detected),
-    /// The server, or it ended.
+    /// The server.
     Server(Upstream<UpstreamIo>),
+    /// Nobody: the server has ended the connection, which says nothing of what it speaks.
+    Nobody(Upstream<UpstreamIo>),
 }
 
 impl Captured {
@@ -295,6 +297,7 @@ impl Captured {
                 worker.learned.set(key, Class::Opaque, now);
                 self.relay(upstream, early)
             }
+            Ok((First::Nobody(upstream), _)) => self.relay(upstream, early),
         }
     }
 
@@ -336,9 +339,10 @@ impl Captured {
                     }
                 }
                 connected = &mut connecting, if upstream.is_none() => upstream = Some(connected?),
-                () = readable(&mut upstream), if upstream.is_some() => {
+                spoke = readable(&mut upstream), if upstream.is_some() => {
                     return match upstream {
-                        Some(upstream) => Ok((First::Server(upstream), None)),
+                        Some(upstream) if spoke => Ok((First::Server(upstream), None)),
+                        Some(upstream) => Ok((First::Nobody(upstream), None)),
                         None => Err(refused(Reason::UpstreamReset, String::new())),
                     };
                 }
@@ -347,7 +351,8 @@ impl Captured {
     }
 }
 
-async fn readable(upstream: &mut Option<Upstream<UpstreamIo>>) {
+/// Whether it has said something, once it did or has ended.
+async fn readable(upstream: &mut Option<Upstream<UpstreamIo>>) -> bool {
     match upstream {
         Some(upstream) => poll_fn(|cx| upstream.io.poll_readable(cx)).await,
         None => std::future::pending().await,

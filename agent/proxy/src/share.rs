@@ -29,6 +29,9 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 /// How long a share's ready tasks run before the next share's turn. A single poll may overrun it: whatever moves
 /// bytes in a loop yields by itself.
 pub const SLICE: Duration = Duration::from_micros(100);
+/// A peer that answers slowly gives its handshake's turn to others after this time: else a few dozen that never
+/// answer would keep everybody out.
+const TURN_MAX: Duration = Duration::from_millis(250);
 
 /// A share on one worker.
 pub struct Share {
@@ -265,6 +268,18 @@ impl Drop for ConnectionGuard {
 #[derive(Debug)]
 pub struct HandshakePermit {
     _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl HandshakePermit {
+    /// Does the handshake. A peer that answers slowly gives its turn to others after [`TURN_MAX`].
+    pub async fn during<F: Future>(self, handshake: F) -> F::Output {
+        let mut handshake = std::pin::pin!(handshake);
+        if let Ok(done) = tokio::time::timeout(TURN_MAX, handshake.as_mut()).await {
+            return done;
+        }
+        drop(self);
+        handshake.await
+    }
 }
 
 /// Ready tasks of one share, first come first served.

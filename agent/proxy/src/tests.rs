@@ -251,6 +251,33 @@ async fn sniffed_http_is_routed_and_learned() {
     mesh.stop().await;
 }
 
+/// A spare connection that the server gives up says nothing of what the port speaks.
+#[tokio::test]
+async fn a_server_that_hangs_up_on_a_silent_client_makes_no_port_opaque() {
+    let mesh = Mesh::start(1);
+    let client = mesh.pod("a", "127.10.11.3", MtlsMode::Strict).await;
+    let server = mesh.pod("b", "127.10.11.4", MtlsMode::Strict).await;
+    let listener = TcpListener::bind("127.10.11.4:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        drop(listener.accept().await.unwrap());
+        let (mut io, _) = listener.accept().await.unwrap();
+        let (mut read, mut write) = io.split();
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+    });
+    let to = mesh.service("web", AppProtocol::Unknown, &[endpoint(addr, Some(&server.workload))]);
+    let mut spare = call(&client, to).await;
+    let mut nothing = Vec::new();
+    assert_eq!(timeout(PATIENCE, spare.read_to_end(&mut nothing)).await.unwrap().unwrap(), 0);
+    drop(spare);
+    let mut io = call(&client, to).await;
+    io.write_all(b"GET / HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    timeout(PATIENCE, io.read_to_end(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 502"), "copied: {}", String::from_utf8_lossy(&answer));
+    mesh.stop().await;
+}
+
 /// An HTTP application; each answer says how many requests its connection has had.
 async fn web(ip: &str) -> SocketAddr {
     let listener = TcpListener::bind((ip, 0)).await.unwrap();

@@ -37,17 +37,42 @@ pub(super) struct Pages {
     pub(super) ready: AtomicBool,
 }
 
-/// Binds an address and serves the pages on it until `stop`.
+/// Whom an address is for: what anybody on the network may ask of the node is less than what its operator sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Door {
+    /// Every page.
+    Admin,
+    /// `/metrics`.
+    Metrics,
+    /// `/healthz`, `/readyz`.
+    Health,
+}
+
+impl Door {
+    fn shows(self, path: &str) -> bool {
+        match self {
+            Self::Admin => true,
+            Self::Metrics => path == "/metrics",
+            Self::Health => matches!(path, "/healthz" | "/readyz"),
+        }
+    }
+}
+
+/// Binds an address and serves its pages on it until `stop`.
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub(super) async fn serve(addr: SocketAddr, pages: Arc<Pages>, stop: CancellationToken) -> Result<()> {
+pub(super) async fn serve(
+    (door, addr): (Door, SocketAddr),
+    pages: Arc<Pages>,
+    stop: CancellationToken,
+) -> Result<()> {
     let listener = TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr}"))?;
-    tokio::spawn(stop.clone().run_until_cancelled_owned(accept(listener, pages, stop)));
+    tokio::spawn(stop.clone().run_until_cancelled_owned(accept((door, listener), pages, stop)));
     Ok(())
 }
 
-async fn accept(listener: TcpListener, pages: Arc<Pages>, stop: CancellationToken) {
+async fn accept((door, listener): (Door, TcpListener), pages: Arc<Pages>, stop: CancellationToken) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else { return };
@@ -58,7 +83,7 @@ async fn accept(listener: TcpListener, pages: Arc<Pages>, stop: CancellationToke
         let pages = pages.clone();
         let service = service_fn(move |request| {
             let pages = pages.clone();
-            async move { Ok::<_, std::convert::Infallible>(pages.answer(&request)) }
+            async move { Ok::<_, std::convert::Infallible>(pages.answer(door, &request)) }
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -72,8 +97,9 @@ async fn accept(listener: TcpListener, pages: Arc<Pages>, stop: CancellationToke
 }
 
 impl Pages {
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    fn answer(&self, door: Door, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         match request.uri().path() {
+            path if !door.shows(path) => text(StatusCode::NOT_FOUND, "no such page\n"),
             "/metrics" => self.metrics(request),
             "/healthz" => text(StatusCode::OK, "ok\n"),
             "/readyz" if self.ready.load(Ordering::Acquire) => text(StatusCode::OK, "ok\n"),
@@ -120,4 +146,21 @@ fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
     *response.status_mut() = status;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_and_certificates_are_for_the_operator_only() {
+        let check = |door: Door, pages: &[&str]| {
+            let all = ["/", "/metrics", "/healthz", "/readyz", "/status", "/certificates"];
+            let shown: Vec<_> = all.into_iter().filter(|page| door.shows(page)).collect();
+            assert_eq!(shown, pages, "{door:?}");
+        };
+        check(Door::Admin, &["/", "/metrics", "/healthz", "/readyz", "/status", "/certificates"]);
+        check(Door::Metrics, &["/metrics"]);
+        check(Door::Health, &["/healthz", "/readyz"]);
+    }
 }

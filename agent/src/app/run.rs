@@ -1,7 +1,7 @@
 //! `weft run`: the agent of a node, or a Gateway alone, from a directory of YAML.
 
 use super::{
-    admin::{self, Pages},
+    admin::{self, Door, Pages},
     enrolment::WorldEnrolment,
     gateways::Gateways,
     pods::PodServing,
@@ -86,6 +86,8 @@ fn dry_run(args: &RunArgs) -> ExitCode {
 
 /// Everything that runs beside the pipeline.
 struct Agent {
+    /// The settings that it was started with.
+    started: AgentConfig,
     telemetry: Arc<Telemetry>,
     shared: Arc<Shared>,
     plane: Arc<DataPlane>,
@@ -106,8 +108,8 @@ async fn serve(args: RunArgs) -> Result<ExitCode> {
     let mut worlds = FileProvider::new(&args.config).watch()?;
     let first = worlds.borrow_and_update().clone();
     let agent = Agent::start(&args, &first.agent)?;
-    for addr in [args.admin, args.metrics, args.health] {
-        admin::serve(addr, agent.pages.clone(), agent.stop.clone()).await?;
+    for at in [(Door::Admin, args.admin), (Door::Metrics, args.metrics), (Door::Health, args.health)] {
+        admin::serve(at, agent.pages.clone(), agent.stop.clone()).await?;
     }
     let mut pipeline = Pipeline::new(agent.enrolment.clone(), agent.pages.seen.clone());
     let update = pipeline.world(first.clone());
@@ -139,6 +141,7 @@ impl Agent {
             ready: AtomicBool::new(false),
         });
         Ok(Self {
+            started: config.clone(),
             telemetry,
             shared,
             plane,
@@ -169,15 +172,40 @@ impl Agent {
     async fn publish(&self, pipeline: &mut Pipeline, gateways: &mut Gateways, update: Update) {
         self.shared.config.store(update.config.clone());
         let feedback = gateways.sync(&update.config).await;
-        if let Some(update) = pipeline.feedback(feedback) {
-            self.shared.config.store(update.config);
+        self.settle(pipeline, feedback, Some(update));
+    }
+
+    /// Takes what could not be bound into account, and only then shows what is served: a listener is not to be called
+    /// programmed before it is.
+    fn settle(&self, pipeline: &mut Pipeline, feedback: Feedback, update: Option<Update>) {
+        let better = pipeline.feedback(feedback);
+        if let Some(better) = &better {
+            self.shared.config.store(better.config.clone());
         }
+        let (first, last) = (update, better);
+        pipeline.show(first.into_iter().chain(last));
     }
 
     async fn world(&self, pipeline: &mut Pipeline, gateways: &mut Gateways, world: Arc<World>) {
+        let world = self.as_started(world);
         *self.mesh.write() = (world.agent.trust_domain.clone(), world.agent.mtls);
         let update = pipeline.world(world);
         self.publish(pipeline, gateways, update).await;
+    }
+
+    /// What is read at the start only stays as it was then: certificates of another trust domain would never come, and
+    /// every connection of the mesh fail. Says so when the files ask for something else.
+    fn as_started(&self, world: Arc<World>) -> Arc<World> {
+        let fixed =
+            |c: &AgentConfig| (c.trust_domain.clone(), c.tracing.clone(), c.access_log.clone(), c.limits);
+        if fixed(&self.started) == fixed(&world.agent) {
+            return world;
+        }
+        tracing::warn!(
+            "AgentConfig: trustDomain, tracing, accessLog and limits are read at the start only; restart the agent"
+        );
+        let agent = AgentConfig { trust_domain: self.started.trust_domain.clone(), ..world.agent.clone() };
+        Arc::new(World { agent, ..World::clone(&world) })
     }
 
     /// Forgets sandboxes whose pod went away while no agent was there to hear the plugin's DEL.
@@ -237,9 +265,7 @@ impl Agent {
                 () = gateways.retry() => {
                     let config = self.shared.config.load_full();
                     let feedback = gateways.sync(&config).await;
-                    if let Some(update) = pipeline.feedback(feedback) {
-                        self.shared.config.store(update.config);
-                    }
+                    self.settle(&mut pipeline, feedback, None);
                 }
                 // The access log is opened anew by telemetry; the directory is followed anyway.
                 _ = hangup.recv() => tracing::info!("SIGHUP: files are followed without it"),

@@ -2,7 +2,11 @@
 
 use super::{enrolment::WorldEnrolment, report};
 use parking_lot::Mutex;
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 use weft_core::{
     engine::{Engine, Feedback, Settings, Update},
     model::{ObjectRef, Snapshot},
@@ -56,7 +60,7 @@ impl Pipeline {
         }
     }
 
-    /// Takes a new world: resolves, compiles, says what changed.
+    /// Takes a new world: resolves and compiles. What it came to is told by [`Self::show`].
     pub(super) fn world(&mut self, world: Arc<World>) -> Update {
         say_problems(&self.world.problems, &world.problems);
         if world.agent != self.world.agent {
@@ -78,8 +82,19 @@ impl Pipeline {
     }
 
     fn apply(&mut self) -> Update {
-        let update = self.engine.apply(self.world.snapshot.clone(), &self.feedback);
-        for object in &update.changed {
+        self.engine.apply(self.world.snapshot.clone(), &self.feedback)
+    }
+
+    /// Shows the statuses of the last of these updates, and says what they changed. Call it when the data plane serves
+    /// what they say.
+    pub(super) fn show(&self, updates: impl Iterator<Item = Update>) {
+        let (mut changed, mut last) = (BTreeSet::new(), None);
+        for update in updates {
+            changed.extend(update.changed.iter().cloned());
+            last = Some(update);
+        }
+        let Some(update) = last else { return };
+        for object in &changed {
             match update.statuses.get(object) {
                 Some(status) => tracing::info!("{object}: {}", report::summary(status)),
                 None => tracing::info!("{object}: removed"),
@@ -90,7 +105,6 @@ impl Pipeline {
         seen.generations = generations(&self.world.snapshot);
         seen.problems.clone_from(&self.world.problems);
         seen.version = update.config.version;
-        update
     }
 }
 

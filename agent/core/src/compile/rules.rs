@@ -104,16 +104,33 @@ fn l4_rule(route: &Route, index: usize, rule: &Rule, found: &ResolvedRule) -> L4
 
 /// The same rule for connections whose bytes are TLS already: a BackendTLSPolicy would wrap them a second time.
 pub(super) fn without_tls(rule: &Arc<L4Rule>) -> Arc<L4Rule> {
-    let Some(backends) = &rule.backends else { return rule.clone() };
+    map_wrapped(rule, |b| Ok(Arc::new(Backend { tls: None, ..b.clone() }))).unwrap_or_else(|| rule.clone())
+}
+
+/// The same rule for connections that are copied as they are: a backend to which a BackendTLSPolicy wants TLS fails,
+/// because the copy does not speak it, and must not go on in clear. `None` when there is no such backend.
+pub(super) fn failing_tls(rule: &Arc<L4Rule>) -> Option<Arc<L4Rule>> {
+    map_wrapped(rule, |_| Err(FailReason::InvalidBackend))
+}
+
+/// Replaces backends that are to be spoken to in TLS; `None` when there is none.
+fn map_wrapped(
+    rule: &Arc<L4Rule>,
+    replace: impl Fn(&Backend) -> Result<Arc<Backend>, FailReason>,
+) -> Option<Arc<L4Rule>> {
+    let backends = rule.backends.as_ref()?;
     let wraps = |b: &Result<Arc<Backend>, FailReason>| b.as_ref().is_ok_and(|b| b.tls.is_some());
     if !backends.iter().any(|(_, b)| wraps(b)) {
-        return rule.clone();
+        return None;
     }
-    let plain = backends.iter().map(|(weight, backend)| {
-        let backend = backend.as_ref().map(|b| Arc::new(Backend { tls: None, ..(**b).clone() }));
-        (u32::try_from(weight).unwrap_or(u32::MAX), backend.map_err(|e| *e))
+    let replaced = backends.iter().map(|(weight, backend)| {
+        let backend = match backend {
+            Ok(b) if b.tls.is_some() => replace(b),
+            other => other.clone(),
+        };
+        (u32::try_from(weight).unwrap_or(u32::MAX), backend)
     });
-    Arc::new(L4Rule { id: rule.id.clone(), backends: Weighted::build(plain) })
+    Some(Arc::new(L4Rule { id: rule.id.clone(), backends: Weighted::build(replaced) }))
 }
 
 fn rule_id(route: &Route, index: usize, rule: &Rule) -> RuleId {

@@ -1,6 +1,6 @@
 //! The table of one slot, from the routes attached to it; and what that means for each of them.
 
-use super::rules::{CompiledRules, without_tls};
+use super::rules::{CompiledRules, failing_tls, without_tls};
 use crate::{
     config::{HttpRule, L4Rule, RuleId},
     matching::{Entry, HostMap, RouteTable},
@@ -169,7 +169,7 @@ impl CompiledSlot {
         let mut entries = Vec::new();
         for route in routes {
             let Some(rule) = &route.rules.l4 else { continue };
-            let rule = if passthrough { without_tls(rule) } else { rule.clone() };
+            let rule = if passthrough { without_tls(rule) } else { self.copied(&route.id, rule) };
             for hostname in &route.hostnames {
                 if let Some(other) = taken.get(hostname) {
                     let name = hostname.as_ref().map_or("every hostname", |h| h.as_str());
@@ -190,11 +190,20 @@ impl CompiledSlot {
     fn l4(&mut self, routes: &[SlotRoute<'_>]) {
         let mut serving = routes.iter().filter_map(|r| r.rules.l4.as_ref().map(|rule| (r, rule)));
         let Some((first, rule)) = serving.next() else { return };
-        self.table = Some(SlotTable::L4(rule.clone()));
+        self.table = Some(SlotTable::L4(self.copied(&first.id, rule)));
         for (route, _) in serving {
             let note = format!("Gets no traffic: the older {} {} does.", first.id.0.kind(), first.id.1);
             self.verdicts.entry(route.id.clone()).or_default().notes.push(note);
         }
+    }
+
+    /// A rule whose connections are copied as they are; says so when that fails a backend.
+    fn copied(&mut self, id: &RouteId, rule: &Arc<L4Rule>) -> Arc<L4Rule> {
+        let Some(failing) = failing_tls(rule) else { return rule.clone() };
+        let note = "Connections to backends under a BackendTLSPolicy fail: TLS to backends is spoken for HTTPRoutes and \
+                    GRPCRoutes only.";
+        self.verdicts.entry(id.clone()).or_default().notes.push(note.to_owned());
+        failing
     }
 
     fn reject(&mut self, id: &RouteId, message: String) {

@@ -50,6 +50,11 @@ impl Pass<'_, '_> {
                  and backendRefs belong into one list entry."
             ));
         }
+        if rule.session.is_some() {
+            self.rules.notes.push(format!(
+                "rules[{index}].sessionPersistence is not served yet: its requests are balanced without it."
+            ));
+        }
         self.rules
             .notes
             .extend(rule.matches.iter().enumerate().filter_map(|(i, m)| pattern_as_text(index, i, m)));

@@ -3,7 +3,7 @@
 use super::protocol::{Answer, GroupKey, Item, MAX_MEMBERS, PodRecord, Transport};
 use crate::{
     netns::Netns,
-    socket::{Listeners, bind_udp, listen, open_listeners},
+    socket::{Listeners, bind_udp, bindable, listen, open_listeners},
     wire::{Frame, WireError, send_message},
 };
 use std::{
@@ -182,10 +182,30 @@ fn listener_fds(listeners: &Listeners) -> Vec<BorrowedFd<'_>> {
 }
 
 fn open_group(key: &GroupKey, members: usize) -> io::Result<Vec<OwnedFd>> {
+    bindable(key.address, key.transport == Transport::Tcp)?;
     (0..members)
         .map(|_| match key.transport {
             Transport::Tcp => listen(key.address, true).map(OwnedFd::from),
             Transport::Udp => bind_udp(key.address, true).map(OwnedFd::from),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_not_shared_with_a_foreign_process() {
+        for transport in [Transport::Tcp, Transport::Udp] {
+            let open = |key: &GroupKey| open_group(key, 2);
+            let any = GroupKey { address: "127.0.0.1:0".parse().unwrap(), transport };
+            let foreign = open_group(&any, 1).unwrap().remove(0);
+            let address = socket2::SockRef::from(&foreign).local_addr().unwrap().as_socket().unwrap();
+            let key = GroupKey { address, transport };
+            assert_eq!(open(&key).unwrap_err().kind(), io::ErrorKind::AddrInUse, "{transport:?}");
+            drop(foreign);
+            assert_eq!(open(&key).unwrap().len(), 2, "{transport:?}");
+        }
+    }
 }

@@ -181,6 +181,13 @@ limits: {connectTimeout: 500ms, connections: 7}
     assert_eq!((agent.limits.connections, agent.limits.handshakes), (7, 64));
     assert_eq!(agent.limits.connect_timeout, Duration::from_millis(500));
 
+    write(&dir, "a.yaml", &text.replace("connections: 7", "idleTimeout: 1m"));
+    let said = problems(&provider.load(), &dir);
+    assert!(
+        said.len() == 1 && said[0].contains("limits.idleTimeout"),
+        "not served, so not taken silently: {said:?}"
+    );
+
     write(&dir, "a.yaml", &text.replace("strict", "loose").replace("limits", "limts"));
     let world = provider.load();
     assert_eq!(world.agent.mtls, MtlsMode::Strict, "the last good settings stay");

@@ -10,13 +10,12 @@ use crate::{
         detect::{Sni, server_name},
         pipe::{Pipe, Plain, ReadSize},
     },
-    share::HandshakePermit,
     telemetry::Counter,
     transport::connect::reset_on_close,
 };
 use bytes::{Bytes, BytesMut};
 use rustls::AlertDescription;
-use std::{io, pin::pin, sync::Arc, task, time::Duration};
+use std::{io, sync::Arc, task, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -31,9 +30,6 @@ use weft_core::{
 const FIRST_READ: usize = 4096;
 /// Unsent bytes of one connection: a body's chunk and its head become one batch of records.
 const TLS_BUFFER: usize = 256 * 1024;
-/// A client that answers slowly gives its handshake's turn to others after this time: else a few dozen that never
-/// answer would keep everybody out.
-const TURN_MAX: Duration = Duration::from_millis(250);
 
 type Tls = TlsStream<Prefixed<TcpStream>>;
 
@@ -130,7 +126,7 @@ async fn accept(
     };
     let accepting = async {
         let permit = context.tenant.share.handshake().await;
-        in_turn(permit, TlsAcceptor::from(config).accept(Prefixed::new(early, io))).await
+        permit.during(TlsAcceptor::from(config).accept(Prefixed::new(early, io))).await
     };
     match tokio::time::timeout_at(deadline, accepting).await {
         Ok(Ok(mut io)) => {
@@ -147,15 +143,6 @@ async fn accept(
             None
         }
     }
-}
-
-async fn in_turn<F: Future>(permit: HandshakePermit, handshake: F) -> F::Output {
-    let mut handshake = pin!(handshake);
-    if let Ok(done) = tokio::time::timeout(TURN_MAX, handshake.as_mut()).await {
-        return done;
-    }
-    drop(permit);
-    handshake.await
 }
 
 fn error(blame: Blame, detail: String) -> ProxyError {

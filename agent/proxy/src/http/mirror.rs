@@ -54,11 +54,11 @@ pub(crate) fn start<D: Dial>(exchange: &Exchange<D>, targets: &[Arc<MirrorTarget
         let mut parts = parts.clone();
         RequestSpan::None.inject(&exchange.trace, &mut parts.headers);
         let (conn, backend) = (Rc::clone(&exchange.conn), Arc::clone(&target.backend));
-        http.mirrors.set(http.mirrors.get() + 1);
+        let counted = UnderWay::begin(&conn);
         exchange.conn.share.spawn(async move {
+            let _counted = counted;
             let http = Rc::clone(&conn.http);
             let copied = tokio::time::timeout(TIME_MAX, copy(&conn, &backend, &way, (parts, body))).await;
-            http.mirrors.set(http.mirrors.get() - 1);
             match copied {
                 Ok(Ok(())) => http.telemetry.count(Counter::Mirrors),
                 Ok(Err(error)) => {
@@ -68,6 +68,24 @@ pub(crate) fn start<D: Dial>(exchange: &Exchange<D>, targets: &[Arc<MirrorTarget
                 Err(_) => http.telemetry.count(Counter::MirrorsDropped),
             }
         });
+    }
+}
+
+/// Counts a copy while it lives: a share that is closed drops its tasks wherever they stand.
+struct UnderWay<D: Dial>(Rc<Conn<D>>);
+
+impl<D: Dial> UnderWay<D> {
+    fn begin(conn: &Rc<Conn<D>>) -> Self {
+        let mirrors = &conn.http.mirrors;
+        mirrors.set(mirrors.get() + 1);
+        Self(Rc::clone(conn))
+    }
+}
+
+impl<D: Dial> Drop for UnderWay<D> {
+    fn drop(&mut self) {
+        let mirrors = &self.0.http.mirrors;
+        mirrors.set(mirrors.get() - 1);
     }
 }
 

@@ -95,6 +95,20 @@ fn connections_and_handshakes_are_bounded() {
 }
 
 #[test]
+fn a_handshake_that_stalls_gives_its_turn_to_others() {
+    on_a_worker(async || {
+        let share = share("a", LIMITS);
+        let stalled = share.handshake().await.during(std::future::pending::<()>());
+        let mut stalled = std::pin::pin!(stalled);
+        let others = tokio::time::timeout(Duration::from_secs(10), share.handshake());
+        tokio::select! {
+            () = &mut stalled => unreachable!("it never ends"),
+            others = others => drop(others.expect("a turn")),
+        }
+    });
+}
+
+#[test]
 fn closing_drops_every_task() {
     on_a_worker(async || {
         let share = share("a", LIMITS);

@@ -290,10 +290,10 @@ async fn establish(
     let limits = &worker.shared.limits;
     let share = worker.share(&source.share);
     let to = SocketAddr::new(key.ip, worker.shared.hbone_port);
-    let permit = share.handshake().await;
+    // Before the turn: endpoints that do not answer at all must not keep the pod from the others.
     let tcp = connect::tcp(&*source.sockets, key.from, to, limits).await?;
-    let tls = tls::connect(source, &key.identity, (key.ip, tcp), limits).await?;
-    drop(permit);
+    let permit = share.handshake().await;
+    let tls = permit.during(tls::connect(source, &key.identity, (key.ip, tcp), limits)).await?;
     let identity = Rc::new(key.identity.clone());
     Tunnel::establish(tls, identity).await.map_err(|error| broken(to, &error))
 }

@@ -47,13 +47,13 @@ impl TunnelStream {
         self.poll_data(cx)
     }
 
-    /// Waits until something has come in (or the end), and keeps it for the next read.
-    pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Waits until something has come in, and keeps it for the next read; false at the end.
+    pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         if self.head.is_empty() {
             // An error is found again by the next read.
             self.head = ready!(self.poll_data(cx)).unwrap_or_default();
         }
-        Poll::Ready(())
+        Poll::Ready(!self.head.is_empty())
     }
 
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {

@@ -49,10 +49,10 @@ pub async fn accept(
 ) -> Result<(server::TlsStream<TcpStream>, Rc<SpiffeId>), ProxyError> {
     let config = identity.server_config().ok_or_else(|| no_certificate(identity.identity()))?;
     let accepting = async {
+        // A connection that says nothing needs no turn.
+        io.readable().await?;
         let permit = share.handshake().await;
-        let accepted = TlsAcceptor::from(config).accept(io).await;
-        drop(permit);
-        accepted
+        permit.during(TlsAcceptor::from(config).accept(io)).await
     };
     let mut stream = timed(accepting, limits).await?.map_err(|error| failed(Blame::Downstream, &error))?;
     stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));

@@ -147,5 +147,37 @@ fn a_passthrough_listener_does_not_wrap_tls_again() {
     w.route(route(RouteKind::Tls, "shop/t", &["Gateway infra/tls"], vec![rule("/", &["web"])]));
     let out = w.apply();
     assert_eq!(out.get("infra/tls", 443, "a.com/"), "shop/t shop/web:80=1");
-    assert_eq!(out.get("infra/tls", 443, "b.com/"), "shop/t tls shop/web:80=1");
+    assert_eq!(out.get("infra/tls", 443, "b.com/"), "shop/t invalid_backend=1");
+}
+
+/// Copied connections speak no TLS of our own: a backend that a policy wants TLS for fails, and the route says so.
+#[test]
+fn copied_connections_never_go_in_clear_where_a_policy_asks_for_tls() {
+    use crate::config::{L4Rule, PortConfig, TlsListener, Transport};
+    let answers = |rule: &L4Rule| -> Vec<_> {
+        let backends = rule.backends.as_ref().unwrap();
+        backends.iter().map(|(_, b)| b.as_ref().map(|b| b.tls.is_some()).map_err(|e| e.as_str())).collect()
+    };
+    let mut w = shop();
+    let mut tls = listener("tls", 443, Protocol::Tls, "");
+    tls.tls = Some(terminate(&["cert"]));
+    w.secret("infra/cert", key_pair("cert"));
+    w.gateway(gateway("infra/l4", vec![listener("tcp", 9000, Protocol::Tcp, ""), tls]));
+    w.service(service("shop/plain", "10.0.0.2", &[80]));
+    w.policy(policy("shop/p", "web", "ca"));
+    for kind in [RouteKind::Tcp, RouteKind::Tls] {
+        let both = Rule { matches: Vec::new(), ..rule("/", &["web", "plain"]) };
+        w.route(route(kind, "shop/copied", &["Gateway infra/l4"], vec![both]));
+    }
+    let out = w.apply();
+    let ports = &out.0.config.gateways[&key("infra/l4")].ports;
+    let Some(PortConfig::Tcp(Some(tcp))) = ports.get(&(9000, Transport::Tcp)) else { panic!("{ports:?}") };
+    assert_eq!(answers(tcp), [Err("invalid_backend"), Ok(false)]);
+    let Some(PortConfig::Tls(hosts)) = ports.get(&(443, Transport::Tcp)) else { panic!("{ports:?}") };
+    let TlsListener::Terminate { routes, .. } = &**hosts.get(Some("a.example")).unwrap() else { panic!() };
+    assert_eq!(answers(routes.get(Some("a.example")).unwrap()), [Err("invalid_backend"), Ok(false)]);
+    for kind in [RouteKind::Tcp, RouteKind::Tls] {
+        let message = out.message(kind, "shop/copied", "Accepted");
+        assert!(message.contains("Connections to backends under a BackendTLSPolicy fail"), "{message}");
+    }
 }

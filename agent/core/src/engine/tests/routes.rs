@@ -450,3 +450,21 @@ fn everybody_elses_parents_are_left_alone() {
     assert_eq!(out.get("infra/theirs", 80, "a/"), "shop/r[0] shop/web:80=1");
     assert!(Arc::ptr_eq(&out.0.config, &engine.apply(w.0, &feedback).config), "nothing changed");
 }
+
+#[test]
+fn session_persistence_is_not_claimed() {
+    let mut w = world();
+    w.gateway(gateway("infra/gw", vec![http("http", 80, "")]));
+    w.service(service("shop/web", "10.0.0.1", &[80]));
+    let mut sticky = rule("/", &["web"]);
+    sticky.session = Some(SessionPersistence {
+        name: None,
+        header: false,
+        absolute_timeout: None,
+        idle_timeout: None,
+        permanent: false,
+    });
+    w.route(http_route("shop/r", &["Gateway infra/gw"], vec![sticky]));
+    let message = w.apply().message(RouteKind::Http, "shop/r", "Accepted");
+    assert!(message.contains("rules[0].sessionPersistence is not served yet"), "{message}");
+}

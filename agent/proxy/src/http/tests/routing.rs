@@ -128,6 +128,13 @@ cases! {
         request: "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\nConnection: close\r\n\r\n0\r\n\r\n",
         upstream: None, code: 400, answer: &[],
     };
+    a_length_beside_chunks_is_not_passed_on: Case {
+        what: "CL and TE", rule: PLAIN,
+        request: "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n\
+                  5\r\nhello\r\n0\r\n\r\n",
+        upstream: Some(("POST /", &["!content-length"])),
+        code: 200, answer: &[],
+    };
     keeps_the_length_of_head_answers: Case {
         what: "HEAD", rule: PLAIN,
         request: "HEAD / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",

@@ -352,3 +352,22 @@ fn a_mirror_that_does_not_read_is_cut_and_delays_nothing() {
         }
     });
 }
+
+#[test]
+fn mirrors_that_are_dropped_with_their_share_do_not_count_for_ever() {
+    run(async {
+        let app = App::start(|_, _| Box::pin(async move { text(200, "ok") })).await;
+        let deaf = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut world = World::default();
+        let primary = world.service(backend("app", AppProtocol::Http), &[app.addr]);
+        let mirror = world.service(backend("deaf", AppProtocol::Http), &[deaf.local_addr().unwrap()]);
+        let mut rule = rule(to(&primary));
+        rule.filters.mirrors = vec![Arc::new(MirrorTarget { backend: mirror, numerator: 1, denominator: 1 })];
+        let bed = Bed::new(world.frontend(&primary, Some(vec![(prefix("/"), rule)])));
+        let request = Request::get("/").header("host", "a").body(body("")).unwrap();
+        let answer = h1_client(bed.mesh().await).await.send_request(request).await.unwrap();
+        assert_eq!((answer.status(), bed.http.mirrors.get()), (200.try_into().unwrap(), 1));
+        bed.share.close();
+        assert_eq!(bed.http.mirrors.get(), 0);
+    });
+}
