@@ -116,13 +116,10 @@ async fn serve(args: RunArgs) -> Result<ExitCode> {
     agent.shared.config.store(update.config.clone());
     let node = args.run_dir.is_some().then(|| agent.start_node(&args)).transpose()?;
     let manager = node.as_ref().map(|n| n.manager.clone());
-    let mut gateways = Gateways::new(agent.plane.clone(), agent.pages.identities.clone(), manager.clone());
+    let mut gateways = Gateways::new(agent.plane.clone(), agent.pages.identities.clone(), manager);
     agent.publish(&mut pipeline, &mut gateways, update).await;
-    agent.forget_gone(manager.as_deref(), &first.snapshot).await;
-    agent.wait_adopted(manager.as_deref()).await;
-    agent.pages.ready.store(true, Ordering::Release);
     tracing::info!(node = args.node, "serving {}", args.config.display());
-    agent.until_stopped(worlds, pipeline, gateways, node).await?;
+    agent.until_stopped((worlds, first), pipeline, gateways, node).await?;
     agent.shut_down(Duration::from_secs(args.drain_seconds)).await;
     Ok(ExitCode::SUCCESS)
 }
@@ -208,6 +205,12 @@ impl Agent {
         Arc::new(World { agent, ..World::clone(&world) })
     }
 
+    /// Takes over what an earlier agent served; then this one is ready.
+    async fn adopt(&self, manager: Option<Arc<ManagerHandle>>, world: Arc<World>) {
+        self.forget_gone(manager.as_deref(), &world.snapshot).await;
+        self.wait_adopted(manager.as_deref()).await;
+    }
+
     /// Forgets sandboxes whose pod went away while no agent was there to hear the plugin's DEL.
     async fn forget_gone(&self, manager: Option<&ManagerHandle>, world: &Snapshot) {
         let Some(manager) = manager else { return };
@@ -237,7 +240,7 @@ impl Agent {
 
     async fn until_stopped(
         &self,
-        mut worlds: watch::Receiver<Arc<World>>,
+        (mut worlds, first): (watch::Receiver<Arc<World>>, Arc<World>),
         mut pipeline: Pipeline,
         mut gateways: Gateways,
         node: Option<NodePart>,
@@ -255,8 +258,14 @@ impl Agent {
             }
         };
         tokio::pin!(superseded);
+        // Beside the loop: an edit or SIGTERM must not wait for a holder that is away.
+        let mut ready = Box::pin(self.adopt(manager.clone(), first));
         loop {
             tokio::select! {
+                () = &mut ready, if !self.pages.ready.load(Ordering::Acquire) => {
+                    self.pages.ready.store(true, Ordering::Release);
+                    tracing::info!("ready");
+                }
                 changed = worlds.changed() => {
                     changed.context("the directory's watch ended")?;
                     let world = worlds.borrow_and_update().clone();
@@ -277,6 +286,7 @@ impl Agent {
                 }
             }
         }
+        drop(ready);
         // Stop taking new work; pods stay captured, and their listeners stay open in the holder.
         gateways.stop_accepting().await;
         drop(gateways);
