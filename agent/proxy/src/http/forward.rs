@@ -373,16 +373,20 @@ fn answer<D: Dial>(
         upload.forget();
     }
     exchange.spare = None;
+    if head.status == StatusCode::SWITCHING_PROTOCOLS
+        && (exchange.attempt.handoff.is_none() || filters::upgrades_to_http(&head.headers))
+    {
+        let error = error(Reason::UpstreamProtocol, "101 to what was not asked for");
+        return respond::failure(exchange, &error);
+    }
     exchange.code = head.status.as_u16();
     exchange.grpc_status = respond::grpc_status(&head.headers);
     head.version = Version::HTTP_11;
     filters::answer(head.status, &mut head.headers);
     filters::after(&exchange, &mut head.headers);
-    if head.status != StatusCode::SWITCHING_PROTOCOLS {
+    let handoff = exchange.attempt.handoff.take();
+    let (StatusCode::SWITCHING_PROTOCOLS, Some(upstream)) = (head.status, handoff) else {
         return Response::from_parts(head, ResponseBody::upstream(body, exchange));
-    }
-    let Some(upstream) = exchange.attempt.handoff.take() else {
-        return respond::failure(exchange, &error(Reason::UpstreamProtocol, "101 without an upgrade"));
     };
     // The timeouts are for requests; what follows is a connection.
     exchange.deadline = None;
