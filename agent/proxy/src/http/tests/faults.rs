@@ -264,10 +264,91 @@ fn a_draining_share_ends_http1_at_a_message_boundary() {
         let request = || Request::get("http://a/").body(body("")).unwrap();
         assert_eq!(h2.send_request(request()).await.unwrap().status(), 200);
         bed.share.drain().begin();
-        assert_eq!(idle.read(&mut answer).await.unwrap(), 0, "an idle connection ends");
         while h2.ready().await.is_ok() && !h2.is_closed() {
             tokio::task::yield_now().await;
         }
+        bed.share.drain().end_idle();
+        assert_eq!(idle.read(&mut answer).await.unwrap(), 0, "an idle connection ends");
+    });
+}
+
+/// Reads one answer with the body "app".
+async fn answer(io: &mut TcpStream) -> String {
+    let mut read = Vec::new();
+    while !read.ends_with(b"\r\n\r\napp") {
+        assert!(io.read_buf(&mut read).await.unwrap() > 0, "ended: {}", String::from_utf8_lossy(&read));
+    }
+    String::from_utf8(read).unwrap()
+}
+
+#[test]
+fn a_drain_fails_no_request_on_an_idle_connection() {
+    run(async {
+        let app = App::named("app").await;
+        let bed = bed(&app, |_| {});
+        let mesh = bed.mesh().await;
+        let request = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+        let mut kept = Vec::new();
+        for _ in 0..16 {
+            let mut io = TcpStream::connect(mesh).await.unwrap();
+            io.write_all(request).await.unwrap();
+            assert!(!answer(&mut io).await.contains("connection: close"));
+            kept.push((io, bed.share.admit().unwrap()));
+        }
+        // Nothing was asked on this one yet.
+        kept.push((TcpStream::connect(mesh).await.unwrap(), bed.share.admit().unwrap()));
+        let (draining, clients) = (bed.share.drain().clone(), async {
+            bed.share.drain().draining().await;
+            for (mut io, open) in kept {
+                io.write_all(request).await.unwrap();
+                let answer = answer(&mut io).await;
+                assert!(
+                    answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close\r\n"),
+                    "{answer}"
+                );
+                assert_eq!(io.read(&mut [0; 1]).await.unwrap(), 0);
+                drop(open);
+            }
+        });
+        // Far beyond the test's patience: the drain ends with the last connection.
+        let (in_time, ()) = tokio::join!(draining.run(Duration::from_secs(600), bed.share.idle()), clients);
+        assert!(in_time);
+    });
+}
+
+#[test]
+fn a_drain_closes_idle_connections_after_the_linger_and_tells_requests_under_way() {
+    run(async {
+        let (go, gone) = tokio::sync::watch::channel(false);
+        let app = App::start(move |_, _| {
+            let mut gone = gone.clone();
+            Box::pin(async move {
+                gone.wait_for(|go| *go).await.unwrap();
+                text(200, "app")
+            })
+        })
+        .await;
+        let bed = bed(&app, |_| {});
+        let mesh = bed.mesh().await;
+        let mut busy = TcpStream::connect(mesh).await.unwrap();
+        busy.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        while app.count() == 0 {
+            tokio::task::yield_now().await;
+        }
+        let mut idle = TcpStream::connect(mesh).await.unwrap();
+        let open = bed.share.admit().unwrap();
+        let drain = bed.share.drain().clone();
+        let clients = async {
+            // After half of the grace.
+            assert_eq!(idle.read(&mut [0; 1]).await.unwrap(), 0);
+            go.send(true).unwrap();
+            let answer = answer(&mut busy).await;
+            assert!(answer.contains("connection: close\r\n"), "{answer}");
+            assert_eq!(busy.read(&mut [0; 1]).await.unwrap(), 0);
+            drop(open);
+        };
+        let (in_time, ()) = tokio::join!(drain.run(Duration::from_secs(2), bed.share.idle()), clients);
+        assert!(in_time, "the idle connection has ended long before the grace");
     });
 }
 
