@@ -79,7 +79,7 @@ pub(crate) struct Conn<D: Dial> {
     pub(crate) pool: Rc<Pool<MaybeTls<D::Io>>>,
     /// `X-Forwarded-For` of this client; only at Gateways.
     pub(crate) forwarded_for: Option<HeaderValue>,
-    /// Being drained: an HTTP/1.1 answer tells the client that it is the last.
+    /// Being drained, or the client's framing is lost: an HTTP/1.1 answer tells the client that it is the last.
     pub(crate) closing: Cell<bool>,
     /// Exchanges under way.
     pub(crate) active: Cell<u32>,

@@ -132,6 +132,62 @@ fn says_why_there_is_no_answer() {
 }
 
 #[test]
+fn a_malformed_request_body_is_the_clients_bad_request() {
+    run(async {
+        let chunked = "transfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n";
+        let cases = [
+            (format!("{chunked}zz\r\n"), true, "bad_request"),
+            (format!("{chunked}3\r\ntoo long\r\n"), true, "bad_request"),
+            (format!("{chunked}fffffffffffffffff\r\n"), true, "bad_request"),
+            (format!("{chunked}0\r\nno trailer\r\n\r\n"), true, "bad_request"),
+            (format!("{chunked}5\r\nfi"), false, "client_gone"),
+            ("content-length: 10\r\n\r\nhalf".into(), false, "client_gone"),
+        ];
+        for (sent, stays, reason) in cases {
+            let app = App::named("app").await;
+            let bed = bed(&app, |r| r.retry = retry(3, &[503]));
+            let mut client = TcpStream::connect(bed.mesh().await).await.unwrap();
+            client.write_all(format!("POST / HTTP/1.1\r\nhost: a\r\n{sent}").as_bytes()).await.unwrap();
+            if stays {
+                let mut answer = String::new();
+                client.read_to_string(&mut answer).await.unwrap();
+                assert_eq!(parse(&answer).0, 400, "{sent:?}: {answer}");
+                assert!(answer.contains("x-weft-reason: bad_request\r\n"), "{sent:?}: {answer}");
+                assert!(answer.contains("connection: close\r\n"), "{sent:?}: {answer}");
+            }
+            drop(client);
+            while !bed.metrics().contains(reason) {
+                tokio::task::yield_now().await;
+            }
+            let other = if stays { "client_gone" } else { "bad_request" };
+            assert!(!bed.metrics().contains(other), "{sent:?}: {}", bed.metrics());
+            assert_eq!(app.count(), 0, "{sent:?}: no whole request has come");
+        }
+    });
+}
+
+#[test]
+fn a_body_that_turns_malformed_after_the_answer_began_is_still_a_bad_request() {
+    run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut world = World::default();
+        let only = world.service(backend("app", AppProtocol::Http), &[listener.local_addr().unwrap()]);
+        let bed = Bed::new(world.frontend(&only, None));
+        let mut client = TcpStream::connect(bed.mesh().await).await.unwrap();
+        client.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
+        let (mut upstream, _) = listener.accept().await.unwrap();
+        assert!(upstream.read(&mut [0; 1024]).await.unwrap() > 0);
+        upstream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await.unwrap();
+        assert!(client.read(&mut [0; 1024]).await.unwrap() > 0);
+        client.write_all(b"not a size\r\n").await.unwrap();
+        while !bed.metrics().contains("bad_request") {
+            tokio::task::yield_now().await;
+        }
+        assert!(!bed.metrics().contains("client_gone"), "{}", bed.metrics());
+    });
+}
+
+#[test]
 fn grpc_without_a_route_is_unimplemented() {
     run(async {
         let app = App::named("app").await;
