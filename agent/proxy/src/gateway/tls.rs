@@ -47,8 +47,8 @@ pub(super) async fn serve(context: Context, mut io: TcpStream) {
     let drain = context.tenant.share.drain().clone();
     let hello = tokio::select! {
         hello = tokio::time::timeout_at(deadline, read_hello(&mut io)) => hello,
-        // Nothing was asked yet.
-        () = drain.draining() => return,
+        // Nothing was asked yet, but it may be on its way.
+        () = drain.lingered() => return,
     };
     let (sni, early) = match hello {
         Ok(Ok((Sni::Name(name), early))) => (Some(Str::from(name)), early),

@@ -1,6 +1,7 @@
 //! Bodies on their way upstream: the client's own stream (counted, remembered for a retry, teed to mirrors), a
 //! remembered one, or a mirror's copy. Nothing is held back: each frame goes on as it comes.
 
+use crate::error::Reason;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
@@ -8,6 +9,8 @@ use hyper::body::Incoming;
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
+    error::Error,
+    io,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -64,7 +67,7 @@ pub(crate) enum RequestBody {
 pub(crate) struct Upload {
     bytes: Cell<u64>,
     complete: Cell<bool>,
-    failed: Cell<bool>,
+    failed: Cell<Option<Reason>>,
     replay: RefCell<Option<Replay>>,
     mirrors: RefCell<Vec<mpsc::Sender<Piece>>>,
 }
@@ -81,8 +84,8 @@ impl Upload {
         self.bytes.get()
     }
 
-    /// Whether the client broke it off.
-    pub(crate) fn failed(&self) -> bool {
+    /// Why there will be no more of it, if the client broke it off or sent what is not HTTP.
+    pub(crate) fn failed(&self) -> Option<Reason> {
         self.failed.get()
     }
 
@@ -135,8 +138,8 @@ impl Upload {
         }
     }
 
-    fn fail(&self) {
-        self.failed.set(true);
+    fn fail(&self, reason: Reason) {
+        self.failed.set(Some(reason));
         self.mirrors.borrow_mut().clear();
     }
 }
@@ -210,7 +213,7 @@ fn poll_stream(
             Some(Ok(frame))
         }
         Some(Err(e)) => {
-            upload.fail();
+            upload.fail(fault(&e));
             Some(Err(e.into()))
         }
         None => {
@@ -219,6 +222,24 @@ fn poll_stream(
         }
     };
     Poll::Ready(next)
+}
+
+/// What a client's failed body means. hyper reports everything as a body error; what it wraps tells more: its decoder's
+/// complaints are `InvalidInput` and `InvalidData`, an early end and a reset have kinds of their own.
+fn fault(error: &hyper::Error) -> Reason {
+    let mut causes = std::iter::successors(error.source(), |e| (*e).source());
+    let malformed = causes.any(|cause| {
+        if let Some(h2) = cause.downcast_ref::<h2::Error>() {
+            // Our own library's verdict, such as more DATA than `content-length` (RFC 9113 §8.1.1).
+            return h2.is_library();
+        }
+        cause.downcast_ref::<io::Error>().is_some_and(|e| {
+            // TLS below reports a broken record or an alert as invalid data, too: that is no fault in HTTP.
+            matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
+                && !e.get_ref().is_some_and(|e| e.is::<tokio_rustls::rustls::Error>())
+        })
+    });
+    if malformed || error.is_parse() { Reason::BadRequest } else { Reason::ClientGone }
 }
 
 fn into_frame(piece: Piece) -> Option<Frame<Bytes>> {

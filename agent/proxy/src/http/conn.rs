@@ -79,6 +79,8 @@ pub(crate) struct Conn<D: Dial> {
     pub(crate) pool: Rc<Pool<MaybeTls<D::Io>>>,
     /// `X-Forwarded-For` of this client; only at Gateways.
     pub(crate) forwarded_for: Option<HeaderValue>,
+    /// Being drained, or the client's framing is lost: an HTTP/1.1 answer tells the client that it is the last.
+    pub(crate) closing: Cell<bool>,
     /// Exchanges under way.
     pub(crate) active: Cell<u32>,
     /// Exchanges begun.
@@ -105,6 +107,7 @@ impl<D: Dial> Conn<D> {
             peer: SocketAddr::new(conn.peer.ip, conn.peer.port),
             entrance: conn.entrance,
             forwarded_for,
+            closing: Cell::new(false),
             active: Cell::new(0),
             begun: Cell::new(0),
             reads: Rc::default(),

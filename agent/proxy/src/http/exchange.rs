@@ -194,9 +194,14 @@ impl<D: Dial> Exchange<D> {
         self.end_try_span(Some(self.code), self.reason);
     }
 
-    /// The answer broke off.
+    /// The answer broke off. A client's body that failed before is why, whatever came of it.
     pub(crate) fn broke(&mut self, reason: Reason) {
-        self.reason = Some(reason);
+        self.reason = Some(self.upload_failed().unwrap_or(reason));
+    }
+
+    /// Why the client's body has failed, if it has.
+    pub(crate) fn upload_failed(&self) -> Option<Reason> {
+        self.upload.as_ref().and_then(|u| u.failed())
     }
 
     fn end_try_span(&mut self, code: Option<u16>, reason: Option<Reason>) {
@@ -251,7 +256,7 @@ impl<D: Dial> Drop for Exchange<D> {
     fn drop(&mut self) {
         if self.code == 0 && self.reason.is_none() {
             // Dropped before any answer: the client broke it off.
-            self.reason = Some(Reason::ClientGone);
+            self.broke(Reason::ClientGone);
         }
         self.end_try_span(Some(self.code), self.reason);
         let span = std::mem::take(&mut self.span);

@@ -16,16 +16,32 @@ use weft_core::{
 };
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+/// Belongs to an upgrade to `h2c` (RFC 7540 §3.2.1), which is never passed on.
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// Whether the client asks for another protocol (RFC 9110 §7.8).
+/// Whether the client asks for another protocol (RFC 9110 §7.8) that we pass on. Asking for HTTP itself is not: behind
+/// the 101, HTTP/2 would run past routes, filters and logs. A server may ignore it (§7.8), and RFC 9113 §3.1 has dropped
+/// `h2c`, so such a request is plain HTTP/1.1.
 pub(crate) fn wants_upgrade(parts: &Parts) -> bool {
     parts.version == Version::HTTP_11
         && parts.headers.contains_key(UPGRADE)
         && parts.headers.get_all(CONNECTION).iter().any(|v| has_token(v, "upgrade"))
+        && !upgrades_to_http(&parts.headers)
+}
+
+/// Whether `Upgrade` names any version of HTTP, alone or among others, whatever its case: whoever offers several lets
+/// the upstream choose.
+pub(crate) fn upgrades_to_http(headers: &HeaderMap) -> bool {
+    let tokens = headers.get_all(UPGRADE).iter().flat_map(|v| v.as_bytes().split(|b| *b == b','));
+    // As bytes: one octet that is not ASCII must not hide the tokens next to it.
+    tokens.map(<[u8]>::trim_ascii).any(|token| {
+        let name = token.split(|b| *b == b'/' || b.is_ascii_whitespace()).next().unwrap_or_default();
+        [&b"h2c"[..], b"h2", b"h3", b"http"].iter().any(|http| name.eq_ignore_ascii_case(http))
+    })
 }
 
 /// Brings a request as received into the shape that filters and backends expect: one authority, no headers that
@@ -72,7 +88,7 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         // It says how long the message is; a length beside it is an attempt at smuggling (RFC 9112 §6.3).
         headers.remove(header::CONTENT_LENGTH);
     }
-    for name in [KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE] {
+    for name in [KEEP_ALIVE, HTTP2_SETTINGS, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE] {
         headers.remove(name);
     }
 }

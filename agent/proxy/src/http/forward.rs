@@ -93,7 +93,7 @@ async fn forward<D: Dial>(
         let endpoint_failed =
             matches!(failure.outcome, Outcome::Unreached | Outcome::Reset | Outcome::TryTimeout);
         if let (Some(in_flight), true) = (&exchange.attempt.in_flight, endpoint_failed)
-            && failure.error.reason != Reason::ClientGone
+            && exchange.upload_failed().is_none()
         {
             in_flight.failed(Instant::now());
         }
@@ -116,7 +116,7 @@ fn retry_policy<D: Dial>(exchange: &Exchange<D>) -> Option<&Retry> {
 }
 
 fn next<D: Dial>(exchange: &Exchange<D>, plan: &Plan, failure: &Failure, idempotent: bool) -> Decision {
-    if exchange.upload.as_ref().is_some_and(|u| u.failed()) {
+    if exchange.upload_failed().is_some() {
         return Decision::Stop;
     }
     let attempt = Attempt {
@@ -329,9 +329,8 @@ fn broken<D: Dial>(
 ) -> Failure {
     let unsent = failed.take_message().map(Request::into_parts);
     let cause = failed.error();
-    let client_gone = exchange.upload.as_ref().is_some_and(|u| u.failed());
-    let reason = if client_gone {
-        Reason::ClientGone
+    let reason = if let Some(reason) = exchange.upload_failed() {
+        reason
     } else if cause.is_parse() {
         Reason::UpstreamProtocol
     } else {
@@ -373,16 +372,20 @@ fn answer<D: Dial>(
         upload.forget();
     }
     exchange.spare = None;
+    if head.status == StatusCode::SWITCHING_PROTOCOLS
+        && (exchange.attempt.handoff.is_none() || filters::upgrades_to_http(&head.headers))
+    {
+        let error = error(Reason::UpstreamProtocol, "101 to what was not asked for");
+        return respond::failure(exchange, &error);
+    }
     exchange.code = head.status.as_u16();
     exchange.grpc_status = respond::grpc_status(&head.headers);
     head.version = Version::HTTP_11;
     filters::answer(head.status, &mut head.headers);
     filters::after(&exchange, &mut head.headers);
-    if head.status != StatusCode::SWITCHING_PROTOCOLS {
+    let handoff = exchange.attempt.handoff.take();
+    let (StatusCode::SWITCHING_PROTOCOLS, Some(upstream)) = (head.status, handoff) else {
         return Response::from_parts(head, ResponseBody::upstream(body, exchange));
-    }
-    let Some(upstream) = exchange.attempt.handoff.take() else {
-        return respond::failure(exchange, &error(Reason::UpstreamProtocol, "101 without an upgrade"));
     };
     // The timeouts are for requests; what follows is a connection.
     exchange.deadline = None;

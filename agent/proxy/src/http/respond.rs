@@ -34,6 +34,10 @@ pub(crate) fn failure<D: Dial>(
 ) -> Response<ResponseBody<D>> {
     tracing::debug!(trace = %exchange.trace.trace_id, %error, "answered by the agent");
     exchange.reason = Some(error.reason);
+    if exchange.upload_failed().is_some() {
+        // Nobody knows where the next request would begin: hyper closes, but does not say so by itself.
+        exchange.conn.closing.set(true);
+    }
     if exchange.grpc {
         return grpc_failure(exchange, error.reason);
     }

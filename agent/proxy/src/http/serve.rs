@@ -9,6 +9,7 @@ use super::{
 use crate::{context::Limits, dial::Dial, drain::Drain};
 use bytes::{Bytes, BytesMut};
 use futures_util::task::AtomicWaker;
+use http::{HeaderValue, StatusCode, header::CONNECTION};
 use hyper::{
     Request,
     body::Incoming,
@@ -75,8 +76,8 @@ where
             let drain = conn.share.drain().clone();
             let first = tokio::select! {
                 first = tokio::time::timeout(limit, first_bytes(&mut io)) => first,
-                // Nothing was asked yet.
-                () = drain.draining() => return,
+                // Nothing was asked yet, but it may be on its way.
+                () = drain.lingered() => return,
             };
             match first {
                 Ok(Ok((HttpVersion::Http1, read))) => serve_http1(Prefixed::new(read, io), conn).await,
@@ -113,7 +114,14 @@ where
         let conn = Rc::clone(&conn);
         service_fn(move |request: Request<Incoming>| {
             let conn = Rc::clone(&conn);
-            async move { Ok::<_, Infallible>(handle(conn, request).await) }
+            async move {
+                let mut response = handle(Rc::clone(&conn), request).await;
+                // As early as the client can be told. hyper closes the connection after an answer that says so.
+                if conn.closing.get() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response)
+            }
         })
     };
     let limits = &conn.http.shared.limits;
@@ -212,35 +220,47 @@ impl Wake for Nudge {
     }
 }
 
+/// How far the drain of a connection has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Nobody drains it.
+    Serving,
+    /// HTTP/1.1: one more request is waited for.
+    Lingering,
+    /// Ends at the next boundary of a message.
+    Ending,
+    /// Ended.
+    Over,
+}
+
 /// Ends a connection that is drained, lies idle, or sends a request's head too slowly.
 struct Ending {
     nudge: Arc<Nudge>,
-    drained: Pin<Box<dyn Future<Output = End>>>,
-    soon: bool,
-    over: bool,
+    stage: Stage,
+    /// Leads to the next stage.
+    next: Pin<Box<dyn Future<Output = ()>>>,
     watchdog: Pin<Box<Sleep>>,
     tick: Duration,
     idle: Duration,
     begun: u64,
-    /// Whether slow heads are looked for: in HTTP/1, where nobody else does.
-    heads: bool,
+    /// HTTP/1: slow heads are looked for, because nobody else does, and a drain waits for one more request.
+    http1: bool,
     /// At the last tick, a head was due or had begun.
     partial: bool,
 }
 
 impl Ending {
-    fn new<D: Dial>(conn: &Conn<D>, heads: bool) -> Self {
+    fn new<D: Dial>(conn: &Conn<D>, http1: bool) -> Self {
         let tick = Duration::from_millis(conn.http.shared.limits.handshake_timeout_ms);
         Self {
             nudge: Arc::new(Nudge { due: AtomicBool::new(true), task: AtomicWaker::new() }),
-            drained: Box::pin(soon(conn.share.drain().clone())),
-            soon: false,
-            over: false,
+            stage: Stage::Serving,
+            next: Box::pin(after(Stage::Serving, conn.share.drain().clone())),
             watchdog: Box::pin(sleep(tick)),
             tick,
             idle: Duration::ZERO,
             begun: 0,
-            heads,
+            http1,
             partial: false,
         }
     }
@@ -256,20 +276,7 @@ impl Ending {
     }
 
     fn look<D: Dial>(&mut self, conn: &Conn<D>, cx: &mut Context<'_>) -> Poll<End> {
-        if !self.over
-            && let Poll::Ready(end) = self.drained.as_mut().poll(cx)
-        {
-            if self.soon {
-                self.over = true;
-                return Poll::Ready(End::Now);
-            }
-            self.soon = true;
-            self.drained = Box::pin(now(conn.share.drain().clone()));
-            // Registered for the second step.
-            if self.drained.as_mut().poll(cx).is_ready() {
-                self.over = true;
-                return Poll::Ready(End::Now);
-            }
+        if let Some(end) = self.drain(conn, cx) {
             return Poll::Ready(end);
         }
         while self.watchdog.as_mut().poll(cx).is_ready() {
@@ -279,6 +286,29 @@ impl Ending {
             }
         }
         Poll::Pending
+    }
+
+    /// Follows the drain, and registers for its next step.
+    fn drain<D: Dial>(&mut self, conn: &Conn<D>, cx: &mut Context<'_>) -> Option<End> {
+        let mut end = None;
+        while self.stage != Stage::Over && self.next.as_mut().poll(cx).is_ready() {
+            self.stage = match self.stage {
+                Stage::Serving if self.http1 => {
+                    conn.closing.set(true);
+                    Stage::Lingering
+                }
+                Stage::Serving | Stage::Lingering => {
+                    end = Some(End::Soon);
+                    Stage::Ending
+                }
+                Stage::Ending | Stage::Over => {
+                    end = Some(End::Now);
+                    Stage::Over
+                }
+            };
+            self.next = Box::pin(after(self.stage, conn.share.drain().clone()));
+        }
+        end
     }
 
     /// What the watchdog finds. A head has one to two ticks' time.
@@ -291,7 +321,7 @@ impl Ending {
             return None;
         }
         self.idle += self.tick;
-        let partial = self.heads && (begun == 0 || conn.reads.get() > conn.reads_done.get());
+        let partial = self.http1 && (begun == 0 || conn.reads.get() > conn.reads_done.get());
         if partial && self.partial {
             return Some(End::Now);
         }
@@ -300,12 +330,11 @@ impl Ending {
     }
 }
 
-async fn soon(drain: Drain) -> End {
-    drain.draining().await;
-    End::Soon
-}
-
-async fn now(drain: Drain) -> End {
-    drain.expired().await;
-    End::Now
+/// Waits for the step of the drain that ends `stage`.
+async fn after(stage: Stage, drain: Drain) {
+    match stage {
+        Stage::Serving => drain.draining().await,
+        Stage::Lingering => drain.lingered().await,
+        Stage::Ending | Stage::Over => drain.expired().await,
+    }
 }

@@ -132,6 +132,62 @@ fn says_why_there_is_no_answer() {
 }
 
 #[test]
+fn a_malformed_request_body_is_the_clients_bad_request() {
+    run(async {
+        let chunked = "transfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n";
+        let cases = [
+            (format!("{chunked}zz\r\n"), true, "bad_request"),
+            (format!("{chunked}3\r\ntoo long\r\n"), true, "bad_request"),
+            (format!("{chunked}fffffffffffffffff\r\n"), true, "bad_request"),
+            (format!("{chunked}0\r\nno trailer\r\n\r\n"), true, "bad_request"),
+            (format!("{chunked}5\r\nfi"), false, "client_gone"),
+            ("content-length: 10\r\n\r\nhalf".into(), false, "client_gone"),
+        ];
+        for (sent, stays, reason) in cases {
+            let app = App::named("app").await;
+            let bed = bed(&app, |r| r.retry = retry(3, &[503]));
+            let mut client = TcpStream::connect(bed.mesh().await).await.unwrap();
+            client.write_all(format!("POST / HTTP/1.1\r\nhost: a\r\n{sent}").as_bytes()).await.unwrap();
+            if stays {
+                let mut answer = String::new();
+                client.read_to_string(&mut answer).await.unwrap();
+                assert_eq!(parse(&answer).0, 400, "{sent:?}: {answer}");
+                assert!(answer.contains("x-weft-reason: bad_request\r\n"), "{sent:?}: {answer}");
+                assert!(answer.contains("connection: close\r\n"), "{sent:?}: {answer}");
+            }
+            drop(client);
+            while !bed.metrics().contains(reason) {
+                tokio::task::yield_now().await;
+            }
+            let other = if stays { "client_gone" } else { "bad_request" };
+            assert!(!bed.metrics().contains(other), "{sent:?}: {}", bed.metrics());
+            assert_eq!(app.count(), 0, "{sent:?}: no whole request has come");
+        }
+    });
+}
+
+#[test]
+fn a_body_that_turns_malformed_after_the_answer_began_is_still_a_bad_request() {
+    run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut world = World::default();
+        let only = world.service(backend("app", AppProtocol::Http), &[listener.local_addr().unwrap()]);
+        let bed = Bed::new(world.frontend(&only, None));
+        let mut client = TcpStream::connect(bed.mesh().await).await.unwrap();
+        client.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
+        let (mut upstream, _) = listener.accept().await.unwrap();
+        assert!(upstream.read(&mut [0; 1024]).await.unwrap() > 0);
+        upstream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await.unwrap();
+        assert!(client.read(&mut [0; 1024]).await.unwrap() > 0);
+        client.write_all(b"not a size\r\n").await.unwrap();
+        while !bed.metrics().contains("bad_request") {
+            tokio::task::yield_now().await;
+        }
+        assert!(!bed.metrics().contains("client_gone"), "{}", bed.metrics());
+    });
+}
+
+#[test]
 fn grpc_without_a_route_is_unimplemented() {
     run(async {
         let app = App::named("app").await;
@@ -264,10 +320,91 @@ fn a_draining_share_ends_http1_at_a_message_boundary() {
         let request = || Request::get("http://a/").body(body("")).unwrap();
         assert_eq!(h2.send_request(request()).await.unwrap().status(), 200);
         bed.share.drain().begin();
-        assert_eq!(idle.read(&mut answer).await.unwrap(), 0, "an idle connection ends");
         while h2.ready().await.is_ok() && !h2.is_closed() {
             tokio::task::yield_now().await;
         }
+        bed.share.drain().end_idle();
+        assert_eq!(idle.read(&mut answer).await.unwrap(), 0, "an idle connection ends");
+    });
+}
+
+/// Reads one answer with the body "app".
+async fn answer(io: &mut TcpStream) -> String {
+    let mut read = Vec::new();
+    while !read.ends_with(b"\r\n\r\napp") {
+        assert!(io.read_buf(&mut read).await.unwrap() > 0, "ended: {}", String::from_utf8_lossy(&read));
+    }
+    String::from_utf8(read).unwrap()
+}
+
+#[test]
+fn a_drain_fails_no_request_on_an_idle_connection() {
+    run(async {
+        let app = App::named("app").await;
+        let bed = bed(&app, |_| {});
+        let mesh = bed.mesh().await;
+        let request = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+        let mut kept = Vec::new();
+        for _ in 0..16 {
+            let mut io = TcpStream::connect(mesh).await.unwrap();
+            io.write_all(request).await.unwrap();
+            assert!(!answer(&mut io).await.contains("connection: close"));
+            kept.push((io, bed.share.admit().unwrap()));
+        }
+        // Nothing was asked on this one yet.
+        kept.push((TcpStream::connect(mesh).await.unwrap(), bed.share.admit().unwrap()));
+        let (draining, clients) = (bed.share.drain().clone(), async {
+            bed.share.drain().draining().await;
+            for (mut io, open) in kept {
+                io.write_all(request).await.unwrap();
+                let answer = answer(&mut io).await;
+                assert!(
+                    answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close\r\n"),
+                    "{answer}"
+                );
+                assert_eq!(io.read(&mut [0; 1]).await.unwrap(), 0);
+                drop(open);
+            }
+        });
+        // Far beyond the test's patience: the drain ends with the last connection.
+        let (in_time, ()) = tokio::join!(draining.run(Duration::from_secs(600), bed.share.idle()), clients);
+        assert!(in_time);
+    });
+}
+
+#[test]
+fn a_drain_closes_idle_connections_after_the_linger_and_tells_requests_under_way() {
+    run(async {
+        let (go, gone) = tokio::sync::watch::channel(false);
+        let app = App::start(move |_, _| {
+            let mut gone = gone.clone();
+            Box::pin(async move {
+                gone.wait_for(|go| *go).await.unwrap();
+                text(200, "app")
+            })
+        })
+        .await;
+        let bed = bed(&app, |_| {});
+        let mesh = bed.mesh().await;
+        let mut busy = TcpStream::connect(mesh).await.unwrap();
+        busy.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        while app.count() == 0 {
+            tokio::task::yield_now().await;
+        }
+        let mut idle = TcpStream::connect(mesh).await.unwrap();
+        let open = bed.share.admit().unwrap();
+        let drain = bed.share.drain().clone();
+        let clients = async {
+            // After half of the grace.
+            assert_eq!(idle.read(&mut [0; 1]).await.unwrap(), 0);
+            go.send(true).unwrap();
+            let answer = answer(&mut busy).await;
+            assert!(answer.contains("connection: close\r\n"), "{answer}");
+            assert_eq!(busy.read(&mut [0; 1]).await.unwrap(), 0);
+            drop(open);
+        };
+        let (in_time, ()) = tokio::join!(drain.run(Duration::from_secs(2), bed.share.idle()), clients);
+        assert!(in_time, "the idle connection has ended long before the grace");
     });
 }
 

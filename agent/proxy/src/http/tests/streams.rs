@@ -285,6 +285,66 @@ fn a_refused_upgrade_is_an_ordinary_answer() {
 }
 
 #[test]
+fn an_upgrade_to_http2_is_not_smuggled_past_the_routes() {
+    run(async {
+        let upgrades = [
+            "upgrade: h2c",
+            "upgrade: H2C",
+            "upgrade: websocket, h2c",
+            "upgrade: websocket\r\nupgrade:\th2c",
+            "upgrade: \u{fc}x,h2c",
+            "upgrade: HTTP/2.0",
+            "upgrade: foo/1, http/2",
+        ];
+        for upgrade in upgrades {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let (_bed, mesh) = bed_before(&listener).await;
+            let mut client = TcpStream::connect(mesh).await.unwrap();
+            let request = format!(
+                "GET / HTTP/1.1\r\nhost: a\r\nconnection: Upgrade, HTTP2-Settings\r\n{upgrade}\r\nhttp2-settings: AAMAAABk\r\n\r\n"
+            );
+            client.write_all(request.as_bytes()).await.unwrap();
+            let (mut upstream, request) = raw_upstream(&listener, "\r\n\r\n").await;
+            let request = request.to_ascii_lowercase();
+            for gone in ["upgrade", "http2-settings", "connection:"] {
+                assert!(!request.contains(gone), "{upgrade}: {request}");
+            }
+            upstream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+            let answer = read_until(&mut client, "\r\n\r\nok").await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{upgrade}: {answer}");
+            // It is plain HTTP/1.1 from then on.
+            client.write_all(b"GET /again HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+            read_until(&mut upstream, "GET /again").await;
+        }
+    });
+}
+
+#[test]
+fn switching_protocols_unasked_or_to_http2_is_a_bad_gateway() {
+    run(async {
+        let websocket = "connection: upgrade\r\nupgrade: websocket\r\n";
+        for (asked, switched) in [("", "websocket"), ("", "h2c"), (websocket, "h2c")] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let (bed, mesh) = bed_before(&listener).await;
+            let mut client = TcpStream::connect(mesh).await.unwrap();
+            let request = format!("GET / HTTP/1.1\r\nhost: a\r\n{asked}\r\n");
+            client.write_all(request.as_bytes()).await.unwrap();
+            let (mut upstream, _) = raw_upstream(&listener, "\r\n\r\n").await;
+            let reply =
+                format!("HTTP/1.1 101 S\r\nconnection: upgrade\r\nupgrade: {switched}\r\n\r\nsmuggled");
+            upstream.write_all(reply.as_bytes()).await.unwrap();
+            let answer = read_until(&mut client, "trace: ").await;
+            assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
+            assert!(answer.contains("x-weft-reason: upstream_protocol\r\n"), "{answer}");
+            assert!(!answer.contains("smuggled"), "{answer}");
+            let mut rest = [0; 8];
+            assert_eq!(upstream.read(&mut rest).await.unwrap_or(0), 0, "its connection is not used again");
+            assert!(bed.metrics().contains("upstream_protocol"), "{}", bed.metrics());
+        }
+    });
+}
+
+#[test]
 fn websockets_over_http2_reach_an_http1_server() {
     run(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
