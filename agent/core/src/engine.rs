@@ -2,6 +2,7 @@
 
 mod changes;
 mod claims;
+mod lint;
 mod mesh;
 mod report;
 mod state;

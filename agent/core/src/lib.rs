@@ -22,5 +22,6 @@ pub mod matching;
 pub mod model;
 mod resolve;
 pub mod shards;
+pub mod spelling;
 pub mod status;
 pub mod timing;

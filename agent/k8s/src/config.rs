@@ -1,6 +1,11 @@
 //! `AgentConfig`: settings of an agent that no Kubernetes kind holds.
 
-use crate::{duration, path, problem::Report, tracked, yaml::Marks};
+use crate::{
+    duration, path,
+    problem::{Report, Severity},
+    tracked,
+    yaml::Marks,
+};
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 use serde_json::Value;
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
@@ -102,8 +107,9 @@ struct Written {
     api_version: IgnoredAny,
     kind: IgnoredAny,
     metadata: Option<IgnoredAny>,
+    /// Read one by one: a broken entry must not cost the others.
     #[serde(default)]
-    gateway_addresses: BTreeMap<String, Vec<String>>,
+    gateway_addresses: BTreeMap<String, Value>,
     trust_domain: Option<String>,
     mtls: Option<String>,
     #[serde(default)]
@@ -126,81 +132,188 @@ pub(crate) fn is_agent_config(value: &Value) -> bool {
     api.starts_with("weft.dev/") && value.get("kind").and_then(Value::as_str) == Some("AgentConfig")
 }
 
-/// Reads the document; `None` after a rejection.
-pub(crate) fn read(value: &Value, marks: &Marks, report: &mut Report) -> Option<AgentConfig> {
+/// A document as read: what is broken in it holds the default until [`Reading::over`] puts the last good value there.
+#[derive(Clone, Debug)]
+pub(crate) struct Reading {
+    config: AgentConfig,
+    /// Paths of what was refused.
+    broken: Vec<String>,
+    /// Gateways whose `gatewayAddresses` entry has no address that can be used.
+    unaddressed: Vec<ObjectKey>,
+}
+
+impl Reading {
+    /// The settings, with what `last` says for the fields that were refused.
+    pub(crate) fn over(&self, last: &AgentConfig) -> AgentConfig {
+        let mut out = self.config.clone();
+        for path in &self.broken {
+            out.take(path, last);
+        }
+        for key in &self.unaddressed {
+            let ips = last.gateway_addresses.get(key);
+            out.gateway_addresses.extend(ips.map(|ips| (key.clone(), ips.clone())));
+        }
+        out
+    }
+
+    /// The Gateways that have addresses.
+    pub(crate) fn addressed(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.config.gateway_addresses.keys().chain(&self.unaddressed)
+    }
+}
+
+impl AgentConfig {
+    /// Takes one field over from another; a whole section for a path that names no field of it.
+    fn take(&mut self, path: &str, from: &Self) {
+        let mut steps = path::steps(path);
+        match (steps.next().unwrap_or(""), steps.next().unwrap_or("")) {
+            // Entry by entry: see `Reading::unaddressed`.
+            ("gatewayAddresses", "") => self.gateway_addresses.clone_from(&from.gateway_addresses),
+            ("trustDomain", _) => self.trust_domain = from.trust_domain.clone(),
+            ("mtls", _) => self.mtls = from.mtls,
+            ("tracing", "endpoint") => self.tracing.endpoint.clone_from(&from.tracing.endpoint),
+            ("tracing", "samplingRatio") => self.tracing.sampling_ratio = from.tracing.sampling_ratio,
+            ("tracing", "attributes") => self.tracing.attributes.clone_from(&from.tracing.attributes),
+            ("tracing", _) => self.tracing = from.tracing.clone(),
+            ("accessLog", _) => self.access_log = from.access_log.clone(),
+            ("limits", "connections") => self.limits.connections = from.limits.connections,
+            ("limits", "handshakes") => self.limits.handshakes = from.limits.handshakes,
+            ("limits", "bufferBytes") => self.limits.buffer_bytes = from.limits.buffer_bytes,
+            ("limits", "requestHeadBytes") => self.limits.request_head_bytes = from.limits.request_head_bytes,
+            ("limits", "connectTimeout") => self.limits.connect_timeout = from.limits.connect_timeout,
+            ("limits", "idleTimeout") => self.limits.idle_timeout = from.limits.idle_timeout,
+            ("limits", "drainTimeout") => self.limits.drain_timeout = from.limits.drain_timeout,
+            ("limits", _) => self.limits = from.limits,
+            _ => {}
+        }
+    }
+}
+
+/// The path in `gatewayAddresses` of a Gateway.
+pub(crate) fn addresses_path(gateway: &ObjectKey) -> String {
+    path::key("gatewayAddresses", &gateway.to_string())
+}
+
+/// Reads the document, without the fields that are refused; `None` when it is none that can be read at all.
+pub(crate) fn read(value: &Value, marks: &Marks, report: &mut Report) -> Option<Reading> {
     if value["apiVersion"] != "weft.dev/v1alpha1" {
         report.reject(
             "apiVersion",
             "AgentConfig has no such version",
             "write \"apiVersion: weft.dev/v1alpha1\"",
         );
+        return None;
     }
-    let written: Written = tracked::read(value, Some(marks), report)?;
-    let ratio = written.tracing.sampling_ratio;
-    if !(0.0..=1.0).contains(&ratio) {
-        report.reject("tracing.samplingRatio", format!("{ratio} is out of range"), "it must be from 0 to 1");
-    }
-    if let Some(e) = written
-        .tracing
-        .endpoint
-        .as_ref()
-        .filter(|e| e.parse::<http::Uri>().map_or(true, |u| u.host().is_none()))
-    {
-        let remedy = "write a URL such as http://127.0.0.1:4317";
-        report.reject("tracing.endpoint", format!("\"{e}\" is no URL"), remedy);
-    }
-    let mtls = match written.mtls.as_deref() {
-        Some("strict") => MtlsMode::Strict,
-        None | Some("permissive") => MtlsMode::Permissive,
-        Some(other) => {
-            report.reject("mtls", format!("\"{other}\" is no mode"), "write permissive or strict");
-            MtlsMode::Strict
-        }
+    let mut broken = Vec::new();
+    let written = fields(value.clone(), marks, report, &mut broken)?;
+    let mut config =
+        AgentConfig { tracing: written.tracing, limits: written.limits, ..AgentConfig::default() };
+    let mut refuse = |path: &str, reason: String, remedy: &str| {
+        report.reject(path, reason, remedy);
+        broken.push(path.to_owned());
     };
-    let trust_domain = written.trust_domain.unwrap_or_else(|| DEFAULT_TRUST_DOMAIN.to_owned());
-    let ok = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._".contains(&b);
-    if trust_domain.is_empty() || !trust_domain.bytes().all(ok) {
-        let remedy = "use lower-case letters, digits, -, . and _ (SPIFFE)";
-        report.reject("trustDomain", format!("\"{trust_domain}\" is no trust domain"), remedy);
+    let ratio = config.tracing.sampling_ratio;
+    if !(0.0..=1.0).contains(&ratio) {
+        refuse("tracing.samplingRatio", format!("{ratio} is out of range"), "it must be from 0 to 1");
     }
-    let gateway_addresses = addresses(written.gateway_addresses, report);
-    let access_log = match written.access_log.output.as_deref() {
+    let no_url = |e: &&String| e.parse::<http::Uri>().map_or(true, |u| u.host().is_none());
+    if let Some(e) = config.tracing.endpoint.as_ref().filter(no_url) {
+        let remedy = "write a URL such as http://127.0.0.1:4317";
+        refuse("tracing.endpoint", format!("\"{e}\" is no URL"), remedy);
+    }
+    match written.mtls.as_deref() {
+        Some("strict") => config.mtls = MtlsMode::Strict,
+        None | Some("permissive") => config.mtls = MtlsMode::Permissive,
+        Some(other) => refuse("mtls", format!("\"{other}\" is no mode"), "write permissive or strict"),
+    }
+    if let Some(domain) = written.trust_domain {
+        let ok = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._".contains(&b);
+        if domain.is_empty() || !domain.bytes().all(ok) {
+            let remedy = "use lower-case letters, digits, -, . and _ (SPIFFE)";
+            refuse("trustDomain", format!("\"{domain}\" is no trust domain"), remedy);
+        } else {
+            config.trust_domain = domain.into();
+        }
+    }
+    config.access_log = match written.access_log.output.as_deref() {
         None | Some("stdout") => AccessLog::Stdout,
         Some("off") => AccessLog::Off,
         Some(file) => AccessLog::File(file.into()),
     };
-    (report.rejections() == 0).then(|| AgentConfig {
-        gateway_addresses,
-        trust_domain: trust_domain.into(),
-        mtls,
-        tracing: written.tracing,
-        access_log,
-        limits: written.limits,
-    })
+    let unaddressed;
+    (config.gateway_addresses, unaddressed) = addresses(&written.gateway_addresses, report);
+    Some(Reading { config, broken, unaddressed })
 }
 
-fn addresses(
-    written: BTreeMap<String, Vec<String>>,
-    report: &mut Report,
-) -> BTreeMap<ObjectKey, Vec<IpAddr>> {
-    let mut out = BTreeMap::new();
-    for (name, texts) in written {
-        let at = path::key("gatewayAddresses", &name);
+/// The fields as written. One of a wrong type is refused and taken out, and the rest read again: serde stops at the
+/// first.
+fn fields(mut value: Value, marks: &Marks, report: &mut Report, broken: &mut Vec<String>) -> Option<Written> {
+    loop {
+        let mut attempt = Report::default();
+        let written = tracked::read(&value, Some(marks), &mut attempt);
+        let findings = attempt.into_findings();
+        if let Some(written) = written {
+            for f in findings {
+                report.warn(&f.path, f.reason, f.remedy);
+            }
+            return Some(written);
+        }
+        // Warnings come again with the next attempt.
+        let f = findings.into_iter().find(|f| f.severity == Severity::Error)?;
+        let gone = remove(&mut value, &f.path).or_else(|| {
+            let section = path::steps(&f.path).next()?.to_owned();
+            remove(&mut value, &section)
+        });
+        report.reject(&f.path, f.reason, f.remedy);
+        broken.push(gone?);
+    }
+}
+
+/// Takes out what stands at a path of two steps at most, the depth of our fields; gives the path of what has gone.
+fn remove(value: &mut Value, at: &str) -> Option<String> {
+    let steps: Vec<&str> = path::steps(at).take(2).collect();
+    let (last, parents) = steps.split_last()?;
+    let parent = parents.iter().try_fold(value, |v, step| v.get_mut(step))?;
+    parent.as_object_mut()?.remove(*last)?;
+    Some(steps.join("."))
+}
+
+type Addresses = BTreeMap<ObjectKey, Vec<IpAddr>>;
+
+/// Addresses by Gateway, and the Gateways for which none of theirs can be used.
+fn addresses(written: &BTreeMap<String, Value>, report: &mut Report) -> (Addresses, Vec<ObjectKey>) {
+    let (mut out, mut unaddressed) = (BTreeMap::new(), Vec::new());
+    for (name, value) in written {
+        let at = path::key("gatewayAddresses", name);
         let Some((namespace, gateway)) = name.split_once('/').filter(|(n, g)| !n.is_empty() && !g.is_empty())
         else {
             report.reject(&at, format!("\"{name}\" is no Gateway"), "write \"NAMESPACE/NAME\"");
             continue;
         };
+        let key = ObjectKey::new(namespace, gateway);
+        let texts: Vec<(String, &Value)> = match value {
+            Value::Array(list) => list.iter().enumerate().map(|(i, v)| (path::index(&at, i), v)).collect(),
+            // One address is meant by one address.
+            single => vec![(at, single)],
+        };
         let mut ips = Vec::new();
-        for (i, text) in texts.iter().enumerate() {
-            match text.parse() {
-                Ok(ip) => ips.push(ip),
-                Err(_) => report.reject(&path::index(&at, i), format!("\"{text}\" is no IP address"), ""),
+        for (at, text) in &texts {
+            match text.as_str().and_then(|t| t.parse().ok()) {
+                Some(ip) => ips.push(ip),
+                None => report.reject(
+                    at,
+                    format!("{text} is no IP address"),
+                    "write a list such as [\"127.0.0.2\"]",
+                ),
             }
         }
-        out.insert(ObjectKey::new(namespace, gateway), ips);
+        if ips.is_empty() && !texts.is_empty() {
+            unaddressed.push(key);
+        } else {
+            out.insert(key, ips);
+        }
     }
-    out
+    (out, unaddressed)
 }
 
 fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {

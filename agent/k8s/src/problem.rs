@@ -31,10 +31,16 @@ pub struct Problem {
     pub remedy: Str,
 }
 
+/// The line of a problem of a whole file or directory.
+pub(crate) const NO_LINE: u32 = 0;
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(origin) = &self.origin {
-            write!(f, "{}:{}: ", origin.file, origin.line)?;
+            match origin.line {
+                NO_LINE => write!(f, "{}: ", origin.file)?,
+                line => write!(f, "{}:{line}: ", origin.file)?,
+            }
         }
         match self.severity {
             Severity::Error => {}

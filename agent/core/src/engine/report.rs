@@ -1,4 +1,4 @@
-//! Statuses of what an apply has touched, and lint.
+//! Statuses of what an apply has touched.
 
 use super::{
     Engine,
@@ -9,7 +9,7 @@ use crate::{
     model::{Kind, ObjectKey, ObjectRef},
     resolve::{
         Domain, ListenerId, ResolvedPolicy, RouteId, Slot, listener_label, policies_of, policy_targets,
-        resolve_class, unused_grants,
+        resolve_class,
     },
     status::{
         Ancestor, ObjectStatus, Slots, class_status, gateway_status, listener_set_status, policy_status,
@@ -70,28 +70,6 @@ impl Engine {
         if started_anew {
             self.drop_leftovers(touched);
         }
-    }
-
-    /// Remarks about objects that have no condition of their own for them.
-    #[must_use]
-    pub fn lint(&self) -> Vec<(ObjectRef, String)> {
-        let grants = unused_grants(&self.state.world.snapshot).into_iter().map(|grant| {
-            let object = ObjectRef { kind: Kind::ReferenceGrant, key: grant.meta.key.clone() };
-            let message = "nothing refers across namespaces through this grant; it only opens a hole. The grant \
-                           belongs into the namespace of what is referred to, and names the referrer in `from`.";
-            (object, message.to_owned())
-        });
-        let policies = self.state.policies.values().flat_map(|p| {
-            let missing = policy_targets(&p.policy)
-                .into_iter()
-                .filter(|s| !self.state.world.snapshot.services.contains_key(s));
-            missing.map(|service| {
-                let key = p.policy.meta.key.clone();
-                let object = ObjectRef { kind: Kind::BackendTlsPolicy, key };
-                (object, format!("target Service {service} does not exist"))
-            })
-        });
-        grants.chain(policies).collect()
     }
 
     fn attached(&self, gateway: &ObjectKey, id: &ListenerId) -> i32 {

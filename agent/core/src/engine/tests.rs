@@ -5,6 +5,7 @@ mod world;
 mod examples;
 mod gateways;
 mod incremental;
+mod lint;
 mod listeners;
 mod mesh;
 mod policies;

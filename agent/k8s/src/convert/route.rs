@@ -256,7 +256,7 @@ fn pattern(source: &str, at: &str, invalid: &mut Invalid) -> Option<Pattern> {
     // The crate's message is several lines with a marker; its last line says what is wrong.
     let short = |e: String| {
         let last = e.lines().rfind(|l| !l.trim().is_empty()).unwrap_or("").trim();
-        format!("no regular expression: {}", last.strip_prefix("error: ").unwrap_or(last))
+        format!("not a valid regular expression: {}", last.strip_prefix("error: ").unwrap_or(last))
     };
     invalid.ok(at, Pattern::new(source).map_err(short))
 }

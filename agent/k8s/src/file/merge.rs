@@ -7,6 +7,7 @@ use super::{
 use crate::{
     config::AgentConfig,
     convert::Object,
+    path::closest,
     problem::{Problem, Severity},
 };
 use std::{
@@ -14,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use weft_core::model::{Meta, ObjectRef, Objects, Origin, Snapshot};
+use weft_core::model::{Meta, ObjectKey, ObjectRef, Objects, Origin, Snapshot};
 
 /// An object in effect.
 #[derive(Debug)]
@@ -53,12 +54,24 @@ impl FileProvider {
         for (path, _) in files.iter().filter(|(_, parsed)| parsed.partial) {
             next.keep_missing(path, &mut before);
         }
-        self.agent = agent(&files, &self.agent, &mut next.problems);
+        let (agent, unknown_gateways) = agent(&files, &self.agent, &mut next.problems);
+        self.agent = agent;
         self.gateway_configs = gateway_configs(&files, std::mem::take(&mut self.gateway_configs));
         let mut snapshot = Snapshot { gateway_configs: self.gateway_configs.clone(), ..Snapshot::default() };
         for kept in next.kept.values() {
             kept.object.clone().insert(&mut snapshot);
         }
+        let known: Vec<String> = snapshot.gateways.keys().map(ToString::to_string).collect();
+        let unknown =
+            unknown_gateways.into_iter().filter(|(gateway, _)| !snapshot.gateways.contains_key(gateway));
+        next.problems.extend(unknown.map(|(gateway, problem)| {
+            let meant = closest(&gateway.to_string(), known.iter().map(String::as_str));
+            let remedy = meant.map_or_else(
+                || "define it, or remove the entry".to_owned(),
+                |m| format!("did you mean \"{m}\"?"),
+            );
+            Problem { remedy: remedy.into(), ..problem }
+        }));
         self.kept = next.kept;
         next.problems.sort_by(|a, b| a.origin.cmp(&b.origin));
         World { snapshot, problems: next.problems, agent: self.agent.clone() }
@@ -149,28 +162,32 @@ fn gateway_configs(files: &[(PathBuf, Arc<Parsed>)], mut before: Objects<Meta>) 
     next
 }
 
-/// The settings: the first document counts, and the last good one while it is broken.
-fn agent(files: &[(PathBuf, Arc<Parsed>)], last: &AgentConfig, problems: &mut Vec<Problem>) -> AgentConfig {
+/// The settings: the first document counts, and the last good value for what is broken in it. Beside them, what to say of
+/// Gateways that are not there.
+fn agent(
+    files: &[(PathBuf, Arc<Parsed>)],
+    last: &AgentConfig,
+    problems: &mut Vec<Problem>,
+) -> (AgentConfig, Vec<(ObjectKey, Problem)>) {
     let pieces = files.iter().flat_map(|(_, parsed)| &parsed.pieces);
-    let mut all =
-        pieces.flat_map(|(shift, piece)| piece.agent.iter().map(|(at, agent)| (shift.origin(at), agent)));
+    let mut all = pieces.flat_map(|(shift, piece)| piece.agent.iter().map(|agent| (*shift, agent)));
     let first = all.next();
-    for (origin, _) in all {
+    for (shift, agent) in all {
         problems.push(Problem {
             severity: Severity::Error,
-            origin: Some(origin),
+            origin: Some(shift.origin(&agent.origin)),
             object: "AgentConfig".into(),
             path: "".into(),
             reason: "a second AgentConfig: the first stays in effect".into(),
             remedy: "keep one of the two".into(),
         });
     }
-    match first {
-        Some((_, Some(agent))) => agent.clone(),
-        Some((_, None)) => last.clone(),
-        None if files.iter().any(|(_, p)| p.partial) => last.clone(),
-        None => AgentConfig::default(),
-    }
+    let Some((shift, first)) = first else {
+        let partial = files.iter().any(|(_, p)| p.partial);
+        return (if partial { last.clone() } else { AgentConfig::default() }, Vec::new());
+    };
+    let unknown = first.unknown_gateways.iter().map(|(key, p)| (key.clone(), shift.problem(p))).collect();
+    (first.reading.as_ref().map_or_else(|| last.clone(), |r| r.over(last)), unknown)
 }
 
 fn note(severity: Severity, id: &ObjectRef, origin: &Origin, reason: &str, remedy: &str) -> Problem {

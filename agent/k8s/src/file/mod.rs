@@ -12,7 +12,10 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
-use crate::{config::AgentConfig, problem::Problem};
+use crate::{
+    config::AgentConfig,
+    problem::{NO_LINE, Problem, Severity},
+};
 use merge::Kept;
 use parse::{Parsed, file_problem};
 use scan::Stamp;
@@ -34,7 +37,8 @@ pub struct World {
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// The operator named something that is no readable directory. Not worth a retry.
-    #[error("{path}: {source}: name a directory that can be read")]
+    // Without the source: who prints an error prints its sources after it.
+    #[error("{path} is no directory that can be read: name another, or create it")]
     Directory {
         /// As given.
         path: PathBuf,
@@ -77,13 +81,34 @@ impl FileProvider {
     pub fn load(&mut self) -> World {
         let mut problems = Vec::new();
         match scan::scan(&self.dir) {
-            Ok(found) => self.read_changed(found),
+            Ok(found) => {
+                self.read_changed(found);
+                problems.extend(self.nothing_found());
+            }
             Err(error) => {
-                let remedy = if self.files.is_empty() { "" } else { "the last good state stays in effect" };
-                problems.push(file_problem(&self.dir, 1, &error.to_string(), remedy));
+                let remedy = if self.files.is_empty() {
+                    "name a directory that can be read"
+                } else {
+                    "the last good state stays in effect"
+                };
+                problems.push(file_problem(&self.dir, NO_LINE, &error.to_string(), remedy));
             }
         }
         self.merge(problems)
+    }
+
+    /// Said of a directory in which nothing stands, good or bad: most often it is the wrong one.
+    fn nothing_found(&self) -> Option<Problem> {
+        if self.files.values().any(|f| f.parsed.says_something()) {
+            return None;
+        }
+        let reason = format!(
+            "no Kubernetes objects found in {} (files read: {}; only .yaml, .yml and .json are read)",
+            self.dir.display(),
+            self.files.len()
+        );
+        let problem = file_problem(&self.dir, NO_LINE, &reason, "");
+        Some(Problem { severity: Severity::Warning, origin: None, ..problem })
     }
 
     /// Whether the directory looks different from what was loaded, by names, sizes and times only.

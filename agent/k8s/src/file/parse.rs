@@ -1,7 +1,7 @@
 //! One file to objects, document by document. Documents that have not changed are not read again.
 
 use crate::{
-    config::{self, AgentConfig},
+    config::{self, Reading},
     convert::{self, Converted, Source},
     problem::{Problem, Report, Severity},
     yaml::{self, Document},
@@ -13,7 +13,7 @@ use std::{
     path::Path,
     sync::Arc,
 };
-use weft_core::model::{Meta, Origin, Str};
+use weft_core::model::{Meta, ObjectKey, Origin, Str};
 
 /// What stands in one file.
 #[derive(Debug, Default)]
@@ -32,11 +32,20 @@ pub(super) struct Piece {
     text: u64,
     first_line: u32,
     pub(super) entries: Vec<Entry>,
-    /// The settings, with where they stand. The inner `None`: refused.
-    pub(super) agent: Vec<(Origin, Option<AgentConfig>)>,
+    pub(super) agent: Vec<Settings>,
     pub(super) gateway_configs: Vec<Meta>,
     pub(super) problems: Vec<Problem>,
     partial: bool,
+}
+
+/// An `AgentConfig` of a file.
+#[derive(Debug)]
+pub(super) struct Settings {
+    pub(super) origin: Origin,
+    /// `None`: refused as a whole.
+    pub(super) reading: Option<Reading>,
+    /// What to say of each Gateway in `gatewayAddresses` when there is none of that name.
+    pub(super) unknown_gateways: Vec<(ObjectKey, Problem)>,
 }
 
 /// One object of a file.
@@ -47,6 +56,13 @@ pub(super) struct Entry {
     pub(super) origin: Origin,
     /// Hash of all but metadata and status: what `metadata.generation` counts.
     pub(super) spec: u64,
+}
+
+impl Parsed {
+    /// Whether there is an object or a problem in it.
+    pub(super) fn says_something(&self) -> bool {
+        self.problem.is_some() || self.pieces.iter().any(|(_, piece)| !piece.is_empty())
+    }
 }
 
 /// Lines that a piece has moved down.
@@ -114,15 +130,17 @@ fn piece(path: &Path, first_line: u32, chunk: &str) -> Piece {
 }
 
 impl Piece {
+    fn is_empty(&self) -> bool {
+        let objects = self.entries.len() + self.agent.len() + self.gateway_configs.len();
+        objects + self.problems.len() == 0
+    }
+
     fn add(&mut self, document: Document, file: &Str) {
         for (value, marks) in convert::unroll(document.value, document.marks) {
             let origin = Origin { file: file.clone(), line: marks.line() };
             let source = Source { origin: Some(&origin), marks: Some(&marks), admitted: false };
             if config::is_agent_config(&value) {
-                let mut report = Report::default();
-                let agent = config::read(&value, &marks, &mut report);
-                self.problems.extend(convert::problems(report, "AgentConfig", &source));
-                self.agent.push((origin, agent));
+                self.add_settings(&value, &source);
                 continue;
             }
             if let Some((meta, problems)) = convert::convert_gateway_config(&value, &source) {
@@ -138,6 +156,22 @@ impl Piece {
             }
             self.entries.push(Entry { converted, origin, spec });
         }
+    }
+
+    fn add_settings(&mut self, value: &Value, source: &Source<'_>) {
+        let (Some(origin), Some(marks)) = (source.origin, source.marks) else { return };
+        let mut report = Report::default();
+        let reading = config::read(value, marks, &mut report);
+        self.problems.extend(convert::problems(report, "AgentConfig", source));
+        let unknown_gateways = reading.iter().flat_map(Reading::addressed).flat_map(|gateway| {
+            let mut report = Report::default();
+            let reason = format!("no file defines Gateway {gateway}: its addresses have no effect");
+            report.warn(&config::addresses_path(gateway), reason, "");
+            let problems = convert::problems(report, "AgentConfig", source);
+            problems.into_iter().map(|p| (gateway.clone(), p))
+        });
+        let unknown_gateways = unknown_gateways.collect();
+        self.agent.push(Settings { origin: origin.clone(), reading, unknown_gateways });
     }
 }
 

@@ -159,6 +159,12 @@ fn a_good_definition_is_not_hidden_by_a_broken_one() {
     assert_eq!(services(&provider.load()), [("a".into(), 2)]);
 }
 
+const GATEWAY: &str = "apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: gw, namespace: shop}
+spec: {gatewayClassName: weft, listeners: [{name: http, port: 80, protocol: HTTP}]}
+";
+
 #[test]
 fn settings_are_read() {
     let text = "apiVersion: weft.dev/v1alpha1
@@ -170,7 +176,7 @@ tracing: {endpoint: \"http://127.0.0.1:4317\", samplingRatio: 0.5, attributes: {
 accessLog: {output: /tmp/log}
 limits: {connectTimeout: 500ms, connections: 7}
 ";
-    let dir = dir(&[("a.yaml", text)]);
+    let dir = dir(&[("a.yaml", text), ("g.yaml", GATEWAY)]);
     let mut provider = FileProvider::new(dir.path());
     let world = provider.load();
     assert_eq!(problems(&world, &dir), [""; 0]);
@@ -198,6 +204,110 @@ limits: {connectTimeout: 500ms, connections: 7}
             "a.yaml:8: warning: AgentConfig: limts: unknown field, it has no effect; did you mean \"limits\"?",
         ]
     );
+}
+
+const AGENT: &str = "apiVersion: weft.dev/v1alpha1
+kind: AgentConfig
+";
+
+#[test]
+fn a_broken_setting_costs_only_itself() {
+    let not_an_ip = "is no IP address; write a list such as [\"127.0.0.2\"]";
+    for (line, said) in [
+        ("mtls: 5", "mtls: expected text, found integer 5; put it in quotes".to_owned()),
+        ("gatewayAddresses: {shop/gw: x}", format!("gatewayAddresses[shop/gw]: \"x\" {not_an_ip}")),
+        ("gatewayAddresses: {shop/gw: [5]}", format!("gatewayAddresses[shop/gw][0]: 5 {not_an_ip}")),
+        (
+            "gatewayAddresses: 127.0.0.2",
+            "gatewayAddresses: expected a mapping, found string \"127.0.0.2\"".to_owned(),
+        ),
+        (
+            "limits: {connections: many}",
+            "limits.connections: expected a whole number, found string \"many\"; remove the quotes"
+                .to_owned(),
+        ),
+        (
+            "tracing: {samplingRatio: 7}",
+            "tracing.samplingRatio: 7 is out of range; it must be from 0 to 1".to_owned(),
+        ),
+        (
+            "tracing: {attributes: {a.b/c: [d]}}",
+            "tracing.attributes.a.b/c: expected text, found a list".to_owned(),
+        ),
+        (
+            "trustDomain: A B",
+            "trustDomain: \"A B\" is no trust domain; use lower-case letters, digits, -, . and _ (SPIFFE)"
+                .to_owned(),
+        ),
+    ] {
+        let good = format!(
+            "{AGENT}gatewayAddresses: {{shop/gw: 127.0.0.2}}\ntrustDomain: good.org\nmtls: strict\n\
+             limits: {{connections: 7}}\ntracing: {{samplingRatio: 0.5, attributes: {{a: b}}}}\n"
+        );
+        let dir = dir(&[("a.yaml", &good), ("g.yaml", GATEWAY)]);
+        let mut provider = FileProvider::new(dir.path());
+        let first = provider.load();
+        assert_eq!(problems(&first, &dir), [""; 0], "one address is a list of one");
+        assert_eq!(first.agent.gateway_addresses[&ObjectKey::new("shop", "gw")].len(), 1);
+
+        let broken = format!("{AGENT}{line}\naccessLog: {{output: \"off\"}}\n");
+        write(&dir, "a.yaml", &broken);
+        let world = provider.load();
+        assert_eq!(problems(&world, &dir), [format!("a.yaml:3: AgentConfig: {said}")]);
+        assert_eq!(world.agent.access_log, crate::config::AccessLog::Off, "{line}: the others are in effect");
+        let field = line.split_once(':').unwrap().0;
+        let (was, is) = (format!("{:#?}", first.agent), format!("{:#?}", world.agent));
+        let kept = match field {
+            "mtls" => "mtls: Strict",
+            "gatewayAddresses" => "127.0.0.2",
+            "limits" => "connections: 7",
+            "trustDomain" => "good.org",
+            _ if line.contains("samplingRatio") => "sampling_ratio: 0.5",
+            _ => "\"a\": \"b\"",
+        };
+        assert!(was.contains(kept) && is.contains(kept), "{line}: the last good one stays: {is}");
+        // Without an earlier one: the default.
+        let fresh = FileProvider::new(dir.path()).load().agent;
+        let default = AgentConfig { access_log: fresh.access_log.clone(), ..AgentConfig::default() };
+        assert_eq!(fresh, default, "{line}");
+    }
+}
+
+#[test]
+fn addresses_of_a_gateway_that_is_not_there_are_said() {
+    let text =
+        format!("{AGENT}gatewayAddresses:\n  shop/gw: [127.0.0.2]\n  shop/wg: [127.0.0.3]\n  a/b: [::1]\n");
+    let dir = dir(&[("a.yaml", &text), ("g.yaml", GATEWAY)]);
+    assert_eq!(
+        problems(&FileProvider::new(dir.path()).load(), &dir),
+        [
+            "a.yaml:5: warning: AgentConfig: gatewayAddresses[shop/wg]: no file defines Gateway shop/wg: its addresses \
+             have no effect; did you mean \"shop/gw\"?",
+            "a.yaml:6: warning: AgentConfig: gatewayAddresses[a/b]: no file defines Gateway a/b: its addresses have no \
+             effect; define it, or remove the entry",
+        ]
+    );
+}
+
+#[test]
+fn a_directory_with_nothing_in_it_is_said() {
+    let said = |dir: &TempDir, files| {
+        let dir = dir.path().display();
+        format!(
+            "warning: no Kubernetes objects found in {dir} (files read: {files}; only .yaml, .yml and .json are read)"
+        )
+    };
+    let text = |dir: &TempDir| {
+        FileProvider::new(dir.path()).load().problems.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let (none, other, comment) =
+        (dir(&[]), dir(&[("a.txt", &service("a", 1))]), dir(&[("a.yaml", "# none\n---\n")]));
+    for (dir, files) in [(&none, 0), (&other, 0), (&comment, 1)] {
+        assert_eq!(text(dir), [said(dir, files)]);
+    }
+    // Nothing good, but something to say of it.
+    let broken = dir(&[("a.yaml", "a: [")]);
+    assert!(!text(&broken).iter().any(|p| p.contains("no Kubernetes objects")), "{:?}", text(&broken));
 }
 
 #[test]
@@ -251,7 +361,19 @@ fn a_missing_directory_is_said() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("none");
     let world = FileProvider::new(&path).load();
-    assert!(world.problems[0].to_string().contains("No such file"), "{:?}", world.problems);
+    let path = path.display();
+    assert_eq!(
+        world.problems.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        [format!("{path}: No such file or directory (os error 2); name a directory that can be read")]
+    );
+    // Who prints an error prints its sources too: the reason is there once.
+    let error = FileProvider::new(dir.path().join("none")).watch().unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!("{path} is no directory that can be read: name another, or create it")
+    );
+    let source = std::error::Error::source(&error).unwrap().to_string();
+    assert_eq!(source, "No such file or directory (os error 2)");
 }
 
 /// The first world that satisfies `want`.

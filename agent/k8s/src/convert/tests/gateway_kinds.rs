@@ -142,8 +142,8 @@ fn what_cannot_be_served_makes_its_rule_invalid_and_no_other() {
     assert_eq!(
         problems,
         [
-            "t.yaml:5: HTTPRoute shop/x: spec.rules[0].matches[0].path.value: no regular expression: unclosed group; correct it; until then this rule answers with an error where it would match",
-            "t.yaml:6: HTTPRoute shop/x: spec.rules[1].matches[0].headers[0].value: no regular expression: look-around, including look-ahead and look-behind, is not supported; correct it; until then this rule answers with an error where it would match",
+            "t.yaml:5: HTTPRoute shop/x: spec.rules[0].matches[0].path.value: not a valid regular expression: unclosed group; correct it; until then this rule answers with an error where it would match",
+            "t.yaml:6: HTTPRoute shop/x: spec.rules[1].matches[0].headers[0].value: not a valid regular expression: look-around, including look-ahead and look-behind, is not supported; correct it; until then this rule answers with an error where it would match",
         ]
     );
 }
