@@ -93,13 +93,20 @@ fn a_live_edit_fails_no_request() -> Result<()> {
     mesh.wait_serving(&web, &url, &["cart-v1"])?;
     let tally = std::thread::scope(|scope| -> Result<_> {
         let load = scope
-            .spawn(|| mesh.call(&web, &url, &["--count", "4000", "--rate", "1000", "--connections", "8"]));
-        for (edit, name) in ["cart-v2", "cart-v1"].iter().cycle().take(12).enumerate() {
+            .spawn(|| mesh.call(&web, &url, &["--count", "4000", "--rate", "800", "--connections", "8"]));
+        // Each edit is seen to serve before the next is made.
+        for (edit, name) in ["cart-v2", "cart-v1"].iter().cycle().enumerate() {
             mesh.sandbox.apply("route", &service_route("cart", &rule(name)))?;
-            let before = mesh.sandbox.access_log(0).lines().count();
-            weft::sandbox::Sandbox::wait_until(&format!("traffic after edit {edit}"), LIMIT, || {
-                mesh.sandbox.access_log(0).lines().count() > before + 200 || load.is_finished()
+            let (log, backend) =
+                (mesh.sandbox.access_log(0).len(), format!("\"backend\":\"shop/{name}:80\""));
+            let serves = || mesh.sandbox.access_log(0).get(log..).is_some_and(|new| new.contains(&backend));
+            weft::sandbox::Sandbox::wait_until(&format!("edit {edit} to serve"), LIMIT, || {
+                serves() || load.is_finished()
             })?;
+            if load.is_finished() {
+                ensure!(edit >= 4, "only {edit} edits served while 4,000 requests ran");
+                break;
+            }
         }
         load.join().expect("the load's thread")
     })?;
