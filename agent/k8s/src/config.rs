@@ -178,11 +178,8 @@ impl AgentConfig {
             ("accessLog", _) => self.access_log = from.access_log.clone(),
             ("limits", "connections") => self.limits.connections = from.limits.connections,
             ("limits", "handshakes") => self.limits.handshakes = from.limits.handshakes,
-            ("limits", "bufferBytes") => self.limits.buffer_bytes = from.limits.buffer_bytes,
             ("limits", "requestHeadBytes") => self.limits.request_head_bytes = from.limits.request_head_bytes,
             ("limits", "connectTimeout") => self.limits.connect_timeout = from.limits.connect_timeout,
-            ("limits", "idleTimeout") => self.limits.idle_timeout = from.limits.idle_timeout,
-            ("limits", "drainTimeout") => self.limits.drain_timeout = from.limits.drain_timeout,
             ("limits", _) => self.limits = from.limits,
             _ => {}
         }
