@@ -34,6 +34,8 @@ pub(super) struct Pipeline {
     feedback: Feedback,
     enrolment: Arc<WorldEnrolment>,
     seen: Arc<Mutex<Seen>>,
+    /// What was said of references that lead nowhere and the like.
+    lint: Vec<(ObjectRef, String)>,
 }
 
 /// Without an address map a Gateway binds every address of the machine.
@@ -57,6 +59,7 @@ impl Pipeline {
             feedback: Feedback::default(),
             enrolment,
             seen,
+            lint: Vec::new(),
         }
     }
 
@@ -69,7 +72,17 @@ impl Pipeline {
         self.world = world;
         let update = self.apply();
         self.enrolment.update(&self.world.snapshot);
+        self.say_lint();
         update
+    }
+
+    /// Logs references that lead nowhere and the like, once.
+    fn say_lint(&mut self) {
+        let now = self.engine.lint();
+        for (object, message) in now.iter().filter(|entry| !self.lint.contains(entry)) {
+            tracing::warn!("{object}: {message}");
+        }
+        self.lint = now;
     }
 
     /// Takes what the data plane reports; `None` when nothing differs.
