@@ -396,8 +396,8 @@ async fn a_kept_http_connection_outlives_the_servers_agent() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn idle_http_connections_are_served_once_more_when_their_pod_leaves() {
-    {
+async fn idle_http_connections_are_served_once_more_when_their_pod_or_agent_leaves() {
+    for whole_agent in [false, true] {
         let mesh = Mesh::start(1);
         let client = mesh.pod("a", "127.10.18.1", MtlsMode::Strict).await;
         // On another node: what leaves is the client's side alone.
@@ -414,7 +414,11 @@ async fn idle_http_connections_are_served_once_more_when_their_pod_leaves() {
         }
         let grace = PATIENCE * 10;
         let leave = async {
-            mesh.plane.remove_pod(&client.workload.pod, grace).await.unwrap();
+            if whole_agent {
+                mesh.plane.drain(grace).await;
+            } else {
+                mesh.plane.remove_pod(&client.workload.pod, grace).await.unwrap();
+            }
         };
         let requests = async {
             let mut probe = kept.pop().unwrap();
