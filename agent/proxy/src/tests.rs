@@ -308,6 +308,12 @@ async fn web(ip: &str) -> SocketAddr {
 
 /// One request on a kept connection; gives the status line and the body's number.
 async fn get(io: &mut TcpStream) -> (String, usize) {
+    let (head, number) = ask(io).await;
+    (head.lines().next().unwrap().to_owned(), number)
+}
+
+/// The same with the whole head.
+async fn ask(io: &mut TcpStream) -> (String, usize) {
     io.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").await.unwrap();
     let mut answer = Vec::new();
     while !answer.windows(4).any(|w| w == b"\r\n\r\n") {
@@ -316,8 +322,9 @@ async fn get(io: &mut TcpStream) -> (String, usize) {
     let mut body = [0; 3];
     io.read_exact(&mut body).await.unwrap();
     let head = String::from_utf8(answer).unwrap();
-    let number = std::str::from_utf8(&body).unwrap().parse().unwrap();
-    (head.lines().next().unwrap().to_owned(), number)
+    let number = std::str::from_utf8(&body).unwrap().parse();
+    let number = number.unwrap_or_else(|_| panic!("{head}"));
+    (head, number)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -413,6 +420,53 @@ async fn a_kept_http_connection_outlives_the_servers_agent() {
     assert_eq!(get(&mut kept).await.0, "HTTP/1.1 200 OK");
     tokio::task::spawn_blocking(move || [old, new].map(DataPlane::stop)).await.unwrap();
     mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_http_connections_are_served_once_more_when_their_pod_or_agent_leaves() {
+    for whole_agent in [false, true] {
+        let mesh = Mesh::start(1);
+        let client = mesh.pod("a", "127.10.18.1", MtlsMode::Strict).await;
+        // On another node: what leaves is the client's side alone.
+        let node = mesh.another(1);
+        let held = mesh.listeners("127.10.18.2");
+        let server = mesh.pod_on(&node, "b", "127.10.18.2", held.again()).await;
+        let addr = web("127.10.18.2").await;
+        let to = mesh.service("web", AppProtocol::Http, &[endpoint(addr, Some(&server.workload))]);
+        let mut kept = Vec::new();
+        for _ in 0..8 {
+            let mut io = call(&client, to).await;
+            get(&mut io).await;
+            kept.push(io);
+        }
+        let grace = PATIENCE * 10;
+        let leave = async {
+            if whole_agent {
+                mesh.plane.drain(grace).await;
+            } else {
+                mesh.plane.remove_pod(&client.workload.pod, grace).await.unwrap();
+            }
+        };
+        let requests = async {
+            let mut probe = kept.pop().unwrap();
+            let mut ended = [0; 1];
+            // Answered until an answer says that it was the last: the drain has begun, and the others lie idle.
+            loop {
+                let head = ask(&mut probe).await.0;
+                assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+                if head.contains("connection: close\r\n") {
+                    break;
+                }
+            }
+            for mut io in kept {
+                assert_eq!(get(&mut io).await.0, "HTTP/1.1 200 OK");
+                assert_eq!(timeout(PATIENCE, io.read(&mut ended)).await.unwrap().unwrap(), 0);
+            }
+        };
+        let ((), ()) = tokio::join!(async { timeout(PATIENCE, leave).await.unwrap() }, requests);
+        tokio::task::spawn_blocking(move || node.stop()).await.unwrap();
+        mesh.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -263,10 +263,12 @@ async fn open(worker: Rc<Worker>, source: Rc<Source>, key: TunnelKey, entry: Rc<
             entry.tunnels.borrow_mut().push(tunnel.clone());
             drop(opening);
             let share = worker.share(&source.share);
+            // One that a request of the drain's linger asked for: retired at once, it would be opened again and again.
+            let late = share.drain().is_draining();
             tokio::pin!(driver);
             tokio::select! {
                 () = &mut driver => {}
-                () = share.drain().draining() => {
+                () = share.drain().draining(), if !late => {
                     tunnel.retire();
                     worker.tunnels.prune(&key);
                     driver.await;
