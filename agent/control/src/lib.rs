@@ -1,0 +1,1 @@
+//! What agents and the controller say to each other.
