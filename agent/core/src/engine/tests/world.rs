@@ -289,6 +289,7 @@ pub(super) fn service(name: &str, ip: &str, ports: &[u16]) -> Service {
         publish_not_ready: false,
         client_ip_affinity: false,
         traffic_distribution: None,
+        ingress: Vec::new(),
     }
 }
 
