@@ -198,12 +198,25 @@ mod tests {
     #[test]
     fn object_names_are_labels_of_services() {
         let long = "a".repeat(253);
-        let names = ["web", "a.b", "a-b", "1st", "1.st", &"a".repeat(58), &"a".repeat(59), &long, &format!("{}.", &long[1..])];
+        let names = [
+            "web",
+            "a.b",
+            "a-b",
+            "1st",
+            "1.st",
+            &"a".repeat(58),
+            &"a".repeat(59),
+            &long,
+            &format!("{}.", &long[1..]),
+        ];
         let made: Vec<_> = names.iter().map(|n| gateway_object_name(n)).collect();
         assert_eq!(made[0], "web-weft");
         for name in &made {
             assert!(name.len() <= 63 && name.starts_with(|c: char| c.is_ascii_lowercase()), "{name}");
-            assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'), "{name}");
+            assert!(
+                name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'),
+                "{name}"
+            );
         }
         let distinct: std::collections::BTreeSet<_> = made.iter().collect();
         assert_eq!(distinct.len(), made.len(), "{made:?}");

@@ -182,7 +182,11 @@ mod tests {
             ("fd00::/126", "fd00::", "fd00::3"),
         ] {
             let range = IpRange::of(net.parse().expect("a network"));
-            assert_eq!((range.first().to_string(), range.last().to_string()), (first.into(), last.into()), "{net}");
+            assert_eq!(
+                (range.first().to_string(), range.last().to_string()),
+                (first.into(), last.into()),
+                "{net}"
+            );
             assert!(range.contains(range.first()) && range.contains(range.last()), "{net}");
             assert!(!range.contains("::".parse().expect("an address")), "{net}");
         }
@@ -195,8 +199,7 @@ mod tests {
             traffic_policy: Some(TrafficPolicy::Cluster),
             ..GatewaySettings::default()
         };
-        let gateway =
-            GatewaySettings { mode: Some(AddressMode::LoadBalancer), ..GatewaySettings::default() };
+        let gateway = GatewaySettings { mode: Some(AddressMode::LoadBalancer), ..GatewaySettings::default() };
         let both = GatewayParameters::new(Some(&class), Some(&gateway)).expect("complete");
         assert_eq!((both.mode, both.traffic_policy), (AddressMode::LoadBalancer, TrafficPolicy::Cluster));
         let no_pool = GatewaySettings { mode: Some(AddressMode::AddressPool), ..GatewaySettings::default() };

@@ -5,8 +5,8 @@ use crate::path;
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use std::{collections::HashSet, net::IpAddr};
 use weft_core::model::{
-    EndpointSlice, Kind, ObjectKey, PlacementAddress, Service, ServicePort, ServiceType, SliceEndpoint, SlicePort, Str,
-    TransportProtocol,
+    EndpointSlice, Kind, ObjectKey, PlacementAddress, Service, ServicePort, ServiceType, SliceEndpoint,
+    SlicePort, Str, TransportProtocol,
 };
 
 /// The label by which a slice belongs to a Service.

@@ -31,11 +31,11 @@ pub const ADDRESS_OWNER: &str = "weft.dev/address-owner";
 /// Annotation: `LoadBalancer`, `AddressPool` or `HostPort`.
 pub const ADDRESS_MODE: &str = "weft.dev/address-mode";
 /// Annotation: JSON map of the labels that a serving node must have.
-pub const NODE_SELECTOR: &str = "weft.dev/node-selector";
+pub(super) const NODE_SELECTOR: &str = "weft.dev/node-selector";
 /// Annotation: JSON list of nodes that must not serve it (HostPort: another Gateway holds the port there).
-pub const REFUSED_NODES: &str = "weft.dev/refused-nodes";
+pub(super) const REFUSED_NODES: &str = "weft.dev/refused-nodes";
 /// Annotation: `REASON: message` of what cannot be had.
-pub const PROBLEM: &str = "weft.dev/problem";
+pub(super) const PROBLEM: &str = "weft.dev/problem";
 /// Annotation: hash of what was applied last, for the fields that the model does not show.
 pub(super) const APPLIED: &str = "weft.dev/applied";
 

@@ -116,7 +116,7 @@ impl World {
     }
 
     pub(super) fn ca(&mut self, name: &str, ca: Option<Result<CaBundle, Str>>) {
-        self.0.config_maps.insert(key(name), Arc::new(ConfigMap { meta: meta(name), ca }));
+        self.0.config_maps.insert(key(name), Arc::new(ConfigMap { meta: meta(name), ca, parameters: None }));
     }
 
     /// Lets `from` (kind, namespace) refer to every `to` in the namespace of `name`.
