@@ -12,6 +12,7 @@ mod config;
 mod convert;
 mod duration;
 mod file;
+mod pack;
 mod path;
 mod problem;
 pub mod provision;
