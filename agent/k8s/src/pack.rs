@@ -60,7 +60,11 @@ mod tests {
         let packed = pack(&(0..6).collect(), &existing, 3);
         assert_eq!(
             packed,
-            Packed::from([(0, BTreeSet::from([3, 5])), (3, BTreeSet::from([0, 1, 2])), (4, BTreeSet::from([4]))])
+            Packed::from([
+                (0, BTreeSet::from([3, 5])),
+                (3, BTreeSet::from([0, 1, 2])),
+                (4, BTreeSet::from([4]))
+            ])
         );
     }
 }

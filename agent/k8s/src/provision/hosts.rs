@@ -43,7 +43,8 @@ pub(super) fn conflicts(
         for node in &host.nodes {
             let name = &node.meta.key.name;
             let holder = |(port, transport): &(u16, Transport)| {
-                let holder = held.get(&(name, *port, *transport)).or_else(|| everywhere.get(&(*port, *transport)));
+                let holder =
+                    held.get(&(name, *port, *transport)).or_else(|| everywhere.get(&(*port, *transport)));
                 holder.map(|holder| (*port, (*holder).clone()))
             };
             if let Some((port, holder)) = host.ports.iter().find_map(holder) {

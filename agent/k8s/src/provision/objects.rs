@@ -13,8 +13,7 @@ use weft_core::{
 
 /// The kinds that are made for a Gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[allow(missing_docs)]
-pub enum ObjectKind {
+pub(super) enum ObjectKind {
     ServiceAccount,
     EndpointSlice,
     Service,
@@ -114,8 +113,7 @@ impl Wanted {
 
     pub(super) fn matches_service(&self, is: &Service) -> bool {
         let Body::Service(wanted) = &self.body else { return false };
-        let kind =
-            if wanted.balancer.is_some() { ServiceType::LoadBalancer } else { ServiceType::ClusterIp };
+        let kind = if wanted.balancer.is_some() { ServiceType::LoadBalancer } else { ServiceType::ClusterIp };
         let port = |p: &WantedPort| {
             is.ports.iter().any(|q| q.port == p.port && q.protocol == p.protocol().1 && q.name == p.name())
         };
@@ -192,9 +190,7 @@ impl Wanted {
 }
 
 fn service_spec(service: &WantedService) -> Value {
-    let port = |p: &WantedPort| {
-        json!({"name": &*p.name(), "port": p.port, "protocol": p.protocol().0, "targetPort": p.target})
-    };
+    let port = |p: &WantedPort| json!({"name": &*p.name(), "port": p.port, "protocol": p.protocol().0, "targetPort": p.target});
     let mut spec = json!({
         "type": "ClusterIP",
         "ports": service.ports.iter().map(port).collect::<Vec<_>>(),

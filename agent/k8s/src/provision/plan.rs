@@ -19,10 +19,10 @@ use std::{
     sync::Arc,
 };
 use weft_core::{
-    config::{Config, GatewayConfig, Transport},
+    config::{Config, Transport},
     model::{
-        AddressMode, AddressType, CONTROLLER_NAME, Gateway, Labels, Node, ObjectKey, PlacementReason,
-        SliceEndpoint, Snapshot, Str,
+        AddressMode, AddressType, CONTROLLER_NAME, Gateway, GatewayParameters, Labels, Node, ObjectKey,
+        PlacementReason, SliceEndpoint, Snapshot, Str,
     },
 };
 
@@ -40,6 +40,28 @@ pub struct Serving {
     pub unable: BTreeMap<ObjectKey, BTreeSet<Str>>,
 }
 
+/// What one accepted Gateway of ours asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Demand {
+    /// Ports with a listener that serves.
+    pub ports: BTreeSet<(u16, Transport)>,
+    /// Its settings.
+    pub parameters: Arc<GatewayParameters>,
+}
+
+/// Demands by Gateway.
+pub type Demands = BTreeMap<ObjectKey, Demand>;
+
+/// The demands of everything that was compiled: what is provisioned is what is served.
+#[must_use]
+pub fn demands(config: &Config) -> Demands {
+    let one = |(key, gateway): (&ObjectKey, &Arc<weft_core::config::GatewayConfig>)| {
+        let ports = gateway.ports.keys().copied().collect();
+        (key.clone(), Demand { ports, parameters: gateway.parameters.clone() })
+    };
+    config.gateways.iter().map(one).collect()
+}
+
 /// What has been given away: kept in the objects, and remembered between plans since a watch lags behind what was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Assigned {
@@ -53,8 +75,8 @@ pub struct Assigned {
 pub struct Input<'a> {
     /// The watched world.
     pub world: &'a Snapshot,
-    /// What was compiled of it: only Gateways in it are provisioned, with the ports that serve.
-    pub config: &'a Config,
+    /// The Gateways that are served.
+    pub demands: &'a Demands,
     /// Which agents serve.
     pub serving: &'a Serving,
     /// Whether `serving` can be believed. A controller that leads only now does not know its agents yet: nodes that stand
@@ -79,20 +101,20 @@ pub struct Plan {
 pub(super) struct Active<'a> {
     pub(super) key: &'a ObjectKey,
     pub(super) gateway: &'a Arc<Gateway>,
-    pub(super) config: &'a GatewayConfig,
+    pub(super) demand: &'a Demand,
 }
 
 impl Active<'_> {
     pub(super) fn mode(&self) -> AddressMode {
-        self.config.parameters.mode
+        self.demand.parameters.mode
     }
 
     pub(super) fn ports(&self) -> BTreeSet<(u16, Transport)> {
-        self.config.ports.keys().copied().collect()
+        self.demand.ports.clone()
     }
 
     fn selects(&self, node: &Node) -> bool {
-        super::placement::selected(&self.config.parameters.node_selector, node)
+        super::placement::selected(&self.demand.parameters.node_selector, node)
     }
 }
 
@@ -146,16 +168,16 @@ impl Assigned {
     }
 }
 
-/// Plans everything. A Gateway of ours that is not in `config`, or has no port that serves, keeps what it has: a broken
+/// Plans everything. A Gateway of ours that demands nothing, or has no port that serves, keeps what it has: a broken
 /// object never costs it its address.
 #[must_use]
 pub fn plan(input: &Input<'_>) -> Plan {
     let mut before = Assigned::read(input.world).under(input.before);
     before.retain(|key| input.world.gateways.contains_key(key) && !is_foreign_class(input.world, key));
     let active = active(input);
-    let held = |key: &ObjectKey| !active.iter().any(|a| a.key == key);
+    let planned: BTreeSet<&ObjectKey> = active.iter().map(|a| a.key).collect();
     let mut next = before.clone();
-    next.retain(held);
+    next.retain(|key| !planned.contains(key));
     let mut places = BTreeMap::new();
     place_balancers(input, &active, &before, &mut next, &mut places);
     place_pools(input, &active, &before, &mut next, &mut places);
@@ -179,14 +201,13 @@ pub(super) fn is_foreign_class(world: &Snapshot, gateway: &ObjectKey) -> bool {
 /// Oldest first.
 fn active<'a>(input: &Input<'a>) -> Vec<Active<'a>> {
     let world = input.world;
-    let one = |(key, config): (&'a ObjectKey, &'a Arc<GatewayConfig>)| {
+    let one = |(key, demand): (&'a ObjectKey, &'a Demand)| {
         let gateway = world.gateways.get(key)?;
         // A Service of this name that is somebody else's stays theirs; the placement says so.
-        let foreign =
-            world.services.get(&object_key(key)).is_some_and(|s| !is_managed(&s.meta.labels));
-        (!foreign && !config.ports.is_empty()).then_some(Active { key, gateway, config })
+        let foreign = world.services.get(&object_key(key)).is_some_and(|s| !is_managed(&s.meta.labels));
+        (!foreign && !demand.ports.is_empty()).then_some(Active { key, gateway, demand })
     };
-    let mut out: Vec<_> = input.config.gateways.iter().filter_map(one).collect();
+    let mut out: Vec<_> = input.demands.iter().filter_map(one).collect();
     out.sort_by_key(|a| (a.gateway.meta.created, a.key));
     out
 }
@@ -206,8 +227,7 @@ fn place_balancers(
     let mut taken = orphans(input.world);
     taken.extend(next.targets.values().flat_map(|p| p.values().copied()));
     taken.extend(of_mode(active, AddressMode::HostPort).flat_map(|a| a.ports()).map(|(port, _)| port));
-    let wanted: Vec<_> =
-        of_mode(active, AddressMode::LoadBalancer).map(|a| (a.key, a.ports())).collect();
+    let wanted: Vec<_> = of_mode(active, AddressMode::LoadBalancer).map(|a| (a.key, a.ports())).collect();
     let assigned = targets::assign(&wanted, &before.targets, taken);
     for gateway in of_mode(active, AddressMode::LoadBalancer) {
         let ports = assigned.get(gateway.key).cloned().unwrap_or_default();
@@ -215,7 +235,8 @@ fn place_balancers(
         let problem = missing.map(|(port, _)| {
             (PlacementReason::NoResources, format!("no target port (20000–29999) is free for port {port}"))
         });
-        let serving = input.world.nodes.values().filter(|n| gateway.selects(n) && serves(input, gateway.key, n));
+        let serving =
+            input.world.nodes.values().filter(|n| gateway.selects(n) && serves(input, gateway.key, n));
         let endpoints = serving.flat_map(|n| node_endpoints(n, |_| true)).collect();
         next.targets.insert(gateway.key.clone(), ports.clone());
         places.insert(gateway.key.clone(), Place { ports, problem, endpoints, ..Place::default() });
@@ -284,7 +305,7 @@ fn place_pools(
 
 /// What a Gateway asks of its pool.
 fn wish<'a>(active: &Active<'a>) -> Wish<'a> {
-    let pool = active.config.parameters.pool.as_slice();
+    let pool = active.demand.parameters.pool.as_slice();
     let empty = |a: &&weft_core::model::GatewayAddress| {
         a.kind == AddressType::IpAddress && a.value.as_deref().is_none_or(str::is_empty)
     };
@@ -353,7 +374,7 @@ fn place_hosts(
 /// Nodes that a HostPort Gateway may bind, serving or not: who comes back finds its port as it left it.
 fn host_nodes<'a>(input: &Input<'a>, gateway: &Active<'_>) -> impl Iterator<Item = &'a Arc<Node>> {
     let asked: BTreeSet<IpAddr> = requested(gateway.gateway).collect();
-    let selector = gateway.config.parameters.node_selector.clone();
+    let selector = gateway.demand.parameters.node_selector.clone();
     input.world.nodes.values().filter(move |n| {
         let named = asked.is_empty() || n.addresses.iter().any(|ip| asked.contains(ip));
         named && super::placement::selected(&selector, n)
@@ -361,7 +382,7 @@ fn host_nodes<'a>(input: &Input<'a>, gateway: &Active<'_>) -> impl Iterator<Item
 }
 
 fn same_ports(gateway: &Active<'_>) -> Ports {
-    gateway.config.ports.keys().map(|at| (*at, at.0)).collect()
+    gateway.demand.ports.iter().map(|at| (*at, at.0)).collect()
 }
 
 /// Whether a node serves a Gateway, as far as is known.
@@ -404,7 +425,7 @@ fn objects(input: &Input<'_>, gateway: &Active<'_>, place: Place, out: &mut Vec<
     if ports.is_empty() {
         return;
     }
-    let parameters = &gateway.config.parameters;
+    let parameters = &gateway.demand.parameters;
     let balancer = (gateway.mode() == AddressMode::LoadBalancer).then(|| (**parameters).clone());
     let nodes = || input.world.nodes.values().flat_map(|n| &n.addresses);
     let service = WantedService {
@@ -422,11 +443,15 @@ fn common(gateway: &Active<'_>) -> Common {
     let none = Labels::new();
     let infrastructure = gateway.gateway.infrastructure.as_ref();
     let (labels, annotations) = infrastructure.map_or((&none, &none), |i| (&i.labels, &i.annotations));
+    // Agents act on what stands under our names: a Gateway's author must not write there.
+    let foreign = |l: &Labels| -> Labels {
+        l.iter().filter(|(k, _)| !k.starts_with("weft.dev/")).map(|(k, v)| (k.clone(), v.clone())).collect()
+    };
     Common {
         gateway: gateway.key.clone(),
         gateway_uid: gateway.gateway.meta.uid.clone(),
         labels: over(
-            labels,
+            &foreign(labels),
             [
                 (MANAGED_BY, manager()),
                 (GATEWAY_NAME, label_value(&gateway.key.name)),
@@ -434,7 +459,7 @@ fn common(gateway: &Active<'_>) -> Common {
             ],
         ),
         annotations: over(
-            annotations,
+            &foreign(annotations),
             [(GATEWAY, gateway.key.name.clone()), (GATEWAY_UID, gateway.gateway.meta.uid.clone())],
         ),
     }
@@ -451,7 +476,7 @@ fn told(gateway: &Active<'_>, place: &Place) -> Vec<(&'static str, Str)> {
     list(ADDRESSES, place.addresses.iter().map(ToString::to_string).collect());
     list(REFUSED_NODES, place.refused.iter().map(ToString::to_string).collect());
     let selector: BTreeMap<&str, &str> =
-        gateway.config.parameters.node_selector.iter().map(|(k, v)| (&**k, &**v)).collect();
+        gateway.demand.parameters.node_selector.iter().map(|(k, v)| (&**k, &**v)).collect();
     if let (false, Ok(text)) = (selector.is_empty(), serde_json::to_string(&selector)) {
         out.push((NODE_SELECTOR, text.into()));
     }
@@ -473,7 +498,8 @@ fn slices(
     for v6 in [false, true] {
         let has = all().any(|ip| ip.is_ipv6() == v6);
         // Without endpoints one slice still tells the agents which ports to bind.
-        let only = all().next().is_none() && v6 == (nodes().any(IpAddr::is_ipv6) && !nodes().any(IpAddr::is_ipv4));
+        let only =
+            all().next().is_none() && v6 == (nodes().any(IpAddr::is_ipv6) && !nodes().any(IpAddr::is_ipv4));
         if !has && !only {
             continue;
         }
@@ -484,12 +510,11 @@ fn slices(
         for (number, members) in packed {
             let endpoints = members.iter().map(|(node, ip)| slice_endpoint(input.world, node, *ip)).collect();
             let body = Body::Slice { v6, endpoints, ports: ports.to_vec() };
-            let key = ObjectKey { namespace: service.namespace.clone(), name: slice_name(service, v6, number) };
+            let key =
+                ObjectKey { namespace: service.namespace.clone(), name: slice_name(service, v6, number) };
             let mut slice = Wanted::new(common, key, body);
-            slice.labels = over(
-                &slice.labels,
-                [(SERVICE_NAME, service.name.clone()), (SLICE_MANAGED_BY, manager())],
-            );
+            slice.labels =
+                over(&slice.labels, [(SERVICE_NAME, service.name.clone()), (SLICE_MANAGED_BY, manager())]);
             out.push(slice);
         }
     }
