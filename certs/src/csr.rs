@@ -49,8 +49,11 @@ mod tests {
         let csr = SecretKey::generate().unwrap().csr(&web).unwrap();
         assert!(csr_names_only(&csr, &web).is_ok());
         let refused = csr_names_only(&csr, &SpiffeId::new("cluster.local", "shop", "cart"));
-        assert!(matches!(refused, Err(CaError::Csr(why)) if why.contains("sa/web") && why.contains("sa/cart")));
-        let request = IssueRequest { csr: csr.clone(), identity: web, ttl: std::time::Duration::from_secs(60) };
+        assert!(
+            matches!(refused, Err(CaError::Csr(why)) if why.contains("sa/web") && why.contains("sa/cart"))
+        );
+        let request =
+            IssueRequest { csr: csr.clone(), identity: web, ttl: std::time::Duration::from_secs(60) };
         assert_eq!(csr_from_pem(request.csr_pem().as_bytes()).unwrap(), csr);
         assert!(csr_from_pem(b"nothing").is_err());
     }

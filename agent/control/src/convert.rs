@@ -10,7 +10,7 @@ use weft_core::{
 
 use crate::{
     delta::{Chunk, Malformed, Opened},
-    report::{AppliedGateway, Material},
+    report::{AppliedGateway, Material, Watermark},
     wire,
 };
 
@@ -69,18 +69,19 @@ impl Chunk for wire::Applied {
 }
 
 fn gateway_to_wire(key: &ObjectKey, value: &AppliedGateway) -> wire::GatewayApplied {
-    let sets = value.sets.iter();
+    let sets = value.mark.sets.iter();
     let unbound = value.unbound.iter();
     wire::GatewayApplied {
         gateway: Some(key_to_wire(key)),
-        generation: value.generation,
+        uid: value.mark.uid.to_string(),
+        generation: value.mark.generation,
         sets: sets
             .map(|(set, generation)| wire::SetApplied {
                 set: Some(key_to_wire(set)),
                 generation: *generation,
             })
             .collect(),
-        placement: value.placement,
+        placement: value.mark.placement,
         unbound: unbound
             .map(|((port, transport), reason)| wire::Unbound {
                 port: u32::from(*port),
@@ -111,10 +112,14 @@ fn gateway(applied: wire::GatewayApplied) -> Result<(ObjectKey, AppliedGateway, 
         let address = u.address.parse().map_err(|_| Malformed::Part { what: "an address" })?;
         Ok((address, text(&u.reason)))
     });
-    let value = AppliedGateway {
+    let mark = Watermark {
+        uid: text(&applied.uid),
         generation: applied.generation,
         sets: sets.collect::<Result<_, _>>()?,
         placement: applied.placement,
+    };
+    let value = AppliedGateway {
+        mark,
         unbound: unbound.collect::<Result<_, _>>()?,
         unusable: unusable.collect::<Result<_, _>>()?,
     };
@@ -150,7 +155,7 @@ impl Chunk for wire::Captured {
 
 /// Names one object of a [`Material`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum MaterialKind {
+pub(crate) enum MaterialKind {
     /// A Secret.
     Secret,
     /// A ConfigMap.
@@ -159,7 +164,7 @@ pub enum MaterialKind {
 
 /// One object of a [`Material`].
 #[derive(Clone, Debug, PartialEq)]
-pub enum MaterialValue {
+pub(crate) enum MaterialValue {
     /// A Secret.
     Secret(Arc<Secret>),
     /// A ConfigMap.
@@ -167,10 +172,10 @@ pub enum MaterialValue {
 }
 
 /// A [`Material`] as one map, which is how it travels.
-pub type MaterialMap = BTreeMap<(MaterialKind, ObjectKey), MaterialValue>;
+pub(crate) type MaterialMap = BTreeMap<(MaterialKind, ObjectKey), MaterialValue>;
 
 /// As one map, without labels and annotations.
-pub fn material_to_map(material: &Material) -> MaterialMap {
+pub(crate) fn material_to_map(material: &Material) -> MaterialMap {
     let secrets = material.secrets.iter().map(|(key, secret)| {
         let value = Secret { meta: bare(&secret.meta), data: secret.data.clone() };
         ((MaterialKind::Secret, key.clone()), MaterialValue::Secret(Arc::new(value)))
@@ -183,7 +188,7 @@ pub fn material_to_map(material: &Material) -> MaterialMap {
 }
 
 /// Back from one map.
-pub fn material_from_map(map: &MaterialMap) -> Material {
+pub(crate) fn material_from_map(map: &MaterialMap) -> Material {
     let mut material = Material::default();
     for ((_, key), value) in map {
         match value {

@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use prost::Message;
 
 /// Where a message ends and the next begins, in bytes. A single entry may be larger.
-pub const CHUNK: usize = 256 * 1024;
+pub(crate) const CHUNK: usize = 256 * 1024;
 
 /// A message that carries a part of a map.
-pub trait Chunk: Message + Default {
+pub(crate) trait Chunk: Message + Default {
     /// Names an entry.
     type Key: Ord + Clone;
     /// What is kept.
@@ -32,20 +32,20 @@ pub trait Chunk: Message + Default {
 
 /// A [`Chunk`], taken apart.
 #[derive(Debug)]
-pub struct Opened<K, V> {
+pub(crate) struct Opened<K, V> {
     /// Forget everything first.
-    pub full: bool,
+    pub(crate) full: bool,
     /// More of the same change follows.
-    pub more: bool,
+    pub(crate) more: bool,
     /// New or changed, with their size in bytes.
-    pub set: Vec<(K, V, usize)>,
+    pub(crate) set: Vec<(K, V, usize)>,
     /// Gone.
-    pub unset: Vec<K>,
+    pub(crate) unset: Vec<K>,
 }
 
 /// What a peer sent cannot be used: its fault, and a retry would bring the same.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Malformed {
+pub(crate) enum Malformed {
     /// A part is missing or not what it must be.
     #[error("{what} is missing or malformed")]
     Part {
@@ -63,7 +63,10 @@ pub enum Malformed {
 }
 
 /// The messages that bring a peer from `old` (none: it knows nothing) to `new`. None when nothing changed.
-pub fn diff<C: Chunk>(old: Option<&BTreeMap<C::Key, C::Value>>, new: &BTreeMap<C::Key, C::Value>) -> Vec<C> {
+pub(crate) fn diff<C: Chunk>(
+    old: Option<&BTreeMap<C::Key, C::Value>>,
+    new: &BTreeMap<C::Key, C::Value>,
+) -> Vec<C> {
     let empty = BTreeMap::new();
     let before = old.unwrap_or(&empty);
     let mut cut = Cut::default();
@@ -113,7 +116,7 @@ pub struct Bounds {
 
 /// The receiver's copy.
 #[derive(Debug)]
-pub struct Mirror<C: Chunk> {
+pub(crate) struct Mirror<C: Chunk> {
     bounds: Bounds,
     entries: BTreeMap<C::Key, C::Value>,
     sizes: BTreeMap<C::Key, usize>,
@@ -122,7 +125,7 @@ pub struct Mirror<C: Chunk> {
 
 impl<C: Chunk> Mirror<C> {
     /// An empty copy.
-    pub fn new(bounds: Bounds) -> Self {
+    pub(crate) fn new(bounds: Bounds) -> Self {
         Self { bounds, entries: BTreeMap::new(), sizes: BTreeMap::new(), bytes: 0 }
     }
 
@@ -130,7 +133,7 @@ impl<C: Chunk> Mirror<C> {
     ///
     /// # Errors
     /// When it is malformed or too much; the copy is then of no use.
-    pub fn take(&mut self, chunk: C) -> Result<bool, Malformed> {
+    pub(crate) fn take(&mut self, chunk: C) -> Result<bool, Malformed> {
         let Opened { full, more, set, unset } = chunk.open()?;
         if full {
             self.entries.clear();
@@ -157,7 +160,7 @@ impl<C: Chunk> Mirror<C> {
     }
 
     /// What the peer has said.
-    pub fn entries(&self) -> &BTreeMap<C::Key, C::Value> {
+    pub(crate) fn entries(&self) -> &BTreeMap<C::Key, C::Value> {
         &self.entries
     }
 }

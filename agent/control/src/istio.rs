@@ -7,52 +7,52 @@ use std::collections::HashMap;
 use weft_core::model::{InvalidSpiffeId, SpiffeId};
 
 /// The only method.
-pub const CREATE_CERTIFICATE: &str = "/istio.v1.auth.IstioCertificateService/CreateCertificate";
+pub(crate) const CREATE_CERTIFICATE: &str = "/istio.v1.auth.IstioCertificateService/CreateCertificate";
 /// The metadata entry by which a node's agent says for whom it asks.
 const IMPERSONATED: &str = "ImpersonatedIdentity";
 
 /// Asks for a certificate.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct IstioCertificateRequest {
+pub(crate) struct IstioCertificateRequest {
     /// PEM of a PKCS#10 request.
     #[prost(string, tag = "1")]
-    pub csr: String,
+    pub(crate) csr: String,
     /// Wished life in seconds.
     #[prost(int64, tag = "3")]
-    pub validity_duration: i64,
+    pub(crate) validity_duration: i64,
     /// More about the request.
     #[prost(message, optional, tag = "4")]
-    pub metadata: Option<Struct>,
+    pub(crate) metadata: Option<Struct>,
 }
 
 /// The answer.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct IstioCertificateResponse {
+pub(crate) struct IstioCertificateResponse {
     /// PEM texts: the leaf first, the roots last.
     #[prost(string, repeated, tag = "1")]
-    pub cert_chain: Vec<String>,
+    pub(crate) cert_chain: Vec<String>,
 }
 
 /// `google.protobuf.Struct`.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Struct {
+pub(crate) struct Struct {
     /// Its fields.
     #[prost(map = "string, message", tag = "1")]
-    pub fields: HashMap<String, Value>,
+    pub(crate) fields: HashMap<String, Value>,
 }
 
 /// `google.protobuf.Value`, of which we read strings; other kinds are skipped as unknown fields.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Value {
+pub(crate) struct Value {
     /// `string_value`.
     #[prost(string, optional, tag = "3")]
-    pub string: Option<String>,
+    pub(crate) string: Option<String>,
 }
 
 impl IstioCertificateRequest {
     /// A request of a node's agent on behalf of `identity`.
     #[must_use]
-    pub fn on_behalf(csr: String, validity_duration: i64, identity: &SpiffeId) -> Self {
+    pub(crate) fn on_behalf(csr: String, validity_duration: i64, identity: &SpiffeId) -> Self {
         let value = Value { string: Some(identity.to_string()) };
         let fields = HashMap::from([(IMPERSONATED.to_owned(), value)]);
         Self { csr, validity_duration, metadata: Some(Struct { fields }) }
@@ -62,7 +62,7 @@ impl IstioCertificateRequest {
     ///
     /// # Errors
     /// When it is no SPIFFE ID of our shape.
-    pub fn impersonated(&self) -> Result<Option<SpiffeId>, InvalidSpiffeId> {
+    pub(crate) fn impersonated(&self) -> Result<Option<SpiffeId>, InvalidSpiffeId> {
         let value = self.metadata.as_ref().and_then(|m| m.fields.get(IMPERSONATED)?.string.as_deref());
         value.map(SpiffeId::parse).transpose()
     }

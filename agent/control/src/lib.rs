@@ -16,6 +16,7 @@ mod convert;
 mod delta;
 mod feedback;
 mod istio;
+mod materials;
 mod report;
 mod server;
 mod wire;
@@ -23,10 +24,11 @@ mod wire;
 pub use auth::{
     AuthFuture, Authenticate, Authorize, Caller, Denied, GatewayAccount, Refusal, Serving, WorldAuthorizer,
 };
-pub use client::{ClientConfig, ClientState, ControlClient};
+pub use client::{ClientConfig, ClientState, ControlClient, Timing};
 pub use delta::Bounds;
-pub use feedback::{Expected, feedback, placement_hash};
-pub use report::{Applied, AppliedGateway, Captured, Material, Materials};
+pub use feedback::{Expected, feedback, placement_hash, watermarks};
+pub use materials::materials;
+pub use report::{Applied, AppliedGateway, Captured, Material, Materials, Watermark};
 pub use server::{AgentReport, Agents, ControlServer, Leading, Limits, ServerConfig};
 
 /// How a replica that does not lead begins its refusal; the client then tries another connection at once.

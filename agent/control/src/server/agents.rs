@@ -1,10 +1,6 @@
 //! What agents have reported: kept while they are connected and a little longer.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -160,9 +156,8 @@ impl Registry {
     fn current(&self) -> Agents {
         let state = self.state.lock();
         let best = |sessions: &BTreeMap<u64, Entry>| {
-            let rank = |(id, entry): &(&u64, &Entry)| {
-                (entry.report.gone.is_none(), entry.report.reported, **id)
-            };
+            let rank =
+                |(id, entry): &(&u64, &Entry)| (entry.report.gone.is_none(), entry.report.reported, **id);
             sessions.iter().max_by_key(rank).map(|(_, entry)| entry.report.clone())
         };
         state.nodes.iter().filter_map(|(node, sessions)| Some((node.clone(), best(sessions)?))).collect()

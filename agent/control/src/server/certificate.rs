@@ -68,13 +68,14 @@ pub(super) async fn keep(shared: Arc<Shared>) {
                 tokio::time::sleep(left.min(CLOCK_CHECK)).await;
             }
         };
-        tokio::select! {
-            changed = ca.changed() => {
-                if changed.is_err() {
-                    // Nobody will ever bring another CA: go on with this one.
-                    due.await;
-                }
+        let replaced = async {
+            if ca.changed().await.is_err() {
+                // Nobody will ever bring another CA: go on with this one.
+                std::future::pending::<()>().await;
             }
+        };
+        tokio::select! {
+            () = replaced => {}
             () = due => {}
         }
     }

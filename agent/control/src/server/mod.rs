@@ -7,13 +7,7 @@ mod quota;
 mod session;
 mod sign;
 
-use std::{
-    collections::BTreeMap,
-    convert::Infallible,
-    fmt, io,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, convert::Infallible, fmt, io, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::{
@@ -298,11 +292,11 @@ async fn dispatch(shared: Arc<Shared>, request: http::Request<Body>) -> http::Re
     if path == wire::CONNECT {
         let mut grpc = tonic::server::Grpc::new(ProstCodec::<wire::Down, wire::Up>::default())
             .max_decoding_message_size(UP_MAX);
-        let connect = tower::service_fn(move |request| session::connect(shared.clone(), caller.clone(), request));
+        let connect =
+            tower::service_fn(move |request| session::connect(shared.clone(), caller.clone(), request));
         grpc.streaming::<_, Body>(connect, request).await
     } else {
-        let codec =
-            ProstCodec::<istio::IstioCertificateResponse, istio::IstioCertificateRequest>::default();
+        let codec = ProstCodec::<istio::IstioCertificateResponse, istio::IstioCertificateRequest>::default();
         let mut grpc = tonic::server::Grpc::new(codec).max_decoding_message_size(REQUEST_MAX);
         let create = tower::service_fn(move |request| sign::create(shared.clone(), caller.clone(), request));
         grpc.unary::<_, Body>(create, request).await
