@@ -15,6 +15,7 @@ mod file;
 mod path;
 mod problem;
 mod schema;
+mod tokens;
 mod tracked;
 pub mod yaml;
 
@@ -22,3 +23,4 @@ pub use config::*;
 pub use convert::{Converted, Object, Source, convert, convert_gateway_config, unroll};
 pub use file::{FileError, FileProvider, World};
 pub use problem::{Problem, Severity};
+pub use tokens::TokenReviewer;
