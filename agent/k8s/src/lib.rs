@@ -14,6 +14,7 @@ mod duration;
 mod file;
 mod path;
 mod problem;
+pub mod provision;
 mod schema;
 mod tokens;
 mod tracked;
@@ -24,3 +25,4 @@ pub use convert::{Converted, Object, Source, convert, convert_gateway_config, un
 pub use file::{FileError, FileProvider, World};
 pub use problem::{Problem, Severity};
 pub use tokens::TokenReviewer;
+pub use provision::placements;

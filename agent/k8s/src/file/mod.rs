@@ -20,7 +20,7 @@ use merge::Kept;
 use parse::{Parsed, file_problem};
 use scan::Stamp;
 use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
-use weft_core::model::{Meta, ObjectRef, Objects, Snapshot};
+use weft_core::model::{GatewayConfig, ObjectRef, Objects, Snapshot};
 
 /// Everything that the directory says.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -53,7 +53,7 @@ pub struct FileProvider {
     dir: PathBuf,
     files: BTreeMap<PathBuf, File>,
     kept: BTreeMap<ObjectRef, Kept>,
-    gateway_configs: Objects<Meta>,
+    gateway_configs: Objects<GatewayConfig>,
     agent: AgentConfig,
 }
 
