@@ -47,6 +47,7 @@ pub(super) fn settings(agent: &AgentConfig) -> Settings {
         default_mode: agent.mtls,
         gateway_addresses: agent.gateway_addresses.clone(),
         default_addresses: vec![EVERY_ADDRESS],
+        placed: false,
     }
 }
 
