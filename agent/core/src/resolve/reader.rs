@@ -2,8 +2,8 @@
 
 use super::{AttachPoint, ResolvedGateway, ResolvedPolicy, ResolvedSet, Settings};
 use crate::model::{
-    ConfigMap, Gateway, GatewayClass, GatewayConfig, Kind, ListenerSet, Namespace, ObjectKey, Placement,
-    ReferenceGrant, RouteKind, Secret, Service, Snapshot, Str,
+    ConfigMap, Gateway, GatewayClass, GatewayConfig, Kind, ListenerSet, Namespace, ObjectKey, ObjectRef,
+    Placement, ReferenceGrant, RouteKind, Secret, Service, Snapshot, Str,
 };
 use std::{
     cell::RefCell,
@@ -71,6 +71,15 @@ impl Tracker {
         if !reads.is_empty() {
             self.reads.insert(unit.clone(), reads);
         }
+    }
+
+    /// Secrets and ConfigMaps that a unit has asked for, there or not.
+    pub(crate) fn material(&self, unit: &Unit) -> impl Iterator<Item = ObjectRef> + '_ {
+        self.reads.get(unit).into_iter().flatten().filter_map(|source| match source {
+            Source::Secret(key) => Some(ObjectRef { kind: Kind::Secret, key: key.clone() }),
+            Source::ConfigMap(key) => Some(ObjectRef { kind: Kind::ConfigMap, key: key.clone() }),
+            _ => None,
+        })
     }
 
     /// Units that have read `source`.
