@@ -22,6 +22,7 @@ mod schema;
 mod testing;
 mod tokens;
 mod tracked;
+pub mod workloads;
 mod world;
 pub mod yaml;
 

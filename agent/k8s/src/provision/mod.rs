@@ -14,6 +14,7 @@ mod targets;
 pub use names::{ADDRESS_MODE, ADDRESS_OWNER, ADDRESSES, GATEWAY_NAME, MANAGED_BY, MANAGER, object_key};
 pub use placement::placements;
 pub use plan::{Assigned, Demand, Demands, Input, Plan, Serving, demands, plan};
+pub(crate) use provisioner::in_words;
 pub use provisioner::{Provisioner, ProvisionerOptions};
 
 #[cfg(test)]

@@ -8,5 +8,7 @@ mod publisher;
 #[cfg(test)]
 mod tests;
 
-pub use plan::{Captured, SLICE_CAPACITY, Slice, SliceChange, Slices, Workload, plan_slices, read_slice, slice_body};
+pub use plan::{
+    Captured, SLICE_CAPACITY, Slice, SliceChange, Slices, Workload, plan_slices, read_slice, slice_body,
+};
 pub use publisher::{SliceOptions, SlicePublisher};
