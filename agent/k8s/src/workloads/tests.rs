@@ -32,10 +32,11 @@ fn namespace(world: &mut Snapshot, name: &str, labels: &str) {
 }
 
 fn pod(world: &mut Snapshot, namespace: &str, name: &str, meta: &str, spec: &str, status: &str) {
+    let uid = if meta.contains("uid:") { String::new() } else { format!("uid: uid-{name}, ") };
     add(
         world,
         &format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, uid: uid-{name}, {meta}}}\n\
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, {uid}{meta}}}\n\
              spec: {{nodeName: n1, serviceAccountName: sa, containers: [], {spec}}}\nstatus: {{podIP: 10.1.0.1, {status}}}\n"
         ),
     );

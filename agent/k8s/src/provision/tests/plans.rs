@@ -465,7 +465,7 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        4 => (0u8..6, prop::collection::vec(1u16..9, 0..4)).prop_map(|(g, p)| Step::Gateway(g, p)),
+        4 => (0u8..6, prop::collection::vec(1u16..9, 1..4)).prop_map(|(g, p)| Step::Gateway(g, p)),
         1 => (0u8..6).prop_map(Step::Gone),
         1 => (0u8..6).prop_map(Step::Refused),
         1 => Just(Step::Restart),
