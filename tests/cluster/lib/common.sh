@@ -30,7 +30,7 @@ spawn() {
     # The lock (9) must not live on in a process that outlives us.
     # shellcheck disable=SC2016 # for the inner shell
     WEFT_CLUSTER="$DIR" setsid nsenter --net="/run/netns/$SWITCH" sh -c 'echo $$ >"$0"; exec "$@"' "$DIR/pids/$name" "$@" \
-        >>"$DIR/log/$name.log" 2>&1 </dev/null 9>&- &
+        >>"$DIR/log/$name.log" 2>&1 </dev/null 9>&- & disown
 }
 
 # pid_of NAME: the id of a live process of ours.

@@ -68,7 +68,7 @@ start_node() {
     # shellcheck disable=SC2016 # for the inner shell
     WEFT_CLUSTER="$DIR" setsid nsenter --net="/run/netns/$PREFIX-$node" sh -c 'echo $$ >"$0"; exec "$@"' "$DIR/pids/node-$node" \
         unshare --mount --uts --pid --ipc --fork --kill-child --mount-proc bash "$HERE/node-init.sh" "$node" "$state" "$BIN" \
-        >>"$DIR/log/node-$node.log" 2>&1 </dev/null 9>&- &
+        >>"$DIR/log/node-$node.log" 2>&1 </dev/null 9>&- & disown
     wait_for "node $node" "$DIR/log/node-$node.log" 20 test -e "$state/var/ready"
 }
 
@@ -128,7 +128,7 @@ wait_containerd() { wait_for "containerd on $1" "$(node_log "$1" containerd)" 30
 load() {
     local node="$1" archive; shift
     for archive in "$@"; do
-        in_node "$node" /opt/weft/ctr -n k8s.io images import --discard-unpacked-layers - <"$archive" >>"$DIR/log/load-$node.log" 2>&1 ||
+        in_node "$node" /opt/weft/ctr -n k8s.io images import --local --discard-unpacked-layers - <"$archive" >>"$DIR/log/load-$node.log" 2>&1 ||
             { tail -n 5 "$DIR/log/load-$node.log" >&2; die "cannot load $archive into $node"; }
     done
 }
