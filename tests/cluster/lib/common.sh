@@ -42,12 +42,13 @@ pid_of() {
 # gone NAME: it ended (a zombie has an empty environment, so it counts as gone).
 gone() { ! pid_of "$1" >/dev/null; }
 
-# stop_process NAME [SIGNAL]: ends it and waits for it; a process that does not heed TERM is killed after 20 s.
+# stop_process NAME [SIGNAL]: ends it and waits for it; a process that does not heed TERM is killed after 5 s (the API server takes
+# its time for open watches).
 stop_process() {
     local name="$1" signal="${2:-TERM}" pid
     pid="$(pid_of "$name")" || { rm -f "$DIR/pids/$name"; return 0; }
     kill "-$signal" "$pid" 2>/dev/null || true
-    if ! wait_until 20 gone "$name"; then kill -KILL "$pid" 2>/dev/null || true; wait_until 10 gone "$name"; fi
+    if ! wait_until 5 gone "$name"; then kill -KILL "$pid" 2>/dev/null || true; wait_until 10 gone "$name"; fi
     rm -f "$DIR/pids/$name"
 }
 

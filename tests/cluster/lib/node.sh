@@ -2,29 +2,31 @@
 
 cgroup_trees() { findmnt -rnt cgroup,cgroup2 -o TARGET | grep '^/sys/fs/cgroup' || true; }
 
-# The kubelet wants its root cgroup to exist in every hierarchy.
+# cgroups_up NODE: the kubelet wants its root cgroup to exist in every hierarchy; `system` beside its pods is for itself and its like.
 cgroups_up() {
-    local tree file
+    local tree cgroup file
     for tree in $(cgroup_trees); do
         if [ "$tree" = /sys/fs/cgroup ]; then # version 2 only
             echo "+cpu +cpuset +memory +pids +io" >"$tree/cgroup.subtree_control" || die "cannot hand out cgroup controllers in $tree"
         fi
-        mkdir -p "$tree/$PREFIX-$1"
-        for file in cpuset.cpus cpuset.mems; do # version 1: a new cpuset is empty, and nothing can run in it
-            [ -e "$tree/$file" ] && [ "$tree" != /sys/fs/cgroup ] && cat "$tree/$file" >"$tree/$PREFIX-$1/$file"
+        for cgroup in "$tree/$PREFIX-$1" "$tree/$PREFIX-$1/system"; do
+            mkdir -p "$cgroup"
+            for file in cpuset.cpus cpuset.mems; do # version 1: a new cpuset is empty, and nothing can run in it
+                [ -e "$tree/$file" ] && cat "$tree/$file" >"$cgroup/$file"
+            done
         done
     done
     return 0
 }
 
+# cgroups_down [NODE]: false while something is left.
 cgroups_down() {
-    local tree
+    local tree left=0 name="$PREFIX-${1:-*}"
     for tree in $(cgroup_trees); do
-        find "$tree" -depth -type d -path "$tree/$PREFIX-*" -exec rmdir {} + 2>/dev/null || true
+        find "$tree" -depth -type d \( -path "$tree/$name" -o -path "$tree/$name/*" \) -exec rmdir {} + 2>/dev/null || true
+        [ -z "$(find "$tree" -maxdepth 1 -name "$name" -print -quit)" ] || left=1
     done
-    for tree in $(cgroup_trees); do
-        [ -z "$(find "$tree" -maxdepth 1 -name "$PREFIX-*" -print -quit)" ] || return 1
-    done
+    return $left
 }
 
 in_node() { # in_node NODE COMMAND…
@@ -37,7 +39,8 @@ in_node() { # in_node NODE COMMAND…
 # What a node finds in its /etc.
 node_files() {
     local node="$1" state="$DIR/nodes/$1" etc="$DIR/nodes/$1/etc/upper/kubernetes"
-    mkdir -p "$etc" "$state/net.d"
+    mkdir -p "$etc" "$state/net.d" "$state/opt"
+    cp "$HERE/node-spawn.sh" "$state/opt/"
     cp "$DIR/pki/ca.crt" "$etc/"
     cp "$DIR/pki/$node.crt" "$etc/node.crt"; cp "$DIR/pki/$node.key" "$etc/node.key"
     cp "$DIR/pki/$node.kubeconfig" "$etc/kubelet.kubeconfig"
@@ -63,6 +66,8 @@ JSON
 # start_node NODE: the machine itself, without its three processes.
 start_node() {
     local node="$1" state="$DIR/nodes/$1"
+    wait_until 10 cgroups_down "$node" || true # what an earlier boot left would look like running containers
+    cgroups_up "$node"
     mkdir -p "$state"
     rm -f "$state/var/ready"
     # shellcheck disable=SC2016 # for the inner shell
@@ -75,12 +80,10 @@ start_node() {
 # stop_node NODE: as if its plug were pulled. Its process 1 ignores TERM, and everything on it goes with it.
 stop_node() { stop_process "node-$1" KILL; }
 
-# node_spawn NODE NAME COMMAND…: starts a process of a node, which writes its own id; process 1 of the node adopts it.
+# node_spawn NODE NAME COMMAND…: starts a process of a node.
 node_spawn() {
     local node="$1" name="$2"; shift 2
-    # shellcheck disable=SC2016 # for the inner shells
-    in_node "$node" env PATH=/opt/weft:/usr/sbin:/usr/bin:/sbin:/bin sh -c \
-        'name="$1"; shift; setsid sh -c "echo \$\$ >/var/pids/$name; exec \"\$@\"" sh "$@" >>"/var/log/$name.log" 2>&1 </dev/null &' sh "$name" "$@"
+    in_node "$node" env PATH=/opt/weft:/usr/sbin:/usr/bin:/sbin:/bin /opt/node-spawn.sh "$name" "$PREFIX-$node" "$@"
 }
 
 node_running() { # node_running NODE NAME
