@@ -69,7 +69,7 @@ start_node() {
     wait_until 10 cgroups_down "$node" || true # what an earlier boot left would look like running containers
     cgroups_up "$node"
     mkdir -p "$state"
-    rm -f "$state/var/ready"
+    rm -rf "$state/var/ready" "$state/var/pids" # the ids of an earlier boot may be those of others now
     # shellcheck disable=SC2016 # for the inner shell
     WEFT_CLUSTER="$DIR" setsid nsenter --net="/run/netns/$PREFIX-$node" sh -c 'echo $$ >"$0"; exec "$@"' "$DIR/pids/node-$node" \
         unshare --mount --uts --pid --ipc --fork --kill-child --mount-proc bash "$HERE/node-init.sh" "$node" "$state" "$BIN" \
@@ -126,6 +126,10 @@ node_log() { echo "$DIR/nodes/$1/var/log/$2.log"; }
 containerd_ready() { in_node "$1" /opt/weft/ctr version; }
 
 wait_containerd() { wait_for "containerd on $1" "$(node_log "$1" containerd)" 30 containerd_ready "$1"; }
+
+# A kubelet gives up at once when containerd does not answer: a start that did not hold must be seen.
+wait_kubelet() { wait_for "kubelet on $1" "$(node_log "$1" kubelet)" 30 in_node "$1" curl -sf --max-time 2 http://127.0.0.1:10248/healthz; }
+wait_kube-proxy() { wait_for "kube-proxy on $1" "$(node_log "$1" kube-proxy)" 30 in_node "$1" curl -sf --max-time 2 http://127.0.0.1:10256/livez; }
 
 # load NODE ARCHIVE…: puts images into a node's store.
 load() {
