@@ -8,9 +8,9 @@ if [ "$DIR" = /run/weft-cluster ]; then PREFIX=wcl; else PREFIX="wcl$(printf %s 
 SWITCH="$PREFIX-switch" # the namespace of the bridge: control plane and test clients live there; no way leads out of it
 
 # The address plan. The project's other namespace tests use 10.77 and 10.88; nothing here is ever seen outside of its namespaces.
-LAN=10.90.0.0/16                # the nodes' network: a node is 10.90.0.10 + its number; 10.90.128.0/17 is free for Gateways
-API_ADDRESS=10.90.0.1           # the bridge itself
-PODS=10.91.0.0/16               # node N has 10.91.N.0/24
+# 10.90.0.0/16 joins the nodes: node N is 10.90.0.(10+N), and 10.90.128.0/17 is free for Gateways.
+API_ADDRESS=10.90.0.1 # the bridge itself
+PODS=10.91.0.0/16     # node N has 10.91.N.0/24
 SERVICES=10.96.0.0/16
 DNS_ADDRESS=10.96.0.10
 node_address() { echo "10.90.0.$((10 + ${1#n}))"; }
