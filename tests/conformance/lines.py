@@ -9,6 +9,7 @@ The suite's own report counts every parallel test as passed (v1.6); these lines 
 
 import collections
 import re
+import signal
 import sys
 
 ENDED = re.compile(r"^\s*--- (PASS|FAIL|SKIP): TestConformance/([^/\s]+)(/\S+)? \(([\d.]+)s\)")
@@ -63,6 +64,7 @@ def summary(results, parts, errors, skips):
 
 
 def main():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the suite; what it said until then is still worth a summary
     with open(sys.argv[1], "w", encoding="utf-8") as log:
         results, parts, errors, skips = follow(sys.stdin, log)
     with open(sys.argv[2], "w", encoding="utf-8") as table:
