@@ -115,15 +115,19 @@ pub(crate) async fn identity(store: &IdentityStore, id: &SpiffeId) -> IdentityHa
     handle
 }
 
+/// A port of this test process, on which every test listens at addresses of its own. Outside the ephemeral range: a
+/// port that was free a moment ago may have become another socket's by then.
+fn hbone_port() -> u16 {
+    10_000 + u16::try_from(std::process::id() % 20_000).expect("below 20,000")
+}
+
 impl Mesh {
     pub(crate) fn start(workers: usize) -> Self {
         Self::with_limits(workers, Limits::default())
     }
 
     pub(crate) fn with_limits(workers: usize, limits: Limits) -> Self {
-        // Reserved on a wildcard address for the moment of asking, then free on each pod's own.
-        let probe = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let hbone_port = probe.local_addr().expect("an address").port();
+        let hbone_port = hbone_port();
         let mut shared = Shared::new(limits, telemetry());
         shared.hbone_port = hbone_port;
         let shared = Arc::new(shared);

@@ -138,10 +138,7 @@ async fn a_refusal_is_a_reset() {
     let mesh = Mesh::start(1);
     let client = mesh.pod("a", "127.10.5.1", MtlsMode::Strict).await;
     let server = mesh.pod("b", "127.10.5.2", MtlsMode::Strict).await;
-    let gone = {
-        let listener = TcpListener::bind("127.10.5.2:0").await.unwrap();
-        listener.local_addr().unwrap()
-    };
+    let gone: SocketAddr = "127.10.5.2:1".parse().unwrap();
     let refusing = [endpoint(gone, Some(&server.workload))];
     let outside = [endpoint(gone, None)];
     let cases = [

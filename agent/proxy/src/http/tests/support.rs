@@ -229,6 +229,8 @@ impl World {
             key: key.clone(),
             identity: SpiffeId::new("cluster.local", "infra", "edge-weft"),
             addresses: vec![[127, 0, 0, 1].into()],
+            parameters: Default::default(),
+            targets: Default::default(),
             ports: [((port, Transport::Tcp), config)].into(),
             backend_client_certificate: None,
         };
@@ -382,9 +384,13 @@ impl App {
     }
 }
 
-/// An address where nobody listens.
+/// An address where nobody listens: bound and never listening, so that no other test's socket comes to stand there.
 pub(crate) async fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let addr = socket.local_addr().unwrap();
+    std::mem::forget(socket);
+    addr
 }
 
 /// Sends bytes, ends the request side by `Connection: close` in them, and reads the answer to its end.
