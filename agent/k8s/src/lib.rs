@@ -1,8 +1,9 @@
-//! Kubernetes kinds to the core model, from files now and from watches later.
+//! Kubernetes kinds to the core model, from files and from a cluster.
 //!
 //! - [`convert`] is the border: an object in, a model and [`Problem`]s out; defaults and validation of the CRDs happen
 //!   there, the same for every source.
 //! - [`FileProvider`] reads a directory of YAML into a [`World`] and follows its changes.
+//! - [`ClusterProvider`] watches a cluster and makes the same [`World`].
 //! - [`yaml`] reads text with the line of every field.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -21,6 +22,7 @@ mod schema;
 mod testing;
 mod tokens;
 mod tracked;
+mod watch;
 mod world;
 pub mod yaml;
 
@@ -30,4 +32,5 @@ pub use file::{FileError, FileProvider};
 pub use problem::{Problem, Severity};
 pub use provision::placements;
 pub use tokens::TokenReviewer;
+pub use watch::*;
 pub use world::World;
