@@ -101,16 +101,6 @@ fn refusal(head: &http::response::Parts, body: &[u8]) -> CallError {
     }
 }
 
-impl CallError {
-    /// What the API server said, for the errors that carry it.
-    pub(crate) fn message(&self) -> &str {
-        match self {
-            Self::Gone | Self::Throttled(_) => "",
-            Self::Conflict(m) | Self::Forbidden(m) | Self::Unavailable(m) | Self::Refused { message: m, .. } => m,
-        }
-    }
-}
-
 /// `base` ± 20 %, so that replicas do not call at the same moment.
 pub(crate) fn jittered(base: Duration) -> Duration {
     // Every RandomState has its own keys: a number for jitter, not for secrets.
@@ -136,7 +126,12 @@ mod tests {
         check(404, None, "{}", "not found");
         check(409, None, r#"{"message":"modified"}"#, "conflict: modified");
         check(403, None, r#"{"message":"cannot patch"}"#, "forbidden: cannot patch");
-        check(403, None, r#"{"message":"unable to create new content in namespace x because it is being terminated"}"#, "not found");
+        check(
+            403,
+            None,
+            r#"{"message":"unable to create new content in namespace x because it is being terminated"}"#,
+            "not found",
+        );
         check(429, Some("7"), "Too many requests", "the API server asks to wait 7s");
         check(429, None, r#"{"details":{"retryAfterSeconds":3}}"#, "the API server asks to wait 3s");
         check(429, Some("soon"), "", "the API server asks to wait 1s");

@@ -20,6 +20,7 @@ mod path;
 mod problem;
 mod schema;
 pub mod status;
+mod tokens;
 mod tracked;
 pub mod yaml;
 
@@ -27,3 +28,4 @@ pub use config::*;
 pub use convert::{Converted, Object, Source, convert, convert_gateway_config, unroll};
 pub use file::{FileError, FileProvider, World};
 pub use problem::{Problem, Severity};
+pub use tokens::TokenReviewer;

@@ -96,11 +96,23 @@ const MAX_NOTE: usize = 1024;
 impl Recorder {
     /// Starts a recorder that sends while we lead.
     #[must_use]
-    pub fn start(client: kube::Client, config: RecorderConfig, leadership: watch::Receiver<Leadership>) -> Self {
+    pub fn start(
+        client: kube::Client,
+        config: RecorderConfig,
+        leadership: watch::Receiver<Leadership>,
+    ) -> Self {
         let (queue, happenings) = mpsc::channel(QUEUE);
         let counts = Arc::new(EventCounts::default());
         let limiter = Limiter::new(config.qps, 50);
-        let sender = Sender { client, config, leadership, counts: counts.clone(), limiter, book: Book::default(), said: None };
+        let sender = Sender {
+            client,
+            config,
+            leadership,
+            counts: counts.clone(),
+            limiter,
+            book: Book::default(),
+            said: None,
+        };
         tokio::spawn(sender.run(happenings));
         Self { queue, counts }
     }
@@ -176,7 +188,8 @@ impl Sender {
 
     async fn update(&mut self, event: &Sent, count: i32) {
         let series = json!({"series": {"count": count, "lastObservedTime": micro(Timestamp::now())}});
-        let request = events(&event.namespace).patch(&event.name, &PatchParams::default(), &Patch::Merge(series));
+        let request =
+            events(&event.namespace).patch(&event.name, &PatchParams::default(), &Patch::Merge(series));
         if let Err(CallError::Gone) = self.send(request).await {
             // It has expired: the next one is a new Event.
             self.book.gone(event);

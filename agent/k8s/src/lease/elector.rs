@@ -1,15 +1,12 @@
 //! Carries out what [`super::record`] decides.
 
 use super::{
-    LeaseConfig, Leadership, Term,
+    Leadership, LeaseConfig, Term,
     record::{self, Seen, Step},
 };
 use crate::call::{CallError, call_json, jittered};
 use k8s_openapi::{api::coordination::v1::Lease, jiff::Timestamp};
-use kube::{
-    core::Request,
-    api::PostParams,
-};
+use kube::{api::PostParams, core::Request};
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::watch,

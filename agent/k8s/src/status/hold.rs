@@ -49,10 +49,13 @@ pub(crate) fn passes(reason: &str) -> bool {
 
 /// A Gateway or ListenerSet that waits to be served.
 pub(super) fn is_pending(status: &ObjectStatus) -> bool {
-    let (ObjectStatus::Gateway { conditions, .. } | ObjectStatus::ListenerSet { conditions, .. }) = status else {
+    let (ObjectStatus::Gateway { conditions, .. } | ObjectStatus::ListenerSet { conditions, .. }) = status
+    else {
         return false;
     };
-    conditions.iter().any(|c| c.kind == "Programmed" && c.status == ConditionStatus::False && passes(c.reason))
+    conditions
+        .iter()
+        .any(|c| c.kind == "Programmed" && c.status == ConditionStatus::False && passes(c.reason))
 }
 
 fn says_no(status: &ObjectStatus) -> bool {
@@ -62,7 +65,8 @@ fn says_no(status: &ObjectStatus) -> bool {
     };
     match status {
         ObjectStatus::GatewayClass { conditions, .. } => no(conditions),
-        ObjectStatus::Gateway { conditions, listeners, .. } | ObjectStatus::ListenerSet { conditions, listeners } => {
+        ObjectStatus::Gateway { conditions, listeners, .. }
+        | ObjectStatus::ListenerSet { conditions, listeners } => {
             no(conditions) || listeners.iter().any(|l| no(&l.conditions))
         }
         ObjectStatus::Route { parents } => parents.iter().any(|p| no(&p.conditions)),

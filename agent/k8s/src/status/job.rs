@@ -170,8 +170,13 @@ impl Job {
     }
 
     fn plan(&self, shared: &Shared, live: &Live) -> Plan {
-        let lacks: Vec<_> =
-            shared.lacks.lock().iter().filter(|(kind, _)| *kind == self.object.kind).map(|(_, f)| *f).collect();
+        let lacks: Vec<_> = shared
+            .lacks
+            .lock()
+            .iter()
+            .filter(|(kind, _)| *kind == self.object.kind)
+            .map(|(_, f)| *f)
+            .collect();
         let context = Context { now: &now(), lacks: &lacks };
         plan(&self.object, self.wanted.as_deref(), live, context)
     }
@@ -228,7 +233,10 @@ impl Job {
 }
 
 /// Sends while the term stands; None when it does not.
-pub(super) async fn send(shared: &Shared, request: http::Request<Vec<u8>>) -> Option<Result<Vec<u8>, CallError>> {
+pub(super) async fn send(
+    shared: &Shared,
+    request: http::Request<Vec<u8>>,
+) -> Option<Result<Vec<u8>, CallError>> {
     let term = &shared.term;
     tokio::select! {
         biased;

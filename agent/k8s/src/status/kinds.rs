@@ -74,7 +74,11 @@ impl Requests {
     }
 
     /// Server-side apply of the status. Forced: nobody else has a say in the fields that we apply.
-    pub(super) fn apply(&self, object: &ObjectRef, body: &Value) -> Result<http::Request<Vec<u8>>, CallError> {
+    pub(super) fn apply(
+        &self,
+        object: &ObjectRef,
+        body: &Value,
+    ) -> Result<http::Request<Vec<u8>>, CallError> {
         let params = PatchParams::apply(FIELD_MANAGER).force();
         built(self.of(&object.key.namespace).patch_subresource(
             "status",
@@ -85,7 +89,11 @@ impl Requests {
     }
 
     /// Merge patch of the status: lists are replaced.
-    pub(super) fn merge(&self, object: &ObjectRef, body: &Value) -> Result<http::Request<Vec<u8>>, CallError> {
+    pub(super) fn merge(
+        &self,
+        object: &ObjectRef,
+        body: &Value,
+    ) -> Result<http::Request<Vec<u8>>, CallError> {
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         built(self.of(&object.key.namespace).patch_subresource(
             "status",

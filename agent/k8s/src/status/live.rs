@@ -113,7 +113,8 @@ impl Raw {
     pub(super) fn live(self) -> Live {
         let ours =
             |m: &&Managed| m.manager == FIELD_MANAGER && m.operation == "Apply" && m.subresource == "status";
-        let owned = self.metadata.managed_fields.iter().find(ours).map_or(&Value::Null, |m| &m.fields_v1["f:status"]);
+        let owned =
+            self.metadata.managed_fields.iter().find(ours).map_or(&Value::Null, |m| &m.fields_v1["f:status"]);
         Live {
             owned: owned.to_string().into(),
             status: self.status.to_string().into(),

@@ -26,7 +26,7 @@ pub use self::{
     live::Live,
     progress::{Counted, Progress},
 };
-pub(crate) use self::{hold::passes, kinds::plural, limit::Limiter};
+pub(crate) use self::{hold::passes, limit::Limiter};
 
 use self::term::Round;
 use crate::{events::Recorder, lease::Leadership};
@@ -204,7 +204,9 @@ async fn run(setup: term::Setup, mut leadership: watch::Receiver<Leadership>, st
             Round::new(&setup, term).run(&stop).await;
             setup.progress.set_leads(false);
         }
-        if stop.is_cancelled() || stop.run_until_cancelled(leadership.changed()).await.is_none_or(|c| c.is_err()) {
+        if stop.is_cancelled()
+            || stop.run_until_cancelled(leadership.changed()).await.is_none_or(|c| c.is_err())
+        {
             return;
         }
     }

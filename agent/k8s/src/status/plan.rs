@@ -32,11 +32,21 @@ pub(super) struct Context<'a> {
 }
 
 /// `wanted` None: the object is none of ours (any more).
-pub(super) fn plan(object: &ObjectRef, wanted: Option<&ObjectStatus>, live: &Live, context: Context<'_>) -> Plan {
+pub(super) fn plan(
+    object: &ObjectRef,
+    wanted: Option<&ObjectStatus>,
+    live: &Live,
+    context: Context<'_>,
+) -> Plan {
     match list_of_many(object.kind) {
         Some((list, reference, max)) => {
             let status = live.status();
-            let merged = merge(&status[list], &render::entries(wanted), &Shape { object, reference, max }, context.now);
+            let merged = merge(
+                &status[list],
+                &render::entries(wanted),
+                &Shape { object, reference, max },
+                context.now,
+            );
             merged.map_or(Plan::Nothing, |entries| Plan::Merge(json!({ list: entries })))
         }
         None => apply(wanted, live, context),
@@ -63,9 +73,8 @@ fn merge(live: &Value, ours: &[Entry<'_>], shape: &Shape<'_>, now: &str) -> Opti
             continue;
         }
         // A second entry of ours for one parent finds none left and goes.
-        let same = |wanted: &Entry<'_>| {
-            normal(&wanted.reference, shape) == normal(&entry[shape.reference], shape)
-        };
+        let same =
+            |wanted: &Entry<'_>| normal(&wanted.reference, shape) == normal(&entry[shape.reference], shape);
         if let Some(wanted) = left.iter_mut().find(|w| w.is_some_and(same)).and_then(Option::take) {
             out.push(updated(entry, wanted, shape, now));
         }
@@ -86,7 +95,8 @@ fn updated(held: &Value, wanted: &Entry<'_>, shape: &Shape<'_>, now: &str) -> Va
         (shape.reference): wanted.reference,
         "conditions": conditions(wanted.conditions, &held["conditions"], now),
     });
-    let same = new[shape.reference] == held[shape.reference] && covers(&held["conditions"], &new["conditions"], true);
+    let same = new[shape.reference] == held[shape.reference]
+        && covers(&held["conditions"], &new["conditions"], true);
     if same { held.clone() } else { new }
 }
 
@@ -118,7 +128,8 @@ fn apply(wanted: Option<&ObjectStatus>, live: &Live, context: Context<'_>) -> Pl
     }
     // Listeners that another controller or manager has left behind: apply does not remove what it does not own.
     let listeners = status["listeners"].as_array().map_or(&[][..], Vec::as_slice);
-    let real = |l: &&Value| l["name"].as_str().is_some_and(|name| find(&new["listeners"], "name", name).is_some());
+    let real =
+        |l: &&Value| l["name"].as_str().is_some_and(|name| find(&new["listeners"], "name", name).is_some());
     let kept: Vec<_> = listeners.iter().filter(real).cloned().collect();
     if kept.len() == listeners.len() { Plan::Nothing } else { Plan::Merge(json!({ "listeners": kept })) }
 }
@@ -134,7 +145,8 @@ fn covers(live: &Value, wanted: &Value, exactly: bool) -> bool {
                     covers(there, value, exactly)
                 })
         }
-        (Value::Array(live), Value::Array(wanted)) => match wanted.first().or(live.first()).and_then(map_key) {
+        (Value::Array(live), Value::Array(wanted)) => match wanted.first().or(live.first()).and_then(map_key)
+        {
             Some(key) => {
                 (!exactly || live.len() == wanted.len())
                     && wanted.iter().all(|item| {

@@ -1,10 +1,11 @@
 //! Statuses as the JSON of Gateway API v1.6.1's CRDs.
 
-use super::FIELD_MANAGER;
 use serde_json::{Map, Value, json};
 use weft_core::{
-    model::{Kind, ParentRef},
-    status::{Condition, ConditionStatus, ListenerStatus, ObjectStatus, PolicyAncestorStatus, RouteParentStatus},
+    model::ParentRef,
+    status::{
+        Condition, ConditionStatus, ListenerStatus, ObjectStatus, PolicyAncestorStatus, RouteParentStatus,
+    },
 };
 
 /// The CRDs take no more.
@@ -45,7 +46,8 @@ pub(super) fn whole(status: &ObjectStatus, live: &Value, now: &str, lacks: &[&st
         ObjectStatus::Gateway { conditions: wanted, addresses, listeners: all, attached_listener_sets } => {
             out.insert("conditions".to_owned(), conditions(wanted, &live["conditions"], now));
             let addresses = addresses.iter().take(MAX_ADDRESSES);
-            let addresses: Vec<_> = addresses.map(|(kind, value)| json!({"type": kind, "value": **value})).collect();
+            let addresses: Vec<_> =
+                addresses.map(|(kind, value)| json!({"type": kind, "value": **value})).collect();
             if !addresses.is_empty() {
                 out.insert("addresses".to_owned(), addresses.into());
             }
@@ -128,12 +130,4 @@ fn text(status: ConditionStatus) -> &'static str {
         ConditionStatus::False => "False",
         ConditionStatus::Unknown => "Unknown",
     }
-}
-
-/// The manager under which server-side apply keeps our fields is the controller's name.
-const _: () = assert!(!FIELD_MANAGER.is_empty() && FIELD_MANAGER.len() <= 128);
-
-/// The kinds whose status is [`whole`].
-pub(super) fn is_whole(kind: Kind) -> bool {
-    matches!(kind, Kind::GatewayClass | Kind::Gateway | Kind::ListenerSet)
 }

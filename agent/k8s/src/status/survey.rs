@@ -55,7 +55,12 @@ pub(super) async fn survey(
     Some(Ok(Found { kind, live, differs }))
 }
 
-fn differs(kind: Kind, live: &BTreeMap<ObjectRef, Live>, desired: &Desired, lacks: &[&str]) -> Vec<ObjectRef> {
+fn differs(
+    kind: Kind,
+    live: &BTreeMap<ObjectRef, Live>,
+    desired: &Desired,
+    lacks: &[&str],
+) -> Vec<ObjectRef> {
     let now = now();
     let context = Context { now: &now, lacks };
     let held = live.iter().filter(|(object, live)| {

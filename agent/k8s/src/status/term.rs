@@ -95,8 +95,7 @@ impl<'a> Round<'a> {
             cache: HashMap::new(),
             jobs: JoinSet::new(),
             surveys: JoinSet::new(),
-            next_survey: BTreeMap::new(),
-            unlisted: BTreeMap::new(),
+            kinds: BTreeMap::new(),
             said: BTreeMap::new(),
         }
     }
@@ -166,8 +165,12 @@ impl<'a> Round<'a> {
 
     fn start_surveys(&mut self) {
         let now = Instant::now();
-        let due: Vec<_> =
-            self.kinds.iter().filter(|(_, l)| l.next.is_some_and(|at| at <= now)).map(|(kind, _)| *kind).collect();
+        let due: Vec<_> = self
+            .kinds
+            .iter()
+            .filter(|(_, l)| l.next.is_some_and(|at| at <= now))
+            .map(|(kind, _)| *kind)
+            .collect();
         for kind in due {
             let Some(requests) = self.requests(kind) else { continue };
             let (shared, inbox) = (self.shared.clone(), self.setup.inbox.clone());
@@ -294,7 +297,11 @@ impl<'a> Round<'a> {
             }
             End::Behind => self.queue.failed(&object, now, |_| BEHIND),
             End::Failed(error, verb) => {
-                let counted = if matches!(error, CallError::Forbidden(_)) { Counted::Forbidden } else { Counted::Failures };
+                let counted = if matches!(error, CallError::Forbidden(_)) {
+                    Counted::Forbidden
+                } else {
+                    Counted::Failures
+                };
                 self.setup.progress.add(counted);
                 self.say(object.kind, &error, verb);
                 self.queue.failed(&object, now, |failures| backoff(&error, failures));
