@@ -4,15 +4,19 @@
 //!   there, the same for every source.
 //! - [`FileProvider`] reads a directory of YAML into a [`World`] and follows its changes.
 //! - [`ClusterProvider`] watches a cluster and makes the same [`World`].
+//! - [`status`] writes statuses to a cluster, [`events`] what changed in them, both while [`lease`] says that we lead.
 //! - [`yaml`] reads text with the line of every field.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 mod api;
+mod call;
 mod config;
 mod convert;
 mod duration;
+pub mod events;
 mod file;
+pub mod lease;
 mod path;
 mod problem;
 pub mod provision;
@@ -20,6 +24,7 @@ mod schema;
 #[cfg(test)]
 #[allow(dead_code)] // each test module uses its part
 mod testing;
+pub mod status;
 mod tokens;
 mod tracked;
 mod watch;
