@@ -14,11 +14,20 @@ mod duration;
 mod file;
 mod path;
 mod problem;
+pub mod provision;
 mod schema;
+#[cfg(test)]
+#[allow(dead_code)] // each test module uses its part
+mod testing;
+mod tokens;
 mod tracked;
+mod world;
 pub mod yaml;
 
 pub use config::*;
 pub use convert::{Converted, Object, Source, convert, convert_gateway_config, unroll};
-pub use file::{FileError, FileProvider, World};
+pub use file::{FileError, FileProvider};
 pub use problem::{Problem, Severity};
+pub use provision::placements;
+pub use tokens::TokenReviewer;
+pub use world::World;
