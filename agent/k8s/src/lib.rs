@@ -27,6 +27,7 @@ mod testing;
 pub mod status;
 mod tokens;
 mod tracked;
+mod trust;
 mod watch;
 mod world;
 pub mod yaml;
@@ -35,7 +36,25 @@ pub use config::*;
 pub use convert::{Converted, Object, Source, convert, convert_gateway_config, unroll};
 pub use file::{FileError, FileProvider};
 pub use problem::{Problem, Severity};
+pub use events::{Recorder, RecorderConfig};
+pub use kube::Client;
+pub use lease::{LeaseConfig, Leadership, lead};
 pub use provision::placements;
+pub use status::{Desired, StatusWriter, WriterConfig, known_in};
 pub use tokens::TokenReviewer;
+pub use trust::{CaTexts, keep_ca};
 pub use watch::*;
 pub use world::World;
+
+/// Why there is no way to an API server.
+#[derive(Debug, thiserror::Error)]
+#[error("no way to a Kubernetes API server: run in a pod with a service account, or set KUBECONFIG")]
+pub struct NoCluster(#[source] kube::Error);
+
+/// A client from the pod's service account, or from KUBECONFIG.
+///
+/// # Errors
+/// When there is neither, or it cannot be read.
+pub async fn client() -> Result<Client, NoCluster> {
+    Client::try_default().await.map_err(NoCluster)
+}

@@ -170,7 +170,7 @@ impl Agent {
         }
         let (first, last) = (update, better);
         if let Some(cluster) = &self.options.cluster {
-            cluster.applied(pipeline.snapshot(), pipeline.said());
+            cluster.applied(pipeline.snapshot(), &self.shared.config.load(), pipeline.said());
         }
         pipeline.show(first.into_iter().chain(last));
     }

@@ -11,7 +11,7 @@ use crate::{
 };
 use serde_json::{Map, Value};
 use std::sync::Arc;
-use weft_core::model::{Kind, Meta, Node, ObjectKey, Str};
+use weft_core::model::{GatewayConfig, Kind, Node, ObjectKey, Str};
 
 /// What is kept of an object.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub(super) enum Body {
     Model(Object),
     Node(Arc<Node>),
     Slice(WorkloadSlice),
-    GatewayConfig(Arc<Meta>),
+    GatewayConfig(Arc<GatewayConfig>),
     /// The one entry of a ConfigMap that counts.
     Text(Str),
     Definition(Option<Bundle>),
