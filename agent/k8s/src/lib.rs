@@ -17,6 +17,7 @@ mod duration;
 pub mod events;
 mod file;
 pub mod lease;
+mod pack;
 mod path;
 mod problem;
 pub mod provision;
@@ -29,6 +30,7 @@ mod tokens;
 mod tracked;
 mod trust;
 mod watch;
+pub mod workloads;
 mod world;
 pub mod yaml;
 
