@@ -57,7 +57,7 @@ impl TokenReviewer {
         }
         // Taken before the question: the answer is at least as old.
         let asked = Instant::now();
-        let spec = TokenReviewSpec { audiences: Some(self.audiences.clone()), token: Some(token.to_owned()) };
+        let spec = TokenReviewSpec { audiences: Some(self.audiences.clone()), token: token.to_owned() };
         let review = TokenReview { spec, ..TokenReview::default() };
         let params = PostParams::default();
         let answer = timeout(ANSWER, self.reviews.create(&params, &review)).await;

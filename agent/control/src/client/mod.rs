@@ -5,6 +5,9 @@ mod connect;
 mod issuer;
 mod session;
 
+#[cfg(test)]
+pub(crate) use self::connect::connect;
+
 use std::{
     fmt,
     hash::{BuildHasher, RandomState},
