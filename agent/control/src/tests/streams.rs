@@ -58,12 +58,20 @@ async fn while_an_agent_is_replaced_the_old_one_counts_until_the_new_one_serves(
     old.report(applied(&[("infra/edge", 1)]));
     until(&mut agents, |agents| agents.get("n1").is_some_and(|a| a.applied.len() == 1)).await;
     let new = ControlClient::start(ClientConfig { instance: "new".into(), ..bench.config("n1") });
+    connected(&new).await;
+    running.until_counted("streams", 2).await;
+    assert_eq!(&*agents.borrow()["n1"].instance, "old");
+    new.report(applied(&[("infra/edge", 2)]));
     until(&mut agents, |agents| &*agents["n1"].instance == "new").await;
     drop(new);
     until(&mut agents, |agents| &*agents["n1"].instance == "old").await;
     drop(old);
-    let last = until(&mut agents, |agents| agents["n1"].gone.is_some()).await;
-    assert!(last.contains_key("n1"), "it may be back at once");
+    until(&mut agents, |agents| agents["n1"].gone.is_some()).await;
+    let again = ControlClient::start(ClientConfig { instance: "again".into(), ..bench.config("n1") });
+    let last = until(&mut agents, |agents| &*agents["n1"].instance == "again").await;
+    assert_eq!(last["n1"].applied[&key("infra/edge")].mark.generation, 1, "what was said last");
+    again.report(applied(&[]));
+    until(&mut agents, |agents| agents["n1"].applied.is_empty()).await;
     running.stop().await;
 }
 
@@ -104,6 +112,7 @@ async fn a_controller_that_knows_nothing_yet_takes_nothing_away() {
     bench.materials.send_replace(Arc::default());
     let running = bench.serve(Limits::default());
     connected(&client).await;
+    client.report(applied(&[]));
     until(&mut running.server.agents(), |agents| agents.get("n1").is_some_and(|a| a.reported)).await;
     assert_eq!(client.material().borrow().secrets.len(), 1);
     bench.material("n1", Material::default());
