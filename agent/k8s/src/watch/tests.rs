@@ -1,0 +1,1 @@
+//! The provider against an API server.
