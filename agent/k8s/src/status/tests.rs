@@ -10,7 +10,6 @@ use weft_core::{
 
 /// A controller over an API server.
 struct Setup {
-    server: ApiServer,
     leadership: watch::Sender<Leadership>,
     writer: StatusWriter,
     statuses: BTreeMap<ObjectRef, Arc<ObjectStatus>>,
@@ -26,7 +25,7 @@ impl Setup {
     fn with(server: &ApiServer, config: WriterConfig) -> Self {
         let (leadership, follow) = watch::channel(Leadership::alone());
         let writer = StatusWriter::start(server.client(), config, follow, None);
-        Self { server: server.clone(), leadership, writer, statuses: BTreeMap::new(), known: BTreeMap::new() }
+        Self { leadership, writer, statuses: BTreeMap::new(), known: BTreeMap::new() }
     }
 
     /// Sets the status of an object that exists in the cluster and is known; None: it is none of ours.
@@ -59,7 +58,11 @@ impl Setup {
     async fn idle(&self) {
         let progress = self.writer.progress();
         let wait = async {
-            while progress.count(Counted::Surveys) < 9 || progress.queued() + progress.running() > 0 {
+            let busy = || {
+                let unread = self.writer.inbox.mail.lock().changed.len() as u64;
+                unread + progress.queued() + progress.running() > 0
+            };
+            while progress.count(Counted::Surveys) < 9 || busy() {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
