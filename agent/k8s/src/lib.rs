@@ -10,6 +10,8 @@
 #![warn(missing_docs)]
 
 mod api;
+#[cfg(test)]
+mod apiserver;
 mod call;
 mod config;
 mod convert;
