@@ -11,6 +11,7 @@ mod tables;
 pub use crate::resolve::Settings;
 
 use self::{changes::replace, state::State};
+use crate::resolve::Unit;
 use crate::{
     config::{Config, Transport},
     model::{ObjectKey, ObjectRef, Snapshot, Str},
@@ -113,6 +114,20 @@ impl Engine {
     pub fn set_settings(&mut self, settings: Settings) {
         self.stale |= settings != self.settings;
         self.settings = settings;
+    }
+
+    /// Secrets and ConfigMaps that whoever serves this Gateway needs, as far as references are permitted; also those that
+    /// are not there.
+    #[must_use]
+    pub fn gateway_material(&self, key: &ObjectKey) -> BTreeSet<ObjectRef> {
+        self.state.tracker.material(&Unit::Gateway(key.clone())).collect()
+    }
+
+    /// Secrets and ConfigMaps that everybody needs who calls backends: of BackendTLSPolicies.
+    #[must_use]
+    pub fn backend_material(&self) -> BTreeSet<ObjectRef> {
+        let policies = self.state.policies.keys().map(|key| Unit::Policy(key.clone()));
+        policies.flat_map(|unit| self.state.tracker.material(&unit).collect::<Vec<_>>()).collect()
     }
 
     /// What has been done so far.

@@ -15,10 +15,12 @@ mod duration;
 mod file;
 mod path;
 mod problem;
+pub mod provision;
 mod schema;
 #[cfg(test)]
 #[allow(dead_code)] // each test module uses its part
 mod testing;
+mod tokens;
 mod tracked;
 mod watch;
 mod world;
@@ -28,5 +30,7 @@ pub use config::*;
 pub use convert::{Converted, Object, Source, convert, convert_gateway_config, unroll};
 pub use file::{FileError, FileProvider};
 pub use problem::{Problem, Severity};
+pub use provision::placements;
+pub use tokens::TokenReviewer;
 pub use watch::*;
 pub use world::World;

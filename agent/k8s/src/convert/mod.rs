@@ -26,6 +26,7 @@ pub(crate) use slice::{WorkloadSlice, convert_workload_slice};
 
 use crate::{
     problem::{Finding, Problem, Report, Severity},
+    provision::parameters,
     schema, tracked,
     yaml::Marks,
 };
@@ -33,8 +34,8 @@ use kinds::Class;
 use serde_json::Value;
 use std::{fmt::Display, sync::Arc};
 use weft_core::model::{
-    BackendTlsPolicy, ConfigMap, EndpointSlice, Gateway, GatewayClass, Kind, ListenerSet, Meta, Namespace,
-    ObjectKey, ObjectRef, Origin, Pod, ReferenceGrant, Route, Secret, Service, Snapshot,
+    BackendTlsPolicy, ConfigMap, EndpointSlice, Gateway, GatewayClass, GatewayConfig, Kind, ListenerSet,
+    Meta, Namespace, ObjectKey, ObjectRef, Origin, Pod, ReferenceGrant, Route, Secret, Service, Snapshot,
 };
 
 /// Where an object comes from.
@@ -95,16 +96,22 @@ pub fn convert(value: Value, source: &Source<'_>) -> Converted {
     }
 }
 
-/// Converts a `WeftGatewayConfig` (`weft.dev/v1alpha1`): so far only its presence counts. `None` for any other kind.
+/// Converts a `WeftGatewayConfig` (`weft.dev/v1alpha1`): one with a broken `spec` says so when it is used.
+/// `None` for any other kind.
 #[must_use]
-pub fn convert_gateway_config(value: &Value, source: &Source<'_>) -> Option<(Option<Meta>, Vec<Problem>)> {
+pub fn convert_gateway_config(
+    value: &Value,
+    source: &Source<'_>,
+) -> Option<(Option<GatewayConfig>, Vec<Problem>)> {
     if value["apiVersion"] != "weft.dev/v1alpha1" || value["kind"] != "WeftGatewayConfig" {
         return None;
     }
     let mut report = Report::default();
     let meta = meta::of_weft_kind(&mut Cx { value, source, report: &mut report });
     let meta = meta.filter(|_| report.rejections() == 0);
-    Some((meta, problems(report, &kinds::label(value), source)))
+    let settings = parameters::read_spec(value, source, &mut report);
+    let config = meta.map(|meta| GatewayConfig { meta, settings });
+    Some((config, problems(report, &kinds::label(value), source)))
 }
 
 impl Object {

@@ -21,7 +21,7 @@ use merge::Kept;
 use parse::{Parsed, file_problem};
 use scan::Stamp;
 use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
-use weft_core::model::{Meta, ObjectRef, Objects};
+use weft_core::model::{GatewayConfig, ObjectRef, Objects};
 
 /// Why a directory cannot be followed.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +43,7 @@ pub struct FileProvider {
     dir: PathBuf,
     files: BTreeMap<PathBuf, File>,
     kept: BTreeMap<ObjectRef, Kept>,
-    gateway_configs: Objects<Meta>,
+    gateway_configs: Objects<GatewayConfig>,
     agent: AgentConfig,
 }
 

@@ -134,11 +134,11 @@ impl GatewayListeners {
         if let Err(error) = self.introduce(config, &wanted).await {
             tracing::warn!(%error, "Gateways cannot be served");
         }
-        for (place, claim) in wanted {
-            if self.open.contains_key(&place) {
-                continue;
-            }
-            match self.open(place, &claim).await {
+        // All at once: one that nobody answers must not hold up the others.
+        let new = wanted.into_iter().filter(|(place, _)| !self.open.contains_key(place));
+        let opening = new.map(async |(place, claim)| (place, self.open(place, &claim).await, claim));
+        for (place, opened, claim) in futures_util::future::join_all(opening).await {
+            match opened {
                 Ok(open) => {
                     tracing::info!(gateway = %claim.gateway, port = claim.port, "listening on {place}");
                     self.open.insert(place, open);
