@@ -68,8 +68,8 @@ pub(super) fn admit(kind: Watched, version: &str, raw: Raw) -> Option<Item> {
             (slice.map(Body::Slice), problems)
         }
         Watched::GatewayConfig => {
-            let (meta, problems) = convert::convert_gateway_config(&value, &source).unwrap_or_default();
-            (meta.map(|m| Body::GatewayConfig(Arc::new(m))), problems)
+            let (config, problems) = convert::convert_gateway_config(&value, &source).unwrap_or_default();
+            (config.map(|c| Body::GatewayConfig(Arc::new(c))), problems)
         }
         Watched::Settings => (text(&value, SETTINGS.1), Vec::new()),
         Watched::TrustRoots => (text(&value, TRUST_ROOTS.1), Vec::new()),
