@@ -29,6 +29,8 @@ pub struct Feedback {
     pub unbound: BTreeMap<(ObjectKey, u16, Transport), Str>,
     /// Addresses of a Gateway that cannot be used at all, with the reason ("cannot assign requested address").
     pub unusable: BTreeMap<(ObjectKey, IpAddr), Str>,
+    /// Gateways that are not served by every node yet, with what is awaited ("node n2 has not applied generation 3").
+    pub pending: BTreeMap<ObjectKey, Str>,
 }
 
 /// What an [`Engine`] gives after a change.
@@ -123,7 +125,8 @@ impl Engine {
     fn concerned(&self, new: &Feedback) -> BTreeSet<ObjectKey> {
         let keys = |f: &Feedback| {
             let unbound = f.unbound.keys().map(|(key, _, _)| key.clone());
-            unbound.chain(f.unusable.keys().map(|(key, _)| key.clone())).collect::<Vec<_>>()
+            let unusable = f.unusable.keys().map(|(key, _)| key.clone());
+            unbound.chain(unusable).chain(f.pending.keys().cloned()).collect::<Vec<_>>()
         };
         keys(&self.feedback).into_iter().chain(keys(new)).collect()
     }

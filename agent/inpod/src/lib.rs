@@ -14,6 +14,7 @@
 //! This is the only crate with `unsafe`: to own descriptors that came by SCM_RIGHTS, and for `setrlimit`.
 #![warn(missing_docs)]
 
+mod announce;
 mod apply;
 mod cni_server;
 mod error_list;
@@ -30,6 +31,7 @@ pub mod state;
 mod sys;
 mod wire;
 
+pub use announce::{AnnounceError, Announcer};
 pub use apply::{ApplyError, apply, remove};
 pub use error_list::ErrorList;
 pub use find::{NotFound, Sandbox, find_sandbox, find_sandboxes};

@@ -43,7 +43,7 @@ impl WorldEnrolment {
 }
 
 fn is_enrolled(pod: &Pod, namespace: Option<&Namespace>) -> bool {
-    Workload::derive(pod, namespace, "", MtlsMode::Permissive).enrolled
+    Workload::wants_mesh(pod, namespace)
 }
 
 impl Enrolment for WorldEnrolment {

@@ -1,11 +1,13 @@
 //! Wiring: which part talks to which.
 
 mod admin;
+mod cluster;
 mod enrolment;
 mod gateways;
 mod pods;
 mod report;
 mod run;
+mod serve;
 mod world;
 
 use crate::{

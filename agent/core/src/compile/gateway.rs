@@ -29,7 +29,8 @@ pub(crate) fn compile_gateway<'s>(
     Some(GatewayConfig {
         key: key.clone(),
         identity: SpiffeId::new(trust_domain.clone(), key.namespace.clone(), format!("{}-weft", key.name)),
-        addresses: gateway.addresses.clone(),
+        addresses: gateway.place.bind.clone(),
+        targets: gateway.place.ports.clone(),
         ports: ports.into_iter().map(|(at, port)| (at, port.build())).collect(),
         backend_client_certificate: gateway.client_certificate.clone(),
     })

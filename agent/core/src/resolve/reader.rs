@@ -2,8 +2,8 @@
 
 use super::{AttachPoint, ResolvedGateway, ResolvedPolicy, ResolvedSet, Settings};
 use crate::model::{
-    ConfigMap, Gateway, GatewayClass, Kind, ListenerSet, Namespace, ObjectKey, ReferenceGrant, RouteKind,
-    Secret, Service, Snapshot, Str,
+    ConfigMap, Gateway, GatewayClass, Kind, ListenerSet, Namespace, ObjectKey, Placement, ReferenceGrant,
+    RouteKind, Secret, Service, Snapshot, Str,
 };
 use std::{
     cell::RefCell,
@@ -30,6 +30,7 @@ pub(crate) enum Source {
     /// Every ListenerSet that names a Gateway.
     ListenerSets(ObjectKey),
     Namespace(Str),
+    Placement(ObjectKey),
     /// Every resolved BackendTLSPolicy that targets a Service.
     Policies(ObjectKey),
     Secret(ObjectKey),
@@ -121,6 +122,11 @@ impl<'a> Reader<'a> {
     pub(crate) fn class(&self, name: &Str) -> Option<&'a Arc<GatewayClass>> {
         self.note(Source::Class(name.clone()));
         self.world.snapshot.classes.get(name)
+    }
+
+    pub(crate) fn placement(&self, key: &ObjectKey) -> Option<&'a Arc<Placement>> {
+        self.note(Source::Placement(key.clone()));
+        self.world.snapshot.placements.get(key)
     }
 
     pub(crate) fn gateway(&self, key: &ObjectKey) -> Option<&'a Arc<Gateway>> {

@@ -16,6 +16,7 @@ pub(super) fn settings() -> Settings {
         default_mode: MtlsMode::Permissive,
         gateway_addresses: BTreeMap::new(),
         default_addresses: vec!["127.0.0.1".parse().unwrap()],
+        placed: false,
     }
 }
 
