@@ -5,12 +5,17 @@
 //! for those that made one of their own (a container engine inside a pod); the oldest process is the sandbox's.
 
 use crate::netns::{Netns, NetnsError};
-use nix::ifaddrs::getifaddrs;
+use crate::sys::since_boot_ns;
+use nix::{
+    ifaddrs::getifaddrs,
+    unistd::{SysconfVar, sysconf},
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     net::IpAddr,
     path::Path,
+    time::{Duration, SystemTime},
 };
 
 /// A sandbox that was found.
@@ -45,6 +50,14 @@ pub enum NotFound {
 }
 
 impl Sandbox {
+    /// When the sandbox's process started, to 10 ms. `None` if its /proc did not say.
+    #[must_use]
+    pub fn started_at(&self) -> Option<SystemTime> {
+        let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten().and_then(|t| u64::try_from(t).ok())?;
+        let since_boot = self.started.checked_mul(1_000_000_000 / ticks.max(1))?;
+        SystemTime::now().checked_sub(Duration::from_nanos(since_boot_ns().saturating_sub(since_boot)))
+    }
+
     /// Whether one of these addresses is an interface's in the namespace. Blocking.
     ///
     /// # Errors

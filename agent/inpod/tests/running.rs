@@ -74,6 +74,7 @@ fn the_oldest_process_of_the_pods_group_leads_to_its_namespace() {
     let found = find_sandbox(proc.0.path(), UID).unwrap();
     assert_eq!((found.container_id.as_str(), found.pid, found.started), ("aaa", 901, 10));
     assert_eq!(found.netns.inode(), net.pod.inode());
+    assert!(found.started_at().unwrap() < std::time::SystemTime::now());
     let ip = |ip: &str| ip.parse::<IpAddr>().unwrap();
     assert!(found.has_address(&[ip("192.0.2.1"), ip(POD4)]).unwrap());
     assert!(found.has_address(&[ip(POD6)]).unwrap());

@@ -4,6 +4,7 @@ mod admin;
 mod cluster;
 mod enrolment;
 mod gateways;
+mod joiner;
 mod pods;
 mod report;
 mod run;

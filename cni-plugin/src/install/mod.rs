@@ -4,7 +4,7 @@
 //! A configuration that names a program which is not there starts no pod, so the program comes first and goes last. Three
 //! ways lead into the configuration ([`Way`]); the `Auto` choice is the drop-in folder where the runtime's own build
 //! information proves a libcni that reads it (≥ 1.3), else an edit of the file. Whether ADDs really come is for the agent
-//! to say ([`InstallHandle::saw_add`], [`InstallHandle::missed`]): a drop-in that did not work gives way to the edit.
+//! to say ([`Witness`]): a drop-in that did not work gives way to the edit.
 //!
 //! The entry switches off STATUS (`statusFollowsAgent`): under `cniVersion` 1.1.0 a runtime would report the whole node as
 //! not ready while the agent restarts. The `cniVersion` of the configuration is its author's and stays.
@@ -37,6 +37,8 @@ use tokio::sync::watch;
 
 /// Writers that write a file in several goes get this long to finish; also the most often that the folder is looked at.
 const SETTLE: Duration = Duration::from_millis(50);
+/// A runtime has loaded a changed configuration by then.
+const LOADED_WITHIN: Duration = Duration::from_secs(2);
 /// How often a write is tried again at once when somebody else was faster.
 const TRIES: u32 = 5;
 
@@ -241,19 +243,10 @@ impl InstallHandle {
         self.shared.seen.subscribe()
     }
 
-    /// An ADD of the runtime reached the agent at `at`.
-    pub fn saw_add(&self, at: SystemTime) {
-        self.shared.seen.send_modify(|installed| installed.last_add = Some(at));
-        if self.shared.missed().take().is_some() {
-            self.shared.wake();
-        }
-    }
-
-    /// A pod started on this node, its ADD did not reach the agent although the entry stood: `why` is for people. A drop-in
-    /// gives way to an edit for the life of this handle.
-    pub fn missed(&self, why: impl Into<String>) {
-        *self.shared.missed() = Some(why.into());
-        self.shared.wake();
+    /// For those who know whether ADDs come.
+    #[must_use]
+    pub fn witness(&self) -> Witness {
+        Witness(self.shared.clone())
     }
 
     /// Leaves everything in place and ends. For an agent that is to be replaced: before its successor starts, or as soon as
@@ -285,6 +278,34 @@ impl InstallHandle {
 impl Drop for InstallHandle {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+/// Tells the installation what became of it. Cheap to clone; of no effect once the installation has ended.
+#[derive(Clone, Debug)]
+pub struct Witness(Arc<Shared>);
+
+impl Witness {
+    /// An ADD of the runtime reached the agent at `at`.
+    pub fn saw_add(&self, at: SystemTime) {
+        self.0.seen.send_modify(|installed| installed.last_add = Some(at));
+        if self.0.missed().take().is_some() {
+            self.0.wake();
+        }
+    }
+
+    /// A pod's sandbox was made at `started` on this node, and no ADD for it reached the agent: `what` names it. Counts only if
+    /// the entry stood by then. A drop-in gives way to an edit for the life of the handle.
+    pub fn missed(&self, what: &str, started: SystemTime) {
+        let stood = {
+            let installed = self.0.seen.borrow();
+            let since = installed.since.filter(|_| installed.state == State::Inserted);
+            since.is_some_and(|since| started > since + LOADED_WITHIN)
+        };
+        if stood {
+            *self.0.missed() = Some(format!("{what} was started without an ADD that reached the agent"));
+            self.0.wake();
+        }
     }
 }
 

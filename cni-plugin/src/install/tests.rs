@@ -213,16 +213,21 @@ fn a_drop_in_that_takes_no_effect_gives_way_to_an_edit() {
     let handle = node.start();
     assert_eq!(wait(&handle, "inserted", inserted).way, Some(Way::DropIn));
     assert!(!node.names_us());
-    let at = SystemTime::now();
-    handle.saw_add(at);
+    let (at, witness) = (SystemTime::now(), handle.witness());
+    witness.saw_add(at);
     assert_eq!(wait(&handle, "told", |i| i.last_add.is_some()).last_add, Some(at));
-    handle.missed("shop/cart started without us");
+    let missed = |seconds| {
+        let since = handle.installed().borrow().since.unwrap();
+        witness.missed("pod shop/cart", since + Duration::from_secs(seconds));
+    };
+    missed(0); // the runtime may not have looked by then
+    missed(10);
     wait(&handle, "edited", |i| inserted(i) && i.way == Some(Way::Edited));
     assert!(node.names_us() && !node.config.conf_dir.join("net").exists());
     // Nothing is left to try: it is said, until an ADD comes.
-    handle.missed("shop/cart started without us");
+    missed(10);
     wait(&handle, "overridden", |i| matches!(&i.state, State::Overridden { why } if why.contains("cart")));
-    handle.saw_add(at);
+    witness.saw_add(at);
     wait(&handle, "fine again", inserted);
     handle.uninstall().unwrap();
     assert_eq!(fs::read_to_string(node.list()).unwrap(), LIST);
