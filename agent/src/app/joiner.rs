@@ -134,7 +134,8 @@ impl Work {
         while self.adding.try_join_next().is_some() {}
         let now = Instant::now();
         let records = self.joiner.manager.records().await;
-        let Some(running) = self.joiner.enrolment.running() else { return now + LOOK };
+        let running = self.joiner.enrolment.running().filter(|_| !self.joiner.manager.has_ended());
+        let Some(running) = running else { return now + LOOK };
         self.join(lacking(running, &records), now).await;
         self.forget_gone(&records, now).await;
         let retries = self.tries.values().map(|t| t.next);

@@ -128,7 +128,8 @@ mod tests {
                 "path\tx\nmod\tx\t(devel)\t\ndep\tgithub.com/a/b\tv1.9.0\th1:\ndep\t{MODULE}\t{version}\th1:x=\n"
             )
         };
-        let cases: [(&[(&str, String)], Option<bool>); 6] = [
+        type Case<'a> = (&'a [(&'a str, String)], Option<bool>);
+        let cases: [Case<'_>; 6] = [
             (&[], None),
             (&[("containerd", with("v1.3.0"))], Some(true)),
             (&[("containerd", with("v1.2.3"))], Some(false)),

@@ -185,18 +185,13 @@ impl Installer {
             stop: AtomicBool::new(false),
             missed: Mutex::default(),
         });
-        let drop_in = match self.config.chaining {
-            Chaining::Edit => false,
-            Chaining::DropIn => true,
-            Chaining::Auto => libcni::reads_drop_ins(&self.config.proc_root).unwrap_or(false),
-        };
         let eyes = Eyes::new(&self.config.conf_dir, shared.wake.clone());
         let keeper = Keeper {
             pace: Pace::new(Instant::now()),
             config: self.config.clone(),
             entry: self.entry.clone(),
             shared: shared.clone(),
-            drop_in,
+            drop_in: self.config.chaining == Chaining::DropIn,
             is_first: true,
             was_inserted: false,
         };
@@ -228,7 +223,8 @@ impl Installer {
     }
 }
 
-/// An installation that is being kept up. Dropping it ends that and leaves everything in place.
+/// An installation that is being kept up. Dropping it ends that and leaves everything in place. The agent that is superseded
+/// by another stops its own first: two would put each other's version back.
 #[derive(Debug)]
 pub struct InstallHandle {
     installer: Installer,
@@ -349,6 +345,11 @@ struct Look {
 
 impl Keeper {
     fn run(mut self, mut eyes: Eyes, woken: &Receiver<()>) {
+        if self.config.chaining == Chaining::Auto {
+            let known = libcni::reads_drop_ins(&self.config.proc_root);
+            tracing::debug!(drop_ins = ?known, "what the container runtime can do");
+            self.drop_in = known.unwrap_or(false);
+        }
         while !self.shared.stop.load(Ordering::Acquire) {
             eyes.arm(); // before looking, so that no change falls between
             let Look { state, at, next } = self.look();

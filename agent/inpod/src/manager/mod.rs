@@ -261,6 +261,12 @@ impl ManagerHandle {
         answer.await.unwrap_or_default()
     }
 
+    /// Whether the manager is over (a newer agent has taken over): then [`Self::records`] says nothing about the node.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.asks.is_closed()
+    }
+
     /// Forgets a sandbox, as DEL does. For those of [`Self::records`] whose pod no longer exists.
     pub async fn forget(&self, container_id: String) {
         let _ = self.asks.send(Ask::Forget(container_id)).await; // a manager that has ended knows no sandbox

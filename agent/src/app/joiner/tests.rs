@@ -100,7 +100,10 @@ impl Holder {
     fn start(run_dir: &Path) -> Self {
         let (stop, stopped) = UnixStream::pair().unwrap();
         let config = holder::HolderConfig { run_dir: run_dir.into(), stop: Some(OwnedFd::from(stopped)) };
-        Self(Some((stop, thread::spawn(move || drop(holder::run(config).unwrap())))))
+        Self(Some((
+            stop,
+            thread::spawn(move || assert_ne!(holder::run(config).unwrap(), holder::Ended::HandedOver)),
+        )))
     }
 }
 

@@ -41,9 +41,9 @@ fn the_first_file_counts_and_everything_is_taken_out_again() {
     let with = |more: &str| LIST.replace("\"plugins\"", &format!("{more},\"plugins\""));
     let inlined = with(r#""loadOnlyInlinedPlugins":"True""#);
     let without_plugins = r#"{"cniVersion":"1.0.0","name":"net"}"#;
-    type Files<'a> = &'a [(&'a str, &'a str)];
+    type Case<'a> = (&'a [(&'a str, &'a str)], bool, Result<(Way, &'a str), &'a str>);
     // (files, drop-in wished, way and file)
-    let cases: [(Files<'_>, bool, Result<(Way, &str), &str>); 14] = [
+    let cases: [Case<'_>; 14] = [
         (&[], true, Err("no network configuration is there yet")),
         (&[("10-a.conflist.bak", LIST), ("readme", "x")], false, Err("no network")),
         (&[("10-a.conflist", LIST), ("05-b.conflist", LIST)], false, Ok((Way::Edited, "05-b.conflist"))),
