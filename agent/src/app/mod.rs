@@ -7,6 +7,7 @@ mod controller;
 mod duties;
 mod enrolment;
 mod gateways;
+mod joiner;
 mod pods;
 mod report;
 mod run;
