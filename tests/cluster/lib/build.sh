@@ -12,6 +12,7 @@ check_machine() {
     need iptables iptables # for the portmap plugin: pods with a hostPort
     [ -x /usr/lib/cni/bridge ] || die "the CNI plugins are missing: apt-get install containernetworking-plugins"
     grep -qw overlay /proc/filesystems || modprobe overlay 2>/dev/null || die "this kernel has no overlayfs (modprobe overlay)"
+    [ -e /proc/net/if_inet6 ] || die "this kernel has no IPv6 (ipv6.disable=1?)"
     command -v go >/dev/null || die "go is missing: install Go 1.26 or later (Kubernetes is built from its modules)"
 }
 

@@ -34,7 +34,7 @@ certs() {
     (certificate scheduler /CN=system:kube-scheduler && kubeconfig scheduler) & pids+=($!)
     (certificate proxy /CN=system:kube-proxy && kubeconfig proxy) & pids+=($!)
     for node in $(nodes); do
-        (certificate "$node" "/O=system:nodes/CN=system:node:$node" "DNS:$node,IP:$(node_address "$node")" && kubeconfig "$node") & pids+=($!)
+        (certificate "$node" "/O=system:nodes/CN=system:node:$node" "DNS:$node,IP:$(node_address "$node"),IP:$(node_address6 "$node")" && kubeconfig "$node") & pids+=($!)
     done
     for pid in "${pids[@]}"; do wait "$pid" || die "openssl could not make a certificate"; done
 }

@@ -16,6 +16,14 @@ DNS_ADDRESS=10.96.0.10
 node_address() { echo "10.90.0.$((10 + ${1#n}))"; }
 node_pods() { echo "10.91.${1#n}.0/24"; }
 
+# The second family, with `up --dual-stack`: fd90:: joins the nodes, node N has fd91:0:0:N::/64 for pods.
+PODS6=fd91::/48
+SERVICES6=fd96::/112
+node_address6() { echo "fd90::$((10 + ${1#n}))"; }
+node_pods6() { echo "fd91:0:0:${1#n}::/64"; }
+# both A B: A, and B too where there are two families.
+both() { if [ -e "$DIR/dual-stack" ]; then echo "$1,$2"; else echo "$1"; fi; }
+
 say() { printf '%s\n' "$*" >&2; }
 die() { printf 'cluster: %s\n' "$*" >&2; exit 1; }
 

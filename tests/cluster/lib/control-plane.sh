@@ -11,7 +11,7 @@ start_etcd() {
 start_apiserver() {
     local pki="$DIR/pki"
     spawn apiserver "$BIN/kube-apiserver" --etcd-servers=http://127.0.0.1:2379 \
-        --advertise-address="$API_ADDRESS" --service-cluster-ip-range="$SERVICES" --allow-privileged \
+        --advertise-address="$API_ADDRESS" --service-cluster-ip-range="$(both "$SERVICES" "$SERVICES6")" --allow-privileged \
         --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction --client-ca-file="$pki/ca.crt" \
         --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" \
         --kubelet-certificate-authority="$pki/ca.crt" --kubelet-client-certificate="$pki/apiserver-client.crt" \
@@ -41,6 +41,6 @@ kubectl() { in_switch env KUBECONFIG="$DIR/pki/admin.kubeconfig" "$BIN/kubectl" 
 register_nodes() {
     local node
     for node in $(nodes); do
-        printf -- '---\napiVersion: v1\nkind: Node\nmetadata: {name: %s}\nspec: {podCIDR: %s, podCIDRs: [%s]}\n' "$node" "$(node_pods "$node")" "$(node_pods "$node")"
+        printf -- '---\napiVersion: v1\nkind: Node\nmetadata: {name: %s}\nspec: {podCIDR: %s, podCIDRs: [%s]}\n' "$node" "$(node_pods "$node")" "$(both "$(node_pods "$node")" "'$(node_pods6 "$node")'")"
     done | kubectl apply -f - >/dev/null
 }

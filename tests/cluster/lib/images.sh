@@ -24,7 +24,8 @@ build_images() {
     certs="$(cd "$HERE/tools/echo-advanced" && go mod download istio.io/istio && go list -m -f '{{.Dir}}' istio.io/istio)/tests/testdata/certs/dns"
     archive echo-advanced --name registry.k8s.io/gateway-api/echo-advanced:v1.5.1 --entrypoint /bin/server \
         --file "$advanced/server:/bin/server" --file "$advanced/client:/usr/local/bin/client" --file "$certs/cert-chain.pem:/cert.crt" --file "$certs/key.pem:/cert.key"
-    archive jaeger --name weft.test/jaeger:1.62 --file "$jaeger:/jaeger" --entrypoint /jaeger --directory /tmp
+    # Under its usual name too, so that manifests for any cluster work here as they are.
+    archive jaeger --name weft.test/jaeger:1.62 --name docker.io/jaegertracing/all-in-one:1.62.0 --file "$jaeger:/jaeger" --entrypoint /jaeger --directory /tmp
     publish "$IMAGES"
 }
 

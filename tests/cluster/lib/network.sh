@@ -6,6 +6,7 @@ network_up() {
 link set lo up
 link add br0 type bridge
 address add $API_ADDRESS/16 dev br0
+address add fd90::1/64 dev br0 nodad
 link set br0 up
 LINES
 }
@@ -21,6 +22,7 @@ LINES
     ip -n "$netns" -batch - <<LINES
 link set lo up
 address add $address/16 dev eth0
+address add $(node_address6 "$node")/64 dev eth0 nodad
 link set eth0 up
 LINES
     nsenter --net="/run/netns/$netns" sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
@@ -35,11 +37,15 @@ network_routes() {
     local to from
     for to in $(nodes); do
         ip -n "$SWITCH" route replace "$(node_pods "$to")" via "$(node_address "$to")"
+        ip -n "$SWITCH" route replace "$(node_pods6 "$to")" via "$(node_address6 "$to")"
         for from in $(nodes); do
-            [ "$from" = "$to" ] || ip -n "$PREFIX-$from" route replace "$(node_pods "$to")" via "$(node_address "$to")"
+            [ "$from" != "$to" ] || continue
+            ip -n "$PREFIX-$from" route replace "$(node_pods "$to")" via "$(node_address "$to")"
+            ip -n "$PREFIX-$from" route replace "$(node_pods6 "$to")" via "$(node_address6 "$to")"
         done
     done
     ip -n "$SWITCH" route replace "$SERVICES" via "$(node_address n1)"
+    ip -n "$SWITCH" route replace "$SERVICES6" via "$(node_address6 n1)"
 }
 
 network_down() {
