@@ -28,6 +28,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use weft_certs::IdentityStore;
+use weft_cni::install::InstallHandle;
 use weft_core::{
     engine::{Feedback, Update},
     model::{ObjectKey, Snapshot},
@@ -52,6 +53,10 @@ pub(super) struct Options {
     pub(super) what: String,
     /// Shared with `weft holder` and `weft-cni`; without it only Gateways are served.
     pub(super) run_dir: Option<PathBuf>,
+    /// What must survive a reboot; with it the plugin knows who is enrolled before this agent runs.
+    pub(super) state_dir: Option<PathBuf>,
+    /// The plugin's installation, kept up while this agent is the node's.
+    pub(super) installer: Mutex<Option<InstallHandle>>,
     /// Data plane threads.
     pub(super) workers: Option<usize>,
     /// A file, `-`, `off`; else as the configuration says.
@@ -104,6 +109,9 @@ pub(super) async fn serve(options: Options, mut worlds: watch::Receiver<Arc<Worl
     agent.shared.config.store(update.config.clone());
     let node = agent.options.run_dir.as_deref().map(|dir| agent.start_node(dir)).transpose()?;
     let manager = node.as_ref().map(|n| n.manager.clone());
+    if let (Some(cluster), Some(manager)) = (&agent.options.cluster, &manager) {
+        cluster.follow_captured(manager.captured(), |pod| pod.uid.as_str().into());
+    }
     let mut gateways = Gateways::new(agent.plane.clone(), agent.pages.identities.clone(), manager);
     agent.publish(&mut pipeline, &mut gateways, update).await;
     tracing::info!(node = agent.options.node, "serving {}", agent.options.what);
@@ -140,7 +148,10 @@ impl Agent {
     }
 
     fn start_node(&self, run_dir: &Path) -> Result<NodePart> {
-        let (manager, events) = PodManager::start(ManagerConfig::new(run_dir), self.enrolment.clone())?;
+        let (manager, events) = PodManager::start(
+            ManagerConfig { state_dir: self.options.state_dir.clone(), ..ManagerConfig::new(run_dir) },
+            self.enrolment.clone(),
+        )?;
         let serving = PodServing {
             plane: self.plane.clone(),
             identities: self.pages.identities.clone().context("a mesh needs its CA")?,
@@ -156,7 +167,7 @@ impl Agent {
             proc_root: "/proc".into(),
             manager: manager.clone(),
             enrolment: self.enrolment.clone(),
-            witness: None,
+            witness: self.options.installer.lock().as_ref().map(InstallHandle::witness),
             gone_patience: joiner::GONE_PATIENCE,
         };
         Ok(NodePart { manager, serving, joining: joiner.start(), superseded })
@@ -292,6 +303,10 @@ impl Agent {
             }
         }
         drop(ready);
+        // The successor's is at work already; nothing is taken back.
+        if let Some(installer) = self.options.installer.lock().take() {
+            installer.stop();
+        }
         // Stop taking new work; pods stay captured, and their listeners stay open in the holder.
         gateways.stop_accepting().await;
         drop(gateways);
