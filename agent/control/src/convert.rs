@@ -181,7 +181,7 @@ pub(crate) fn material_to_map(material: &Material) -> MaterialMap {
         ((MaterialKind::Secret, key.clone()), MaterialValue::Secret(Arc::new(value)))
     });
     let config_maps = material.config_maps.iter().map(|(key, map)| {
-        let value = ConfigMap { meta: bare(&map.meta), ca: map.ca.clone() };
+        let value = ConfigMap { meta: bare(&map.meta), ca: map.ca.clone(), parameters: None };
         ((MaterialKind::ConfigMap, key.clone()), MaterialValue::ConfigMap(Arc::new(value)))
     });
     secrets.chain(config_maps).collect()
@@ -297,7 +297,7 @@ fn material_object(object: wire::MaterialObject) -> Result<MaterialEntry, Malfor
                 Some(wire::Content::Invalid(why)) => Some(Err(text(&why))),
                 Some(wire::Content::Tls(_)) | None => None,
             };
-            MaterialValue::ConfigMap(Arc::new(ConfigMap { meta, ca }))
+            MaterialValue::ConfigMap(Arc::new(ConfigMap { meta, ca, parameters: None }))
         }
     };
     Ok((id, value, size))

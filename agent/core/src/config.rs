@@ -8,8 +8,8 @@ use crate::{
     balance::Weighted,
     matching::{HostMap, RouteTable},
     model::{
-        CaBundle, Cors, HeaderModifier, Hostname, KeyPair, ObjectKey, Redirect, Retry, RouteKind,
-        SessionPersistence, SpiffeId, Str, SubjectAltName, Timeouts, UrlRewrite, Workload,
+        CaBundle, Cors, GatewayParameters, HeaderModifier, Hostname, KeyPair, ObjectKey, Redirect, Retry,
+        RouteKind, SessionPersistence, SpiffeId, Str, SubjectAltName, Timeouts, UrlRewrite, Workload,
     },
     shards::Shards,
 };
@@ -47,6 +47,8 @@ pub struct GatewayConfig {
     pub identity: SpiffeId,
     /// What to bind: addresses × ports.
     pub addresses: Vec<IpAddr>,
+    /// Settings of its class and its own (`parametersRef`).
+    pub parameters: Arc<GatewayParameters>,
     /// From a listener's port to the port that is bound in its stead; the same when absent.
     pub targets: BTreeMap<(u16, Transport), u16>,
     /// Ports with at least one programmed listener.

@@ -3,7 +3,7 @@
 use super::{
     Problem, Reader, ResolvedGateway, ResolvedSet, allowed,
     certificates::certificate,
-    class::{check_parameters, resolve_class},
+    class::{resolve_class, resolve_parameters},
     conflicts::{mark_conflicts, mark_overlaps},
     grants::Referrer,
     listeners::resolve_listener,
@@ -17,13 +17,11 @@ pub(crate) fn resolve_gateway(reader: &Reader<'_>, key: &ObjectKey) -> Option<Re
     let gateway = reader.gateway(key)?;
     let (_, class) = resolve_class(reader, &gateway.class)?;
     let place = place(reader, gateway);
-    let accepted = class
-        .map_err(|p| Problem::new(p.reason, format!("GatewayClass {}: {}", gateway.class, p.message)))
-        .and_then(|()| {
-            let parameters = gateway.infrastructure.as_ref().and_then(|i| i.parameters_ref.as_ref());
-            parameters.map_or(Ok(()), |p| check_parameters(reader, p, Some(&key.namespace)))
-        })
-        .and_then(|()| place.as_ref().map(|_| ()).map_err(Clone::clone));
+    let parameters = resolve_parameters(reader, gateway, class);
+    let accepted = parameters
+        .as_ref()
+        .map_err(Clone::clone)
+        .and_then(|_| place.as_ref().map(|_| ()).map_err(Clone::clone));
     let owner = Referrer { kind: Kind::Gateway, namespace: key.namespace.clone() };
     let client = gateway
         .backend_client_certificate
@@ -53,6 +51,7 @@ pub(crate) fn resolve_gateway(reader: &Reader<'_>, key: &ObjectKey) -> Option<Re
     Some(ResolvedGateway {
         gateway: Arc::clone(gateway),
         place: place.unwrap_or_default(),
+        parameters: parameters.unwrap_or_default(),
         accepted,
         refs,
         client_certificate,

@@ -37,8 +37,8 @@ pub use settings::Settings;
 use crate::{
     config::{Backend, BackendTls, FailReason, TlsTermination},
     model::{
-        BackendTlsPolicy, FromNamespaces, Gateway, GroupKind, Hostname, KeyPair, ListenerSet, ObjectKey,
-        Placement, Protocol, Route, RouteKind, Str, TlsMode,
+        BackendTlsPolicy, FromNamespaces, Gateway, GatewayParameters, GroupKind, Hostname, KeyPair,
+        ListenerSet, ObjectKey, Placement, Protocol, Route, RouteKind, Str, TlsMode,
     },
 };
 use std::{collections::BTreeSet, sync::Arc};
@@ -78,6 +78,8 @@ pub(crate) struct ResolvedGateway {
     /// `spec.tls.backend.clientCertificateRef`.
     pub(crate) refs: Result<(), Problem>,
     pub(crate) client_certificate: Option<Arc<KeyPair>>,
+    /// Of its class and its own; the defaults unless it is accepted.
+    pub(crate) parameters: Arc<GatewayParameters>,
     /// Where it is to be reached.
     pub(crate) place: Placement,
     /// `AllowInsecureFallback` is configured somewhere.

@@ -2,8 +2,8 @@
 
 use super::{AttachPoint, ResolvedGateway, ResolvedPolicy, ResolvedSet, Settings};
 use crate::model::{
-    ConfigMap, Gateway, GatewayClass, Kind, ListenerSet, Namespace, ObjectKey, ObjectRef, Placement, ReferenceGrant,
-    RouteKind, Secret, Service, Snapshot, Str,
+    ConfigMap, Gateway, GatewayClass, GatewayConfig, Kind, ListenerSet, Namespace, ObjectKey, ObjectRef,
+    Placement, ReferenceGrant, RouteKind, Secret, Service, Snapshot, Str,
 };
 use std::{
     cell::RefCell,
@@ -189,9 +189,9 @@ impl<'a> Reader<'a> {
         self.world.snapshot.config_maps.get(key)
     }
 
-    pub(crate) fn has_gateway_config(&self, key: &ObjectKey) -> bool {
+    pub(crate) fn gateway_config(&self, key: &ObjectKey) -> Option<&'a Arc<GatewayConfig>> {
         self.note(Source::GatewayConfig(key.clone()));
-        self.world.snapshot.gateway_configs.contains_key(key)
+        self.world.snapshot.gateway_configs.get(key)
     }
 
     pub(crate) fn service(&self, key: &ObjectKey) -> Option<&'a Arc<Service>> {

@@ -29,14 +29,23 @@ fn parameters(group: &str, kind: &str, name: &str) -> ParametersRef {
 fn parameters_are_looked_up() {
     let invalid = "Accepted=False/InvalidParameters SupportedVersion";
     let mut w = world();
-    w.ca("infra/there", None);
-    w.0.gateway_configs.insert(key("infra/there"), std::sync::Arc::new(meta("infra/there")));
+    let bad = || Err("addressMode: \"Nowhere\" is no mode".into());
+    for (name, settings) in [("infra/there", Ok(GatewaySettings::default())), ("infra/bad", bad())] {
+        let config = GatewayConfig { meta: meta(name), settings: settings.clone() };
+        w.0.gateway_configs.insert(key(name), std::sync::Arc::new(config));
+        let map = ConfigMap { meta: meta(name), ca: None, parameters: Some(settings) };
+        w.0.config_maps.insert(key(name), std::sync::Arc::new(map));
+    }
+    w.ca("infra/empty", None);
     let cases = [
         (None, "Accepted SupportedVersion"),
         (Some(("weft.dev", "WeftGatewayConfig", "infra/there")), "Accepted SupportedVersion"),
         (Some(("", "ConfigMap", "infra/there")), "Accepted SupportedVersion"),
         (Some(("", "ConfigMap", "infra/absent")), invalid),
         (Some(("weft.dev", "WeftGatewayConfig", "infra/absent")), invalid),
+        (Some(("", "ConfigMap", "infra/empty")), invalid),
+        (Some(("", "ConfigMap", "infra/bad")), invalid),
+        (Some(("weft.dev", "WeftGatewayConfig", "infra/bad")), invalid),
         (Some(("", "ConfigMap", "there")), invalid),
         (Some(("acme.example", "Nobody", "infra/there")), invalid),
     ];

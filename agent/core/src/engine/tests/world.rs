@@ -116,7 +116,7 @@ impl World {
     }
 
     pub(super) fn ca(&mut self, name: &str, ca: Option<Result<CaBundle, Str>>) {
-        self.0.config_maps.insert(key(name), Arc::new(ConfigMap { meta: meta(name), ca }));
+        self.0.config_maps.insert(key(name), Arc::new(ConfigMap { meta: meta(name), ca, parameters: None }));
     }
 
     /// Lets `from` (kind, namespace) refer to every `to` in the namespace of `name`.
@@ -290,6 +290,7 @@ pub(super) fn service(name: &str, ip: &str, ports: &[u16]) -> Service {
         publish_not_ready: false,
         client_ip_affinity: false,
         traffic_distribution: None,
+        ingress: Vec::new(),
     }
 }
 

@@ -20,6 +20,7 @@ fn world(gateways: &[(&str, &[&str], &[u16])]) -> Config {
             key: key(name),
             identity: weft_core::model::SpiffeId::new("cluster.local", "infra", *name),
             addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+            parameters: Default::default(),
             targets: Default::default(),
             ports: ports.iter().map(|port| (tcp(*port), PortConfig::Tcp(None))).collect(),
             backend_client_certificate: None,
