@@ -76,7 +76,12 @@ impl Report<'_> {
     fn denied(&mut self, id: &'static str, path: &str) -> bool {
         let denied = self.facts.denied.contains(path);
         if denied {
-            self.add(id, Level::Warning, format!("{path}: not readable by you, so not checked"), "use a context with more rights: --context");
+            self.add(
+                id,
+                Level::Warning,
+                format!("{path}: not readable by you, so not checked"),
+                "use a context with more rights: --context",
+            );
         }
         denied
     }
@@ -93,7 +98,15 @@ pub(super) async fn run(cluster: &Cluster, args: &CheckArgs, show: &Show) -> Res
     let (errors, warnings) = (of(Level::Error), of(Level::Warning));
     show.result(&json!({"ok": errors == 0, "errors": errors, "warnings": warnings, "findings": findings}));
     let mark = if errors > 0 { Mark::Bad } else { Mark::Good };
-    show.line(mark, &format!("{}, {}, {}", count(findings.len(), "check"), count(errors, "error"), count(warnings, "warning")));
+    show.line(
+        mark,
+        &format!(
+            "{}, {}, {}",
+            count(findings.len(), "check"),
+            count(errors, "error"),
+            count(warnings, "warning")
+        ),
+    );
     Ok(if errors > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
