@@ -166,6 +166,9 @@ pub struct AgentArgs {
     /// Admin address: configuration and certificates as JSON
     #[arg(long, default_value = "127.0.0.1:15000")]
     pub admin: SocketAddr,
+    /// Unix socket of the same, and of probes
+    #[arg(long, env = "WEFT_ADMIN_SOCKET", value_name = "SOCKET")]
+    pub admin_socket: Option<PathBuf>,
     /// Address of Prometheus metrics (`/metrics`)
     #[arg(long, default_value = "0.0.0.0:15020")]
     pub metrics: SocketAddr,

@@ -28,6 +28,7 @@ use std::process::ExitCode;
 /// # Errors
 /// What the command says; printed by `main`.
 pub fn dispatch(cli: Cli) -> Result<ExitCode> {
+    install_crypto();
     match cli.command {
         Command::Demo(args) => demo::run(&args)?,
         Command::Run(args) => return run::run(args),

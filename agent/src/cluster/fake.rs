@@ -47,7 +47,8 @@ pub(super) struct Fake {
     pub(super) reaction: Reaction,
     /// What an agent answers, by its pod.
     pub(super) agent: Agent,
-    version: Mutex<u64>,
+    /// The last resourceVersion.
+    pub(super) version: Mutex<u64>,
 }
 
 impl Default for Fake {

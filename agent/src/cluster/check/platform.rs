@@ -12,9 +12,16 @@ pub(super) fn kubernetes(report: &mut Report<'_>) {
             "WEFT-C001",
             Level::Error,
             format!("Kubernetes {found}: older than {major}.{minor}"),
-            format!("upgrade the cluster to {major}.{minor} or later: TLSRoute's validation and container profiles need it"),
+            format!(
+                "upgrade the cluster to {major}.{minor} or later: the CA relies on tokens that say their node"
+            ),
         ),
-        None => report.add("WEFT-C001", Level::Warning, format!("Kubernetes `{found}`: version not understood"), ""),
+        None => report.add(
+            "WEFT-C001",
+            Level::Warning,
+            format!("Kubernetes `{found}`: version not understood"),
+            "",
+        ),
     }
 }
 
