@@ -1,6 +1,13 @@
 //! Arguments of the `weft` binary.
 
-use crate::{call::CallArgs, demo::DemoArgs, echo::EchoArgs};
+use crate::{
+    call::CallArgs,
+    cluster::{
+        AdminArgs, CheckArgs, EXIT_CODES, HealthArgs, InstallArgs, MembershipArgs, StatusArgs, UninstallArgs,
+    },
+    demo::DemoArgs,
+    echo::EchoArgs,
+};
 use clap::{Parser, Subcommand};
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -31,6 +38,30 @@ pub enum Command {
     Controller(ControllerArgs),
     /// Own the listening sockets of a node's pods, so that they survive the agent
     Holder(HolderArgs),
+    /// Install Weft into a cluster, or bring it to this version and these settings
+    #[command(after_help = EXIT_CODES)]
+    Install(InstallArgs),
+    /// Take every pod out of the mesh, leave every node clean, then remove Weft
+    #[command(after_help = EXIT_CODES)]
+    Uninstall(UninstallArgs),
+    /// Put a namespace or a pod into the mesh, and follow its pods; none is restarted
+    #[command(after_help = EXIT_CODES)]
+    Join(MembershipArgs),
+    /// Take a namespace or a pod out of the mesh, and follow its pods; none is restarted
+    #[command(after_help = EXIT_CODES)]
+    Leave(MembershipArgs),
+    /// Check cluster and installation: each check with an id, what was found, and the remedy
+    #[command(after_help = EXIT_CODES)]
+    Check(CheckArgs),
+    /// Show nodes, namespaces, pods, callers in clear and what points nowhere, on one screen
+    #[command(after_help = EXIT_CODES)]
+    Status(StatusArgs),
+    /// Ask an agent whether it is well, over its Unix socket (for probes)
+    #[command(hide = true)]
+    Health(HealthArgs),
+    /// Ask an agent for a page, over its Unix socket
+    #[command(hide = true)]
+    Admin(AdminArgs),
     /// Echo servers of the demo and the tests
     #[command(hide = true)]
     Echo(EchoArgs),
@@ -135,6 +166,9 @@ pub struct AgentArgs {
     /// Admin address: configuration and certificates as JSON
     #[arg(long, default_value = "127.0.0.1:15000")]
     pub admin: SocketAddr,
+    /// Unix socket of the same, and of probes
+    #[arg(long, env = "WEFT_ADMIN_SOCKET", value_name = "SOCKET")]
+    pub admin_socket: Option<PathBuf>,
     /// Address of Prometheus metrics (`/metrics`)
     #[arg(long, default_value = "0.0.0.0:15020")]
     pub metrics: SocketAddr,

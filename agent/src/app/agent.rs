@@ -87,6 +87,7 @@ async fn in_cluster(args: AgentArgs) -> Result<()> {
         workers: args.workers,
         access_log: args.access_log,
         doors: [(Door::Admin, args.admin), (Door::Metrics, args.metrics), (Door::Health, args.health)],
+        admin_socket: args.admin_socket,
         drain: Duration::from_secs(args.drain_seconds),
         identities: Some(identities),
         cluster: Some(cluster),

@@ -17,6 +17,7 @@ mod world;
 use crate::{
     call,
     cli::{Cli, Command},
+    cluster::{self as commands, ClusterCommand},
     demo, echo,
 };
 use anyhow::Result;
@@ -27,12 +28,21 @@ use std::process::ExitCode;
 /// # Errors
 /// What the command says; printed by `main`.
 pub fn dispatch(cli: Cli) -> Result<ExitCode> {
+    install_crypto();
     match cli.command {
         Command::Demo(args) => demo::run(&args)?,
         Command::Run(args) => return run::run(args),
         Command::Agent(args) => return agent::run(*args),
         Command::Controller(args) => return controller::run(args),
         Command::Holder(args) => holder(args)?,
+        Command::Install(args) => return commands::run(&ClusterCommand::Install(args)),
+        Command::Uninstall(args) => return commands::run(&ClusterCommand::Uninstall(args)),
+        Command::Join(args) => return commands::run(&ClusterCommand::Join(args)),
+        Command::Leave(args) => return commands::run(&ClusterCommand::Leave(args)),
+        Command::Check(args) => return commands::run(&ClusterCommand::Check(args)),
+        Command::Status(args) => return commands::run(&ClusterCommand::Status(args)),
+        Command::Health(args) => return commands::health(&args),
+        Command::Admin(args) => return commands::admin(&args),
         Command::Echo(args) => simple_runtime()?.block_on(echo::run(args))?,
         Command::Call(args) => {
             let tally = simple_runtime()?.block_on(call::run(args))?;

@@ -41,6 +41,7 @@ async fn from_files(args: RunArgs) -> Result<()> {
         workers: args.workers,
         access_log: args.access_log,
         doors: [(Door::Admin, args.admin), (Door::Metrics, args.metrics), (Door::Health, args.health)],
+        admin_socket: None,
         drain: Duration::from_secs(args.drain_seconds),
         cluster: None,
     };

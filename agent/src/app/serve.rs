@@ -63,6 +63,8 @@ pub(super) struct Options {
     pub(super) access_log: Option<String>,
     /// Pages and where they are.
     pub(super) doors: [(Door, SocketAddr); 3],
+    /// A Unix socket with every page, which no other agent of the node has.
+    pub(super) admin_socket: Option<PathBuf>,
     /// Longest time that connections are let finish.
     pub(super) drain: Duration,
     /// Certificates; none without a mesh.
@@ -82,6 +84,8 @@ struct Agent {
     mesh: Arc<RwLock<(weft_core::model::Str, weft_core::model::MtlsMode)>>,
     enrolment: Arc<WorldEnrolment>,
     pages: Arc<Pages>,
+    /// Ends the pages on the node's addresses, for the next agent's.
+    doors: CancellationToken,
     stop: CancellationToken,
 }
 
@@ -100,9 +104,7 @@ struct NodePart {
 pub(super) async fn serve(options: Options, mut worlds: watch::Receiver<Arc<World>>) -> Result<()> {
     let first = worlds.borrow_and_update().clone();
     let agent = Agent::start(options, &first.agent)?;
-    for at in agent.options.doors {
-        admin::serve(at, agent.pages.clone(), agent.stop.clone()).await?;
-    }
+    agent.open_doors().await?;
     let placed = agent.options.cluster.is_some();
     let mut pipeline = Pipeline::new(placed, agent.enrolment.clone(), agent.pages.seen.clone());
     let update = pipeline.world(first.clone());
@@ -143,6 +145,7 @@ impl Agent {
             mesh: Arc::new(RwLock::new((config.trust_domain.clone(), config.mtls))),
             enrolment,
             pages,
+            doors: CancellationToken::new(),
             stop: CancellationToken::new(),
         })
     }
@@ -326,7 +329,22 @@ impl Agent {
         Ok(())
     }
 
+    async fn open_doors(&self) -> Result<()> {
+        if let Some(path) = &self.options.admin_socket {
+            admin::serve_socket(path, self.pages.clone(), self.stop.clone())?;
+        }
+        for at in self.options.doors {
+            if self.options.cluster.is_some() {
+                admin::serve_when_free(at, self.pages.clone(), self.doors.clone());
+            } else {
+                admin::serve(at, self.pages.clone(), self.stop.clone()).await?;
+            }
+        }
+        Ok(())
+    }
+
     async fn shut_down(self) {
+        self.doors.cancel();
         let grace = self.options.drain;
         self.pages.ready.store(false, Ordering::Release);
         tracing::info!("draining for at most {grace:?}");

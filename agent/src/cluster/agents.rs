@@ -107,7 +107,8 @@ async fn exec(client: &Client, pod: &str, path: &str) -> Result<Value, String> {
         first.and(second).map_err(|e| e.to_string())?;
     }
     serde_json::from_slice(&page).map_err(|_| {
-        let said = String::from_utf8_lossy(if trouble.is_empty() { &page } else { &trouble }).trim().to_owned();
+        let said =
+            String::from_utf8_lossy(if trouble.is_empty() { &page } else { &trouble }).trim().to_owned();
         if said.is_empty() { "the agent said nothing".into() } else { said }
     })
 }

@@ -58,7 +58,11 @@ impl ClusterError {
 /// Answers of agents' admin pages.
 pub(super) trait AskAgent: Send + Sync {
     /// The page `path` of the agent in the pod `pod` of weft-system.
-    fn ask<'a>(&'a self, pod: &'a str, path: &'a str) -> futures_util::future::BoxFuture<'a, Result<Value, String>>;
+    fn ask<'a>(
+        &'a self,
+        pod: &'a str,
+        path: &'a str,
+    ) -> futures_util::future::BoxFuture<'a, Result<Value, String>>;
 }
 
 /// A cluster.

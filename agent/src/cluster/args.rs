@@ -138,8 +138,13 @@ pub struct HealthArgs {
 #[derive(Clone, Debug, Args)]
 pub struct AdminArgs {
     /// The agent's Unix socket
-    #[arg(long, env = "WEFT_ADMIN_SOCKET", value_name = "SOCKET", global = true,
-          default_value = "/var/run/weft-pod/admin.sock")]
+    #[arg(
+        long,
+        env = "WEFT_ADMIN_SOCKET",
+        value_name = "SOCKET",
+        global = true,
+        default_value = "/var/run/weft-pod/admin.sock"
+    )]
     pub socket: PathBuf,
     #[command(subcommand)]
     #[allow(missing_docs)]

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
-use std::{path::Path, process::ExitCode, time::Duration};
-use tokio::{io::AsyncWriteExt as _, net::UnixStream};
+use std::{io::Write as _, path::Path, process::ExitCode, time::Duration};
+use tokio::net::UnixStream;
 
 /// Longest wait for a page.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -29,18 +29,16 @@ pub fn health(args: &HealthArgs) -> Result<ExitCode> {
 pub fn admin(args: &AdminArgs) -> Result<ExitCode> {
     let AdminCommand::Get { page } = &args.command;
     let path = format!("/{}", page.trim_start_matches('/'));
-    block_on(async {
-        let page = get(&args.socket, &path).await?;
-        let mut out = tokio::io::stdout();
-        out.write_all(&page).await?;
-        Ok(out.flush().await?)
-    })?;
+    let page = block_on(get(&args.socket, &path))?;
+    std::io::stdout().lock().write_all(&page)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn block_on<T>(what: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        tokio::time::timeout(ANSWER, what).await.with_context(|| format!("no answer in {} s", ANSWER.as_secs()))?
+        tokio::time::timeout(ANSWER, what)
+            .await
+            .with_context(|| format!("no answer in {} s", ANSWER.as_secs()))?
     })
 }
 

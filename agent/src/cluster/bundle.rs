@@ -81,16 +81,11 @@ impl Settings {
     ///
     /// # Errors
     /// A sentence with the remedy, for a key that there is not or a value that cannot be.
-    pub(super) fn read(
-        image: Option<&str>,
-        settings: &[String],
-        addons: &[Addon],
-    ) -> Result<Self, String> {
+    pub(super) fn read(image: Option<&str>, settings: &[String], addons: &[Addon]) -> Result<Self, String> {
         let mut values = BTreeMap::new();
         for setting in settings {
-            let (key, value) = setting
-                .split_once('=')
-                .ok_or_else(|| format!("--set {setting}: a setting is KEY=VALUE"))?;
+            let (key, value) =
+                setting.split_once('=').ok_or_else(|| format!("--set {setting}: a setting is KEY=VALUE"))?;
             if !key.starts_with("config.") && !KEYS.contains(&key) {
                 return Err(format!(
                     "--set {key}: no such setting; there are config.* and {}. The Helm chart has more",
@@ -268,7 +263,8 @@ pub(super) const SETTINGS: &str = "weft.dev/install-settings";
 
 /// FNV-1a: the same in every build, and nobody's secret hangs on it.
 fn fnv(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    text.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Where an object of a kind that we know is in the API.
@@ -317,7 +313,9 @@ mod tests {
         let position = |wanted: &str| objects.iter().position(|o| title(o) == wanted).unwrap();
         assert!(position("Namespace weft-system") < position("ServiceAccount weft-system/weft-agent"));
         assert!(position("ConfigMap weft-system/weft-config") < position("DaemonSet weft-system/weft-agent"));
-        assert!(position("Deployment weft-system/weft-controller") < position("DaemonSet weft-system/weft-agent"));
+        assert!(
+            position("Deployment weft-system/weft-controller") < position("DaemonSet weft-system/weft-agent")
+        );
     }
 
     #[test]
@@ -328,12 +326,18 @@ mod tests {
             let objects = objects(&settings, None);
             assert_eq!(find(&objects, title).pointer(pointer), Some(&expected), "{given:?}: {pointer}");
         };
-        let (agent, controller) = ("DaemonSet weft-system/weft-agent", "Deployment weft-system/weft-controller");
+        let (agent, controller) =
+            ("DaemonSet weft-system/weft-agent", "Deployment weft-system/weft-controller");
         check(&[], agent, "/spec/template/spec/containers/0/image", json!("r.test/weft:1"));
         check(&[], agent, "/spec/template/spec/containers/1/image", json!("r.test/weft:1"));
         check(&[], controller, "/spec/template/spec/containers/0/image", json!("r.test/weft:1"));
         check(&["controller.replicas=1"], controller, "/spec/replicas", json!(1));
-        check(&["agent.drainSeconds=10"], agent, "/spec/template/spec/terminationGracePeriodSeconds", json!(40));
+        check(
+            &["agent.drainSeconds=10"],
+            agent,
+            "/spec/template/spec/terminationGracePeriodSeconds",
+            json!(40),
+        );
         let settings = Settings::read(None, &["agent.cniConfDir=/k3s/net.d".into()], &[]).unwrap();
         let objects = objects(&settings, None);
         let volumes = list(find(&objects, agent), "/spec/template/spec/volumes");
@@ -386,7 +390,11 @@ mod tests {
 
     #[test]
     fn the_last_installations_settings_are_kept_unless_given_anew() {
-        let old = Settings::read(Some("a:1"), &["config.mtls=strict".into(), "controller.replicas=3".into()], &[Addon::Jaeger]);
+        let old = Settings::read(
+            Some("a:1"),
+            &["config.mtls=strict".into(), "controller.replicas=3".into()],
+            &[Addon::Jaeger],
+        );
         let new = Settings::read(None, &["controller.replicas=1".into()], &[]).unwrap();
         let both = new.over(old.unwrap());
         assert_eq!(both.image.as_deref(), Some("a:1"));

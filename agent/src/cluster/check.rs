@@ -21,13 +21,13 @@ mod platform;
 #[cfg(test)]
 mod tests;
 
-/// The oldest Kubernetes: TLSRoute's validation rules and `appArmorProfile` need it.
-const KUBERNETES_MIN: (u64, u64) = (1, 31);
+/// The oldest Kubernetes, as (major, minor).
+const KUBERNETES_MIN: (u32, u32) = weft_k8s::MINIMUM_KUBERNETES;
 /// The oldest kernel: what the capture rules need is older; this is the oldest that is tested by anybody still.
-const KERNEL_MIN: (u64, u64) = (5, 10);
+const KERNEL_MIN: (u32, u32) = (5, 10);
 /// The oldest bundle of the Gateway API, and the newest that is tested.
-const BUNDLE_MIN: (u64, u64) = (1, 2);
-const BUNDLE_TESTED: (u64, u64) = (1, 6);
+const BUNDLE_MIN: (u32, u32) = (weft_k8s::MINIMUM_BUNDLE.0, weft_k8s::MINIMUM_BUNDLE.1);
+const BUNDLE_TESTED: (u32, u32) = (1, 6);
 
 /// How bad.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -76,7 +76,12 @@ impl Report<'_> {
     fn denied(&mut self, id: &'static str, path: &str) -> bool {
         let denied = self.facts.denied.contains(path);
         if denied {
-            self.add(id, Level::Warning, format!("{path}: not readable by you, so not checked"), "use a context with more rights: --context");
+            self.add(
+                id,
+                Level::Warning,
+                format!("{path}: not readable by you, so not checked"),
+                "use a context with more rights: --context",
+            );
         }
         denied
     }
@@ -93,7 +98,15 @@ pub(super) async fn run(cluster: &Cluster, args: &CheckArgs, show: &Show) -> Res
     let (errors, warnings) = (of(Level::Error), of(Level::Warning));
     show.result(&json!({"ok": errors == 0, "errors": errors, "warnings": warnings, "findings": findings}));
     let mark = if errors > 0 { Mark::Bad } else { Mark::Good };
-    show.line(mark, &format!("{}, {}, {}", count(findings.len(), "check"), count(errors, "error"), count(warnings, "warning")));
+    show.line(
+        mark,
+        &format!(
+            "{}, {}, {}",
+            count(findings.len(), "check"),
+            count(errors, "error"),
+            count(warnings, "warning")
+        ),
+    );
     Ok(if errors > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
@@ -129,7 +142,7 @@ pub(super) fn findings(facts: &Facts, want: Want) -> Vec<Finding> {
 }
 
 /// The first two numbers of a version such as `v1.31.4-gke.1` or `6.1.0-18-amd64`.
-fn version(text: &str) -> Option<(u64, u64)> {
+fn version(text: &str) -> Option<(u32, u32)> {
     let mut numbers = text.trim_start_matches('v').split(['.', '-', '+']).map(|part| part.parse().ok());
     Some((numbers.next()??, numbers.next()??))
 }

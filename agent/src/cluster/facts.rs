@@ -112,14 +112,15 @@ impl Facts {
         let crds = self.list(cluster, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions").await?;
         self.crds = crds
             .into_iter()
-            .filter(|crd| [GATEWAY_API, "weft.dev", "gateway.networking.x-k8s.io"].contains(&text(crd, "/spec/group")))
+            .filter(|crd| {
+                [GATEWAY_API, "weft.dev", "gateway.networking.x-k8s.io"].contains(&text(crd, "/spec/group"))
+            })
             .collect();
         let guard = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/safe-upgrades.gateway.networking.k8s.io";
         self.upgrade_guard = self.get(cluster, guard).await?.is_some();
         self.namespace = self.get(cluster, "/api/v1/namespaces/weft-system").await?;
         self.cilium = self.get(cluster, "/api/v1/namespaces/kube-system/configmaps/cilium-config").await?;
-        self.calico =
-            self.get(cluster, "/apis/crd.projectcalico.org/v1/felixconfigurations/default").await?;
+        self.calico = self.get(cluster, "/apis/crd.projectcalico.org/v1/felixconfigurations/default").await?;
         self.kube_proxy = self.get(cluster, "/api/v1/namespaces/kube-system/configmaps/kube-proxy").await?;
         Ok(())
     }
@@ -154,7 +155,9 @@ impl Facts {
 
     async fn gateway_api(&mut self, cluster: &Cluster) -> Result<(), ClusterError> {
         self.services = self.list(cluster, "/api/v1/services").await?;
-        for (plural, _) in [("gatewayclasses", ""), ("gateways", ""), ("listenersets", "")].into_iter().chain(ROUTES) {
+        for (plural, _) in
+            [("gatewayclasses", ""), ("gateways", ""), ("listenersets", "")].into_iter().chain(ROUTES)
+        {
             // Which version is served depends on the bundle; the definition says.
             let Some(version) = self.served(plural) else { continue };
             let objects = self.list(cluster, &format!("/apis/{GATEWAY_API}/{version}/{plural}")).await?;
@@ -196,7 +199,11 @@ impl Facts {
         Ok(self.unless_denied(path, answer)?.unwrap_or_default())
     }
 
-    fn unless_denied<T>(&mut self, path: &str, answer: Result<Option<T>, ClusterError>) -> Result<Option<T>, ClusterError> {
+    fn unless_denied<T>(
+        &mut self,
+        path: &str,
+        answer: Result<Option<T>, ClusterError>,
+    ) -> Result<Option<T>, ClusterError> {
         match answer {
             Err(error) if error.code() == Some(403) => {
                 self.denied.insert(path.split('?').next().unwrap_or(path).to_owned());
@@ -238,7 +245,8 @@ pub(super) fn agent_pods(system_pods: &[Value]) -> BTreeMap<String, String> {
     let mut found: BTreeMap<String, (&str, String)> = BTreeMap::new();
     for pod in system_pods {
         let agent = label(pod, "app.kubernetes.io/component") == Some("agent");
-        let running = text(pod, "/status/phase") == "Running" && pod.pointer("/metadata/deletionTimestamp").is_none();
+        let running =
+            text(pod, "/status/phase") == "Running" && pod.pointer("/metadata/deletionTimestamp").is_none();
         if !agent || !running {
             continue;
         }

@@ -54,7 +54,10 @@ pub(super) async fn run(cluster: &Cluster, args: &InstallArgs, show: &Show) -> R
     let waiting = wait(cluster, args.timeout, show).await?;
     show.result(&json!({"changed": changed, "ready": waiting.is_empty(), "waitingFor": waiting}));
     if !waiting.is_empty() {
-        show.line(Mark::Bad, &format!("not ready after {} s; `weft check` says more", args.timeout.as_secs()));
+        show.line(
+            Mark::Bad,
+            &format!("not ready after {} s; `weft check` says more", args.timeout.as_secs()),
+        );
         return Ok(ExitCode::FAILURE);
     }
     next_steps(show, &settings);
@@ -71,7 +74,9 @@ fn refuse_helm(config: Option<&Value>) -> Result<()> {
     if label(config, "app.kubernetes.io/managed-by") == Some("Helm") {
         let release = annotation(config, "meta.helm.sh/release-name").unwrap_or("weft");
         let namespace = annotation(config, "meta.helm.sh/release-namespace").unwrap_or(NAMESPACE);
-        bail!("ConfigMap weft-system/weft-config: Weft was installed by Helm; use `helm upgrade {release} -n {namespace} …`");
+        bail!(
+            "ConfigMap weft-system/weft-config: Weft was installed by Helm; use `helm upgrade {release} -n {namespace} …`"
+        );
     }
     Ok(())
 }
@@ -112,7 +117,10 @@ async fn apply_all(cluster: &Cluster, settings: &Settings, show: &Show) -> Resul
         let before = cluster.get(&path).await?.map(|o| text(&o, "/metadata/resourceVersion").to_owned());
         let after = match cluster.apply(&path, &object, !is_config).await {
             Err(ClusterError::Refused { code: 409, message, .. }) if is_config => {
-                show.line(Mark::Warn, &format!("{title}: edited by somebody else and kept as it is ({message})"));
+                show.line(
+                    Mark::Warn,
+                    &format!("{title}: edited by somebody else and kept as it is ({message})"),
+                );
                 let kept = cluster.get(CONFIG).await?.unwrap_or_default();
                 objects = bundle::objects(settings, Some(text(&kept, "/data/config.yaml")));
                 kept
@@ -141,7 +149,10 @@ async fn apply_all(cluster: &Cluster, settings: &Settings, show: &Show) -> Resul
         cluster.merge(CONFIG, &json!({"data": {"uninstall": null}})).await?;
         changed.push("ConfigMap weft-system/weft-config".into());
     }
-    show.line(Mark::Good, &format!("{} as they should be, {} of them new", count(done.len(), "object"), changed.len()));
+    show.line(
+        Mark::Good,
+        &format!("{} as they should be, {} of them new", count(done.len(), "object"), changed.len()),
+    );
     Ok(changed)
 }
 
@@ -154,7 +165,8 @@ async fn established(cluster: &Cluster, path: &str) -> Result<()> {
             return Ok(());
         }
         if Instant::now() > end {
-            let why = condition(&crd, "NamesAccepted").map_or("no condition", |c| text(c, "/message")).to_owned();
+            let why =
+                condition(&crd, "NamesAccepted").map_or("no condition", |c| text(c, "/message")).to_owned();
             bail!("{path}: not established after 30 s: {why}");
         }
         tokio::time::sleep(cluster.pace).await;
@@ -188,17 +200,27 @@ async fn wait(cluster: &Cluster, timeout: Duration, show: &Show) -> Result<Vec<S
 /// What is not ready yet, and why as far as pods say.
 pub(super) fn waiting_for(agents: &Value, controller: &Value, pods: &[Value]) -> Vec<String> {
     let mut waiting = Vec::new();
-    let seen = |object: &Value| number(object, "/status/observedGeneration") >= number(object, "/metadata/generation");
+    let seen = |object: &Value| {
+        number(object, "/status/observedGeneration") >= number(object, "/metadata/generation")
+    };
     let (wanted, ready) = (number(controller, "/spec/replicas"), number(controller, "/status/readyReplicas"));
     let updated = number(controller, "/status/updatedReplicas");
-    if !seen(controller) || ready < wanted || updated < wanted || number(controller, "/status/replicas") > wanted {
+    if !seen(controller)
+        || ready < wanted
+        || updated < wanted
+        || number(controller, "/status/replicas") > wanted
+    {
         waiting.push(format!("controller: {} of {wanted} ready", ready.min(updated)));
     }
     let (wanted, ready) =
         (number(agents, "/status/desiredNumberScheduled"), number(agents, "/status/numberReady"));
     let updated = number(agents, "/status/updatedNumberScheduled");
     // A DaemonSet that nobody has looked at yet wants 0 pods.
-    if !seen(agents) || ready < wanted || updated < wanted || agents.pointer("/status/observedGeneration").is_none() {
+    if !seen(agents)
+        || ready < wanted
+        || updated < wanted
+        || agents.pointer("/status/observedGeneration").is_none()
+    {
         waiting.push(format!("agents: {} of {wanted} ready", ready.min(updated)));
     }
     if !waiting.is_empty() {
@@ -211,7 +233,9 @@ pub(super) fn waiting_for(agents: &Value, controller: &Value, pods: &[Value]) ->
 pub(super) fn trouble(pod: &Value) -> Option<String> {
     let (name, node) = (key(pod), text(pod, "/spec/nodeName"));
     let place = if node.is_empty() { String::new() } else { format!(" on {node}") };
-    for status in list(pod, "/status/containerStatuses").iter().chain(list(pod, "/status/initContainerStatuses")) {
+    for status in
+        list(pod, "/status/containerStatuses").iter().chain(list(pod, "/status/initContainerStatuses"))
+    {
         let container = text(status, "/name");
         let (waiting, last) = (status.pointer("/state/waiting"), status.pointer("/lastState/terminated"));
         if let Some(ended) = last.or_else(|| status.pointer("/state/terminated")) {
@@ -239,6 +263,8 @@ fn next_steps(show: &Show, settings: &Settings) {
     show.plain("  weft join NAMESPACE         its pods join the mesh, running ones too, with no restart");
     show.plain("  weft status                 nodes, namespaces, pods, callers in clear");
     if settings.addons.contains("jaeger") {
-        show.plain("  kubectl -n weft-system port-forward service/jaeger 16686   traces: http://127.0.0.1:16686");
+        show.plain(
+            "  kubectl -n weft-system port-forward service/jaeger 16686   traces: http://127.0.0.1:16686",
+        );
     }
 }

@@ -25,10 +25,16 @@ impl Target {
         let target = match args.target.split_once('/') {
             None => Self { namespace: args.target.clone(), pod: None },
             Some(("ns" | "namespace", name)) => Self { namespace: name.to_owned(), pod: None },
-            Some(("pod" | "pods", name)) => Self { namespace: args.namespace.clone(), pod: Some(name.to_owned()) },
+            Some(("pod" | "pods", name)) => {
+                Self { namespace: args.namespace.clone(), pod: Some(name.to_owned()) }
+            }
             Some((kind, _)) => bail!("{kind}/…: only a NAMESPACE or pod/NAME can join or leave"),
         };
-        ensure!(!target.namespace.is_empty() && target.pod.as_deref() != Some(""), "`{}` names nothing", args.target);
+        ensure!(
+            !target.namespace.is_empty() && target.pod.as_deref() != Some(""),
+            "`{}` names nothing",
+            args.target
+        );
         Ok(target)
     }
 
@@ -52,20 +58,31 @@ impl Target {
 }
 
 /// Joins (`enter`) or leaves.
-pub(super) async fn run(cluster: &Cluster, args: &MembershipArgs, enter: bool, show: &Show) -> Result<ExitCode> {
+pub(super) async fn run(
+    cluster: &Cluster,
+    args: &MembershipArgs,
+    enter: bool,
+    show: &Show,
+) -> Result<ExitCode> {
     let target = Target::read(args)?;
     if never_joins(&target.namespace) && enter {
-        bail!("{}: the cluster's own namespaces and {NAMESPACE} never join: the mesh needs them to start", target.title());
+        bail!(
+            "{}: the cluster's own namespaces and {NAMESPACE} never join: the mesh needs them to start",
+            target.title()
+        );
     }
     ensure!(
         cluster.get(AGENTS).await?.is_some(),
         "DaemonSet {NAMESPACE}/weft-agent: not there, so nobody would capture a pod; `weft install` first"
     );
     let namespace = cluster.get(&target.namespace_path()).await?;
-    let namespace = namespace.with_context(|| format!("namespace {}: there is none of this name", target.namespace))?;
+    let namespace =
+        namespace.with_context(|| format!("namespace {}: there is none of this name", target.namespace))?;
     let object = match target.pod {
         None => namespace.clone(),
-        Some(_) => cluster.get(&target.path()).await?.with_context(|| format!("{}: not there", target.title()))?,
+        Some(_) => {
+            cluster.get(&target.path()).await?.with_context(|| format!("{}: not there", target.title()))?
+        }
     };
     let wanted = wanted_label(&target, enter, &namespace);
     if label(&object, MESH_LABEL) == wanted {
@@ -140,12 +157,20 @@ fn say(member: &Member, enter: bool, show: &Show) {
         (State::Outside, false) => show.line(Mark::Good, &format!("{pod} on {node}: out of the mesh")),
         (State::Excluded, true) => show.line(Mark::Warn, &format!("{pod} on {node}: cannot join: {why}")),
         (State::Outside, true) => {
-            show.line(Mark::Warn, &format!("{pod} on {node}: stays out, its own label says {MESH_LABEL}=disabled"));
+            show.line(
+                Mark::Warn,
+                &format!("{pod} on {node}: stays out, its own label says {MESH_LABEL}=disabled"),
+            );
         }
         (State::Captured, false) => {
-            show.line(Mark::Warn, &format!("{pod} on {node}: stays in, its own label says {MESH_LABEL}=enabled"));
+            show.line(
+                Mark::Warn,
+                &format!("{pod} on {node}: stays in, its own label says {MESH_LABEL}=enabled"),
+            );
         }
-        (State::Bypassing | State::Leaving, _) => show.line(Mark::Plain, &format!("{pod} on {node}: waiting: {why}")),
+        (State::Bypassing | State::Leaving, _) => {
+            show.line(Mark::Plain, &format!("{pod} on {node}: waiting: {why}"))
+        }
         (State::Excluded, false) => {}
     }
 }
@@ -161,6 +186,9 @@ fn conclude(all: &[Member], open: &[&Member], enter: bool, show: &Show) -> ExitC
     for member in open {
         show.line(Mark::Bad, &format!("{}: {}", member.pod, member.why));
     }
-    show.line(Mark::Bad, &format!("{} not {place} in time; `weft check` says more", count(open.len(), "pod")));
+    show.line(
+        Mark::Bad,
+        &format!("{} not {place} in time; `weft check` says more", count(open.len(), "pod")),
+    );
     ExitCode::FAILURE
 }

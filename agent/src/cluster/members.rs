@@ -48,7 +48,8 @@ pub(super) fn members(
     agents: &BTreeMap<String, Result<NodeReport, String>>,
 ) -> Vec<Member> {
     let captured = captured(slices);
-    let labels: BTreeMap<&str, &Value> = namespaces.iter().map(|ns| (text(ns, "/metadata/name"), ns)).collect();
+    let labels: BTreeMap<&str, &Value> =
+        namespaces.iter().map(|ns| (text(ns, "/metadata/name"), ns)).collect();
     pods.iter()
         .filter(|pod| !matches!(text(pod, "/status/phase"), "Succeeded" | "Failed"))
         .map(|pod| judge(pod, labels.get(text(pod, "/metadata/namespace")).copied(), &captured, agents))
@@ -80,7 +81,9 @@ fn judge(
     let is = known.is_some_and(|(_, captured)| *captured);
     let host = pod.pointer("/spec/hostNetwork") == Some(&Value::Bool(true));
     let (state, why) = match (wanted, is) {
-        (true, _) if host => (State::Excluded, "it is on the host's network, which its neighbours share".to_owned()),
+        (true, _) if host => {
+            (State::Excluded, "it is on the host's network, which its neighbours share".to_owned())
+        }
         (true, true) => (State::Captured, String::new()),
         (true, false) => (State::Bypassing, why(pod, known.is_some(), agents.get(&node))),
         (false, true) => (State::Leaving, "its connections are being let go".to_owned()),
@@ -96,13 +99,17 @@ fn why(pod: &Value, listed: bool, agent: Option<&Result<NodeReport, String>>) ->
     }
     let report = match agent {
         None => return format!("no agent is ready on {}", text(pod, "/spec/nodeName")),
-        Some(Err(reason)) => return format!("the agent of {} does not answer: {reason}", text(pod, "/spec/nodeName")),
+        Some(Err(reason)) => {
+            return format!("the agent of {} does not answer: {reason}", text(pod, "/spec/nodeName"));
+        }
         Some(Ok(report)) => report,
     };
     let (namespace, name) = (text(pod, "/metadata/namespace"), text(pod, "/metadata/name"));
     match report.pods.iter().find(|p| p.namespace == namespace && p.name == name) {
         Some(known) if !known.why.is_empty() => known.why.clone(),
-        Some(known) if known.state == "captured" => "captured just now; the controller has not told yet".into(),
+        Some(known) if known.state == "captured" => {
+            "captured just now; the controller has not told yet".into()
+        }
         _ if text(pod, "/status/phase") == "Pending" => "it has not started yet".into(),
         _ if !listed => "the controller has not told the agents about it yet".into(),
         _ => "its agent has not captured it yet".into(),
@@ -121,12 +128,18 @@ mod tests {
             json!({"metadata": {"name": "out"}}),
         ];
         let agents = BTreeMap::from([
-            ("n1".to_owned(), Ok(NodeReport {
-                pods: vec![super::super::agents::PodReport {
-                    namespace: "shop".into(), name: "stuck".into(), state: "failed".into(), why: "nft: no such table".into(),
-                }],
-                ..NodeReport::default()
-            })),
+            (
+                "n1".to_owned(),
+                Ok(NodeReport {
+                    pods: vec![super::super::agents::PodReport {
+                        namespace: "shop".into(),
+                        name: "stuck".into(),
+                        state: "failed".into(),
+                        why: "nft: no such table".into(),
+                    }],
+                    ..NodeReport::default()
+                }),
+            ),
             ("n2".to_owned(), Err("timed out".to_owned())),
         ]);
         let slices = [
@@ -155,11 +168,18 @@ mod tests {
         check("slow", json!({"/spec": {"nodeName": "n2"}}), State::Bypassing, "timed out");
         check("slow", json!({"/spec": {"nodeName": "n3"}}), State::Bypassing, "no agent is ready on n3");
         check("slow", json!({"/spec": {}}), State::Bypassing, "no node yet");
-        check("host", json!({"/spec": {"nodeName": "n1", "hostNetwork": true}}), State::Excluded, "host's network");
+        check(
+            "host",
+            json!({"/spec": {"nodeName": "n1", "hostNetwork": true}}),
+            State::Excluded,
+            "host's network",
+        );
         check("plain", json!({}), State::Outside, "");
-        let labels = |value: &str, name: &str| json!({"/metadata": {
+        let labels = |value: &str, name: &str| {
+            json!({"/metadata": {
             "namespace": if name == "own-label" { "out" } else { "shop" }, "name": name, "uid": "1",
-            "labels": {"weft.dev/mesh": value}}});
+            "labels": {"weft.dev/mesh": value}}})
+        };
         check("opted-out", labels("disabled", "opted-out"), State::Leaving, "let go");
         check("own-label", labels("enabled", "own-label"), State::Captured, "");
     }

@@ -19,12 +19,12 @@ mod uninstall;
 
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod tests;
 
 pub use agents::{CniReport, NodeReport, PlaintextReport, PodReport};
 pub use api::ClusterError;
-pub use args::{
-    AdminArgs, CheckArgs, HealthArgs, InstallArgs, MembershipArgs, StatusArgs, UninstallArgs,
-};
+pub use args::{AdminArgs, CheckArgs, HealthArgs, InstallArgs, MembershipArgs, StatusArgs, UninstallArgs};
 pub use ask::{admin, health};
 
 use anyhow::Result;
@@ -88,7 +88,9 @@ async fn dispatch(command: &ClusterCommand) -> Result<ExitCode> {
         Status(args) => &args.cluster,
     };
     let show = Show::new(args.output);
-    if let Install(args) = command && args.dry_run {
+    if let Install(args) = command
+        && args.dry_run
+    {
         return install::dry_run(args, &show);
     }
     let cluster = Cluster::connect(args).await?;

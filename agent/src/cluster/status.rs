@@ -116,8 +116,10 @@ fn nodes(facts: &Facts, all: &[Member]) -> Vec<NodeLine> {
         .map(|node| {
             let name = key(node);
             let pod = pods.get(&name);
-            let object = facts.system_pods.iter().find(|p| Some(text(p, "/metadata/name")) == pod.map(String::as_str));
-            let ready = object.and_then(|p| condition(p, "Ready")).is_some_and(|c| text(c, "/status") == "True");
+            let object =
+                facts.system_pods.iter().find(|p| Some(text(p, "/metadata/name")) == pod.map(String::as_str));
+            let ready =
+                object.and_then(|p| condition(p, "Ready")).is_some_and(|c| text(c, "/status") == "True");
             let (report, problem) = match facts.agents.get(&name) {
                 Some(Ok(report)) => (Some(report), String::new()),
                 Some(Err(reason)) => (None, reason.clone()),
@@ -220,7 +222,11 @@ fn unowned_classes(facts: &Facts) -> Vec<Unowned> {
     missing.sort_unstable();
     missing.dedup();
     for class in missing.into_iter().filter(|name| !facts.classes.iter().any(|c| key(c) == *name)) {
-        found.push(Unowned { class: class.to_owned(), why: "there is no such GatewayClass".into(), gateways: users(class) });
+        found.push(Unowned {
+            class: class.to_owned(),
+            why: "there is no such GatewayClass".into(),
+            gateways: users(class),
+        });
     }
     found
 }
@@ -253,15 +259,28 @@ fn print(summary: &Summary, show: &Show) {
     lines(Mark::Bad, "Pods that bypass the mesh", of(State::Bypassing));
     lines(Mark::Plain, "Pods that are leaving", of(State::Leaving));
     lines(Mark::Warn, "Pods that cannot join", of(State::Excluded));
-    let plaintext = summary.plaintext.iter().map(|p| format!("{} → {}: {}", p.from, p.to, count(usize::try_from(p.connections).unwrap_or(usize::MAX), "connection")));
+    let plaintext = summary.plaintext.iter().map(|p| {
+        format!(
+            "{} → {}: {}",
+            p.from,
+            p.to,
+            count(usize::try_from(p.connections).unwrap_or(usize::MAX), "connection")
+        )
+    });
     lines(Mark::Warn, "Callers in clear, which strict would refuse", plaintext.collect());
     let dangling = summary.dangling_parents.iter().map(|d| match &d.meant {
-        Some(meant) => format!("{}: parent {} is not there; {meant} is: set parentRefs.namespace", d.route, d.parent),
+        Some(meant) => {
+            format!("{}: parent {} is not there; {meant} is: set parentRefs.namespace", d.route, d.parent)
+        }
         None => format!("{}: parent {} is not there", d.route, d.parent),
     });
     lines(Mark::Warn, "Routes whose parent is not there", dangling.collect());
     let classes = summary.unowned_classes.iter().map(|c| {
-        let users = if c.gateways.is_empty() { String::new() } else { format!(" (Gateways {})", c.gateways.join(", ")) };
+        let users = if c.gateways.is_empty() {
+            String::new()
+        } else {
+            format!(" (Gateways {})", c.gateways.join(", "))
+        };
         format!("{}: {}{users}", c.class, c.why)
     });
     lines(Mark::Warn, "Classes that nobody serves", classes.collect());
@@ -292,7 +311,8 @@ fn print_namespaces(summary: &Summary, show: &Show) {
         show.plain("  none yet: weft join NAMESPACE");
         return;
     }
-    let mut rows = vec![["NAMESPACE", "MTLS", "CAPTURED", "BYPASSING", "CANNOT JOIN"].map(str::to_owned).to_vec()];
+    let mut rows =
+        vec![["NAMESPACE", "MTLS", "CAPTURED", "BYPASSING", "CANNOT JOIN"].map(str::to_owned).to_vec()];
     for n in &summary.namespaces {
         let cells = [n.captured, n.bypassing, n.excluded].map(|n| n.to_string());
         rows.push([vec![n.namespace.clone(), n.mtls.clone()], cells.to_vec()].concat());

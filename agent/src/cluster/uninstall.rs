@@ -41,7 +41,9 @@ pub(super) async fn run(cluster: &Cluster, args: &UninstallArgs, show: &Show) ->
     if let Some(config) = config.filter(|c| label(c, "app.kubernetes.io/managed-by") == Some("Helm")) {
         let release = annotation(&config, "meta.helm.sh/release-name").unwrap_or("weft").to_owned();
         show.line(Mark::Good, "no pod is in the mesh and every node is clean");
-        show.plain(&format!("Weft was installed by Helm, which removes the rest: helm uninstall {release} -n {NAMESPACE}"));
+        show.plain(&format!(
+            "Weft was installed by Helm, which removes the rest: helm uninstall {release} -n {NAMESPACE}"
+        ));
         return Ok(ExitCode::SUCCESS);
     }
     let mut removed = stop_workloads(cluster, args, show).await?;
@@ -53,7 +55,11 @@ pub(super) async fn run(cluster: &Cluster, args: &UninstallArgs, show: &Show) ->
 
 /// Asks the agents to let their pods go and to clean up, and waits for it. Returns the nodes that are not clean, with the
 /// reason.
-async fn leave_nodes(cluster: &Cluster, args: &UninstallArgs, show: &Show) -> Result<BTreeMap<String, String>> {
+async fn leave_nodes(
+    cluster: &Cluster,
+    args: &UninstallArgs,
+    show: &Show,
+) -> Result<BTreeMap<String, String>> {
     cluster.merge(CONFIG, &json!({"data": {"uninstall": "true"}})).await?;
     show.line(Mark::Good, "agents are asked to let their pods go (weft-config: uninstall)");
     let (end, mut told) = (Instant::now() + args.timeout, BTreeMap::new());
@@ -129,7 +135,11 @@ async fn stop_workloads(cluster: &Cluster, args: &UninstallArgs, show: &Show) ->
             return Ok(removed);
         }
         if Instant::now() > end {
-            bail!("pods {}: still there after {} s; `kubectl describe` says why", running.join(", "), args.timeout.as_secs());
+            bail!(
+                "pods {}: still there after {} s; `kubectl describe` says why",
+                running.join(", "),
+                args.timeout.as_secs()
+            );
         }
         tokio::time::sleep(cluster.pace).await;
     }
@@ -143,7 +153,8 @@ async fn remove_provisioned(cluster: &Cluster, show: &Show) -> Result<usize> {
         for object in cluster.list(&format!("{path}?labelSelector={ours}")).await?.unwrap_or_default() {
             let (root, plural) = path.rsplit_once('/').unwrap_or((path, ""));
             let (namespace, name) = (text(&object, "/metadata/namespace"), text(&object, "/metadata/name"));
-            removed += usize::from(cluster.delete(&format!("{root}/namespaces/{namespace}/{plural}/{name}")).await?);
+            removed +=
+                usize::from(cluster.delete(&format!("{root}/namespaces/{namespace}/{plural}/{name}")).await?);
         }
     }
     show.line(Mark::Good, &format!("{} of Gateways and pods removed", count(removed, "object")));
@@ -152,7 +163,8 @@ async fn remove_provisioned(cluster: &Cluster, show: &Show) -> Result<usize> {
 
 /// Removes what was installed, last things first. What an add-on brought is in it too.
 async fn remove_objects(cluster: &Cluster, purge: bool, show: &Show) -> Result<usize> {
-    let everything = Settings::read(None, &[], &[Addon::Jaeger, Addon::NodeTaint]).map_err(anyhow::Error::msg)?;
+    let everything =
+        Settings::read(None, &[], &[Addon::Jaeger, Addon::NodeTaint]).map_err(anyhow::Error::msg)?;
     let mut paths = vec![
         "/apis/coordination.k8s.io/v1/namespaces/weft-system/leases/weft-controller".to_owned(),
         "/api/v1/namespaces/weft-system/configmaps/weft-ca-root".to_owned(),

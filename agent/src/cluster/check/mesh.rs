@@ -49,7 +49,9 @@ fn running(report: &mut Report<'_>) {
 
 fn leader(report: &mut Report<'_>, now: jiff::Timestamp) {
     let Some(lease) = &report.facts.lease else {
-        if !report.denied("WEFT-C021", "/apis/coordination.k8s.io/v1/namespaces/weft-system/leases/weft-controller") {
+        if !report
+            .denied("WEFT-C021", "/apis/coordination.k8s.io/v1/namespaces/weft-system/leases/weft-controller")
+        {
             report.add(
                 "WEFT-C021",
                 Level::Error,
@@ -78,7 +80,9 @@ fn versions(report: &mut Report<'_>) {
     let facts = report.facts;
     let images: Vec<&str> =
         [&facts.daemon_set, &facts.controller].into_iter().flatten().map(bundle::image).collect();
-    if let [agent, controller] = images[..] && agent != controller {
+    if let [agent, controller] = images[..]
+        && agent != controller
+    {
         report.add(
             "WEFT-C022",
             Level::Warning,
@@ -201,11 +205,18 @@ fn class(report: &mut Report<'_>) {
         return;
     };
     match condition(class, "Accepted") {
-        Some(accepted) if text(accepted, "/status") == "True" => report.ok("WEFT-C029", "GatewayClass weft is accepted"),
+        Some(accepted) if text(accepted, "/status") == "True" => {
+            report.ok("WEFT-C029", "GatewayClass weft is accepted")
+        }
         Some(other) => report.add(
             "WEFT-C029",
             Level::Error,
-            format!("GatewayClass weft: Accepted is {}: {}: {}", text(other, "/status"), text(other, "/reason"), text(other, "/message")),
+            format!(
+                "GatewayClass weft: Accepted is {}: {}: {}",
+                text(other, "/status"),
+                text(other, "/reason"),
+                text(other, "/message")
+            ),
             "correct spec.parametersRef",
         ),
         None => report.add(
@@ -219,7 +230,10 @@ fn class(report: &mut Report<'_>) {
 
 fn taints(report: &mut Report<'_>) {
     let facts = report.facts;
-    let tainted = facts.nodes.iter().filter(|node| list(node, "/spec/taints").iter().any(|t| text(t, "/key") == bundle::TAINT));
+    let tainted = facts
+        .nodes
+        .iter()
+        .filter(|node| list(node, "/spec/taints").iter().any(|t| text(t, "/key") == bundle::TAINT));
     let stuck: Vec<String> = tainted.map(key).filter(|node| facts.agents.contains_key(node)).collect();
     if !stuck.is_empty() {
         report.add(
@@ -240,14 +254,20 @@ fn pods(report: &mut Report<'_>) {
             State::Bypassing => report.add(
                 "WEFT-C031",
                 Level::Error,
-                format!("pod {} on {}: its label wants it in the mesh, and it is not: {}", member.pod, member.node, member.why),
+                format!(
+                    "pod {} on {}: its label wants it in the mesh, and it is not: {}",
+                    member.pod, member.node, member.why
+                ),
                 "kubectl -n weft-system logs daemonset/weft-agent -c agent",
             ),
             State::Excluded => report.add(
                 "WEFT-C032",
                 Level::Info,
                 format!("pod {}: cannot be in the mesh: {}", member.pod, member.why),
-                format!("kubectl label pod … {}=disabled says that it is known", weft_core::model::MESH_LABEL),
+                format!(
+                    "kubectl label pod … {}=disabled says that it is known",
+                    weft_core::model::MESH_LABEL
+                ),
             ),
             State::Captured | State::Outside | State::Leaving => {}
         }

@@ -12,9 +12,16 @@ pub(super) fn kubernetes(report: &mut Report<'_>) {
             "WEFT-C001",
             Level::Error,
             format!("Kubernetes {found}: older than {major}.{minor}"),
-            format!("upgrade the cluster to {major}.{minor} or later: TLSRoute's validation and container profiles need it"),
+            format!(
+                "upgrade the cluster to {major}.{minor} or later: the CA relies on tokens that say their node"
+            ),
         ),
-        None => report.add("WEFT-C001", Level::Warning, format!("Kubernetes `{found}`: version not understood"), ""),
+        None => report.add(
+            "WEFT-C001",
+            Level::Warning,
+            format!("Kubernetes `{found}`: version not understood"),
+            "",
+        ),
     }
 }
 
@@ -66,10 +73,20 @@ pub(super) fn nodes(report: &mut Report<'_>) {
         report.ok("WEFT-C003", format!("kernel {major}.{minor} or later on {}", count(fine, "node")));
     }
     if !strange.is_empty() {
-        report.add("WEFT-C003", Level::Warning, format!("kernel version not understood on {}", strange.join(", ")), "");
+        report.add(
+            "WEFT-C003",
+            Level::Warning,
+            format!("kernel version not understood on {}", strange.join(", ")),
+            "",
+        );
     }
     if !arch.is_empty() {
-        report.add("WEFT-C004", Level::Warning, format!("neither amd64 nor arm64: {}", arch.join(", ")), "build an image for them");
+        report.add(
+            "WEFT-C004",
+            Level::Warning,
+            format!("neither amd64 nor arm64: {}", arch.join(", ")),
+            "build an image for them",
+        );
     }
 }
 
@@ -136,10 +153,8 @@ fn one_channel(report: &mut Report<'_>, crds: &[&Value], channel: &str) {
     let seen = |name: &str| -> BTreeSet<String> {
         crds.iter().filter_map(|crd| annotation(crd, name)).map(str::to_owned).collect()
     };
-    let (channels, bundles) = (
-        seen("gateway.networking.k8s.io/channel"),
-        seen("gateway.networking.k8s.io/bundle-version"),
-    );
+    let (channels, bundles) =
+        (seen("gateway.networking.k8s.io/channel"), seen("gateway.networking.k8s.io/bundle-version"));
     if channels.len() > 1 || bundles.len() > 1 {
         let all: Vec<String> = channels.into_iter().chain(bundles).collect();
         report.add(
@@ -150,7 +165,16 @@ fn one_channel(report: &mut Report<'_>, crds: &[&Value], channel: &str) {
         );
         return;
     }
-    let wanted = ["backendtlspolicies", "grpcroutes", "httproutes", "listenersets", "referencegrants", "tcproutes", "tlsroutes", "udproutes"];
+    let wanted = [
+        "backendtlspolicies",
+        "grpcroutes",
+        "httproutes",
+        "listenersets",
+        "referencegrants",
+        "tcproutes",
+        "tlsroutes",
+        "udproutes",
+    ];
     let served = |plural: &&&str| report.facts.served(plural).is_none();
     let missing: Vec<&str> = wanted.iter().filter(served).copied().collect();
     if missing.is_empty() {
@@ -173,7 +197,9 @@ pub(super) fn pod_security(report: &mut Report<'_>) {
         Some(level) => report.add(
             "WEFT-C008",
             Level::Error,
-            format!("namespace weft-system: label pod-security.kubernetes.io/enforce={level} refuses the agents"),
+            format!(
+                "namespace weft-system: label pod-security.kubernetes.io/enforce={level} refuses the agents"
+            ),
             "kubectl label --overwrite namespace weft-system pod-security.kubernetes.io/enforce=privileged",
         ),
     }
@@ -240,7 +266,10 @@ fn cilium(report: &mut Report<'_>, config: &Value) {
 fn calico(report: &mut Report<'_>, felix: &Value) {
     let spec = &felix["spec"];
     // Without eBPF kube-proxy does it, after the capture rules. `TCP` is the default of the newer field.
-    let at_connect = match (spec["bpfConnectTimeLoadBalancing"].as_str(), spec["bpfConnectTimeLoadBalancingEnabled"].as_bool()) {
+    let at_connect = match (
+        spec["bpfConnectTimeLoadBalancing"].as_str(),
+        spec["bpfConnectTimeLoadBalancingEnabled"].as_bool(),
+    ) {
         (Some(mode), _) => mode != "Disabled",
         (None, Some(enabled)) => enabled,
         (None, None) => true,
