@@ -214,6 +214,3 @@ fn in_namespace<'a, T>(
         .take_while(move |(key, _)| key.namespace == namespace)
         .map(|(_, object)| object)
 }
-
-#[cfg(test)]
-mod tests;

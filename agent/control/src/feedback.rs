@@ -197,6 +197,3 @@ fn failures(gateway: &ObjectKey, every_node: bool, live: &[(&Str, &AgentReport)]
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -10,6 +10,8 @@
 #![warn(missing_docs)]
 
 mod api;
+#[cfg(test)]
+mod apiserver;
 mod call;
 mod config;
 mod convert;
@@ -17,6 +19,7 @@ mod duration;
 pub mod events;
 mod file;
 pub mod lease;
+mod pack;
 mod path;
 mod problem;
 pub mod provision;
@@ -27,7 +30,9 @@ mod testing;
 pub mod status;
 mod tokens;
 mod tracked;
+mod trust;
 mod watch;
+pub mod workloads;
 mod world;
 pub mod yaml;
 
@@ -35,7 +40,25 @@ pub use config::*;
 pub use convert::{Converted, Object, Source, convert, convert_gateway_config, unroll};
 pub use file::{FileError, FileProvider};
 pub use problem::{Problem, Severity};
+pub use events::{Recorder, RecorderConfig};
+pub use kube::Client;
+pub use lease::{LeaseConfig, Leadership, lead};
 pub use provision::placements;
+pub use status::{Desired, StatusWriter, WriterConfig, known_in};
 pub use tokens::TokenReviewer;
+pub use trust::{CaTexts, keep_ca};
 pub use watch::*;
 pub use world::World;
+
+/// Why there is no way to an API server.
+#[derive(Debug, thiserror::Error)]
+#[error("no way to a Kubernetes API server: run in a pod with a service account, or set KUBECONFIG")]
+pub struct NoCluster(#[source] kube::Error);
+
+/// A client from the pod's service account, or from KUBECONFIG.
+///
+/// # Errors
+/// When there is neither, or it cannot be read.
+pub async fn client() -> Result<Client, NoCluster> {
+    Client::try_default().await.map_err(NoCluster)
+}

@@ -1,9 +1,13 @@
 //! Wiring: which part talks to which.
 
 mod admin;
+mod agent;
 mod cluster;
+mod controller;
+mod duties;
 mod enrolment;
 mod gateways;
+mod joiner;
 mod pods;
 mod report;
 mod run;
@@ -26,6 +30,8 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Demo(args) => demo::run(&args)?,
         Command::Run(args) => return run::run(args),
+        Command::Agent(args) => return agent::run(*args),
+        Command::Controller(args) => return controller::run(args),
         Command::Holder(args) => holder(args)?,
         Command::Echo(args) => simple_runtime()?.block_on(echo::run(args))?,
         Command::Call(args) => {
@@ -45,4 +51,10 @@ fn holder(args: crate::cli::HolderArgs) -> Result<()> {
 
 fn simple_runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+/// One cryptography provider for everything that asks for the process's default (the Kubernetes client does).
+fn install_crypto() {
+    // An error says that there is one already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }

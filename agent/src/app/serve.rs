@@ -5,6 +5,7 @@ use super::{
     cluster::Cluster,
     enrolment::WorldEnrolment,
     gateways::Gateways,
+    joiner::{self, Joiner, Joining},
     pods::PodServing,
     world::{Pipeline, Seen},
 };
@@ -83,6 +84,7 @@ struct Agent {
 struct NodePart {
     manager: Arc<ManagerHandle>,
     serving: JoinHandle<()>,
+    joining: Joining,
     superseded: oneshot::Receiver<()>,
 }
 
@@ -117,6 +119,7 @@ impl Agent {
         let workers = options.workers.unwrap_or_else(default_workers);
         let plane = Arc::new(DataPlane::new(Workers::start(workers, shared.clone())?));
         let identities = options.identities.take();
+        let enrolment = WorldEnrolment::new(&options.node);
         let pages = Arc::new(Pages {
             telemetry: telemetry.clone(),
             seen: Arc::new(Mutex::new(Seen::default())),
@@ -130,7 +133,7 @@ impl Agent {
             shared,
             plane,
             mesh: Arc::new(RwLock::new((config.trust_domain.clone(), config.mtls))),
-            enrolment: WorldEnrolment::new(),
+            enrolment,
             pages,
             stop: CancellationToken::new(),
         })
@@ -148,7 +151,15 @@ impl Agent {
         };
         let (tell, superseded) = oneshot::channel();
         let serving = tokio::spawn(serving.run(events, tell));
-        Ok(NodePart { manager: Arc::new(manager), serving, superseded })
+        let manager = Arc::new(manager);
+        let joiner = Joiner {
+            proc_root: "/proc".into(),
+            manager: manager.clone(),
+            enrolment: self.enrolment.clone(),
+            witness: None,
+            gone_patience: joiner::GONE_PATIENCE,
+        };
+        Ok(NodePart { manager, serving, joining: joiner.start(), superseded })
     }
 
     /// Puts a Config into effect, opens and closes listeners, and reports what could not be bound.
@@ -170,7 +181,7 @@ impl Agent {
         }
         let (first, last) = (update, better);
         if let Some(cluster) = &self.options.cluster {
-            cluster.applied(pipeline.snapshot(), pipeline.said());
+            cluster.applied(pipeline.snapshot(), &self.shared.config.load(), pipeline.said());
         }
         pipeline.show(first.into_iter().chain(last));
     }
@@ -239,8 +250,10 @@ impl Agent {
     ) -> Result<()> {
         let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let mut hangup = signal(SignalKind::hangup())?;
-        let (manager, serving, superseded) = match node {
-            Some(NodePart { manager, serving, superseded }) => (Some(manager), Some(serving), superseded),
+        let (manager, tasks, superseded) = match node {
+            Some(NodePart { manager, serving, joining, superseded }) => {
+                (Some(manager), Some((serving, joining)), superseded)
+            }
             // Never told: `pending` below is what a closed channel must not be mistaken for.
             None => (None, None, oneshot::channel().1),
         };
@@ -282,6 +295,13 @@ impl Agent {
         // Stop taking new work; pods stay captured, and their listeners stay open in the holder.
         gateways.stop_accepting().await;
         drop(gateways);
+        let serving = match tasks {
+            Some((serving, joining)) => {
+                joining.stop().await; // it has a handle to the manager, which is to be the last here
+                Some(serving)
+            }
+            None => None,
+        };
         if let Some(manager) = manager.and_then(Arc::into_inner) {
             manager.stop().await;
         }

@@ -9,7 +9,7 @@ use std::{
 };
 use weft_core::{
     engine::{Engine, Feedback, Settings, Update},
-    model::{ObjectRef, Snapshot},
+    model::{ObjectKey, ObjectRef, Snapshot},
     status::ObjectStatus,
 };
 use weft_k8s::{AgentConfig, Problem, Severity, World};
@@ -101,6 +101,16 @@ impl Pipeline {
     /// The world in effect.
     pub(super) fn snapshot(&self) -> &Snapshot {
         &self.world.snapshot
+    }
+
+    /// As [`Engine::gateway_material`].
+    pub(super) fn gateway_material(&self, key: &ObjectKey) -> BTreeSet<ObjectRef> {
+        self.engine.gateway_material(key)
+    }
+
+    /// As [`Engine::backend_material`].
+    pub(super) fn backend_material(&self) -> BTreeSet<ObjectRef> {
+        self.engine.backend_material()
     }
 
     /// What the data plane has reported.

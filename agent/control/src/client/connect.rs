@@ -21,7 +21,7 @@ const TOKEN_MAX: u64 = 64 * 1024;
 
 /// Why there is no connection, or no call. All are worth a retry.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectError {
+pub(crate) enum ConnectError {
     #[error("{address}: {source}")]
     Tcp { address: SocketAddr, source: io::Error },
     #[error("{address}: no answer within {within:?}")]
@@ -36,7 +36,7 @@ pub(super) enum ConnectError {
     Token { path: String, reason: String },
 }
 
-pub(super) async fn connect(
+pub(crate) async fn connect(
     address: SocketAddr,
     roots: &TrustBundle,
     server_name: &str,

@@ -5,6 +5,9 @@ mod connect;
 mod issuer;
 mod session;
 
+#[cfg(test)]
+pub(crate) use self::connect::connect;
+
 use std::{
     fmt,
     hash::{BuildHasher, RandomState},
@@ -125,8 +128,10 @@ struct Inner {
     config: ClientConfig,
     cache: Option<Cache>,
     material: watch::Sender<Arc<Material>>,
-    applied: watch::Sender<Arc<Applied>>,
-    captured: watch::Sender<Arc<Captured>>,
+    /// None until it is said first: the controller then goes by what the last agent of the node said.
+    applied: watch::Sender<Option<Arc<Applied>>>,
+    /// As `applied`.
+    captured: watch::Sender<Option<Arc<Captured>>>,
     channel: watch::Sender<Option<Channel>>,
     state: watch::Sender<ClientState>,
 }
@@ -153,8 +158,8 @@ impl ControlClient {
             config,
             cache,
             material: watch::Sender::new(Arc::new(cached)),
-            applied: watch::Sender::new(Arc::default()),
-            captured: watch::Sender::new(Arc::default()),
+            applied: watch::Sender::new(None),
+            captured: watch::Sender::new(None),
             channel: watch::Sender::new(None),
             state: watch::Sender::new(state),
         });
@@ -169,7 +174,8 @@ impl ControlClient {
     }
 
     /// Says what is served now. At once if nothing was said for [`Timing::report`], else when that is over; what
-    /// comes in between is said together.
+    /// comes in between is said together. Not to be called before it is known: until the first call the controller goes
+    /// by what the node's agent said last.
     pub fn report(&self, applied: Applied) {
         replace(&self.inner.applied, applied);
     }
@@ -204,11 +210,11 @@ impl fmt::Debug for ControlClient {
     }
 }
 
-fn replace<T: PartialEq>(sender: &watch::Sender<Arc<T>>, value: T) {
+fn replace<T: PartialEq>(sender: &watch::Sender<Option<Arc<T>>>, value: T) {
     sender.send_if_modified(|now| {
-        let changed = **now != value;
+        let changed = now.as_deref() != Some(&value);
         if changed {
-            *now = Arc::new(value);
+            *now = Some(Arc::new(value));
         }
         changed
     });

@@ -213,19 +213,19 @@ async fn tell(inner: &Inner, teller: &Teller) -> Result<(), End> {
 
 /// A value that is told, and what was told of it last.
 struct Source<C: Chunk> {
-    values: watch::Receiver<Arc<Map<C>>>,
+    values: watch::Receiver<Option<Arc<Map<C>>>>,
     told: Option<Arc<Map<C>>>,
 }
 
 type Map<C> = std::collections::BTreeMap<<C as Chunk>::Key, <C as Chunk>::Value>;
 
 impl<C: Chunk> Source<C> {
-    fn new(values: watch::Receiver<Arc<Map<C>>>) -> Self {
+    fn new(values: watch::Receiver<Option<Arc<Map<C>>>>) -> Self {
         Self { values, told: None }
     }
 
     fn news(&mut self) -> Vec<C> {
-        let now = self.values.borrow_and_update().clone();
+        let Some(now) = self.values.borrow_and_update().clone() else { return Vec::new() };
         let chunks = diff::<C>(self.told.as_deref(), &now);
         self.told = Some(now);
         chunks

@@ -34,7 +34,8 @@ pub struct AgentReport {
     pub changed: Timestamp,
     /// When its stream ended, if it has: it may be back at once.
     pub gone: Option<Timestamp>,
-    /// Whether it has said what it serves since the stream began.
+    /// Whether it has said what it serves since the stream began. Until then `applied` and `captured` are what the
+    /// node's agent said last: a restart must not make a Gateway or a captured pod blink.
     pub reported: bool,
     /// What it serves.
     pub applied: Arc<Applied>,
@@ -107,12 +108,15 @@ impl Registry {
         }
     }
 
-    fn join(&self, node: &Str, report: AgentReport) -> (u64, CancellationToken) {
+    fn join(&self, node: &Str, mut report: AgentReport) -> (u64, CancellationToken) {
         let superseded = CancellationToken::new();
         let mut state = self.state.lock();
         state.next += 1;
         let id = state.next;
         let sessions = state.nodes.entry(node.clone()).or_default();
+        if let Some(before) = best(sessions) {
+            (report.applied, report.captured) = (before.applied.clone(), before.captured.clone());
+        }
         let entry = Entry { report: Arc::new(report), forget: None, superseded: superseded.clone() };
         sessions.insert(id, entry);
         while sessions.len() > SESSIONS_PER_NODE {
@@ -151,17 +155,21 @@ impl Registry {
         next
     }
 
-    /// Of each node's streams the newest that stands and has reported, else the newest that stands, else the last to end:
-    /// while an agent is being replaced, the old one counts until the new one serves.
     fn current(&self) -> Agents {
         let state = self.state.lock();
-        let best = |sessions: &BTreeMap<u64, Entry>| {
-            let rank =
-                |(id, entry): &(&u64, &Entry)| (entry.report.gone.is_none(), entry.report.reported, **id);
-            sessions.iter().max_by_key(rank).map(|(_, entry)| entry.report.clone())
-        };
-        state.nodes.iter().filter_map(|(node, sessions)| Some((node.clone(), best(sessions)?))).collect()
+        let reports = state.nodes.iter().filter_map(|(node, sessions)| Some((node, best(sessions)?)));
+        reports.map(|(node, report)| (node.clone(), report.clone())).collect()
     }
+}
+
+/// Of a node's streams the newest that stands and has reported, else the newest that stands, else the last to end:
+/// while an agent is being replaced, the old one counts until the new one serves.
+fn best(sessions: &BTreeMap<u64, Entry>) -> Option<&Arc<AgentReport>> {
+    let rank = |(id, entry): &(&u64, &Entry)| {
+        let report = &entry.report;
+        (report.gone.is_none(), report.reported, report.gone, **id)
+    };
+    sessions.iter().max_by_key(rank).map(|(_, entry)| &entry.report)
 }
 
 impl Session {

@@ -43,8 +43,10 @@ pub struct Limits {
     pub connections_per_address: usize,
     /// HTTP/2 streams at once on a connection. 64.
     pub streams: u32,
-    /// For TLS, for the token check, and for a stream's first message, each. 10 s.
+    /// For TLS and for the token check, each. 10 s.
     pub step: Duration,
+    /// For a stream's first message. 10 s.
+    pub hello: Duration,
     /// How long a message may wait for a slow reader. 30 s.
     pub send: Duration,
     /// How long a stream may say nothing; agents say something every 10 s. 45 s.
@@ -72,6 +74,7 @@ impl Default for Limits {
             connections_per_address: 16,
             streams: 64,
             step: Duration::from_secs(10),
+            hello: Duration::from_secs(10),
             send: Duration::from_secs(30),
             quiet: Duration::from_secs(45),
             stream_life: Duration::from_secs(30 * 60),

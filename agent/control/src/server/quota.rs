@@ -103,3 +103,47 @@ impl Drop for Line<'_> {
         self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_gets_a_burst_and_then_a_rate() {
+        let quotas = Quotas::new(Limits { burst_per_node: 3, rate_per_node: 2, ..Limits::default() });
+        let (one, two) = ("n1".into(), "n2".into());
+        for _ in 0..3 {
+            assert!(quotas.acquire(&one).await.is_some());
+        }
+        assert!(quotas.acquire(&one).await.is_none());
+        assert!(quotas.acquire(&two).await.is_some(), "another node has its own");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        for _ in 0..2 {
+            assert!(quotas.acquire(&one).await.is_some());
+        }
+        assert!(quotas.acquire(&one).await.is_none());
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        for _ in 0..3 {
+            assert!(quotas.acquire(&one).await.is_some());
+        }
+        assert!(quotas.acquire(&one).await.is_none(), "time does not fill it beyond the burst");
+    }
+
+    #[tokio::test]
+    async fn a_node_waits_in_a_bounded_line() {
+        let quotas = Quotas::new(Limits { signing_per_node: 1, waiting_per_node: 1, ..Limits::default() });
+        let node = "n1".into();
+        let first = quotas.acquire(&node).await;
+        assert!(first.is_some());
+        let mut second = Box::pin(quotas.acquire(&node));
+        assert!(futures_util::poll!(second.as_mut()).is_pending());
+        let mut third = Box::pin(quotas.acquire(&node));
+        assert!(futures_util::poll!(third.as_mut()).is_pending());
+        assert!(quotas.acquire(&node).await.is_none(), "the line is full");
+        drop(third);
+        drop(first);
+        assert!(second.await.is_some());
+    }
+}

@@ -31,7 +31,7 @@ pub(super) async fn connect(
 ) -> Result<Response<Downs>, Status> {
     let mut up = request.into_inner();
     let late = |_| Status::deadline_exceeded("no Hello came");
-    let first = timeout(shared.config.limits.step, up.message()).await.map_err(late)??;
+    let first = timeout(shared.config.limits.hello, up.message()).await.map_err(late)??;
     let Some(UpBody::Hello(hello)) = first.and_then(|up| up.body) else {
         return Err(Status::invalid_argument("the first message must be Hello"));
     };

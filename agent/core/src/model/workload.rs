@@ -110,7 +110,8 @@ fn label<'a>(pod: &'a Pod, namespace: Option<&'a Namespace>, name: &str) -> Opti
 
 /// `service.name` by the OpenTelemetry k8s conventions: annotation, then the recommended labels, then the pod's
 /// name without the suffixes that a Deployment adds.
-fn app_name(annotations: &Labels, labels: &Labels, pod: &str) -> Str {
+#[must_use]
+pub fn app_name(annotations: &Labels, labels: &Labels, pod: &str) -> Str {
     annotations
         .get("resource.opentelemetry.io/service.name")
         .or_else(|| labels.get("app.kubernetes.io/instance"))

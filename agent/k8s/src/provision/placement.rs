@@ -94,7 +94,7 @@ fn placed<'a>(
     addresses.truncate(MAX_ADDRESSES);
     Placement {
         addresses,
-        bind: me.map(|me| bind(mode, annotations, &assigned, me)).unwrap_or_default(),
+        bind: me.map(|me| bind(mode, gateway, annotations, &assigned, me)).unwrap_or_default(),
         // Lower names first: a slice that is being replaced says the same.
         ports: slices.flat_map(|(_, s)| ports(s).collect::<Vec<_>>()).collect::<BTreeMap<_, _>>(),
         problem,
@@ -103,7 +103,13 @@ fn placed<'a>(
 
 /// Where an agent on `me` listens. Does not ask whether the node is among the endpoints: it becomes one once it serves,
 /// and an agent that lost its controller must not let go of its sockets.
-fn bind(mode: AddressMode, annotations: &Labels, assigned: &[IpAddr], me: &Node) -> Vec<IpAddr> {
+fn bind(
+    mode: AddressMode,
+    gateway: &Gateway,
+    annotations: &Labels,
+    assigned: &[IpAddr],
+    me: &Node,
+) -> Vec<IpAddr> {
     let selector: BTreeMap<String, String> = json(annotations, NODE_SELECTOR).unwrap_or_default();
     let matches = |(k, v): (&String, &String)| me.meta.labels.get(k.as_str()).is_some_and(|l| **l == **v);
     if !selector.iter().all(matches) {
@@ -114,7 +120,12 @@ fn bind(mode: AddressMode, annotations: &Labels, assigned: &[IpAddr], me: &Node)
         AddressMode::LoadBalancer => me.addresses.clone(),
         AddressMode::HostPort => {
             let refused: Vec<String> = json(annotations, REFUSED_NODES).unwrap_or_default();
-            if refused.iter().any(|n| n == name) { Vec::new() } else { me.addresses.clone() }
+            if refused.iter().any(|n| n == name) {
+                return Vec::new();
+            }
+            let asked: Vec<IpAddr> = requested(gateway).collect();
+            let ours = |ip: &IpAddr| asked.is_empty() || asked.contains(ip);
+            me.addresses.iter().copied().filter(ours).collect()
         }
         AddressMode::AddressPool => {
             let mine = annotations.get(ADDRESS_OWNER).is_some_and(|owner| &**owner == name);

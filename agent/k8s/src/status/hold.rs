@@ -32,7 +32,7 @@ impl Holds {
     /// For a status that is to be written.
     pub(super) fn of(&self, status: Option<&ObjectStatus>) -> Duration {
         match status {
-            Some(status) if is_pending(status) => self.pending,
+            Some(status) if pending(status).is_some() => self.pending,
             Some(status) if says_no(status) => self.negative,
             _ => Duration::ZERO,
         }
@@ -47,15 +47,15 @@ pub(crate) fn passes(reason: &str) -> bool {
     PASSING.contains(&reason)
 }
 
-/// A Gateway or ListenerSet that waits to be served.
-pub(super) fn is_pending(status: &ObjectStatus) -> bool {
+/// The condition that says that a Gateway or ListenerSet waits to be served.
+pub(super) fn pending(status: &ObjectStatus) -> Option<&Condition> {
     let (ObjectStatus::Gateway { conditions, .. } | ObjectStatus::ListenerSet { conditions, .. }) = status
     else {
-        return false;
+        return None;
     };
     conditions
         .iter()
-        .any(|c| c.kind == "Programmed" && c.status == ConditionStatus::False && passes(c.reason))
+        .find(|c| c.kind == "Programmed" && c.status == ConditionStatus::False && passes(c.reason))
 }
 
 fn says_no(status: &ObjectStatus) -> bool {

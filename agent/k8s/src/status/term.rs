@@ -2,7 +2,7 @@
 
 use super::{
     Counted, Desired, Inbox, Known, Limiter, Live, Progress, WriterConfig,
-    hold::is_pending,
+    hold::pending,
     job::{Done, End, Job, Shared},
     kinds::{KINDS, Requests, plural},
     queue::{Ended, Queue},
@@ -347,12 +347,10 @@ fn freshest(known: &Known, cached: Option<&Live>) -> Option<Live> {
 
 /// Whether this status says that a Gateway waits to be served which the cluster shows as served in this generation.
 fn takes_back(wanted: &ObjectStatus, live: &Live) -> bool {
-    if !is_pending(wanted) {
-        return false;
-    }
+    let Some(condition) = pending(wanted) else { return false };
     let status = live.status();
     find(&status["conditions"], "type", "Programmed")
-        .is_some_and(|c| c["status"] == "True" && c["observedGeneration"] == live.generation)
+        .is_some_and(|c| c["status"] == "True" && c["observedGeneration"] == condition.observed_generation)
 }
 
 /// How long to wait after so many failures in a row.

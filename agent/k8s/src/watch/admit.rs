@@ -11,7 +11,7 @@ use crate::{
 };
 use serde_json::{Map, Value};
 use std::sync::Arc;
-use weft_core::model::{Kind, Meta, Node, ObjectKey, Str};
+use weft_core::model::{GatewayConfig, Kind, Node, ObjectKey, Str};
 
 /// What is kept of an object.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub(super) enum Body {
     Model(Object),
     Node(Arc<Node>),
     Slice(WorkloadSlice),
-    GatewayConfig(Arc<Meta>),
+    GatewayConfig(Arc<GatewayConfig>),
     /// The one entry of a ConfigMap that counts.
     Text(Str),
     Definition(Option<Bundle>),
@@ -68,8 +68,8 @@ pub(super) fn admit(kind: Watched, version: &str, raw: Raw) -> Option<Item> {
             (slice.map(Body::Slice), problems)
         }
         Watched::GatewayConfig => {
-            let (meta, problems) = convert::convert_gateway_config(&value, &source).unwrap_or_default();
-            (meta.map(|m| Body::GatewayConfig(Arc::new(m))), problems)
+            let (config, problems) = convert::convert_gateway_config(&value, &source).unwrap_or_default();
+            (config.map(|c| Body::GatewayConfig(Arc::new(c))), problems)
         }
         Watched::Settings => (text(&value, SETTINGS.1), Vec::new()),
         Watched::TrustRoots => (text(&value, TRUST_ROOTS.1), Vec::new()),

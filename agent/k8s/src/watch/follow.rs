@@ -10,7 +10,7 @@ use super::{
     retry::{Backoff, Retry, spread},
     state::{Fault, fault},
 };
-use futures_util::{StreamExt, stream::BoxStream};
+use futures_util::{AsyncBufReadExt, StreamExt, stream::BoxStream};
 use kube::{
     Client,
     api::{ListParams, WatchParams},
@@ -40,7 +40,8 @@ const SHORT: Duration = Duration::from_secs(1);
 /// Objects of one page.
 const PAGE: u32 = 500;
 
-type Changes = BoxStream<'static, kube::Result<WatchEvent<Raw>>>;
+/// The lines of a watch, an event each.
+type Changes = BoxStream<'static, std::io::Result<String>>;
 
 /// What a follower says.
 #[derive(Debug)]
@@ -158,10 +159,12 @@ impl Follower {
                 _ => url.list(&params),
             };
             let request = request.map_err(|e| self.failed(&kube::Error::BuildRequest(e)))?;
-            let page: Page = match timeout(ANSWER, self.client.request(request)).await {
-                Ok(page) => page.map_err(|e| self.failed(&e))?,
-                Err(_) => return Err(self.silent()),
+            // Not kube's `request`: that logs what it cannot parse, Secrets too.
+            let page = match timeout(ANSWER, self.client.request_text(request)).await {
+                Ok(text) => text.map_err(|e| self.failed(&e))?,
+                Err(_) => return Err(silent()),
             };
+            let page: Page = serde_json::from_str(&page).map_err(|e| unreadable(&e))?;
             for raw in page.items {
                 self.put(raw).await?;
             }
@@ -209,14 +212,15 @@ impl Follower {
             _ => url.watch(&params, version),
         };
         let request = request.map_err(|e| self.failed(&kube::Error::BuildRequest(e)))?;
-        match timeout(ANSWER, self.client.request_events(request)).await {
-            Ok(Ok(stream)) => Ok(stream.boxed()),
+        // Not kube's `request_events`: that takes the body of a refusal for events, and logs what it cannot parse.
+        match timeout(ANSWER, self.client.request_stream(request)).await {
+            Ok(Ok(body)) => Ok(body.lines().boxed()),
             // A server without the feature calls the parameter invalid.
             Ok(Err(kube::Error::Api(status))) if initial && matches!(status.code, 400 | 422) => {
                 Err(Stop::NoStreaming)
             }
             Ok(Err(error)) => Err(self.failed(&error)),
-            Err(_) => Err(self.silent()),
+            Err(_) => Err(silent()),
         }
     }
 
@@ -229,16 +233,20 @@ impl Follower {
     ) -> Result<(), Stop> {
         let end = Instant::now() + Duration::from_secs(u64::from(WATCH_SECONDS)) + OVERDUE;
         loop {
-            let event = match tokio::time::timeout_at(end, stream.next()).await {
-                Ok(Some(Ok(event))) => event,
-                Ok(Some(Err(kube::Error::Api(status)))) => return Err(self.refused(&status)),
+            let line = match tokio::time::timeout_at(end, stream.next()).await {
+                Ok(Some(Ok(line))) => line,
                 // Connections end: the next one goes on from here. If it cannot be had, that is said.
                 Ok(Some(Err(error))) => {
                     tracing::debug!(kind = %self.kind, %error, "watch broke");
                     return Ok(());
                 }
-                Ok(None) => return Ok(()),
-                Err(_) => return Ok(()),
+                Ok(None) | Err(_) => return Ok(()),
+            };
+            let event = match serde_json::from_str::<WatchEvent<Raw>>(&line) {
+                Ok(event) => event,
+                // Half a line before the end.
+                Err(error) if error.is_eof() => return Ok(()),
+                Err(error) => return Err(unreadable(&error)),
             };
             *seen = true;
             match event {
@@ -290,10 +298,6 @@ impl Follower {
         self.failed(&kube::Error::Api(Box::new(status.clone())))
     }
 
-    fn silent(&self) -> Stop {
-        failed(fault("the API server does not answer", "the last state stays in effect"))
-    }
-
     fn failed(&self, error: &kube::Error) -> Stop {
         let kube::Error::Api(status) = error else {
             return failed(super::retry::unreachable(error));
@@ -320,6 +324,15 @@ impl Follower {
             retry_after: Duration::from_secs(u64::from(seconds.min(60))),
         }))
     }
+}
+
+fn silent() -> Stop {
+    failed(fault("the API server does not answer", "the last state stays in effect; it is tried again"))
+}
+
+fn unreadable(error: &serde_json::Error) -> Stop {
+    let reason = format!("the API server's answer cannot be read: {error}");
+    failed(fault(&reason, "is something else answering in its place?"))
 }
 
 fn failed(fault: Fault) -> Stop {

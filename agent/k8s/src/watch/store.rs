@@ -11,6 +11,7 @@ use crate::{
     config::{self, AgentConfig},
     convert::{self, Object, Source, WorkloadSlice},
     problem::{Problem, Report, Severity},
+    provision,
     world::World,
     yaml,
 };
@@ -58,7 +59,7 @@ impl Store {
     /// The world as it is now.
     pub(super) fn world(&mut self) -> World {
         if std::mem::take(&mut self.unplaced) {
-            let mut placements = placements(&self.snapshot, self.me.as_deref());
+            let mut placements = provision::placements(&self.snapshot, self.me.as_deref());
             keep_same(&self.snapshot.placements, &mut placements);
             self.snapshot.placements = placements;
         }
@@ -310,15 +311,9 @@ impl Store {
     }
 }
 
-/// Where Gateways are served, from the Services, EndpointSlices and Nodes of a Snapshot.
-fn placements(_: &Snapshot, _me: Option<&str>) -> Objects<weft_core::model::Placement> {
-    // `provision::placements` comes here.
-    Objects::new()
-}
-
 /// Whether placements are made from it.
 const fn places(kind: Watched) -> bool {
-    matches!(kind, Watched::Model(Kind::Service | Kind::EndpointSlice) | Watched::Node)
+    matches!(kind, Watched::Model(Kind::Gateway | Kind::Service | Kind::EndpointSlice) | Watched::Node)
 }
 
 /// Equal values keep their `Arc`.
