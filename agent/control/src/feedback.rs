@@ -119,8 +119,7 @@ impl Hasher for Fnv {
 
 /// Compares what agents serve with what they should: `expected` by Gateway, `serving` says on which nodes.
 ///
-/// Not to be asked in the first seconds of leading, before agents had the time to connect: it would take `Programmed`
-/// away from everything.
+/// Not to be asked before [`settled`]: it would take `Programmed` away from everything.
 #[must_use]
 pub fn feedback(
     expected: &BTreeMap<ObjectKey, Expected>,
@@ -146,6 +145,14 @@ pub fn feedback(
         failures(gateway, expected.every_node, &live, &mut feedback);
     }
     feedback
+}
+
+/// Whether agents had the time to connect to a controller that has led for `leading_for`: all that serve something have
+/// said what, or those that have not count as gone.
+#[must_use]
+pub fn settled(serving: &Serving, agents: &Agents, leading_for: Duration) -> bool {
+    let reported = |node: &Str| agents.get(node).is_some_and(|report| report.reported);
+    leading_for >= GONE || serving.values().flatten().all(reported)
 }
 
 /// What is awaited before all of `live` serve `wanted`.

@@ -485,7 +485,10 @@ async fn only_root_may_connect() {
     }
     // A copy where user nobody can read it, whatever the build directory's permissions.
     let copy = dir.path().join("stranger");
-    std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+    // By another process: a child that another test is just starting would have our descriptor, open for writing, and a
+    // program that somebody writes to cannot be started (ETXTBSY).
+    let copied = Command::new("cp").arg(std::env::current_exe().unwrap()).arg(&copy).status().unwrap();
+    assert!(copied.success());
     let command = another_process("stranger", dir.path());
     let mut stranger = Command::new(&copy);
     stranger.args(command.get_args()).envs(command.get_envs().filter_map(|(k, v)| Some((k, v?))));

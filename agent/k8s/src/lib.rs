@@ -24,10 +24,10 @@ mod path;
 mod problem;
 pub mod provision;
 mod schema;
+pub mod status;
 #[cfg(test)]
 #[allow(dead_code)] // each test module uses its part
 mod testing;
-pub mod status;
 mod tokens;
 mod tracked;
 mod trust;
@@ -38,11 +38,11 @@ pub mod yaml;
 
 pub use config::*;
 pub use convert::{Converted, Object, Source, convert, convert_gateway_config, unroll};
-pub use file::{FileError, FileProvider};
-pub use problem::{Problem, Severity};
 pub use events::{Recorder, RecorderConfig};
+pub use file::{FileError, FileProvider};
 pub use kube::Client;
-pub use lease::{LeaseConfig, Leadership, lead};
+pub use lease::{Leadership, LeaseConfig, lead};
+pub use problem::{Problem, Severity};
 pub use provision::placements;
 pub use status::{Desired, StatusWriter, WriterConfig, known_in};
 pub use tokens::TokenReviewer;

@@ -126,8 +126,8 @@ impl FakeApi {
     pub(crate) fn new() -> Self {
         let inner = Inner { streaming: true, page_size: 500, ..Inner::default() };
         let api = Self { inner: Arc::new(Mutex::new(inner)), moved: watch::Sender::new(0) };
-        for (group, versions, plural, kind, namespaced) in DEFAULT {
-            api.serve(group, versions, plural, kind, *namespaced);
+        for (group, versions, plural, ..) in DEFAULT {
+            api.serve(group, versions, plural);
         }
         api
     }
@@ -143,9 +143,11 @@ impl FakeApi {
     }
 
     /// Serves a kind (again), the preferred version first. CRDs get their CustomResourceDefinition object.
-    pub(crate) fn serve(&self, group: &str, versions: &[&str], plural: &str, kind: &str, namespaced: bool) {
+    pub(crate) fn serve(&self, group: &str, versions: &[&str], plural: &str) {
+        let known = DEFAULT.iter().find(|(g, _, p, ..)| *g == group && *p == plural);
+        let (.., kind, namespaced) = known.unwrap_or_else(|| panic!("add {plural} to DEFAULT"));
         let versions = versions.iter().map(ToString::to_string).collect();
-        let served = Served { kind: kind.to_owned(), namespaced, versions };
+        let served = Served { kind: (*kind).to_owned(), namespaced: *namespaced, versions };
         self.inner.lock().served.insert((group.to_owned(), plural.to_owned()), served);
         if matches!(group, "gateway.networking.k8s.io" | "weft.dev") {
             self.put(json!({
@@ -166,6 +168,16 @@ impl FakeApi {
         let mut inner = self.inner.lock();
         inner.served.remove(&resource);
         inner.objects.retain(|(r, ..), _| *r != resource);
+        inner.watchers.retain(|w| w.scope.resource != resource);
+        drop(inner);
+        self.tick();
+    }
+
+    /// Stops serving a kind that is still defined, as a server that has just started; `serve` ends it.
+    pub(crate) fn hide(&self, group: &str, plural: &str) {
+        let resource = (group.to_owned(), plural.to_owned());
+        let mut inner = self.inner.lock();
+        inner.served.remove(&resource);
         inner.watchers.retain(|w| w.scope.resource != resource);
         drop(inner);
         self.tick();
@@ -357,7 +369,7 @@ impl Inner {
             (&Method::GET, [_]) => self.list(&scope, request),
             (&Method::POST, [_]) => self.create(&scope, request.body.clone()),
             (_, [_, name, sub @ ..]) => {
-                self.one(method, &scope, name, sub.first().copied().unwrap_or_default(), request)
+                self.one(method, &scope, (name, sub.first().copied().unwrap_or_default()), request)
             }
             _ => failure(405, "MethodNotAllowed", "not in this server"),
         }
@@ -411,12 +423,15 @@ impl Inner {
 
     fn watch(&mut self, scope: Scope, request: &Recorded) -> Response<Answer> {
         let initial = request.query.get("sendInitialEvents").is_some_and(|v| v == "true");
-        if initial && !self.streaming {
-            return failure(422, "Invalid", "sendInitialEvents is forbidden without the WatchList feature");
-        }
         let from: u64 = request.query.get("resourceVersion").and_then(|v| v.parse().ok()).unwrap_or_default();
         let (lines, received) = mpsc::unbounded_channel();
         let send = |line: Bytes| drop(lines.send(Ok(line)));
+        if initial && !self.streaming {
+            // As a real one over an old etcd: an event, not a refusal.
+            let message = "required storage feature RequestWatchProgress is disabled";
+            send(event("ERROR", &status(500, "InternalError", message)));
+            return stream_of(received);
+        }
         if from == 0 {
             for ((r, ..), object) in &self.objects {
                 if *r == scope.resource && scope.selects(object) {
@@ -427,9 +442,7 @@ impl Inner {
                 send(scope.bookmark(self.version, true));
             }
         } else if from < self.oldest {
-            let status = json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410,
-                                 "reason": "Expired", "message": "too old resource version" });
-            send(event("ERROR", &status));
+            send(event("ERROR", &status(410, "Expired", "too old resource version")));
             return stream_of(received);
         } else {
             for change in self.history.iter().filter(|c| c.version > from) {
@@ -460,8 +473,7 @@ impl Inner {
         &mut self,
         method: &Method,
         scope: &Scope,
-        name: &str,
-        sub: &str,
+        (name, sub): (&str, &str),
         request: &Recorded,
     ) -> Response<Answer> {
         let key = (scope.resource.clone(), scope.namespace.clone(), name.to_owned());
@@ -690,11 +702,14 @@ fn created(value: &Value) -> Response<Answer> {
 }
 
 fn failure(code: u16, reason: &str, message: &str) -> Response<Answer> {
-    let status = json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure",
-                         "code": code, "reason": reason, "message": message });
-    let mut response = ok(&status);
+    let mut response = ok(&status(code, reason, message));
     *response.status_mut() = StatusCode::from_u16(code).expect("a test names a real status");
     response
+}
+
+fn status(code: u16, reason: &str, message: &str) -> Value {
+    json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure",
+            "code": code, "reason": reason, "message": message })
 }
 
 fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {

@@ -7,13 +7,7 @@ use kube::{
     Api, Client,
     api::{ObjectMeta, Patch, PatchParams, PostParams},
 };
-use std::{
-    collections::BTreeMap,
-    fmt,
-    future::Future,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, future::Future, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::timeout};
 use zeroize::Zeroizing;
 
@@ -54,7 +48,9 @@ enum Trouble {
     Silent(&'static str),
     #[error("{0}: {1}")]
     Api(&'static str, kube::Error),
-    #[error("Secret {SECRET}: data[\"{0}\"] is missing or no text; delete the Secret to have a new CA made, or repair it")]
+    #[error(
+        "Secret {SECRET}: data[\"{0}\"] is missing or no text; delete the Secret to have a new CA made, or repair it"
+    )]
     Broken(&'static str),
     #[error("no CA could be made: {0}")]
     Make(String),

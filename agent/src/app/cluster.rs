@@ -142,7 +142,7 @@ pub(super) fn follow_roots(
     Task::spawn(async move {
         loop {
             let text = from.borrow_and_update().clone();
-            match text.as_deref().map(TrustBundle::from_pem) {
+            match text.as_deref().map(|text| TrustBundle::from_pem(text.as_bytes())) {
                 Some(Ok(bundle)) => {
                     changed(&bundle);
                     to.send_replace(Some(bundle));
@@ -165,8 +165,7 @@ pub(super) fn follow_material(
     Task::spawn(async move {
         loop {
             let now = from.borrow_and_update().clone();
-            let material =
-                Material { secrets: now.secrets.clone(), config_maps: now.config_maps.clone() };
+            let material = Material { secrets: now.secrets.clone(), config_maps: now.config_maps.clone() };
             to.send_replace(Arc::new(material));
             if from.changed().await.is_err() {
                 return;

@@ -37,7 +37,8 @@ use tokio_util::sync::CancellationToken;
 use weft_certs::Ca;
 use weft_control::{ControlServer, Leading, ServerConfig, WorldAuthorizer};
 use weft_k8s::{
-    CaTexts, ClusterInputs, ClusterOptions, ClusterProvider, LeaseConfig, Leadership, Role, TokenReviewer, World,
+    CaTexts, ClusterInputs, ClusterOptions, ClusterProvider, Leadership, LeaseConfig, Role, TokenReviewer,
+    World,
 };
 use weft_proxy::telemetry::{self, Telemetry, TelemetryConfig};
 
@@ -77,15 +78,11 @@ async fn control(args: ControllerArgs) -> Result<()> {
         admin::serve(at, pages.clone(), stop.clone()).await?;
     }
     let client = weft_k8s::client().await?;
-    let options = ClusterOptions {
-        system_namespace: args.namespace.clone(),
-        ..ClusterOptions::new(Role::Controller)
-    };
+    let options =
+        ClusterOptions { system_namespace: args.namespace.clone(), ..ClusterOptions::new(Role::Controller) };
     let provider = ClusterProvider::start(client.clone(), options, ClusterInputs::none())?;
-    let election = weft_k8s::lead(
-        client.clone(),
-        LeaseConfig::new(&args.namespace, "weft-controller", &args.pod_name),
-    );
+    let election =
+        weft_k8s::lead(client.clone(), LeaseConfig::new(&args.namespace, "weft-controller", &args.pod_name));
     let leadership = election.leadership();
     let mut worlds = provider.worlds().await.context("the watches of the cluster ended")?;
     let first = worlds.borrow_and_update().clone();
@@ -109,7 +106,8 @@ async fn control(args: ControllerArgs) -> Result<()> {
         Arc::new(authorize),
         materials,
     ));
-    let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
+    let listener =
+        TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
     let tasks = vec![
         Task::spawn(weft_k8s::keep_ca(
             client.clone(),
@@ -207,7 +205,9 @@ fn follow_ca(mut texts: watch::Receiver<Option<Arc<CaTexts>>>, to: watch::Sender
             let now = texts.borrow_and_update().clone();
             match now.as_deref().map(read_ca) {
                 Some(Ok(ca)) => drop(to.send_replace(Some(Arc::new(ca)))),
-                Some(Err(error)) => tracing::error!("Secret weft-ca cannot be used: {error}; the last CA stays"),
+                Some(Err(error)) => {
+                    tracing::error!("Secret weft-ca cannot be used: {error}; the last CA stays")
+                }
                 None => {}
             }
             if texts.changed().await.is_err() {

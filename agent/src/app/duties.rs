@@ -7,14 +7,13 @@ use std::{
     time::Duration,
 };
 use tokio::{sync::watch, time::Instant};
-use weft_control::{Agents, Expected, Material, Materials, Serving, Watermark, watermarks};
+use weft_control::{Agents, Expected, Material, Materials, Serving, watermarks};
 use weft_core::{
     engine::{Feedback, Update},
     model::{AddressMode, Kind, ObjectKey, ObjectRef, Snapshot, Str},
-    status::ObjectStatus,
 };
 use weft_k8s::{
-    Desired, Leadership, Recorder, RecorderConfig, StatusWriter, WatchState, WriterConfig, known_in,
+    Desired, Leadership, Recorder, RecorderConfig, StatusWriter, WatchState, Watched, WriterConfig, known_in,
     provision::{self, ADDRESS_MODE, ADDRESS_OWNER, Provisioner, ProvisionerOptions},
     workloads::{self, SliceOptions, SlicePublisher},
 };
@@ -26,7 +25,6 @@ const EVENTS_QPS: u32 = 20;
 
 /// Everything that the leader writes.
 pub(super) struct Duties {
-    leadership: watch::Receiver<Leadership>,
     writer: StatusWriter,
     provisioner: Provisioner,
     slices: SlicePublisher,
@@ -55,15 +53,9 @@ impl Duties {
             leadership.clone(),
         );
         Self {
-            writer: StatusWriter::start(
-                client.clone(),
-                WriterConfig::default(),
-                leadership.clone(),
-                Some(events),
-            ),
+            writer: StatusWriter::start(client.clone(), WriterConfig::default(), leadership, Some(events)),
             provisioner: Provisioner::start(client.clone(), ProvisionerOptions::default()),
             slices: SlicePublisher::start(client, SliceOptions::default()),
-            leadership,
             materials,
             serving,
             expected: BTreeMap::new(),
@@ -75,7 +67,8 @@ impl Duties {
     pub(super) fn published(&mut self, update: Update, pipeline: &Pipeline, watched: &WatchState) {
         let snapshot = pipeline.snapshot();
         let kinds = watched.kinds.iter().filter_map(|(kind, state)| {
-            Some((kind.model()?, Str::from(state.version?)))
+            let Watched::Model(kind) = *kind else { return None };
+            Some((kind, Str::from(state.version?)))
         });
         let known = snapshot.clone();
         let desired = Desired {
@@ -119,7 +112,7 @@ impl Duties {
         let reported = agents.iter().filter(|(_, report)| report.reported);
         let captured: workloads::Captured =
             reported.map(|(node, report)| (node.clone(), BTreeMap::clone(&report.captured))).collect();
-        self.slices.publish(pipeline.snapshot(), &captured);
+        self.slices.publish(pipeline.snapshot(), &Arc::new(captured));
     }
 
     /// What `Programmed` has to wait for.
@@ -140,11 +133,6 @@ impl Duties {
             feedback.pending.insert(gateway.clone(), why.clone());
         }
         feedback
-    }
-
-    /// Whether this replica may write.
-    pub(super) fn leads(&self) -> bool {
-        self.leadership.borrow().leads()
     }
 }
 

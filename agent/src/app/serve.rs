@@ -104,6 +104,9 @@ pub(super) async fn serve(options: Options, mut worlds: watch::Receiver<Arc<Worl
     agent.shared.config.store(update.config.clone());
     let node = agent.options.run_dir.as_deref().map(|dir| agent.start_node(dir)).transpose()?;
     let manager = node.as_ref().map(|n| n.manager.clone());
+    if let (Some(cluster), Some(manager)) = (&agent.options.cluster, &manager) {
+        cluster.follow_captured(manager.captured(), |pod| pod.uid.as_str().into());
+    }
     let mut gateways = Gateways::new(agent.plane.clone(), agent.pages.identities.clone(), manager);
     agent.publish(&mut pipeline, &mut gateways, update).await;
     tracing::info!(node = agent.options.node, "serving {}", agent.options.what);

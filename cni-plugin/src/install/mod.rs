@@ -239,10 +239,10 @@ impl InstallHandle {
         self.shared.seen.subscribe()
     }
 
-    /// For those who know whether ADDs come.
+    /// For those who know whether ADDs come. Ask for it when they begin to listen: pods that started before are not missed.
     #[must_use]
     pub fn witness(&self) -> Witness {
-        Witness(self.shared.clone())
+        Witness { shared: self.shared.clone(), listening_since: SystemTime::now() }
     }
 
     /// Leaves everything in place and ends. For an agent that is to be replaced: before its successor starts, or as soon as
@@ -279,28 +279,31 @@ impl Drop for InstallHandle {
 
 /// Tells the installation what became of it. Cheap to clone; of no effect once the installation has ended.
 #[derive(Clone, Debug)]
-pub struct Witness(Arc<Shared>);
+pub struct Witness {
+    shared: Arc<Shared>,
+    listening_since: SystemTime,
+}
 
 impl Witness {
     /// An ADD of the runtime reached the agent at `at`.
     pub fn saw_add(&self, at: SystemTime) {
-        self.0.seen.send_modify(|installed| installed.last_add = Some(at));
-        if self.0.missed().take().is_some() {
-            self.0.wake();
+        self.shared.seen.send_modify(|installed| installed.last_add = Some(at));
+        if self.shared.missed().take().is_some() {
+            self.shared.wake();
         }
     }
 
     /// A pod's sandbox was made at `started` on this node, and no ADD for it reached the agent: `what` names it. Counts only if
-    /// the entry stood by then. A drop-in gives way to an edit for the life of the handle.
+    /// the entry stood and the agent listened by then. A drop-in gives way to an edit for the life of the handle.
     pub fn missed(&self, what: &str, started: SystemTime) {
         let stood = {
-            let installed = self.0.seen.borrow();
+            let installed = self.shared.seen.borrow();
             let since = installed.since.filter(|_| installed.state == State::Inserted);
-            since.is_some_and(|since| started > since + LOADED_WITHIN)
+            since.is_some_and(|since| started > since.max(self.listening_since) + LOADED_WITHIN)
         };
         if stood {
-            *self.0.missed() = Some(format!("{what} was started without an ADD that reached the agent"));
-            self.0.wake();
+            *self.shared.missed() = Some(format!("{what} was started without an ADD that reached the agent"));
+            self.shared.wake();
         }
     }
 }

@@ -221,11 +221,11 @@ fn a_drop_in_that_takes_no_effect_gives_way_to_an_edit() {
         witness.missed("pod shop/cart", since + Duration::from_secs(seconds));
     };
     missed(0); // the runtime may not have looked by then
-    missed(10);
+    missed(1000);
     wait(&handle, "edited", |i| inserted(i) && i.way == Some(Way::Edited));
     assert!(node.names_us() && !node.config.conf_dir.join("net").exists());
     // Nothing is left to try: it is said, until an ADD comes.
-    missed(10);
+    missed(1000);
     wait(&handle, "overridden", |i| matches!(&i.state, State::Overridden { why } if why.contains("cart")));
     witness.saw_add(at);
     wait(&handle, "fine again", inserted);

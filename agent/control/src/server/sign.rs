@@ -21,9 +21,9 @@ pub(super) async fn create(
     request: Request<IstioCertificateRequest>,
 ) -> Result<Response<IstioCertificateResponse>, Status> {
     let request = request.into_inner();
-    let identity = wanted(&shared, &caller, &request).map_err(|status| {
+    let identity = wanted(&shared, &caller, &request).inspect_err(|status| {
         shared.counters.count("refused_bad_request");
-        status
+        tracing::warn!(node = %caller.node, error = status.message(), "certificate request refused");
     })?;
     if let Err(refusal) = shared.config.authorize.may_have(&caller, &identity) {
         return Err(shared.refuse(&caller, Some(&identity), &refusal));

@@ -236,7 +236,7 @@ fn secret(of: &str) -> Arc<Secret> {
 
 fn config_map(of: &str, certificate: Vec<u8>) -> Arc<ConfigMap> {
     let ca = Some(Ok(CaBundle(Arc::new(vec![certificate]))));
-    Arc::new(ConfigMap { meta: meta(of), ca })
+    Arc::new(ConfigMap { meta: meta(of), ca, parameters: None })
 }
 
 fn material(secrets: &[&str], config_maps: &[&str]) -> Material {

@@ -56,9 +56,9 @@ fn everything_of_material_travels_but_labels_and_annotations() {
     for (of, data) in [("infra/broken", broken), ("infra/roots", ca)] {
         all.secrets.insert(key(of), Arc::new(Secret { meta: meta(of), data }));
     }
-    let invalid = ConfigMap { meta: meta("infra/bad"), ca: Some(Err("no PEM".into())) };
+    let invalid = ConfigMap { meta: meta("infra/bad"), ca: Some(Err("no PEM".into())), parameters: None };
     all.config_maps.insert(key("infra/bad"), Arc::new(invalid));
-    let empty = ConfigMap { meta: meta("infra/empty"), ca: None };
+    let empty = ConfigMap { meta: meta("infra/empty"), ca: None, parameters: None };
     all.config_maps.insert(key("infra/empty"), Arc::new(empty));
     let mirror = travel::<wire::Material>(&material_to_map(&Material::default()), &material_to_map(&all));
     assert_eq!(material_from_map(mirror.entries()), all);
@@ -169,10 +169,8 @@ proptest! {
                 _ => {}
             }
         }
-        for chunk in [wire::Material::decode(bytes.as_slice()), wire::Material::decode(&bytes[bytes.len() / 2..])] {
-            if let Ok(chunk) = chunk {
-                drop(Mirror::new(NO_BOUNDS).take(chunk));
-            }
+        for bytes in [&bytes[..], &bytes[bytes.len() / 2..]] {
+            drop(wire::Material::decode(bytes).map(|chunk| Mirror::new(NO_BOUNDS).take(chunk)));
         }
         drop(wire::Applied::decode(bytes.as_slice()).map(|chunk| Mirror::new(NO_BOUNDS).take(chunk)));
         drop(IstioCertificateRequest::decode(bytes.as_slice()).map(|request| request.impersonated()));

@@ -28,7 +28,7 @@ pub(super) enum Step {
 impl Seen {
     /// What was seen before goes on standing only when the holder's record is the same.
     pub(super) fn new(lease: Lease, before: Option<Self>, now: Instant) -> Self {
-        let same = before.filter(|b| record(&b.lease) == record(&lease));
+        let same = before.filter(|b| same_record(&b.lease, &lease));
         Self { since: same.map_or(now, |b| b.since), lease }
     }
 
@@ -114,8 +114,16 @@ fn spec(lease: &Lease) -> Option<&LeaseSpec> {
     lease.spec.as_ref()
 }
 
-/// What a holder writes at each renewal; labels and annotations are not part of it.
-fn record(lease: &Lease) -> Option<(&Option<String>, &Option<MicroTime>, &Option<MicroTime>, Option<i32>)> {
-    let spec = spec(lease)?;
-    Some((&spec.holder_identity, &spec.acquire_time, &spec.renew_time, spec.lease_transitions))
+/// Whether two records are of the same renewal; labels and annotations are not part of it.
+fn same_record(one: &Lease, other: &Lease) -> bool {
+    let record = |lease: &Lease| {
+        let spec = spec(lease)?;
+        Some((
+            spec.holder_identity.clone(),
+            spec.acquire_time.clone(),
+            spec.renew_time.clone(),
+            spec.lease_transitions,
+        ))
+    };
+    record(one) == record(other)
 }

@@ -12,7 +12,7 @@ mod provisioner;
 mod targets;
 
 pub use names::{ADDRESS_MODE, ADDRESS_OWNER, ADDRESSES, GATEWAY_NAME, MANAGED_BY, MANAGER, object_key};
-pub use placement::placements;
+pub use placement::{endpoint_nodes, placements};
 pub use plan::{Assigned, Demand, Demands, Input, Plan, Serving, demands, plan};
 pub(crate) use provisioner::in_words;
 pub use provisioner::{Provisioner, ProvisionerOptions};

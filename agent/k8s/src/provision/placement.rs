@@ -40,6 +40,13 @@ pub fn placements(world: &Snapshot, me: Option<&str>) -> Objects<Placement> {
     world.gateways.iter().filter_map(one).collect()
 }
 
+/// The nodes that stand in the EndpointSlices of a Gateway's Service.
+#[must_use]
+pub fn endpoint_nodes(world: &Snapshot, service: &ObjectKey) -> BTreeSet<Str> {
+    let endpoints = slices_of(&world.endpoint_slices, service).flat_map(|(_, slice)| &slice.endpoints);
+    endpoints.filter_map(|endpoint| endpoint.node.clone()).collect()
+}
+
 /// The EndpointSlices of a Gateway's Service.
 pub(super) fn slices_of<'a>(
     slices: &'a Objects<EndpointSlice>,

@@ -205,7 +205,11 @@ fn active<'a>(input: &Input<'a>) -> Vec<Active<'a>> {
         let gateway = world.gateways.get(key)?;
         // A Service of this name that is somebody else's stays theirs; the placement says so.
         let foreign = world.services.get(&object_key(key)).is_some_and(|s| !is_managed(&s.meta.labels));
-        (!foreign && !demand.ports.is_empty()).then_some(Active { key, gateway, demand })
+        (!foreign && !demand.ports.is_empty() && !is_foreign_class(world, key)).then_some(Active {
+            key,
+            gateway,
+            demand,
+        })
     };
     let mut out: Vec<_> = input.demands.iter().filter_map(one).collect();
     out.sort_by_key(|a| (a.gateway.meta.created, a.key));

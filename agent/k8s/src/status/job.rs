@@ -2,8 +2,9 @@
 
 use super::{
     Counted, Known, Limiter, Live, Progress,
-    kinds::Requests,
+    kinds::{Requests, list_of_many},
     plan::{Context, Plan, plan},
+    render,
 };
 use crate::{
     call::{CallError, call},
@@ -18,8 +19,9 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
 };
+use tracing::warn;
 use weft_core::{
-    model::{Kind, ObjectRef},
+    model::{CONTROLLER_NAME, Kind, ObjectRef},
     status::ObjectStatus,
 };
 
@@ -162,6 +164,10 @@ impl Job {
         shared.progress.add(Counted::Writes);
         done.wrote = true;
         done.transitions.extend(transitions(self.object.kind, &live.status(), &after.status()));
+        if !self.fits(&after) {
+            shared.progress.add(Counted::Overflows);
+            warn!(object = %self.object, "its status is full of other controllers' entries: ours does not fit");
+        }
         let next = self.plan(shared, &after);
         let unheard = plan == next && next != Plan::Nothing;
         done.stuck = unheard.then(|| self::hash(&next, &after));
@@ -179,6 +185,15 @@ impl Job {
             .collect();
         let context = Context { now: &now(), lacks: &lacks };
         plan(&self.object, self.wanted.as_deref(), live, context)
+    }
+
+    /// Whether all our entries found a place.
+    fn fits(&self, after: &Live) -> bool {
+        let Some((list, ..)) = list_of_many(self.object.kind) else { return true };
+        let status = after.status();
+        let held = status[list].as_array().map_or(&[][..], Vec::as_slice);
+        let ours = held.iter().filter(|e| e["controllerName"] == CONTROLLER_NAME).count();
+        ours >= render::entries(self.wanted.as_deref()).len()
     }
 
     /// The resourceVersion makes the API server refuse the write when the object is not the one that was compared.
@@ -221,11 +236,13 @@ impl Job {
             // Server-side apply refuses fields that the CRD does not have ("field not declared in schema"), with a
             // code that depends on the version of the API server.
             CallError::Refused { message, .. } | CallError::Unavailable(message) => {
-                let lacking = OPTIONAL.iter().filter(|(kind, field)| {
-                    *kind == self.object.kind && message.contains(&format!(".status.{field}"))
-                });
-                let mut lacks = shared.lacks.lock();
-                lacking.fold(false, |learned, field| lacks.insert(*field) || learned)
+                let mut learned = false;
+                for (kind, field) in OPTIONAL {
+                    if kind == self.object.kind && message.contains(&format!(".status.{field}")) {
+                        learned |= shared.lacks.lock().insert((kind, field));
+                    }
+                }
+                learned
             }
             CallError::Gone | CallError::Forbidden(_) => false,
         }

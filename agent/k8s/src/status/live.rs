@@ -28,6 +28,12 @@ impl Live {
         Some(serde_json::from_slice::<Raw>(object).ok()?.live())
     }
 
+    /// The same from an object that is parsed already.
+    #[must_use]
+    pub fn of(object: &Value) -> Option<Self> {
+        Some(Raw::deserialize(object).ok()?.live())
+    }
+
     pub(super) fn status(&self) -> Value {
         serde_json::from_str(&self.status).unwrap_or(Value::Null)
     }

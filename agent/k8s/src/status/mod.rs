@@ -83,9 +83,13 @@ pub struct Known {
     pub uid: Str,
     /// `metadata.generation` that the status was made from.
     pub generation: i64,
-    /// The object as the watch saw it last, when the watch keeps that; it saves a read when the spec has changed.
+    /// The object as the watch saw it last, when the watch keeps that; it saves a read when a route or policy is new or
+    /// its spec has changed. (Not used for the other kinds: watches drop `managedFields`, which say what is ours there.)
     pub live: Option<Arc<Live>>,
 }
+
+/// Looks an object up.
+pub type KnownFn = dyn Fn(&ObjectRef) -> Option<Known> + Send + Sync;
 
 /// The status that every object should have.
 #[derive(Clone)]
@@ -93,7 +97,7 @@ pub struct Desired {
     /// By object. What is not in here is none of ours: entries of ours in it are removed.
     pub statuses: Arc<BTreeMap<ObjectRef, Arc<ObjectStatus>>>,
     /// What the watch knows about an object; None: it does not exist. See [`known_in`].
-    pub known: Arc<dyn Fn(&ObjectRef) -> Option<Known> + Send + Sync>,
+    pub known: Arc<KnownFn>,
     /// The version in which the cluster serves each kind; kinds that it does not serve are absent.
     pub served: Arc<BTreeMap<Kind, Str>>,
 }

@@ -4,7 +4,7 @@ use super::{
     Counted, Desired, Inbox, Known, Limiter, Live, Progress, WriterConfig,
     hold::pending,
     job::{Done, End, Job, Shared},
-    kinds::{KINDS, Requests, plural},
+    kinds::{KINDS, Requests, list_of_many, plural},
     queue::{Ended, Queue},
     render::find,
     survey::{Found, survey},
@@ -263,7 +263,7 @@ impl<'a> Round<'a> {
             object: object.clone(),
             wanted: desired.statuses.get(object).cloned(),
             requests: self.requests(object.kind)?,
-            live: freshest(&known, cached.map(|c| &c.live)),
+            live: freshest(object.kind, &known, cached.map(|c| &c.live)),
             known,
             stuck: cached.and_then(|c| c.stuck),
             impatient: self.queue.has_failed(object),
@@ -335,9 +335,10 @@ impl<'a> Round<'a> {
 }
 
 /// What is known of an object in the generation that the status was made from; None: read it.
-fn freshest(known: &Known, cached: Option<&Live>) -> Option<Live> {
+fn freshest(kind: Kind, known: &Known, cached: Option<&Live>) -> Option<Live> {
     let fits = |live: &&Live| live.uid == known.uid && live.generation == known.generation;
-    let (cached, watched) = (cached.filter(fits), known.live.as_deref().filter(fits));
+    let watched = known.live.as_deref().filter(|_| list_of_many(kind).is_some());
+    let (cached, watched) = (cached.filter(fits), watched.filter(fits));
     match (cached, watched) {
         (Some(cached), Some(watched)) if watched.is_newer_than(cached) => Some(watched.clone()),
         (Some(live), _) | (None, Some(live)) => Some(live.clone()),

@@ -108,8 +108,13 @@ fn slim(kind: Watched, value: &mut Value) {
             retain("annotations", speaks_to_us);
             retain("labels", |k| speaks_to_us(k) || k == "app" || k.starts_with("app.kubernetes.io/"));
         }
-        Watched::Model(Kind::EndpointSlice | Kind::Namespace | Kind::Secret | Kind::ConfigMap)
-        | Watched::Node => retain("annotations", speaks_to_us),
+        Watched::Model(Kind::Secret | Kind::ConfigMap) => {
+            retain("annotations", speaks_to_us);
+            retain("labels", speaks_to_us);
+        }
+        Watched::Model(Kind::EndpointSlice | Kind::Namespace) | Watched::Node => {
+            retain("annotations", speaks_to_us);
+        }
         _ => {}
     }
 }

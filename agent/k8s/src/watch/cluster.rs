@@ -213,7 +213,7 @@ impl Cluster {
                 failure.forbidden.then(|| following.forbidden_since.unwrap_or_else(Instant::now));
         }
         if failure.missing {
-            self.look_soon();
+            self.look_once();
         }
         let Fault { reason, remedy } = &failure.fault;
         if self.state.kinds.get(&kind).is_none_or(|s| s.error.as_ref() != Some(&failure.fault)) {
@@ -243,10 +243,16 @@ impl Cluster {
         }
     }
 
+    /// Asks again a few times, from soon on.
     fn look_soon(&mut self) {
+        self.again = AFTER_DEFINITION.iter();
+        self.look_once();
+    }
+
+    /// Asks again soon. Never later than it would anyway: these come in streams.
+    fn look_once(&mut self) {
         if self.discovered {
-            self.again = AFTER_DEFINITION.iter();
-            self.look_again();
+            self.discover_at = self.discover_at.min(Instant::now() + AFTER_DEFINITION[0]);
         }
     }
 
@@ -354,13 +360,14 @@ impl Cluster {
                     self.changed = false;
                 }
                 self.state.ready = true;
-                self.outputs.ready.send_if_modified(|ready| !std::mem::replace(ready, true));
             }
             // A kind that is forbidden is waited for a while.
             Err(Some(until)) => self.flush_at = Some(until),
             Err(None) => {}
         }
         self.publish_state();
+        let ready = self.state.ready;
+        self.outputs.ready.send_if_modified(|known| std::mem::replace(known, ready) != ready);
     }
 
     fn publish_state(&mut self) {

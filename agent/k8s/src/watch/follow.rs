@@ -14,7 +14,7 @@ use futures_util::{AsyncBufReadExt, StreamExt, stream::BoxStream};
 use kube::{
     Client,
     api::{ListParams, WatchParams},
-    core::{Request, WatchEvent},
+    core::{Request, Status, WatchEvent},
 };
 use std::{
     sync::{
@@ -33,8 +33,8 @@ use weft_core::model::ObjectKey;
 const ANSWER: Duration = Duration::from_secs(60);
 /// The server ends a watch after about this many seconds; 295 is the longest that kube grants.
 const WATCH_SECONDS: u32 = 280;
-/// So much later than it should end, a watch is dead: the connection leads nowhere.
-const OVERDUE: Duration = Duration::from_secs(15);
+/// A watch that is silent for so long is replaced: its connection may lead nowhere. A server sends a bookmark a minute.
+const SILENCE: Duration = Duration::from_secs(150);
 /// A watch that ends sooner, without an event, counts as a failure: no busy loop.
 const SHORT: Duration = Duration::from_secs(1);
 /// Objects of one page.
@@ -215,10 +215,7 @@ impl Follower {
         // Not kube's `request_events`: that takes the body of a refusal for events, and logs what it cannot parse.
         match timeout(ANSWER, self.client.request_stream(request)).await {
             Ok(Ok(body)) => Ok(body.lines().boxed()),
-            // A server without the feature calls the parameter invalid.
-            Ok(Err(kube::Error::Api(status))) if initial && matches!(status.code, 400 | 422) => {
-                Err(Stop::NoStreaming)
-            }
+            Ok(Err(kube::Error::Api(status))) if initial && cannot_stream(&status) => Err(Stop::NoStreaming),
             Ok(Err(error)) => Err(self.failed(&error)),
             Err(_) => Err(silent()),
         }
@@ -231,9 +228,8 @@ impl Follower {
         from: &mut Option<String>,
         seen: &mut bool,
     ) -> Result<(), Stop> {
-        let end = Instant::now() + Duration::from_secs(u64::from(WATCH_SECONDS)) + OVERDUE;
         loop {
-            let line = match tokio::time::timeout_at(end, stream.next()).await {
+            let line = match timeout(SILENCE, stream.next()).await {
                 Ok(Some(Ok(line))) => line,
                 // Connections end: the next one goes on from here. If it cannot be had, that is said.
                 Ok(Some(Err(error))) => {
@@ -248,7 +244,7 @@ impl Follower {
                 Err(error) if error.is_eof() => return Ok(()),
                 Err(error) => return Err(unreadable(&error)),
             };
-            *seen = true;
+            *seen |= !matches!(event, WatchEvent::Error(_));
             match event {
                 WatchEvent::Added(raw) | WatchEvent::Modified(raw) => {
                     let version = raw.version().map(str::to_owned);
@@ -276,6 +272,9 @@ impl Follower {
                         *from = Some(mark.metadata.resource_version);
                     }
                 }
+                WatchEvent::Error(status) if from.is_none() && cannot_stream(&status) => {
+                    return Err(Stop::NoStreaming);
+                }
                 WatchEvent::Error(status) => return Err(self.refused(&status)),
             }
         }
@@ -294,7 +293,7 @@ impl Follower {
         self.events.send(event).await.map_err(|_| Stop::Unheard)
     }
 
-    fn refused(&self, status: &kube::core::Status) -> Stop {
+    fn refused(&self, status: &Status) -> Stop {
         self.failed(&kube::Error::Api(Box::new(status.clone())))
     }
 
@@ -324,6 +323,12 @@ impl Follower {
             retry_after: Duration::from_secs(u64::from(seconds.min(60))),
         }))
     }
+}
+
+/// A server without streaming lists calls the parameter invalid; one whose etcd is too old for them (before 3.4.31 and
+/// 3.5.13) sends the event "required storage feature RequestWatchProgress is disabled", 500.
+const fn cannot_stream(status: &Status) -> bool {
+    matches!(status.code, 400 | 422 | 500)
 }
 
 fn silent() -> Stop {

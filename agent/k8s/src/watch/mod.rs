@@ -22,12 +22,14 @@ pub use kinds::{Access, MINIMUM_BUNDLE, MINIMUM_KUBERNETES, SETTINGS, TRUST_ROOT
 pub use retry::Retry;
 pub use state::{Bundle, Fault, KindState, WatchState};
 pub use store::Captured;
+/// The same on both ends of the agent's stream.
+pub use weft_control::Material;
 
 use crate::world::World;
 use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use weft_core::model::{ConfigMap, Objects, Secret, Str};
+use weft_core::model::Str;
 
 /// Who watches.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,15 +69,6 @@ pub struct ClusterInputs {
     pub material: watch::Receiver<Arc<Material>>,
     /// Pods of this node whose capture stands, with their uid.
     pub captured: watch::Receiver<Arc<Captured>>,
-}
-
-/// Secrets and ConfigMaps, as they enter the Snapshot.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Material {
-    /// Key pairs and CA bundles.
-    pub secrets: Objects<Secret>,
-    /// CA bundles.
-    pub config_maps: Objects<ConfigMap>,
 }
 
 /// The watched cluster.

@@ -263,7 +263,7 @@ async fn kinds_come_and_go() {
         ],
         "ListenerSet is younger than the oldest bundle that is read"
     );
-    bed.api.serve(GATEWAY, &["v1"], "httproutes", "HTTPRoute", true);
+    bed.api.serve(GATEWAY, &["v1"], "httproutes");
     bed.api.put(route("a"));
     bed.routes("picked up", &["a"]).await;
     bed.api.unserve(GATEWAY, "httproutes");
@@ -280,11 +280,14 @@ async fn a_kind_that_is_only_missing_for_a_moment_stays() {
     let bed = bed_of(api, agent()).await;
     bed.state("definitions known", |s| s.kinds[&Watched::Definition].synced).await;
     // As an API server that starts: it has the definition and does not serve the kind yet.
-    bed.api.fail("httproutes", Some(404));
-    bed.api.cut();
+    bed.api.forget_requests();
+    bed.api.hide(GATEWAY, "httproutes");
     bed.state("missed", |s| s.kinds[&Watched::Model(Kind::HttpRoute)].error.is_some()).await;
+    // Asked again, and told the same.
+    let asked = |r: &crate::testing::Recorded| r.path == "/apis";
+    bed.api.until("discovery", |a| a.requests().iter().filter(|r| asked(r)).count() >= 3).await;
     assert_eq!(routes(&bed.worlds.borrow()), ["a"]);
-    bed.api.fail("httproutes", None);
+    bed.api.serve(GATEWAY, &["v1"], "httproutes");
     bed.api.put(route("b"));
     bed.routes("goes on", &["a", "b"]).await;
 }
@@ -294,11 +297,11 @@ async fn the_newest_version_that_both_know() {
     // Bundle v1.2.0: no ListenerSet, and old versions of the rest.
     let api = FakeApi::new();
     api.unserve(GATEWAY, "listenersets");
-    api.serve(GATEWAY, &["v1alpha2"], "tcproutes", "TCPRoute", true);
-    api.serve(GATEWAY, &["v1alpha2"], "tlsroutes", "TLSRoute", true);
-    api.serve(GATEWAY, &["v1alpha3"], "backendtlspolicies", "BackendTLSPolicy", true);
-    api.serve(GATEWAY, &["v1beta1"], "referencegrants", "ReferenceGrant", true);
-    api.serve(GATEWAY, &["v2", "v1"], "httproutes", "HTTPRoute", true);
+    api.serve(GATEWAY, &["v1alpha2"], "tcproutes");
+    api.serve(GATEWAY, &["v1alpha2"], "tlsroutes");
+    api.serve(GATEWAY, &["v1alpha3"], "backendtlspolicies");
+    api.serve(GATEWAY, &["v1beta1"], "referencegrants");
+    api.serve(GATEWAY, &["v2", "v1"], "httproutes");
     api.put(json!({
         "apiVersion": format!("{GATEWAY}/v1alpha2"), "kind": "TCPRoute",
         "metadata": { "name": "t", "namespace": "shop" },
@@ -322,7 +325,7 @@ async fn the_newest_version_that_both_know() {
     assert!(world.snapshot.routes.contains_key(&(RouteKind::Tcp, key("t"))));
     assert!(world.problems.is_empty(), "the version is not the user's: {:?}", world.problems);
     // The CRDs are upgraded: the same objects in the newer version, none of them gone in between.
-    bed.api.serve(GATEWAY, &["v1"], "tcproutes", "TCPRoute", true);
+    bed.api.serve(GATEWAY, &["v1"], "tcproutes");
     bed.state("upgraded", |s| version(s, Kind::TcpRoute) == Some("v1")).await;
     bed.state("listed", |s| s.kinds[&Watched::Model(Kind::TcpRoute)].synced).await;
     assert!(bed.worlds.borrow().snapshot.routes.contains_key(&(RouteKind::Tcp, key("t"))));

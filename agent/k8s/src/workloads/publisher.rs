@@ -11,7 +11,11 @@ use kube::{
         Preconditions,
     },
 };
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     sync::watch,
     task::JoinHandle,
@@ -31,6 +35,8 @@ pub struct SliceOptions {
     pub interval: Duration,
     /// The first wait after a failure; doubled by each, up to thirty times it.
     pub backoff: Duration,
+    /// The slices are listed again this often: somebody may have deleted one.
+    pub resync: Duration,
 }
 
 impl Default for SliceOptions {
@@ -40,6 +46,7 @@ impl Default for SliceOptions {
             deadline: Duration::from_secs(10),
             interval: Duration::from_secs(1),
             backoff: Duration::from_secs(1),
+            resync: Duration::from_secs(600),
         }
     }
 }
@@ -117,15 +124,33 @@ struct Runner {
 
 type SliceId = (Str, u32);
 
-/// What is remembered while leading. The slices are ours alone, so what was written is what is there; they are listed
-/// once, and again after a write that may or may not have happened.
+/// What is remembered while leading. The slices are ours alone, so what was written is what is there.
 #[derive(Default)]
 struct Reign {
-    slices: Option<Slices>,
+    slices: Slices,
+    /// A write of them may or may not have happened: they are written again, changed or not.
+    unsure: BTreeSet<SliceId>,
     /// When a slice may be written again, and how often it has failed.
     next: BTreeMap<SliceId, (Instant, u32)>,
+    /// When the slices are to be listed; at once at first.
     list_at: Option<Instant>,
     list_failures: u32,
+}
+
+impl Reign {
+    fn changes(&mut self, work: &Work) -> Vec<SliceChange> {
+        // They went with their namespace; one of the same name that comes later has none.
+        self.slices.retain(|namespace, _| work.world.namespaces.contains_key(namespace));
+        let mut out = plan_slices(&work.world, &work.captured, &self.slices);
+        let known: BTreeSet<SliceId> = out.iter().map(id).collect();
+        self.unsure.retain(|(namespace, _)| work.world.namespaces.contains_key(namespace));
+        for (namespace, number) in self.unsure.iter().filter(|u| !known.contains(u)) {
+            let slice = self.slices.get(namespace).and_then(|s| s.get(number));
+            let workloads = slice.map(|s| s.workloads.clone()).unwrap_or_default();
+            out.push(SliceChange { namespace: namespace.clone(), number: *number, workloads });
+        }
+        out
+    }
 }
 
 impl Runner {
@@ -168,35 +193,36 @@ impl Runner {
     /// Writes what may be written now; gives the time when more may.
     async fn round(&self, reign: &mut Reign) -> Option<Instant> {
         let work = self.work.clone().borrow_and_update().clone()?;
-        if reign.slices.is_none()
-            && let Err(again) = self.list(reign).await
-        {
-            return Some(again);
+        if reign.list_at.is_none_or(|at| at <= Instant::now()) {
+            self.list(reign).await;
         }
-        let slices = reign.slices.get_or_insert_default();
+        if reign.list_failures > 0 {
+            return reign.list_at;
+        }
         let now = Instant::now();
-        let changes = plan_slices(&work.world, &work.captured, slices);
+        let changes = reign.changes(&work);
         reign.next.retain(|_, (at, failures)| *at > now || *failures > 0);
         let free = |c: &SliceChange| reign.next.get(&id(c)).is_none_or(|(at, _)| *at <= now);
         let (due, late): (Vec<_>, Vec<_>) = changes.into_iter().partition(free);
-        let mut wake = late.iter().filter_map(|c| reign.next.get(&id(c))).map(|(at, _)| *at).min();
-        let uids: Vec<_> = due.iter().map(|c| uid(slices, c)).collect();
+        let late = late.iter().filter_map(|c| reign.next.get(&id(c))).map(|(at, _)| *at);
+        let mut wake = late.chain(reign.list_at).min();
+        let uids: Vec<_> = due.iter().map(|c| uid(&reign.slices, c)).collect();
         let mut results = stream::iter(due.into_iter().zip(uids))
             .map(|(change, uid)| async move {
                 let sent = timeout(self.options.deadline, write(&self.client, &change, &uid)).await;
                 (change, sent.unwrap_or_else(|_| Err("no answer".to_owned())))
             })
             .buffer_unordered(self.options.concurrency.max(1));
-        let mut unsure = false;
         while let Some((change, result)) = results.next().await {
             let failures = match result {
                 Ok(uid) => {
-                    note(slices, &change, uid);
+                    reign.unsure.remove(&id(&change));
+                    note(&mut reign.slices, &change, uid);
                     0
                 }
                 Err(why) => {
                     tracing::warn!(namespace = %change.namespace, slice = change.number, "cannot write WorkloadSlice: {why}");
-                    unsure = true;
+                    reign.unsure.insert(id(&change));
                     reign.next.get(&id(&change)).map_or(0, |(_, f)| *f).saturating_add(1)
                 }
             };
@@ -206,17 +232,11 @@ impl Runner {
             }
             reign.next.insert(id(&change), (at, failures));
         }
-        if unsure {
-            reign.slices = None;
-        }
         wake
     }
 
-    /// The slices as they are; or when to ask again.
-    async fn list(&self, reign: &mut Reign) -> Result<(), Instant> {
-        if let Some(at) = reign.list_at.filter(|at| *at > Instant::now()) {
-            return Err(at);
-        }
+    /// The slices as they are.
+    async fn list(&self, reign: &mut Reign) {
         let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource());
         let params = ListParams::default().labels(&format!("{MANAGED_BY}={MANAGER}"));
         let why = match timeout(self.options.deadline, api.list(&params)).await {
@@ -226,17 +246,17 @@ impl Runner {
                 for (namespace, number, slice) in values.filter_map(|v| read_slice(&v)) {
                     slices.entry(namespace).or_default().insert(number, slice);
                 }
-                (reign.slices, reign.list_at, reign.list_failures) = (Some(slices), None, 0);
-                return Ok(());
+                reign.slices = slices;
+                reign.unsure.clear();
+                (reign.list_at, reign.list_failures) = (Some(Instant::now() + self.options.resync), 0);
+                return;
             }
             Ok(Err(error)) => in_words(&error),
             Err(_) => "no answer".to_owned(),
         };
         tracing::warn!("cannot list WorkloadSlices: {why}");
         reign.list_failures = reign.list_failures.saturating_add(1);
-        let at = Instant::now() + wait(&self.options, reign.list_failures);
-        reign.list_at = Some(at);
-        Err(at)
+        reign.list_at = Some(Instant::now() + wait(&self.options, reign.list_failures));
     }
 }
 

@@ -2,6 +2,8 @@
 
 mod parameters;
 mod placement;
+mod plans;
+mod provisioner;
 
 use crate::{convert, yaml};
 use std::sync::Arc;
