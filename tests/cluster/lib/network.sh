@@ -25,7 +25,7 @@ address add $address/16 dev eth0
 address add $(node_address6 "$node")/64 dev eth0 nodad
 link set eth0 up
 route add default via $API_ADDRESS
--6 route add default via fd90::1
+route add default via fd90::1
 LINES
     # (The default route leads nowhere, but a ClusterIP is only translated in a packet that has a route at all.)
     nsenter --net="/run/netns/$netns" sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
