@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 use tokio::{sync::watch, time::Instant};
-use weft_control::{Agents, Expected, Material, Materials, Serving, watermarks};
+use weft_control::{Agents, AppliedGateway, Expected, Material, Materials, Serving, watermarks};
 use weft_core::{
     engine::{Feedback, Update},
     model::{AddressMode, Kind, ObjectKey, ObjectRef, Snapshot, Str},
@@ -20,6 +20,8 @@ use weft_k8s::{
 
 /// After this time as leader the agents that there are have connected.
 const SETTLE: Duration = Duration::from_secs(10);
+/// A node that could not serve a Gateway is not asked again before this has passed.
+const UNABLE: Duration = Duration::from_secs(60);
 /// Events a second.
 const EVENTS_QPS: u32 = 20;
 
@@ -33,6 +35,8 @@ pub(super) struct Duties {
     /// What each Gateway of ours must be at before it is programmed.
     expected: BTreeMap<ObjectKey, Expected>,
     update: Option<Update>,
+    /// When a node last could not serve a Gateway.
+    failed: BTreeMap<(ObjectKey, Str), Instant>,
 }
 
 /// The controller has no pods of its own.
@@ -60,6 +64,7 @@ impl Duties {
             serving,
             expected: BTreeMap::new(),
             update: None,
+            failed: BTreeMap::new(),
         }
     }
 
@@ -97,22 +102,34 @@ impl Duties {
     pub(super) fn agents(&mut self, agents: &Agents, pipeline: &Pipeline, led_since: Option<Instant>) {
         self.provisioner.set_leader(led_since.is_some());
         self.slices.set_leader(led_since.is_some());
-        let Some(update) = &self.update else { return };
+        let Some(config) = self.update.as_ref().map(|update| update.config.clone()) else { return };
         let nodes: BTreeSet<Str> = agents.keys().cloned().collect();
-        let mut unable: BTreeMap<ObjectKey, BTreeSet<Str>> = BTreeMap::new();
-        for (node, report) in agents.iter() {
-            for (gateway, applied) in report.applied.iter() {
-                if !applied.unbound.is_empty() || !applied.unusable.is_empty() {
-                    unable.entry(gateway.clone()).or_default().insert(node.clone());
-                }
-            }
-        }
+        let unable = self.unable(agents, &nodes);
         let serving = provision::Serving { nodes, unable };
-        self.provisioner.publish(pipeline.snapshot(), &update.config, &serving);
+        self.provisioner.publish(pipeline.snapshot(), &config, &serving);
         let reported = agents.iter().filter(|(_, report)| report.reported);
         let captured: workloads::Captured =
             reported.map(|(node, report)| (node.clone(), BTreeMap::clone(&report.captured))).collect();
         self.slices.publish(pipeline.snapshot(), &Arc::new(captured));
+    }
+
+    /// Nodes that could not serve a Gateway lately. A Gateway that no node can serve stays where it is, and says so: moved
+    /// about, it would look served whenever nobody has tried yet.
+    fn unable(&mut self, agents: &Agents, nodes: &BTreeSet<Str>) -> BTreeMap<ObjectKey, BTreeSet<Str>> {
+        let now = Instant::now();
+        self.failed.retain(|_, at| now.duration_since(*at) < UNABLE);
+        for (node, report) in agents.iter() {
+            let failing = |a: &AppliedGateway| !a.unbound.is_empty() || !a.unusable.is_empty();
+            for (gateway, _) in report.applied.iter().filter(|(_, applied)| failing(applied)) {
+                self.failed.insert((gateway.clone(), node.clone()), now);
+            }
+        }
+        let mut unable: BTreeMap<ObjectKey, BTreeSet<Str>> = BTreeMap::new();
+        for (gateway, node) in self.failed.keys() {
+            unable.entry(gateway.clone()).or_default().insert(node.clone());
+        }
+        unable.retain(|_, failed| !nodes.is_subset(failed));
+        unable
     }
 
     /// What `Programmed` has to wait for.

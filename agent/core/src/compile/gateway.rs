@@ -26,6 +26,10 @@ pub(crate) fn compile_gateway<'s>(
         let table = slot(&point.id).and_then(|s| s.table.as_ref());
         add(&mut ports, listener, table);
     }
+    // What the controller has not given a place yet must not be bound under its own number meanwhile.
+    if !gateway.place.bind.is_empty() && !gateway.place.ports.is_empty() {
+        ports.retain(|at, _| gateway.place.ports.contains_key(at));
+    }
     Some(GatewayConfig {
         key: key.clone(),
         identity: SpiffeId::new(trust_domain.clone(), key.namespace.clone(), gateway_object_name(&key.name)),
