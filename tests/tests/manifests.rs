@@ -17,7 +17,8 @@ fn manifests() -> PathBuf {
 
 /// Helm's engine and Kustomize, as their users' programs run them.
 fn render(args: &[&str]) -> Result<String> {
-    let tool = std::env::var("WEFT_TEST_RENDER").context("WEFT_TEST_RENDER: run this by ./dev test or ./dev e2e")?;
+    let tool =
+        std::env::var("WEFT_TEST_RENDER").context("WEFT_TEST_RENDER: run this by ./dev test or ./dev e2e")?;
     let output = Command::new(&tool).args(args).output().with_context(|| tool)?;
     ensure!(output.status.success(), "render {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?)
@@ -29,7 +30,8 @@ fn objects(text: &str) -> Result<BTreeMap<String, Value>> {
     ensure!(errors.is_empty(), "{errors:?}");
     let mut found = BTreeMap::new();
     for object in documents.into_iter().map(|d| d.value).filter(Value::is_object) {
-        let part = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let part =
+            |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
         let name = format!("{} {}/{}", part("/kind"), part("/metadata/namespace"), part("/metadata/name"));
         ensure!(found.insert(name.clone(), object).is_none(), "{name} is there twice");
     }
@@ -41,7 +43,8 @@ fn chart(settings: &[&str]) -> Result<BTreeMap<String, Value>> {
     let mut args = vec!["chart", dir.to_str().context("a path in UTF-8")?];
     args.extend(settings);
     let texts: BTreeMap<String, String> = serde_json::from_str(&render(&args)?)?;
-    let texts: Vec<&str> = texts.iter().filter(|(name, _)| *name != "NOTES.txt").map(|(_, t)| t.as_str()).collect();
+    let texts: Vec<&str> =
+        texts.iter().filter(|(name, _)| *name != "NOTES.txt").map(|(_, t)| t.as_str()).collect();
     objects(&texts.join("\n---\n"))
 }
 
@@ -61,7 +64,9 @@ fn chart_and_kustomization_install_the_same_objects() -> Result<()> {
         let (mut helm, plain) = (chart(&settings)?, kustomize(dir)?);
         for object in helm.values_mut() {
             // What only Helm reads.
-            if let Some(annotations) = object["metadata"].get_mut("annotations").and_then(Value::as_object_mut) {
+            if let Some(annotations) =
+                object["metadata"].get_mut("annotations").and_then(Value::as_object_mut)
+            {
                 annotations.retain(|name, _| !name.starts_with("helm.sh/"));
                 if annotations.is_empty() {
                     object["metadata"].as_object_mut().map(|m| m.remove("annotations"));
@@ -99,8 +104,13 @@ fn the_chart_renders_with_every_value_set_and_refuses_what_cannot_be() -> Result
     ])?;
     let config = all["ConfigMap weft-system/weft-config"]["data"]["config.yaml"].as_str().unwrap_or_default();
     ensure!(config.contains("http://otel.test:4317"), "a given endpoint wins over the add-on's: {config}");
-    ensure!(!all.contains_key("Namespace /weft-system"), "Helm's user makes the namespace unless told otherwise");
-    for bad in ["config.mtls=maybe", "replicas=3", "agent.drainSeconds=long", "config.tracing.endpoint=otel:4317"] {
+    ensure!(
+        !all.contains_key("Namespace /weft-system"),
+        "Helm's user makes the namespace unless told otherwise"
+    );
+    for bad in
+        ["config.mtls=maybe", "replicas=3", "agent.drainSeconds=long", "config.tracing.endpoint=otel:4317"]
+    {
         ensure!(chart(&[bad]).is_err(), "{bad} was taken");
     }
     Ok(())
@@ -161,9 +171,13 @@ fn rights(role: &Value) -> BTreeSet<Right> {
             none if none.is_empty() => vec!["*".to_owned()],
             names => names,
         };
-        for (group, resource) in texts(&rule["apiGroups"]).iter().flat_map(|g| texts(&rule["resources"]).into_iter().map(move |r| (g.clone(), r))) {
+        for (group, resource) in texts(&rule["apiGroups"])
+            .iter()
+            .flat_map(|g| texts(&rule["resources"]).into_iter().map(move |r| (g.clone(), r)))
+        {
             for verb in texts(&rule["verbs"]) {
-                found.extend(names.iter().map(|n| (group.clone(), resource.clone(), verb.clone(), n.clone())));
+                found
+                    .extend(names.iter().map(|n| (group.clone(), resource.clone(), verb.clone(), n.clone())));
             }
         }
     }
@@ -219,7 +233,17 @@ fn the_controller_may_watch_what_it_watches_and_write_what_it_writes_and_nothing
     let mut add = |group: &str, resource: &str, verbs: &[&str], name: &str| {
         expected.extend(verbs.iter().map(|verb| right(group, resource, verb, name)));
     };
-    for kind in ["backendtlspolicies", "gatewayclasses", "gateways", "grpcroutes", "httproutes", "listenersets", "tcproutes", "tlsroutes", "udproutes"] {
+    for kind in [
+        "backendtlspolicies",
+        "gatewayclasses",
+        "gateways",
+        "grpcroutes",
+        "httproutes",
+        "listenersets",
+        "tcproutes",
+        "tlsroutes",
+        "udproutes",
+    ] {
         add(GATEWAY_API, &format!("{kind}/status"), &["patch"], "*");
     }
     add(GATEWAY_API, "gateways/finalizers", &["update"], "*");
@@ -242,8 +266,19 @@ fn the_controller_may_watch_what_it_watches_and_write_what_it_writes_and_nothing
     let cluster = rights(&all["ClusterRole /weft-controller"]);
     for (group, resource, verb, _) in &cluster {
         let write = !matches!(verb.as_str(), "get" | "list" | "watch");
-        let own = ["services", "serviceaccounts", "endpointslices", "workloadslices", "events", "tokenreviews", "gateways/finalizers"];
-        ensure!(!write || resource.ends_with("/status") || own.contains(&resource.as_str()), "{verb} {group}/{resource}");
+        let own = [
+            "services",
+            "serviceaccounts",
+            "endpointslices",
+            "workloadslices",
+            "events",
+            "tokenreviews",
+            "gateways/finalizers",
+        ];
+        ensure!(
+            !write || resource.ends_with("/status") || own.contains(&resource.as_str()),
+            "{verb} {group}/{resource}"
+        );
     }
     Ok(())
 }
@@ -280,7 +315,11 @@ fn people_may_do_what_their_role_says() -> Result<()> {
         let label = format!("rbac.authorization.k8s.io/aggregate-to-{to}");
         all[&format!("ClusterRole /{role}")]["metadata"]["labels"][label] == "true"
     };
-    ensure!(aggregated(developer, "edit") && aggregated(viewer, "view") && aggregated("weft-namespace-admin", "admin"));
+    ensure!(
+        aggregated(developer, "edit")
+            && aggregated(viewer, "view")
+            && aggregated("weft-namespace-admin", "admin")
+    );
     if ["view", "edit", "admin"].iter().any(|to| aggregated(admin, to)) {
         bail!("a platform admin's rights are given by a binding, never by aggregation");
     }
