@@ -82,6 +82,8 @@ async fn in_cluster(args: AgentArgs) -> Result<()> {
         what: "the cluster".to_owned(),
         node: args.node,
         run_dir: Some(args.run_dir),
+        state_dir: Some(args.state_dir),
+        installer: Mutex::new(installer),
         workers: args.workers,
         access_log: args.access_log,
         doors: [(Door::Admin, args.admin), (Door::Metrics, args.metrics), (Door::Health, args.health)],
@@ -91,9 +93,6 @@ async fn in_cluster(args: AgentArgs) -> Result<()> {
         cluster: Some(cluster),
     };
     let served = serve(options, worlds).await;
-    if let Some(installer) = installer {
-        installer.stop();
-    }
     provider.stop().await;
     served
 }

@@ -36,6 +36,8 @@ async fn from_files(args: RunArgs) -> Result<()> {
         identities: ca_dir(&args).map(|dir| identities(dir, &config)).transpose()?,
         node: args.node,
         run_dir: args.run_dir,
+        state_dir: None,
+        installer: parking_lot::Mutex::default(),
         workers: args.workers,
         access_log: args.access_log,
         doors: [(Door::Admin, args.admin), (Door::Metrics, args.metrics), (Door::Health, args.health)],

@@ -28,6 +28,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use weft_certs::IdentityStore;
+use weft_cni::install::InstallHandle;
 use weft_core::{
     engine::{Feedback, Update},
     model::{ObjectKey, Snapshot},
@@ -52,6 +53,10 @@ pub(super) struct Options {
     pub(super) what: String,
     /// Shared with `weft holder` and `weft-cni`; without it only Gateways are served.
     pub(super) run_dir: Option<PathBuf>,
+    /// What must survive a reboot; with it the plugin knows who is enrolled before this agent runs.
+    pub(super) state_dir: Option<PathBuf>,
+    /// The plugin's installation, kept up while this agent is the node's.
+    pub(super) installer: Mutex<Option<InstallHandle>>,
     /// Data plane threads.
     pub(super) workers: Option<usize>,
     /// A file, `-`, `off`; else as the configuration says.
@@ -146,7 +151,10 @@ impl Agent {
     }
 
     fn start_node(&self, run_dir: &Path) -> Result<NodePart> {
-        let (manager, events) = PodManager::start(ManagerConfig::new(run_dir), self.enrolment.clone())?;
+        let (manager, events) = PodManager::start(
+            ManagerConfig { state_dir: self.options.state_dir.clone(), ..ManagerConfig::new(run_dir) },
+            self.enrolment.clone(),
+        )?;
         let serving = PodServing {
             plane: self.plane.clone(),
             identities: self.pages.identities.clone().context("a mesh needs its CA")?,
@@ -162,7 +170,7 @@ impl Agent {
             proc_root: "/proc".into(),
             manager: manager.clone(),
             enrolment: self.enrolment.clone(),
-            witness: None,
+            witness: self.options.installer.lock().as_ref().map(InstallHandle::witness),
             gone_patience: joiner::GONE_PATIENCE,
         };
         Ok(NodePart { manager, serving, joining: joiner.start(), superseded })
@@ -298,6 +306,10 @@ impl Agent {
             }
         }
         drop(ready);
+        // The successor's is at work already; nothing is taken back.
+        if let Some(installer) = self.options.installer.lock().take() {
+            installer.stop();
+        }
         // Stop taking new work; pods stay captured, and their listeners stay open in the holder.
         gateways.stop_accepting().await;
         drop(gateways);

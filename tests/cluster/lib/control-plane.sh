@@ -30,10 +30,10 @@ start_controller-manager() {
 
 start_scheduler() { spawn scheduler "$BIN/kube-scheduler" --kubeconfig="$DIR/pki/scheduler.kubeconfig" --leader-elect=false; }
 
-wait_etcd() { wait_for "etcd" "$DIR/log/etcd.log" 30 in_switch curl -sf --max-time 2 http://127.0.0.1:2379/health; }
-wait_apiserver() { wait_for "API server" "$DIR/log/apiserver.log" 60 api_healthy; }
-wait_controller-manager() { wait_for "controller-manager" "$DIR/log/controller-manager.log" 30 in_switch curl -skf --max-time 2 https://127.0.0.1:10257/healthz; }
-wait_scheduler() { wait_for "scheduler" "$DIR/log/scheduler.log" 30 in_switch curl -skf --max-time 2 https://127.0.0.1:10259/healthz; }
+wait_etcd() { wait_for "etcd" "$DIR/log/etcd.log" 60 in_switch curl -sf --max-time 2 http://127.0.0.1:2379/health; }
+wait_apiserver() { wait_for "API server" "$DIR/log/apiserver.log" 120 api_healthy; }
+wait_controller-manager() { wait_for "controller-manager" "$DIR/log/controller-manager.log" 60 in_switch curl -skf --max-time 2 https://127.0.0.1:10257/healthz; }
+wait_scheduler() { wait_for "scheduler" "$DIR/log/scheduler.log" 60 in_switch curl -skf --max-time 2 https://127.0.0.1:10259/healthz; }
 
 kubectl() { in_switch env KUBECONFIG="$DIR/pki/admin.kubeconfig" "$BIN/kubectl" "$@"; }
 

@@ -24,7 +24,10 @@ link set lo up
 address add $address/16 dev eth0
 address add $(node_address6 "$node")/64 dev eth0 nodad
 link set eth0 up
+route add default via $API_ADDRESS
+route add default via fd90::1
 LINES
+    # (The default route leads nowhere, but a ClusterIP is only translated in a packet that has a route at all.)
     nsenter --net="/run/netns/$netns" sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
     # Two pods of one node talk over the bridge cni0, but the answer of a Service's pod must pass through connection tracking to be
     # translated back: without this, a ClusterIP whose pod is on the client's own node does not answer.

@@ -76,7 +76,7 @@ start_node() {
     WEFT_CLUSTER="$DIR" setsid nsenter --net="/run/netns/$PREFIX-$node" sh -c 'echo $$ >"$0"; exec "$@"' "$DIR/pids/node-$node" \
         unshare --mount --uts --pid --ipc --fork --kill-child --mount-proc bash "$HERE/node-init.sh" "$node" "$state" "$BIN" \
         >>"$DIR/log/node-$node.log" 2>&1 </dev/null 9>&- & disown
-    wait_for "node $node" "$DIR/log/node-$node.log" 20 test -e "$state/var/ready"
+    wait_for "node $node" "$DIR/log/node-$node.log" 60 test -e "$state/var/ready"
 }
 
 # stop_node NODE: as if its plug were pulled. Its process 1 ignores TERM, and everything on it goes with it.
@@ -127,11 +127,11 @@ node_log() { echo "$DIR/nodes/$1/var/log/$2.log"; }
 
 containerd_ready() { in_node "$1" /opt/weft/ctr version; }
 
-wait_containerd() { wait_for "containerd on $1" "$(node_log "$1" containerd)" 30 containerd_ready "$1"; }
+wait_containerd() { wait_for "containerd on $1" "$(node_log "$1" containerd)" 60 containerd_ready "$1"; }
 
 # A kubelet gives up at once when containerd does not answer: a start that did not hold must be seen.
-wait_kubelet() { wait_for "kubelet on $1" "$(node_log "$1" kubelet)" 30 in_node "$1" curl -sf --max-time 2 http://127.0.0.1:10248/healthz; }
-wait_kube-proxy() { wait_for "kube-proxy on $1" "$(node_log "$1" kube-proxy)" 30 in_node "$1" curl -sf --max-time 2 http://127.0.0.1:10256/livez; }
+wait_kubelet() { wait_for "kubelet on $1" "$(node_log "$1" kubelet)" 60 in_node "$1" curl -sf --max-time 2 http://127.0.0.1:10248/healthz; }
+wait_kube-proxy() { wait_for "kube-proxy on $1" "$(node_log "$1" kube-proxy)" 60 in_node "$1" curl -sf --max-time 2 http://127.0.0.1:10256/livez; }
 
 # load NODE ARCHIVE…: puts images into a node's store.
 load() {

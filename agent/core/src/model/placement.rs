@@ -34,7 +34,8 @@ pub struct Placement {
     pub addresses: Vec<PlacementAddress>,
     /// Where this process listens; empty where it does not serve the Gateway (and on the controller).
     pub bind: Vec<IpAddr>,
-    /// From a listener's port to the port that is bound; the same port when absent.
+    /// From a listener's port to the port that is bound. With [`Self::bind`] filled by a controller, a port that is absent has
+    /// no place yet and must not be bound.
     pub ports: BTreeMap<(u16, Transport), u16>,
     /// Why the Gateway cannot be reached as it wishes: `Programmed=False` with this reason and message.
     pub problem: Option<(PlacementReason, Str)>,

@@ -1,6 +1,6 @@
 //! Kubernetes Events (`events.k8s.io/v1`) for what a person should notice.
 //!
-//! [`transitions`] says what a written status changes; [`Recorder`] sends it: the same thing again is counted in the
+//! A transition is what a written status changes; [`Recorder`] sends it: the same thing again is counted in the
 //! series of one Event, and no object gets more than a few.
 
 mod recorder;

@@ -424,7 +424,7 @@ fn objects(input: &Input<'_>, gateway: &Active<'_>, place: Place, out: &mut Vec<
         .map(|(&(port, transport), &target)| WantedPort { port, transport, target })
         .collect();
     out.push(Wanted::new(&common, key.clone(), Body::Account));
-    slices(input, &common, &key, &place, &ports, out);
+    slices(input, &common, &place, &ports, out);
     // A Service must have a port.
     if ports.is_empty() {
         return;
@@ -489,14 +489,8 @@ fn told(gateway: &Active<'_>, place: &Place) -> Vec<(&'static str, Str)> {
     out
 }
 
-fn slices(
-    input: &Input<'_>,
-    common: &Common,
-    service: &ObjectKey,
-    place: &Place,
-    ports: &[WantedPort],
-    out: &mut Vec<Wanted>,
-) {
+fn slices(input: &Input<'_>, common: &Common, place: &Place, ports: &[WantedPort], out: &mut Vec<Wanted>) {
+    let service = &object_key(&common.gateway);
     let all = || place.endpoints.iter().map(|(_, ip)| ip);
     let nodes = || input.world.nodes.values().flat_map(|n| &n.addresses);
     for v6 in [false, true] {

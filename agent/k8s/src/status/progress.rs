@@ -91,7 +91,7 @@ impl Progress {
     /// How often something happened.
     #[must_use]
     pub fn count(&self, what: Counted) -> u64 {
-        self.counters[what as usize].load(Ordering::Relaxed)
+        self.counters[what as usize].load(Ordering::Acquire)
     }
 
     /// Objects that wait to be compared and written.
@@ -122,7 +122,7 @@ impl Progress {
     }
 
     pub(super) fn add(&self, what: Counted) {
-        self.counters[what as usize].fetch_add(1, Ordering::Relaxed);
+        self.counters[what as usize].fetch_add(1, Ordering::Release);
     }
 
     pub(super) fn set_leads(&self, leads: bool) {

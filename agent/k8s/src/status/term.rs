@@ -51,6 +51,8 @@ pub(super) struct Round<'a> {
     surveys: JoinSet<Option<Result<Found, (Kind, CallError)>>>,
     /// The kinds that the cluster serves.
     kinds: BTreeMap<Kind, Listing>,
+    /// Surveys that are not counted yet.
+    compared: u32,
     /// When a failure of a kind was last said.
     said: BTreeMap<(Kind, &'static str), Instant>,
 }
@@ -96,6 +98,7 @@ impl<'a> Round<'a> {
             jobs: JoinSet::new(),
             surveys: JoinSet::new(),
             kinds: BTreeMap::new(),
+            compared: 0,
             said: BTreeMap::new(),
         }
     }
@@ -108,6 +111,10 @@ impl<'a> Round<'a> {
             self.start_surveys();
             self.start_jobs();
             self.setup.progress.set_queue(self.queue.len(), self.jobs.len(), self.queue.oldest());
+            // Only now: who sees the last survey counted must see what it has queued.
+            for _ in 0..std::mem::take(&mut self.compared) {
+                self.setup.progress.add(Counted::Surveys);
+            }
             let wake = self.wake();
             tokio::select! {
                 biased;
@@ -185,7 +192,7 @@ impl<'a> Round<'a> {
         let (kind, again, dirty) = match found {
             Ok(Found { kind, live, differs }) => {
                 self.learn(kind, live);
-                self.setup.progress.add(Counted::Surveys);
+                self.compared += 1;
                 (kind, jittered(self.setup.config.survey), differs)
             }
             Err((kind, error)) => {

@@ -31,13 +31,13 @@ fn namespace(world: &mut Snapshot, name: &str, labels: &str) {
     );
 }
 
-fn pod(world: &mut Snapshot, namespace: &str, name: &str, meta: &str, spec: &str, status: &str) {
+fn pod(world: &mut Snapshot, (namespace, name): (&str, &str), meta: &str, status: &str) {
     let uid = if meta.contains("uid:") { String::new() } else { format!("uid: uid-{name}, ") };
     add(
         world,
         &format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, {uid}{meta}}}\n\
-             spec: {{nodeName: n1, serviceAccountName: sa, containers: [], {spec}}}\nstatus: {{podIP: 10.1.0.1, {status}}}\n"
+             spec: {{nodeName: n1, serviceAccountName: sa, containers: []}}\nstatus: {{podIP: 10.1.0.1, {status}}}\n"
         ),
     );
 }
@@ -64,9 +64,9 @@ fn entries_say_what_agents_need() {
     let mut world = Snapshot::default();
     namespace(&mut world, "shop", "weft.dev/mesh: enabled");
     namespace(&mut world, "plain", "weft.dev/mtls: strict");
-    pod(&mut world, "shop", "a", "labels: {app: cart}", "", "");
-    pod(&mut world, "shop", "b", "labels: {weft.dev/mesh: disabled, weft.dev/mtls: permissive}", "", "");
-    pod(&mut world, "plain", "c", "", "", "podIPs: [{ip: 10.1.0.2}, {ip: \"fd00::2\"}]");
+    pod(&mut world, ("shop", "a"), "labels: {app: cart}", "");
+    pod(&mut world, ("shop", "b"), "labels: {weft.dev/mesh: disabled, weft.dev/mtls: permissive}", "");
+    pod(&mut world, ("plain", "c"), "", "podIPs: [{ip: 10.1.0.2}, {ip: \"fd00::2\"}]");
     for (name, spec, status) in [
         ("host", "hostNetwork: true", ""),
         ("finished", "", "phase: Succeeded"),
@@ -117,7 +117,7 @@ fn entries_say_what_agents_need() {
     done(&mut slices, &changes);
     assert_eq!(plan_slices(&world, &captured, &slices), []);
     assert_eq!(plan_slices(&world, &Captured::new(), &slices), []);
-    pod(&mut world, "shop", "a", "labels: {app: cart}, uid: another", "", "");
+    pod(&mut world, ("shop", "a"), "labels: {app: cart}, uid: another", "");
     let changes = plan_slices(&world, &Captured::new(), &slices);
     assert_eq!(changes.len(), 1);
     assert!(!changes[0].workloads["a"].captured);
@@ -174,7 +174,7 @@ proptest! {
             let mut world = Snapshot::default();
             namespace(&mut world, "a", "");
             for p in &pods {
-                pod(&mut world, "a", &format!("p{p}"), "", "", "");
+                pod(&mut world, ("a", &format!("p{p}")), "", "");
             }
             let changes = plan_slices(&world, &Captured::new(), &slices);
             done(&mut slices, &changes);
@@ -206,12 +206,12 @@ async fn slices_are_published_by_the_leader() {
     let publisher = SlicePublisher::start(api.client(), options());
     let mut world = Snapshot::default();
     namespace(&mut world, "shop", "");
-    pod(&mut world, "shop", "a", "", "", "");
+    pod(&mut world, ("shop", "a"), "", "");
     let none = Arc::new(Captured::new());
     publisher.publish(&world, &none);
     publisher.set_leader(true);
     api.until("the slice", |api| names(api, "weft-0") == ["a"]).await;
-    pod(&mut world, "shop", "b", "", "", "");
+    pod(&mut world, ("shop", "b"), "", "");
     publisher.publish(&world, &none);
     api.until("the other pod", |api| names(api, "weft-0") == ["a", "b"]).await;
     // Refused, and tried again.
@@ -245,7 +245,7 @@ async fn a_slice_is_written_once_an_interval() {
     let none = Arc::new(Captured::new());
     let started = tokio::time::Instant::now();
     for i in 0..40 {
-        pod(&mut world, "shop", &format!("p{i:02}"), "", "", "");
+        pod(&mut world, ("shop", &format!("p{i:02}")), "", "");
         publisher.publish(&world, &none);
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

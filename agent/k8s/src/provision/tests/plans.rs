@@ -56,8 +56,7 @@ impl Cluster {
     /// A Gateway with listeners `80`, `53/udp`, created at the `age`th second.
     fn gateway(
         &mut self,
-        name: &str,
-        age: u32,
+        (name, age): (&str, u32),
         listeners: &[&str],
         parameters: &GatewayParameters,
         more: &str,
@@ -240,8 +239,7 @@ fn pool_of(ranges: &[&str]) -> GatewayParameters {
 fn a_gateway_gets_its_objects_once() {
     let mut c = Cluster::new(&["n1", "n2"]);
     c.gateway(
-        "web",
-        1,
+        ("web", 1),
         &["80", "53/udp"],
         &balancer(),
         "infrastructure: {labels: {a: b}, annotations: {c: d, weft.dev/addresses: evil}}",
@@ -261,7 +259,7 @@ fn a_gateway_gets_its_objects_once() {
     assert_eq!(slice.endpoints[0].zone.as_deref(), Some("z1"));
     assert_eq!(slice.meta.labels.get("a").map(|v| &**v), Some("b"));
     // A label that is gone from the Gateway goes from everything.
-    c.gateway("web", 1, &["80", "53/udp"], &balancer(), "");
+    c.gateway(("web", 1), &["80", "53/udp"], &balancer(), "");
     assert_eq!(c.step().len(), 3);
     // A node that comes costs a slice, and so does one that cannot serve.
     node(&mut c.world, "n3", &["10.0.0.3", "fd00::3"], &[]);
@@ -283,7 +281,7 @@ fn a_gateway_gets_its_objects_once() {
 #[test]
 fn what_is_not_to_be_touched() {
     let mut c = Cluster::new(&["n1"]);
-    c.gateway("web", 1, &["80"], &balancer(), "");
+    c.gateway(("web", 1), &["80"], &balancer(), "");
     add(
         &mut c.world,
         "apiVersion: v1\nkind: Service\nmetadata: {name: web-weft, namespace: infra}\nspec: {ports: [{port: 80}]}\n",
@@ -309,13 +307,13 @@ fn what_is_not_to_be_touched() {
         ["delete EndpointSlice web-weft-ipv4", "delete Service web-weft", "delete ServiceAccount web-weft"]
     );
     // Gone: left to the garbage collector, and its ports stay taken while its slices are there.
-    c.gateway("gone", 2, &["80"], &balancer(), "");
+    c.gateway(("gone", 2), &["80"], &balancer(), "");
     c.refused.clear();
     c.step();
     let taken = c.targets("gone");
     c.world.gateways.remove(&key("infra/gone"));
     assert_eq!(c.step(), [""; 0]);
-    c.gateway("gone2", 2, &["80"], &balancer(), "");
+    c.gateway(("gone2", 2), &["80"], &balancer(), "");
     c.step();
     assert_ne!(c.targets("gone2").values().next(), taken.values().next());
 }
@@ -323,8 +321,8 @@ fn what_is_not_to_be_touched() {
 #[test]
 fn a_new_leader_believes_the_objects_first() {
     let mut c = Cluster::new(&["n1", "n2"]);
-    c.gateway("web", 1, &["80"], &balancer(), "");
-    c.gateway("pool", 2, &["80"], &pool_of(&["192.0.2.1-192.0.2.9"]), "");
+    c.gateway(("web", 1), &["80"], &balancer(), "");
+    c.gateway(("pool", 2), &["80"], &pool_of(&["192.0.2.1-192.0.2.9"]), "");
     c.step();
     let before = (c.endpoints("web"), c.place("pool"));
     c.restart();
@@ -348,17 +346,16 @@ fn a_new_leader_believes_the_objects_first() {
 fn addresses_from_a_pool() {
     let mut c = Cluster::new(&["n1", "n2"]);
     let pool = pool_of(&["10.0.0.1-10.0.0.2", "192.0.2.1-192.0.2.2"]);
-    c.gateway("a", 1, &["80"], &pool, "");
-    c.gateway("b", 2, &["80"], &pool, "addresses: [{value: 192.0.2.2}]");
-    c.gateway("c", 3, &["80"], &pool, "addresses: [{type: IPAddress}]");
+    c.gateway(("a", 1), &["80"], &pool, "");
+    c.gateway(("b", 2), &["80"], &pool, "addresses: [{value: 192.0.2.2}]");
+    c.gateway(("c", 3), &["80"], &pool, "addresses: [{type: IPAddress}]");
     c.gateway(
-        "d",
-        4,
+        ("d", 4),
         &["80"],
         &pool,
         "addresses: [{value: 192.0.2.1}, {value: 192.0.2.9}, {value: 10.0.0.1}]",
     );
-    c.gateway("e", 5, &["80"], &pool, "addresses: [{value: 192.0.2.2}]");
+    c.gateway(("e", 5), &["80"], &pool, "addresses: [{value: 192.0.2.2}]");
     c.step();
     for (gateway, want) in [
         ("a", "192.0.2.1 n1"),
@@ -381,7 +378,7 @@ fn addresses_from_a_pool() {
     assert!(c.place("d").starts_with("192.0.2.1 n2 AddressNotUsable"), "{}", c.place("d"));
     assert_eq!(c.endpoints("b"), "n2=192.0.2.2");
     // As GatewayStaticAddresses does: the bad ones are taken away.
-    c.gateway("d", 4, &["80"], &pool, "addresses: [{value: 192.0.2.1}]");
+    c.gateway(("d", 4), &["80"], &pool, "addresses: [{value: 192.0.2.1}]");
     c.step();
     assert_eq!(c.place("d"), "192.0.2.1 n2");
     c.world.gateways.remove(&key("infra/d"));
@@ -394,11 +391,11 @@ fn addresses_from_a_pool() {
 #[test]
 fn both_families_and_a_mode_that_changes() {
     let mut c = Cluster::new(&["n1"]);
-    c.gateway("web", 1, &["80"], &pool_of(&["192.0.2.1-192.0.2.9", "fd00:1::1-fd00:1::9"]), "");
+    c.gateway(("web", 1), &["80"], &pool_of(&["192.0.2.1-192.0.2.9", "fd00:1::1-fd00:1::9"]), "");
     c.step();
     assert_eq!(c.place("web"), "192.0.2.1,fd00:1::1 n1");
     assert_eq!(c.endpoints("web"), "n1=192.0.2.1 n1=fd00:1::1");
-    c.gateway("web", 1, &["80"], &balancer(), "");
+    c.gateway(("web", 1), &["80"], &balancer(), "");
     let done = c.step();
     assert!(done.contains(&"delete EndpointSlice web-weft-ipv6".to_owned()), "{done:?}");
     assert_eq!(c.place("web"), " -");
@@ -408,9 +405,9 @@ fn both_families_and_a_mode_that_changes() {
 #[test]
 fn host_ports_have_one_holder() {
     let mut c = Cluster::new(&["n1", "n2"]);
-    c.gateway("old", 1, &["80", "53/udp"], &host(), "addresses: [{value: 10.0.0.1}]");
-    c.gateway("new", 2, &["80"], &host(), "");
-    c.gateway("udp", 3, &["53"], &host(), "");
+    c.gateway(("old", 1), &["80", "53/udp"], &host(), "addresses: [{value: 10.0.0.1}]");
+    c.gateway(("new", 2), &["80"], &host(), "");
+    c.gateway(("udp", 3), &["53"], &host(), "");
     c.step();
     assert_eq!(c.place("old"), "10.0.0.1 -");
     assert_eq!(
@@ -432,7 +429,7 @@ fn host_ports_have_one_holder() {
     c.world.gateways.remove(&key("infra/old"));
     c.step();
     assert_eq!(c.place("new"), "10.0.0.1,10.0.0.2 -");
-    c.gateway("old", 9, &["443"], &host(), "addresses: [{value: 10.9.9.9}]");
+    c.gateway(("old", 9), &["443"], &host(), "addresses: [{value: 10.9.9.9}]");
     c.step();
     let want = " - AddressNotUsable: spec.addresses: 10.9.9.9 is no address of a node that may serve it";
     assert_eq!(c.place("old"), want);
@@ -446,7 +443,7 @@ fn many_nodes_share_slices() {
         node(&mut c.world, name, &[&format!("10.0.{}.{}", i / 250, i % 250 + 1)], &[]);
         c.serving.nodes.insert(name.as_str().into());
     }
-    c.gateway("web", 1, &["80"], &balancer(), "");
+    c.gateway(("web", 1), &["80"], &balancer(), "");
     let slices: Vec<_> = c.step().into_iter().filter(|l| l.contains("Slice")).collect();
     assert_eq!(slices.len(), 3, "{slices:?}");
     c.serving.nodes.remove("n0003");
@@ -486,7 +483,7 @@ proptest! {
                     let ports: BTreeSet<String> = ports.iter().map(ToString::to_string).collect();
                     let ports: Vec<&str> = ports.iter().map(String::as_str).collect();
                     c.refused.remove(&key(&format!("infra/g{g}")));
-                    c.gateway(&format!("g{g}"), u32::from(g), &ports, &balancer(), "");
+                    c.gateway((&format!("g{g}"), u32::from(g)), &ports, &balancer(), "");
                 }
                 Step::Gone(g) => drop(c.world.gateways.remove(&key(&format!("infra/g{g}")))),
                 Step::Refused(g) => drop(c.refused.insert(key(&format!("infra/g{g}")))),
