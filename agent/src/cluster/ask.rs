@@ -58,13 +58,11 @@ async fn get(socket: &Path, path: &str) -> Result<Bytes> {
     // Driven here and not by a task: nothing outlives the question.
     tokio::pin!(connection);
     tokio::pin!(answer);
-    loop {
-        tokio::select! {
-            page = &mut answer => return page,
-            ended = &mut connection => {
-                ended.context("the agent ended the connection")?;
-                return answer.await;
-            }
+    tokio::select! {
+        page = &mut answer => page,
+        ended = &mut connection => {
+            ended.context("the agent ended the connection")?;
+            answer.await
         }
     }
 }

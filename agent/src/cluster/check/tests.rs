@@ -44,17 +44,18 @@ fn a_fine_cluster_has_no_complaint() {
     assert!(findings.len() >= 6, "{findings:#?}");
 }
 
+/// Spoils a fine cluster and says what the check with this id then finds.
+fn check(id: &str, expected: Level, spoil: &dyn Fn(&mut Facts)) {
+    let mut facts = fine();
+    spoil(&mut facts);
+    assert_eq!(level(&facts, Want::Pre, id), Some(expected), "{id}: {:#?}", findings(&facts, Want::Pre));
+    let remedies =
+        findings(&facts, Want::Pre).into_iter().filter(|f| f.level == Level::Error && f.remedy.is_empty());
+    assert_eq!(remedies.count(), 0, "{id}: an error without a remedy");
+}
+
 #[test]
 fn each_thing_that_is_missing_before_an_installation_has_its_finding() {
-    let check = |id: &str, expected: Level, spoil: &dyn Fn(&mut Facts)| {
-        let mut facts = fine();
-        spoil(&mut facts);
-        assert_eq!(level(&facts, Want::Pre, id), Some(expected), "{id}: {:#?}", findings(&facts, Want::Pre));
-        let remedies = findings(&facts, Want::Pre)
-            .into_iter()
-            .filter(|f| f.level == Level::Error && f.remedy.is_empty());
-        assert_eq!(remedies.count(), 0, "{id}: an error without a remedy");
-    };
     check("WEFT-C001", Level::Error, &|f| f.version = json!({"gitVersion": "v1.29.9"}));
     check("WEFT-C001", Level::Ok, &|f| f.version = json!({"gitVersion": "v1.30.0-gke.1"}));
     check("WEFT-C001", Level::Warning, &|f| f.version = json!({}));
@@ -65,7 +66,9 @@ fn each_thing_that_is_missing_before_an_installation_has_its_finding() {
     check("WEFT-C003", Level::Error, &kernel("4.18.0-553.el8"));
     check("WEFT-C003", Level::Ok, &kernel("5.10.0"));
     check("WEFT-C003", Level::Error, &|f| f.nodes.clear());
-    check("WEFT-C003", Level::Warning, &|f| drop(f.denied.insert("/api/v1/nodes".into())));
+    check("WEFT-C003", Level::Warning, &|f| {
+        f.denied.insert("/api/v1/nodes".into());
+    });
     check("WEFT-C004", Level::Warning, &|f| {
         f.nodes[0]["status"]["nodeInfo"]["architecture"] = "s390x".into()
     });
@@ -92,6 +95,10 @@ fn each_thing_that_is_missing_before_an_installation_has_its_finding() {
     };
     check("WEFT-C008", Level::Error, &|f| f.namespace = namespace("baseline"));
     check("WEFT-C008", Level::Ok, &|f| f.namespace = namespace("privileged"));
+}
+
+#[test]
+fn what_rewrites_service_addresses_before_the_capture_rules_has_its_finding() {
     let cilium = |data: Value| move |f: &mut Facts| f.cilium = Some(json!({"data": data}));
     check("WEFT-C009", Level::Error, &cilium(json!({"kube-proxy-replacement": "true"})));
     check(
