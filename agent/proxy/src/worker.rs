@@ -8,7 +8,7 @@ use crate::{
     dial::Dialer,
     drain::Drain,
     http::HttpWorker,
-    share::{Share, ShareLimits},
+    share::{Share, ShareLimits, scheduler::Scheduler},
     telemetry::WorkerTelemetry,
     transport::pool::Tunnels,
 };
@@ -58,6 +58,7 @@ pub struct Worker {
     pub(crate) gateways: RefCell<HashMap<weft_core::model::ObjectKey, Rc<crate::gateway::Tenant>>>,
     /// All workers, for handing connections over.
     pub(crate) peers: Arc<Peers>,
+    scheduler: Rc<Scheduler>,
     shares: RefCell<HashMap<ShareKey, Rc<Share>>>,
     /// Made when first asked for, dropped with [`Worker::close`]: its dialer holds the worker.
     http: RefCell<Option<Rc<HttpWorker<Dialer>>>>,
@@ -69,6 +70,7 @@ impl Worker {
         // The standard library's hasher is keyed at random: a seed without a dependency.
         let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), id);
         let telemetry = shared.telemetry.worker();
+        let scheduler = Scheduler::start(telemetry.timing());
         Rc::new(Self {
             id,
             shared,
@@ -79,6 +81,7 @@ impl Worker {
             pods: RefCell::default(),
             gateways: RefCell::default(),
             peers,
+            scheduler,
             shares: RefCell::default(),
             http: RefCell::default(),
             random: Cell::new(seed),
@@ -91,8 +94,8 @@ impl Worker {
             return share.clone();
         }
         let limits = ShareLimits::from(&self.shared.limits);
-        let share =
-            Share::start(key.clone(), limits, self.drain.child(), self.peers.handles[self.id].load.clone());
+        let load = self.peers.handles[self.id].load.clone();
+        let share = Share::start(&self.scheduler, key.clone(), limits, self.drain.child(), load);
         self.shares.borrow_mut().insert(key.clone(), share.clone());
         share
     }

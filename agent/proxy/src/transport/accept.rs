@@ -4,6 +4,7 @@
 use super::{
     CONNECTION_WINDOW, DATA_FRAME_BUDGET, FRAME_SIZE, SEND_BUFFER, STREAM_WINDOW,
     connect::{self, canonical},
+    metered::Metered,
     stream::TunnelStream,
     tls, tunnel,
 };
@@ -63,7 +64,7 @@ async fn serve_tunnel(
         .max_send_buffer_size(SEND_BUFFER)
         .max_concurrent_streams(STREAMS_MAX)
         .data_frame_budget(DATA_FRAME_BUDGET)
-        .handshake::<_, Bytes>(tls);
+        .handshake::<_, Bytes>(Metered(tls));
     let deadline = Duration::from_millis(limits.handshake_timeout_ms);
     let connection = tokio::time::timeout(deadline, handshake).await;
     let mut connection =
@@ -167,7 +168,7 @@ async fn serve_connect(
         return;
     };
     let stream = TunnelStream::new(send, request.into_body(), None);
-    let copied = copy::bidirectional(stream, application, Bytes::new(), context.pod.share.drain()).await;
+    let copied = copy::bidirectional(stream, application, Bytes::new(), context.pod.share.copying()).await;
     ended.copied(&copied);
 }
 

@@ -3,7 +3,9 @@
 //! The key names the pod and not just the identity because the server's pod sees the client pod's address.
 
 use super::{
-    connect, tls,
+    connect,
+    metered::Metered,
+    tls,
     tunnel::{OpenError, State, StreamGuard, Tunnel, broken, refused},
 };
 use crate::{
@@ -297,7 +299,7 @@ async fn establish(
     let permit = share.handshake().await;
     let tls = permit.during(tls::connect(source, &key.identity, (key.ip, tcp), limits)).await?;
     let identity = Rc::new(key.identity.clone());
-    Tunnel::establish(tls, identity).await.map_err(|error| broken(to, &error))
+    Tunnel::establish(Metered(tls), identity).await.map_err(|error| broken(to, &error))
 }
 
 fn slow(key: &TunnelKey, deadline: Duration) -> ProxyError {

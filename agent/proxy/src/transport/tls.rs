@@ -1,5 +1,6 @@
 //! Mutual TLS handshakes with mesh identities.
 
+use super::metered::Metered;
 use crate::{
     context::{Limits, Source},
     error::{Blame, ProxyError, Reason, Retryable},
@@ -25,13 +26,13 @@ pub async fn connect(
     expected: &SpiffeId,
     (to, io): (IpAddr, TcpStream),
     limits: &Limits,
-) -> Result<client::TlsStream<TcpStream>, ProxyError> {
+) -> Result<client::TlsStream<Metered<TcpStream>>, ProxyError> {
     let peers = PeerSet::one(expected.clone());
     let config = source.identity.as_ref().and_then(|identity| identity.client_config(&peers));
     let config = config.ok_or_else(|| no_certificate(&source.workload.identity))?;
     // Not compared: it keys session resumption only.
     let name = ServerName::IpAddress(to.into());
-    let handshake = TlsConnector::from(config).connect(name, io);
+    let handshake = TlsConnector::from(config).connect(name, Metered(io));
     let mut stream = timed(handshake, limits).await?.map_err(|error| failed(Blame::Upstream, &error))?;
     stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
     Ok(stream)
@@ -46,13 +47,13 @@ pub async fn accept(
     io: TcpStream,
     share: &Rc<Share>,
     limits: &Limits,
-) -> Result<(server::TlsStream<TcpStream>, Rc<SpiffeId>), ProxyError> {
+) -> Result<(server::TlsStream<Metered<TcpStream>>, Rc<SpiffeId>), ProxyError> {
     let config = identity.server_config().ok_or_else(|| no_certificate(identity.identity()))?;
     let accepting = async {
         // A connection that says nothing needs no turn.
         io.readable().await?;
         let permit = share.handshake().await;
-        permit.during(TlsAcceptor::from(config).accept(io)).await
+        permit.during(TlsAcceptor::from(config).accept(Metered(io))).await
     };
     let mut stream = timed(accepting, limits).await?.map_err(|error| failed(Blame::Downstream, &error))?;
     stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
