@@ -206,8 +206,9 @@ impl Driver {
             if let Some(since) = since {
                 self.timing.waits.add(now.saturating_sub(since));
             }
-            now = self.turn(queue, served, now);
-            if now.saturating_sub(begin) >= LOOK || !tokio::task::coop::has_budget_remaining() {
+            let cut;
+            (now, cut) = self.turn(queue, served, now);
+            if cut || now.saturating_sub(begin) >= LOOK {
                 break true;
             }
         };
@@ -229,12 +230,12 @@ impl Driver {
         }
     }
 
-    /// One turn of a share. Gives the time of its end.
-    fn turn(&mut self, queue: Arc<Queue>, served: u64, begin: Duration) -> Duration {
+    /// One turn of a share. Gives the time of its end, and whether something cut it short.
+    fn turn(&mut self, queue: Arc<Queue>, served: u64, begin: Duration) -> (Duration, bool) {
         let (slice, bytes) = self.bounds(queue.id, begin);
         turn::begin(bytes);
         let mut now = begin;
-        let more = loop {
+        let cut = loop {
             let Some(task) = queue.pop() else { break false };
             task.run();
             now = (self.clock)();
@@ -242,10 +243,11 @@ impl Driver {
             // answers "pending" and wakes itself, so going on would only spin.
             let over = now.saturating_sub(begin) >= slice || turn::is_spent();
             if over || !tokio::task::coop::has_budget_remaining() {
-                break queue.goes_on();
+                break true;
             }
         };
         turn::end();
+        let more = cut && queue.goes_on();
         let ran = u64::try_from(now.saturating_sub(begin).as_nanos()).unwrap_or(u64::MAX);
         let counts = &queue.counts;
         add(&counts.turns, 1);
@@ -256,7 +258,7 @@ impl Driver {
         if more {
             self.fair.enter((queue, None), served);
         }
-        now
+        (now, cut)
     }
 
     /// What a turn may take.
