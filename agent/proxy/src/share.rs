@@ -9,8 +9,8 @@ use crate::{
     drain::Drain,
 };
 use async_task::Task;
-use futures_util::FutureExt;
 use buffers::Buffers;
+use futures_util::FutureExt;
 use scheduler::{Queue, Scheduler};
 use slab::Slab;
 use std::{

@@ -10,7 +10,7 @@ use crate::{
     http::HttpWorker,
     share::{Share, ShareLimits, scheduler::Scheduler},
     telemetry::WorkerTelemetry,
-    transport::pool::Tunnels,
+    transport::{handshakes::Handshakes, pool::Tunnels},
 };
 use std::{
     cell::{Cell, RefCell},
@@ -184,6 +184,8 @@ impl std::fmt::Debug for Worker {
 pub(crate) struct Peers {
     handles: Vec<Handle>,
     stop: CancellationToken,
+    /// The thread for the tunnels' handshakes.
+    pub(crate) handshakes: Handshakes,
 }
 
 #[derive(Debug)]
@@ -239,8 +241,10 @@ impl Workers {
             handles.push(Handle { commands, load: Arc::default(), refused: AtomicU64::new(0) });
             queues.push(queue);
         }
-        let peers = Arc::new(Peers { handles, stop: CancellationToken::new() });
-        let mut threads = Vec::new();
+        let stop = CancellationToken::new();
+        let (handshakes, thread) = Handshakes::start(stop.clone())?;
+        let peers = Arc::new(Peers { handles, stop, handshakes });
+        let mut threads = vec![thread];
         for (id, queue) in queues.into_iter().enumerate() {
             let (shared, peers) = (shared.clone(), peers.clone());
             let (ready, started) = std::sync::mpsc::channel();
@@ -268,6 +272,12 @@ impl Workers {
     #[must_use]
     pub fn handovers_refused(&self) -> u64 {
         self.peers.handles.iter().map(|h| h.refused.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Handshakes that were done on a worker because too many were waiting for their thread.
+    #[must_use]
+    pub fn handshakes_inline(&self) -> u64 {
+        self.peers.handshakes.inline()
     }
 
     /// Runs an async closure on a worker and waits for its answer. The future may use what lives on that thread

@@ -5,10 +5,7 @@
 //! are small ([`crate::l4::pipe::READ_MIN`]). Nobody waits for the budget: one whose peers do not read at all must not
 //! stop its other connections.
 
-use std::{
-    cell::Cell,
-    rc::Rc,
-};
+use std::{cell::Cell, rc::Rc};
 
 /// The budget of one share.
 #[derive(Debug)]

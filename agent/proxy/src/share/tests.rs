@@ -10,7 +10,13 @@ fn on_a_worker<T>(work: impl AsyncFnOnce() -> T) -> T {
 
 fn share(name: &str, limits: ShareLimits) -> Rc<Share> {
     let scheduler = Scheduler::start(Arc::default());
-    Share::start(&scheduler, ShareKey::Pod(ObjectKey::new("shop", name)), limits, Drain::new(), Arc::default())
+    Share::start(
+        &scheduler,
+        ShareKey::Pod(ObjectKey::new("shop", name)),
+        limits,
+        Drain::new(),
+        Arc::default(),
+    )
 }
 
 const LIMITS: ShareLimits = ShareLimits { connections_max: 2, handshakes_max: 1, buffered_max: 0 };

@@ -55,7 +55,7 @@ async fn serve_tunnel(
     let local = io.local_addr().map(canonical).map_err(|e| tunnel::broken(peer, &e))?;
     let identity =
         pod.source.identity.as_ref().ok_or_else(|| tls::no_certificate(&pod.source.workload.identity))?;
-    let (tls, client) = tls::accept(identity, io, &pod.share, limits).await?;
+    let (tls, client) = tls::accept(worker, identity, io, &pod.share).await?;
     let handshake = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

@@ -297,7 +297,7 @@ async fn establish(
     // Before the turn: endpoints that do not answer at all must not keep the pod from the others.
     let tcp = connect::tcp(&*source.sockets, key.from, to, limits).await?;
     let permit = share.handshake().await;
-    let tls = permit.during(tls::connect(source, &key.identity, (key.ip, tcp), limits)).await?;
+    let tls = permit.during(tls::connect(worker, source, &key.identity, (key.ip, tcp))).await?;
     let identity = Rc::new(key.identity.clone());
     Tunnel::establish(Metered(tls), identity).await.map_err(|error| broken(to, &error))
 }

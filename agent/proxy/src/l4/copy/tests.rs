@@ -99,8 +99,11 @@ async fn bulk_arrives_whole_both_ways_at_once() {
     };
     let drain = Drain::new();
     let buffers = Buffers::new(usize::MAX);
-    let (a, b, copied) =
-        tokio::join!(push(client), push(server), bidirectional(downstream, upstream, Bytes::new(), (&drain, &buffers)));
+    let (a, b, copied) = tokio::join!(
+        push(client),
+        push(server),
+        bidirectional(downstream, upstream, Bytes::new(), (&drain, &buffers))
+    );
     assert!(a && b);
     assert_eq!((copied.received, copied.sent), (3_000_000, 3_000_000));
 }

@@ -95,7 +95,8 @@ fn a_paced_share_waits_for_the_step_under_way_only() {
                 let ran = bed.log.borrow().len();
                 wake.notify_one();
                 // Counted from when it was due, as by a socket that became readable in the middle of a stretch.
-                let served = || bed.log.borrow()[ran..].iter().find(|(who, _)| *who == "victim").map(|(_, at)| *at);
+                let served =
+                    || bed.log.borrow()[ran..].iter().find(|(who, _)| *who == "victim").map(|(_, at)| *at);
                 let at = loop {
                     match served() {
                         Some(at) => break at,
