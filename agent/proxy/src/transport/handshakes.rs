@@ -39,8 +39,10 @@ use tokio_util::sync::CancellationToken;
 
 /// Handshakes that may wait for the thread. More are done where they came up.
 const WAITING_MAX: usize = 1024;
-/// Against a worker on the same CPU this leaves the thread a tenth of it: a flood of bytes must not stop new tunnels.
-const NICENESS: i32 = 10;
+/// A worker that wakes up takes the CPU from the thread at once: between equals it waits for the end of a time slice, 2 to
+/// 3 ms (tests/bench/PROFILE.md). And beside a worker that is always busy a quarter of the CPU is left: a flood of bytes
+/// must not stop new tunnels, as `SCHED_IDLE` would.
+const NICENESS: i32 = 5;
 
 type Job = Box<dyn FnOnce(&Helper) + Send>;
 
