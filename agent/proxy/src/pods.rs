@@ -194,8 +194,8 @@ async fn accept_loop(worker: Rc<Worker>, pod: Rc<Pod>, listener: TcpListener, en
         match accepted {
             Ok((io, peer)) => {
                 place(&worker, &pod, io, (entrance, canonical(peer)));
-                in_a_row += 1;
-                if in_a_row % ACCEPTS_IN_A_ROW == 0 {
+                in_a_row = in_a_row.wrapping_add(1);
+                if in_a_row.is_multiple_of(ACCEPTS_IN_A_ROW) {
                     // What was accepted is served before more is.
                     pause().await;
                 }

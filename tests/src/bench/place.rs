@@ -47,7 +47,7 @@ impl Place {
             Class::Background => &["chrt", "--idle", "0"],
             Class::Instrument => &["nice", "-n", "-20"],
         };
-        all.extend(argv(class));
+        all.extend(class.iter().map(|w| (*w).to_owned()));
         all.extend_from_slice(argv);
         all
     }

@@ -124,7 +124,8 @@ fn plain(out: &mut Text, workers: &[Arc<Counters>]) {
 /// What one pod's load costs another one in time: nothing else of the agent delays a connection by more than its own
 /// work.
 fn shares(out: &mut Text, workers: &[Arc<Counters>]) {
-    let families: [(&str, &str, fn(&Timing) -> &Durations); 2] = [
+    type DurationsOf = (&'static str, &'static str, fn(&Timing) -> &Durations);
+    let families: [DurationsOf; 2] = [
         (
             "weft_share_wait_seconds",
             "Time from the moment when a pod's or Gateway's work was found ready to its turn on the worker.",

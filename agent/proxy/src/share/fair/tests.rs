@@ -124,5 +124,5 @@ fn sleep_is_not_saved_up() {
         turns += 1;
         fair.enter("sleeper", Fair::<()>::charged(served, SLICE));
     }
-    assert!(turns >= 1 && turns <= CREDIT_NS / SLICE + 1, "{turns} turns");
+    assert!((1..=CREDIT_NS / SLICE + 1).contains(&turns), "{turns} turns");
 }
