@@ -1,6 +1,6 @@
 use super::*;
 use crate::share::pause;
-use std::{cell::Cell, time::Duration};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use weft_core::model::ObjectKey;
 
@@ -96,35 +96,45 @@ async fn a_handshake_ends_with_who_waits_for_it_and_its_errors_come_back() {
 async fn tenants_take_turns() {
     let stop = CancellationToken::new();
     let (handshakes, thread) = Handshakes::start(stop.clone()).unwrap();
-    let mut sockets = Vec::new();
-    let done = Rc::new(Cell::new(0));
-    let mut flood = Vec::new();
-    for _ in 0..100 {
+    let order = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let mut clients = Vec::new();
+    // Holds the thread until everybody has come: what is tested is the order, not who is faster.
+    let (open, gate) = std::sync::mpsc::channel::<()>();
+    let (client, server) = pair().await;
+    clients.push(client);
+    let held = handshakes.run(tenant("gate"), server, |io| async move {
+        gate.recv_timeout(PATIENCE).unwrap();
+        Ok(io)
+    });
+    let mut all = Vec::new();
+    for name in std::iter::repeat_n("flood", 100).chain(["one"]) {
         let (client, server) = pair().await;
-        sockets.push(client);
-        let done = done.clone();
-        let shaken = handshakes.run(tenant("flood"), server, |io| async move {
-            // Many steps of some time each.
+        clients.push(client);
+        let order = order.clone();
+        all.push(handshakes.run(tenant(name), server, move |io| async move {
+            // Twenty steps, each as long as a slice.
             for _ in 0..20 {
-                let end = std::time::Instant::now() + Duration::from_micros(50);
+                let end = std::time::Instant::now() + Duration::from_micros(100);
                 while std::time::Instant::now() < end {}
                 pause().await;
             }
+            order.lock().push(name);
             Ok(io)
-        });
-        flood.push(async move {
-            shaken.await.unwrap();
-            done.set(done.get() + 1);
-        });
+        }));
     }
-    let (_client, server) = pair().await;
-    let one = async {
-        handshakes.run(tenant("one"), server, |io| async move { Ok(io) }).await.unwrap();
-        done.get()
+    let all = async {
+        let mut all = pin!(futures_util::future::join_all(all));
+        assert!(futures_util::poll!(all.as_mut()).is_pending());
+        open.send(()).unwrap();
+        all.await
     };
-    let both = async { tokio::join!(futures_util::future::join_all(flood), one) };
-    let (_, before) = tokio::time::timeout(PATIENCE, both).await.unwrap();
-    assert!(before < 100, "it waited for the whole flood");
+    let (held, done) = tokio::time::timeout(PATIENCE, async { tokio::join!(held, all) }).await.unwrap();
+    assert!(held.is_ok() && done.iter().all(Result::is_ok));
+    let order = order.lock();
+    // All of the flood's steps come round once before the first of its handshakes ends; the other one's need no more
+    // than one turn of the flood's each.
+    let before = order.iter().position(|name| *name == "one").unwrap();
+    assert!(before < 10, "after {before} of the flood's 100");
     stop.cancel();
     thread.join().unwrap();
 }
