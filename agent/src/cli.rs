@@ -1,6 +1,13 @@
 //! Arguments of the `weft` binary.
 
-use crate::{call::CallArgs, demo::DemoArgs, echo::EchoArgs};
+use crate::{
+    call::CallArgs,
+    cluster::{
+        AdminArgs, CheckArgs, EXIT_CODES, HealthArgs, InstallArgs, MembershipArgs, StatusArgs, UninstallArgs,
+    },
+    demo::DemoArgs,
+    echo::EchoArgs,
+};
 use clap::{Parser, Subcommand};
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -25,8 +32,36 @@ pub enum Command {
     /// Serve Gateways and, with --run-dir, a node's pods from a directory of YAML, reloaded on change
     #[command(after_help = RUN_HELP)]
     Run(RunArgs),
+    /// Be the agent of a cluster's node: capture its pods, serve its Gateways
+    Agent(Box<AgentArgs>),
+    /// Write statuses, place Gateways, sign certificates: two replicas, one of which leads
+    Controller(ControllerArgs),
     /// Own the listening sockets of a node's pods, so that they survive the agent
     Holder(HolderArgs),
+    /// Install Weft into a cluster, or bring it to this version and these settings
+    #[command(after_help = EXIT_CODES)]
+    Install(InstallArgs),
+    /// Take every pod out of the mesh, leave every node clean, then remove Weft
+    #[command(after_help = EXIT_CODES)]
+    Uninstall(UninstallArgs),
+    /// Put a namespace or a pod into the mesh, and follow its pods; none is restarted
+    #[command(after_help = EXIT_CODES)]
+    Join(MembershipArgs),
+    /// Take a namespace or a pod out of the mesh, and follow its pods; none is restarted
+    #[command(after_help = EXIT_CODES)]
+    Leave(MembershipArgs),
+    /// Check cluster and installation: each check with an id, what was found, and the remedy
+    #[command(after_help = EXIT_CODES)]
+    Check(CheckArgs),
+    /// Show nodes, namespaces, pods, callers in clear and what points nowhere, on one screen
+    #[command(after_help = EXIT_CODES)]
+    Status(StatusArgs),
+    /// Ask an agent whether it is well, over its Unix socket (for probes)
+    #[command(hide = true)]
+    Health(HealthArgs),
+    /// Ask an agent for a page, over its Unix socket
+    #[command(hide = true)]
+    Admin(AdminArgs),
     /// Echo servers of the demo and the tests
     #[command(hide = true)]
     Echo(EchoArgs),
@@ -90,4 +125,80 @@ pub struct HolderArgs {
     /// Run directory shared with the agent
     #[arg(long, value_name = "DIR", default_value = "/run/weft")]
     pub run_dir: PathBuf,
+}
+
+/// `weft agent`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AgentArgs {
+    /// This node's name, as in `spec.nodeName`
+    #[arg(long, env = "NODE_NAME")]
+    pub node: String,
+    /// Namespace of Weft itself
+    #[arg(long, env = "POD_NAMESPACE", default_value = "weft-system")]
+    pub namespace: String,
+    /// Name of this pod: tells it from another agent of the node
+    #[arg(long, env = "POD_NAME", default_value = "")]
+    pub pod_name: String,
+    /// Run directory shared with `weft holder` and `weft-cni`; gone with a reboot
+    #[arg(long, value_name = "DIR", default_value = "/run/weft")]
+    pub run_dir: PathBuf,
+    /// What must survive a reboot
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/weft")]
+    pub state_dir: PathBuf,
+    /// The container runtime's network configurations; without it the plugin is not installed
+    #[arg(long, value_name = "DIR")]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// The container runtime's plugins
+    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    pub cni_bin_dir: PathBuf,
+    /// The plugin to install there
+    #[arg(long, value_name = "FILE", default_value = "/usr/local/bin/weft-cni")]
+    pub cni_plugin: PathBuf,
+    /// Service account token for the controller (audience weft-controller)
+    #[arg(long, value_name = "FILE", default_value = "/var/run/secrets/weft/token")]
+    pub token_file: PathBuf,
+    /// Data plane threads; the number of CPUs, at most 2, when left out
+    #[arg(long, env = "WEFT_WORKERS")]
+    pub workers: Option<usize>,
+    /// Access log: a file, `-` for standard output, `off`
+    #[arg(long, value_name = "FILE")]
+    pub access_log: Option<String>,
+    /// Admin address: configuration and certificates as JSON
+    #[arg(long, default_value = "127.0.0.1:15000")]
+    pub admin: SocketAddr,
+    /// Unix socket of the same, and of probes
+    #[arg(long, env = "WEFT_ADMIN_SOCKET", value_name = "SOCKET")]
+    pub admin_socket: Option<PathBuf>,
+    /// Address of Prometheus metrics (`/metrics`)
+    #[arg(long, default_value = "0.0.0.0:15020")]
+    pub metrics: SocketAddr,
+    /// Address of health (`/healthz`, `/readyz`)
+    #[arg(long, default_value = "0.0.0.0:15021")]
+    pub health: SocketAddr,
+    /// Longest time that connections are let finish after SIGTERM, in seconds
+    #[arg(long, env = "WEFT_DRAIN_SECONDS", default_value_t = 25)]
+    pub drain_seconds: u64,
+}
+
+/// `weft controller`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ControllerArgs {
+    /// Namespace of Weft itself
+    #[arg(long, env = "POD_NAMESPACE", default_value = "weft-system")]
+    pub namespace: String,
+    /// Name of this replica, in the Lease
+    #[arg(long, env = "POD_NAME")]
+    pub pod_name: String,
+    /// Address that agents call
+    #[arg(long, default_value = "[::]:15012")]
+    pub listen: SocketAddr,
+    /// Admin address
+    #[arg(long, default_value = "127.0.0.1:15000")]
+    pub admin: SocketAddr,
+    /// Address of Prometheus metrics (`/metrics`)
+    #[arg(long, default_value = "[::]:15020")]
+    pub metrics: SocketAddr,
+    /// Address of health (`/healthz`, `/readyz`)
+    #[arg(long, default_value = "[::]:15021")]
+    pub health: SocketAddr,
 }

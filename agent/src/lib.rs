@@ -4,6 +4,7 @@
 pub mod app;
 pub mod call;
 pub mod cli;
+pub mod cluster;
 pub mod demo;
 pub mod echo;
 pub mod sandbox;

@@ -11,7 +11,7 @@ use rcgen::{
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, pem::PemObject};
 use weft_core::model::SpiffeId;
 use x509_parser::prelude::{FromDer, X509Certificate, X509CertificationRequest};
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::{
     bundle::{InvalidBundle, TrustBundle},
@@ -70,6 +70,20 @@ pub enum CaError {
         /// What the system said.
         source: std::io::Error,
     },
+}
+
+/// A CA in text form. Debug prints no key.
+pub struct CaPem {
+    /// The signing certificate, those above it, and the roots.
+    pub certificates: String,
+    /// PKCS#8, wiped on drop.
+    pub key: Zeroizing<String>,
+}
+
+impl fmt::Debug for CaPem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CaPem").field("certificates", &self.certificates).finish_non_exhaustive()
+    }
 }
 
 /// A certificate authority with its key. Debug prints no key.
@@ -157,20 +171,45 @@ impl Ca {
         ttl: Duration,
         now: Timestamp,
     ) -> Result<IssuedCertificate, CaError> {
+        let public_key = proven_key(csr)?;
+        let chain = self.certify(&public_key, leaf_params(identity)?, ttl, now)?;
+        Ok(IssuedCertificate { chain, bundle: self.bundle.clone() })
+    }
+
+    /// Signs a leaf of `params` for `public_key`; the chain without the root.
+    pub(crate) fn certify(
+        &self,
+        public_key: &impl PublicKeyData,
+        mut params: CertificateParams,
+        ttl: Duration,
+        now: Timestamp,
+    ) -> Result<Vec<CertificateDer<'static>>, CaError> {
         let Validity { not_before, not_after } = self.validity;
         if !self.validity.contains(now) {
             return Err(CaError::CaExpired { not_before, not_after });
         }
-        let public_key = proven_key(csr)?;
-        let mut params = leaf_params(identity)?;
         params.serial_number = Some(SerialNumber::from_slice(&serial_number()?));
         let end = plus(now, ttl.clamp(MIN_TTL, MAX_TTL)).min(not_after);
         set_validity(&mut params, backdated(now).max(not_before), end);
         let issuer = Issuer::from_ca_cert_der(&self.certificate, self.key.pair())?;
-        let leaf = params.signed_by(&public_key, &issuer)?;
+        let leaf = params.signed_by(public_key, &issuer)?;
         let mut chain = vec![leaf.der().clone()];
         chain.extend(self.intermediates.iter().cloned());
-        Ok(IssuedCertificate { chain, bundle: self.bundle.clone() })
+        Ok(chain)
+    }
+
+    /// The CA as PEM texts, for the Secret that only the controller may read; [`Ca::from_pem`] reads them back,
+    /// with every root that is trusted.
+    #[must_use]
+    pub fn to_pem(&self) -> CaPem {
+        let mut all = vec![&self.certificate];
+        for certificate in self.intermediates.iter().chain(self.bundle.roots()) {
+            if !all.contains(&certificate) {
+                all.push(certificate);
+            }
+        }
+        let certificates = all.iter().map(|c| pem::encode("CERTIFICATE", c).to_string()).collect();
+        CaPem { certificates, key: pem::encode("PRIVATE KEY", self.key.der()) }
     }
 
     pub(crate) fn certificate_pem(&self) -> String {
@@ -206,7 +245,7 @@ impl fmt::Debug for Ca {
 
 /// X509-SVID §4: one URI SAN; no subject, hence (RFC 5280 §4.1.2.6) rcgen marks the SAN critical; no CA;
 /// digitalSignature, critical; both extended key usages.
-fn leaf_params(identity: &SpiffeId) -> Result<CertificateParams, CaError> {
+pub(crate) fn leaf_params(identity: &SpiffeId) -> Result<CertificateParams, CaError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];

@@ -66,6 +66,13 @@ impl IssuedCertificate {
         let bundle = TrustBundle::new(roots).map_err(|e| bad(e.to_string()))?;
         Ok(Self { chain, bundle })
     }
+
+    /// PEM texts as Istio's service gives them: leaf first, the roots last. [`Self::from_pem_chain`] reads them.
+    #[must_use]
+    pub fn to_pem_chain(&self) -> Vec<String> {
+        let all = self.chain.iter().chain(self.bundle.roots());
+        all.map(|certificate| pem::encode("CERTIFICATE", certificate).to_string()).collect()
+    }
 }
 
 /// Whose fault a failed issue is.

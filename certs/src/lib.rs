@@ -39,6 +39,7 @@ mod bundle;
 mod ca;
 mod ca_dir;
 mod clock;
+mod csr;
 mod entry;
 mod failure;
 mod info;
@@ -47,20 +48,23 @@ mod key;
 mod leaf;
 mod pem;
 pub mod rotation;
+mod server;
 mod slots;
 mod store;
 mod tls;
 mod verify;
 
 pub use bundle::{InvalidBundle, TrustBundle};
-pub use ca::{Ca, CaError, MAX_TTL, MIN_TTL};
+pub use ca::{Ca, CaError, CaPem, MAX_TTL, MIN_TTL};
 pub use clock::{Clock, SystemClock, TokioClock};
+pub use csr::{csr_from_pem, csr_names_only};
 pub use failure::HandshakeFailure;
 pub use info::{IdentityInfo, IdentityState, Metrics};
 pub use issue::{
     Fault, IssueError, IssueFuture, IssueRequest, IssuedCertificate, Issuer, LocalIssuer, Retry,
 };
 pub use leaf::RootInfo;
+pub use server::ServerCertificate;
 pub use store::{IdentityHandle, IdentityStore, NotReady, StoreConfig};
 pub use tls::{ALPN_H2, crypto_provider};
 pub use verify::{IdentityError, PeerSet, peer_identity};

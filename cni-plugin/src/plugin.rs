@@ -75,7 +75,7 @@ fn add(env: &Env<'_>, conf: &NetConf) -> Result<Value, CniError> {
 
 /// The agent is away. An enrolled pod must not start unprotected; another pod must start all the same.
 fn without_agent(conf: &NetConf, pod: &PodArgs, error: &AskError) -> Result<(), CniError> {
-    if !read_table(&conf.run_dir)?.contains(&pod.namespace, &pod.name) {
+    if !read_table(conf)?.contains(&pod.namespace, &pod.name) {
         return Ok(());
     }
     Err(CniError::new(
@@ -88,18 +88,35 @@ fn without_agent(conf: &NetConf, pod: &PodArgs, error: &AskError) -> Result<(), 
     .with_details(error.to_string()))
 }
 
-fn read_table(run_dir: &Path) -> Result<Enrolled, CniError> {
-    let path = protocol::enrolment_path(run_dir);
-    let unreadable = |e: &dyn std::fmt::Display| {
+/// The agent's table: as it left it, or after a reboot the copy that outlived that. A table that is damaged is as good as
+/// one that is not there as long as the other is whole.
+fn read_table(conf: &NetConf) -> Result<Enrolled, CniError> {
+    let mut damaged = None;
+    for dir in [Some(&conf.run_dir), conf.state_dir.as_ref()].into_iter().flatten() {
+        let path = protocol::enrolment_path(dir);
+        match table_at(&path) {
+            Ok(Some(table)) => return Ok(table),
+            Ok(None) => {}
+            Err(error) => damaged = Some((path, error)),
+        }
+    }
+    match damaged {
         // Not knowing is not "not enrolled".
-        CniError::new(Code::TryAgainLater, format!("{} cannot be read", path.display()))
-            .with_details(e.to_string())
-    };
-    match std::fs::read(&path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| unreadable(&e)),
-        // No agent has ever run here: nothing on this node is enrolled yet.
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Enrolled::default()),
-        Err(e) => Err(unreadable(&e)),
+        Some((path, error)) => {
+            Err(CniError::new(Code::TryAgainLater, format!("{} cannot be read", path.display()))
+                .with_details(error.to_string()))
+        }
+        // No agent was ever ready here, so none has promised anything to any pod of this node: with a mesh that never came
+        // up the node must still work.
+        None => Ok(Enrolled::default()),
+    }
+}
+
+fn table_at(path: &Path) -> io::Result<Option<Enrolled>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
     }
 }
 
@@ -114,6 +131,9 @@ fn check(env: &Env<'_>, conf: &NetConf) -> Result<(), CniError> {
 }
 
 fn status(conf: &NetConf) -> Result<(), CniError> {
+    if !conf.status_follows_agent {
+        return Ok(()); // pods that are not enrolled can be served whatever the agent does
+    }
     let socket = protocol::socket_path(&conf.run_dir);
     let answer = client::ask(&socket, &request(Command::Status), None, STATUS_DEADLINE).map_err(|e| {
         CniError::new(Code::NotAvailable, "the weft agent of this node is not there")

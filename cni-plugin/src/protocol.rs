@@ -14,6 +14,8 @@ use std::{
 
 /// Where sockets and tables live unless configured.
 pub const DEFAULT_RUN_DIR: &str = "/run/weft";
+/// Where what must outlive a reboot lives unless configured.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/weft";
 /// The version of this protocol; another version is refused by name, never guessed at.
 pub const PROTOCOL_VERSION: u32 = 1;
 /// The longest frame: bounds what a broken peer makes us allocate.
@@ -27,10 +29,11 @@ pub fn socket_path(run_dir: &Path) -> PathBuf {
     run_dir.join("cni.sock")
 }
 
-/// The table of [`Enrolled`] names.
+/// The table of [`Enrolled`] names, in the run directory, and a copy in the state directory: `/run` is empty after a
+/// reboot, and the first pods start before the agent does.
 #[must_use]
-pub fn enrolment_path(run_dir: &Path) -> PathBuf {
-    run_dir.join("enrolment.json")
+pub fn enrolment_path(dir: &Path) -> PathBuf {
+    dir.join("enrolment.json")
 }
 
 /// What the plugin asks the agent.

@@ -114,6 +114,11 @@ pub struct NetConf {
     pub name: String,
     /// `runDir`: where the agent's socket and table live; `/run/weft` when left out.
     pub run_dir: PathBuf,
+    /// `stateDir`: where the table's copy for the time after a reboot lives; none when left out.
+    pub state_dir: Option<PathBuf>,
+    /// `statusFollowsAgent`: whether STATUS fails while the agent is away (then a runtime holds back every new pod of the
+    /// node, and the node becomes not ready); true when left out.
+    pub status_follows_agent: bool,
     /// `prevResult` of the plugin before us, kept whole.
     pub prev_result: Option<Map<String, Value>>,
     /// `cni.dev/valid-attachments` (GC only).
@@ -166,7 +171,10 @@ impl NetConf {
         Ok(Self {
             version,
             name: take_string(&mut fields, "name")?.unwrap_or_default(),
-            run_dir: run_dir(take_string(&mut fields, "runDir")?)?,
+            run_dir: take_dir(&mut fields, "runDir")?
+                .unwrap_or_else(|| crate::protocol::DEFAULT_RUN_DIR.into()),
+            state_dir: take_dir(&mut fields, "stateDir")?,
+            status_follows_agent: take_bool(&mut fields, "statusFollowsAgent")?.unwrap_or(true),
             prev_result: prev_result(fields.remove("prevResult"))?,
             valid_attachments: valid_attachments(fields.remove("cni.dev/valid-attachments"))?,
         })
@@ -272,15 +280,23 @@ fn take_string(fields: &mut Map<String, Value>, key: &str) -> Result<Option<Stri
     }
 }
 
-fn run_dir(value: Option<String>) -> Result<PathBuf, CniError> {
-    let path = PathBuf::from(value.unwrap_or_else(|| crate::protocol::DEFAULT_RUN_DIR.to_owned()));
+fn take_bool(fields: &mut Map<String, Value>, key: &str) -> Result<Option<bool>, CniError> {
+    match fields.remove(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Bool(b)) => Ok(Some(b)),
+        Some(other) => {
+            Err(CniError::new(Code::InvalidConfig, format!("field {key}: want true or false, found {other}")))
+        }
+    }
+}
+
+fn take_dir(fields: &mut Map<String, Value>, key: &str) -> Result<Option<PathBuf>, CniError> {
+    let Some(path) = take_string(fields, key)?.map(PathBuf::from) else { return Ok(None) };
     if path.is_absolute() {
-        Ok(path)
+        Ok(Some(path))
     } else {
-        Err(CniError::new(
-            Code::InvalidConfig,
-            format!("field runDir: \"{}\" is not an absolute path", path.display()),
-        ))
+        let text = format!("field {key}: \"{}\" is not an absolute path", path.display());
+        Err(CniError::new(Code::InvalidConfig, text))
     }
 }
 

@@ -161,6 +161,39 @@ fn without_an_agent_the_table_decides() {
 }
 
 #[test]
+fn after_a_reboot_the_copy_of_the_table_decides() {
+    let (shop, other) = (json!({ "namespaces": ["shop"] }), json!({ "namespaces": ["other"] }));
+    let (damaged, none) = (json!("no table"), Value::Null);
+    // (table in the run directory, its copy in the state directory, code of the error or 0)
+    let cases = [
+        (&none, &none, 0),
+        (&none, &shop, 11),
+        (&none, &other, 0),
+        (&other, &shop, 0),
+        (&shop, &other, 11),
+        (&damaged, &other, 0),
+        (&damaged, &shop, 11),
+        (&none, &damaged, 11),
+        (&damaged, &none, 11),
+    ];
+    for (run, state, code) in cases {
+        let (run_dir, state_dir) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+        for (dir, table) in [(&run_dir, run), (&state_dir, state)] {
+            if !table.is_null() {
+                enrol(dir.path(), table);
+            }
+        }
+        let more = json!({ "stateDir": state_dir.path(), "statusFollowsAgent": false });
+        let config = config(run_dir.path(), "1.1.0", &more);
+        let answer = plugin("ADD", &[], &config);
+        let got = if answer.success { json!(0) } else { answer.stdout["code"].clone() };
+        assert_eq!(got, json!(code), "{run} and {state}");
+        // Whatever the agent does: a deletion goes on, and the node stays ready.
+        assert!(plugin("DEL", &[], &config).success && plugin("STATUS", &[], &config).success);
+    }
+}
+
+#[test]
 fn an_agent_that_breaks_off_is_an_agent_that_is_away() {
     for (enrolled, success) in [(false, true), (true, false)] {
         let dir = TempDir::new().unwrap();
@@ -262,7 +295,7 @@ fn errors_have_the_specifications_codes() {
     let good = config(dir.path(), "1.1.0", &json!({}));
     let with = |more: Value| config(dir.path(), "1.1.0", &more);
     type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], String, u32);
-    let cases: [Case<'_>; 18] = [
+    let cases: [Case<'_>; 20] = [
         ("", &[], good.clone(), 4),
         ("BREW", &[], good.clone(), 4),
         ("ADD", &[("CNI_CONTAINERID", "")], good.clone(), 4),
@@ -280,6 +313,8 @@ fn errors_have_the_specifications_codes() {
         ("GC", &[], r#"{"name":"x","type":"weft-cni"}"#.into(), 1),
         ("ADD", &[], with(json!({ "runDir": 7 })), 7),
         ("ADD", &[], with(json!({ "runDir": "run/weft" })), 7),
+        ("ADD", &[], with(json!({ "stateDir": "lib/weft" })), 7),
+        ("STATUS", &[], with(json!({ "statusFollowsAgent": "no" })), 7),
         ("ADD", &[], with(json!({ "prevResult": [] })), 7),
     ];
     for (command, env, config, code) in cases {

@@ -1,1 +1,38 @@
-//! What agents and the controller say to each other.
+//! What agents and the controller say to each other: one stream per agent, and the CA's issuing service.
+//!
+//! - [`ControlServer`] is the controller's side. Agents report what they serve and which pods they have captured
+//!   ([`ControlServer::agents`]) and get the key pairs that their Gateways need; nobody else does.
+//! - [`ControlClient`] is the agent's side: one connection, kept; what came is kept in a tmpfs too, so that a restart
+//!   survives the controller's absence. [`ControlClient::issuer`] asks for certificates by Istio's CA protocol.
+//! - [`Authenticate`] and [`Authorize`] decide who may have what; [`WorldAuthorizer`] gives a node the identities of
+//!   the pods and Gateways on it.
+//! - [`feedback`] turns reports into what the engine needs to say `Programmed`.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod auth;
+mod client;
+mod convert;
+mod delta;
+mod feedback;
+mod istio;
+mod materials;
+mod report;
+mod server;
+mod wire;
+
+pub use auth::{
+    AuthFuture, Authenticate, Authorize, Caller, Denied, GatewayAccount, Refusal, Serving, WorldAuthorizer,
+};
+pub use client::{ClientConfig, ClientState, ControlClient, Timing};
+pub use delta::Bounds;
+pub use feedback::{Expected, feedback, placement_hash, settled, watermarks};
+pub use materials::materials;
+pub use report::{Applied, AppliedGateway, Captured, Material, Materials, Watermark};
+pub use server::{AgentReport, Agents, ControlServer, Leading, Limits, ServerConfig};
+
+/// How a replica that does not lead begins its refusal; the client then tries another connection at once.
+const NOT_THE_LEADER: &str = "not the leader";
+
+#[cfg(test)]
+mod tests;

@@ -8,8 +8,8 @@ use crate::{
     balance::Weighted,
     matching::{HostMap, RouteTable},
     model::{
-        CaBundle, Cors, HeaderModifier, Hostname, KeyPair, ObjectKey, Redirect, Retry, RouteKind,
-        SessionPersistence, SpiffeId, Str, SubjectAltName, Timeouts, UrlRewrite, Workload,
+        CaBundle, Cors, GatewayParameters, HeaderModifier, Hostname, KeyPair, ObjectKey, Redirect, Retry,
+        RouteKind, SessionPersistence, SpiffeId, Str, SubjectAltName, Timeouts, UrlRewrite, Workload,
     },
     shards::Shards,
 };
@@ -33,6 +33,9 @@ pub struct Config {
     pub workloads: Shards<IpAddr, Arc<Workload>>,
     /// Endpoints by backend. Apart from the tables, so that a pod that comes or goes recompiles no route.
     pub endpoints: Shards<BackendKey, Arc<EndpointSet>>,
+    /// Networks that pods have their addresses from. An address of theirs that is not among [`Self::workloads`] is a pod
+    /// that is not known yet, not a stranger outside the cluster.
+    pub pod_cidrs: Arc<[ipnet::IpNet]>,
 }
 
 /// One Gateway.
@@ -44,6 +47,10 @@ pub struct GatewayConfig {
     pub identity: SpiffeId,
     /// What to bind: addresses × ports.
     pub addresses: Vec<IpAddr>,
+    /// Settings of its class and its own (`parametersRef`).
+    pub parameters: Arc<GatewayParameters>,
+    /// From a listener's port to the port that is bound in its stead; the same when absent.
+    pub targets: BTreeMap<(u16, Transport), u16>,
     /// Ports with at least one programmed listener.
     pub ports: BTreeMap<(u16, Transport), PortConfig>,
     /// Client certificate shown to backends over TLS (`spec.tls.backend.clientCertificateRef`).

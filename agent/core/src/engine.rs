@@ -11,6 +11,7 @@ mod tables;
 pub use crate::resolve::Settings;
 
 use self::{changes::replace, state::State};
+use crate::resolve::Unit;
 use crate::{
     config::{Config, Transport},
     model::{ObjectKey, ObjectRef, Snapshot, Str},
@@ -29,6 +30,8 @@ pub struct Feedback {
     pub unbound: BTreeMap<(ObjectKey, u16, Transport), Str>,
     /// Addresses of a Gateway that cannot be used at all, with the reason ("cannot assign requested address").
     pub unusable: BTreeMap<(ObjectKey, IpAddr), Str>,
+    /// Gateways that are not served by every node yet, with what is awaited ("node n2 has not applied generation 3").
+    pub pending: BTreeMap<ObjectKey, Str>,
 }
 
 /// What an [`Engine`] gives after a change.
@@ -113,6 +116,20 @@ impl Engine {
         self.settings = settings;
     }
 
+    /// Secrets and ConfigMaps that whoever serves this Gateway needs, as far as references are permitted; also those that
+    /// are not there.
+    #[must_use]
+    pub fn gateway_material(&self, key: &ObjectKey) -> BTreeSet<ObjectRef> {
+        self.state.tracker.material(&Unit::Gateway(key.clone())).collect()
+    }
+
+    /// Secrets and ConfigMaps that everybody needs who calls backends: of BackendTLSPolicies.
+    #[must_use]
+    pub fn backend_material(&self) -> BTreeSet<ObjectRef> {
+        let policies = self.state.policies.keys().map(|key| Unit::Policy(key.clone()));
+        policies.flat_map(|unit| self.state.tracker.material(&unit).collect::<Vec<_>>()).collect()
+    }
+
     /// What has been done so far.
     #[must_use]
     pub fn work(&self) -> Work {
@@ -123,7 +140,8 @@ impl Engine {
     fn concerned(&self, new: &Feedback) -> BTreeSet<ObjectKey> {
         let keys = |f: &Feedback| {
             let unbound = f.unbound.keys().map(|(key, _, _)| key.clone());
-            unbound.chain(f.unusable.keys().map(|(key, _)| key.clone())).collect::<Vec<_>>()
+            let unusable = f.unusable.keys().map(|(key, _)| key.clone());
+            unbound.chain(unusable).chain(f.pending.keys().cloned()).collect::<Vec<_>>()
         };
         keys(&self.feedback).into_iter().chain(keys(new)).collect()
     }

@@ -7,15 +7,18 @@
 //! ```
 //!
 //! The binary calls [`holder::run`] (subcommand `weft holder`) and [`PodManager::start`]; the data plane
-//! gets [`CapturedPod`]s with their listeners and [`PodSockets`]. All rules live inside pods: nothing here
+//! gets [`CapturedPod`]s with their listeners and [`PodSockets`]. A pod that ran before Weft came is found by
+//! [`find_sandbox`] and given to [`ManagerHandle::add`]. All rules live inside pods: nothing here
 //! changes the host's network.
 //!
 //! This is the only crate with `unsafe`: to own descriptors that came by SCM_RIGHTS, and for `setrlimit`.
 #![warn(missing_docs)]
 
+mod announce;
 mod apply;
 mod cni_server;
 mod error_list;
+mod find;
 pub mod holder;
 mod manager;
 mod netns;
@@ -28,10 +31,13 @@ pub mod state;
 mod sys;
 mod wire;
 
+pub use announce::{AnnounceError, Announcer};
 pub use apply::{ApplyError, apply, remove};
 pub use error_list::ErrorList;
+pub use find::{NotFound, Sandbox, find_sandbox, find_sandboxes};
 pub use manager::{
-    CapturedPod, Counts, Decision, Enrolment, ManagerConfig, ManagerHandle, PodEvent, PodManager, StartError,
+    Captured, CapturedPod, Counts, Decision, Enrolment, ManagerConfig, ManagerHandle, PodEvent, PodManager,
+    StartError,
 };
 pub use netns::{Netns, NetnsError};
 pub use ns_thread::{NetnsThread, Refused};

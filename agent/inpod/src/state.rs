@@ -122,6 +122,9 @@ struct Pod {
     failures: u32,
     /// Deleted while work was running: forgotten when that ends.
     gone: bool,
+    /// Peers may count on its capture: from the first success (of this agent or one before it) until it is to end.
+    /// A failed update of the rules changes nothing: the kernel has kept the old ones.
+    stands: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -194,6 +197,11 @@ impl Pods {
         self.pods.values().map(|pod| &pod.record)
     }
 
+    /// The pods whose capture stands.
+    pub fn standing(&self) -> impl Iterator<Item = &PodRecord> {
+        self.pods.values().filter(|pod| pod.stands && !pod.gone).map(|pod| &pod.record)
+    }
+
     /// How many pods are captured, how many are on their way to be captured or released, and how many are known.
     #[must_use]
     pub fn counts(&self) -> (usize, usize, usize) {
@@ -246,6 +254,7 @@ impl Pods {
         if result.is_ok() {
             pod.phase = Phase::Captured(config.clone());
             pod.failures = 0;
+            pod.stands = true;
         } else {
             // Held, not Idle: rules may be in place (an update failed), and a release must then take them away.
             pod.phase = Phase::Held;
@@ -303,7 +312,8 @@ impl Pods {
 
 impl Pod {
     const fn new(record: PodRecord, phase: Phase) -> Self {
-        Self { record, phase, waiting: Vec::new(), failures: 0, gone: false }
+        let stands = matches!(phase, Phase::Held);
+        Self { record, phase, waiting: Vec::new(), failures: 0, gone: false, stands }
     }
 
     const fn is_busy(&self) -> bool {
@@ -330,6 +340,7 @@ impl Pod {
             (Decision::NotEnrolled, Phase::Idle) => self.reply(&Ok(()), actions),
             (Decision::NotEnrolled, _) => {
                 self.phase = Phase::Releasing;
+                self.stands = false;
                 actions.push(Action::Release { id });
             }
         }

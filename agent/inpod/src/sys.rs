@@ -37,3 +37,26 @@ pub(crate) fn since_boot_ns() -> u64 {
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
     seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or(0))
 }
+
+/// Every neighbour on an interface, for a packet socket.
+
+pub(crate) fn ethernet_broadcast(protocol: u16, interface: u32) -> io::Result<socket2::SockAddr> {
+    // SAFETY: the closure fills the whole address, of the kind and length that it says.
+    let ((), address) = unsafe {
+        socket2::SockAddr::try_init(|storage, len| {
+            let address = libc::sockaddr_ll {
+                sll_family: u16::try_from(libc::AF_PACKET).unwrap_or_default(),
+                sll_protocol: protocol.to_be(),
+                sll_ifindex: i32::try_from(interface).unwrap_or_default(),
+                sll_hatype: 0,
+                sll_pkttype: 0,
+                sll_halen: 6,
+                sll_addr: [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+            };
+            storage.cast::<libc::sockaddr_ll>().write(address);
+            *len = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).unwrap_or_default();
+            Ok(())
+        })?
+    };
+    Ok(address)
+}

@@ -5,7 +5,7 @@ mod support;
 
 use serde_json::{Value, json};
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     os::{fd::OwnedFd, unix::net::UnixStream, unix::process::CommandExt},
@@ -21,8 +21,9 @@ use tokio::{
     time::timeout,
 };
 use weft_cni::{plugin, protocol::Enrolled};
+use weft_core::model::ObjectKey;
 use weft_inpod::{
-    CaptureConfig, CapturedPod, Decision, Enrolment, ManagerConfig, ManagerHandle, Netns, PodEvent,
+    CaptureConfig, Captured, CapturedPod, Decision, Enrolment, ManagerConfig, ManagerHandle, Netns, PodEvent,
     PodManager,
     holder::{self, Ended, GroupKey, HolderConfig, PodRecord, Transport},
     original_dst,
@@ -215,17 +216,23 @@ async fn a_running_pod_joins_and_leaves() {
     let mut new = connect(&net.pod, at(PEER4, 80)).unwrap();
     let mut ours = accept_one(&pod.listeners.outbound, at(PEER4, 80));
     assert_talks(&mut old, &mut old_server);
+    let standing = agent.handle.captured();
+    let record = Captured { uid: "u".into(), ips: vec![POD4.parse().unwrap()] };
+    assert_eq!(**standing.borrow(), BTreeMap::from([(ObjectKey::new("shop", "a"), record)]));
+    assert!(agent.handle.last_add().borrow().is_some());
 
     // Other exclusions change the rules in place; nothing is handed over again.
     let (config, _) = CaptureConfig::from_annotations([("weft.dev/exclude-outbound-ports", "80")]);
     world.set("a", Decision::Enrolled(config));
     agent.captured(0).await;
+    assert_eq!(standing.borrow().len(), 1, "peers need not know of other rules");
     agent.captured(1).await;
     let _direct = connect(&net.pod, at(PEER4, 80)).unwrap();
     accept(&server);
 
     world.set("a", Decision::NotEnrolled);
     let PodEvent::Released { gone: false, drained, .. } = agent.event().await else { panic!() };
+    timeout(PATIENCE, standing.clone().wait_for(|s| s.is_empty())).await.unwrap().unwrap();
     assert_talks(&mut new, &mut ours);
     drop((new, ours, pod));
     drained.send(()).unwrap();
@@ -292,6 +299,32 @@ async fn the_plugins_table_follows_enrolment() {
     let answer = cni(dir.path(), "ADD", "b", Path::new("/proc/self/ns/net")).await;
     assert_eq!(answer.1["code"], 11);
     assert!(cni(dir.path(), "ADD", "c", Path::new("/proc/self/ns/net")).await.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_plugins_table_outlives_a_reboot() {
+    let (dir, state, world) = (TempDir::new().unwrap(), TempDir::new().unwrap(), World::new());
+    let state_dir = state.path().join("made");
+    let config = ManagerConfig { state_dir: Some(state_dir.clone()), ..ManagerConfig::new(dir.path()) };
+    world.set("a", enrolled());
+    let (handle, _events) = PodManager::start(config, world.clone()).unwrap();
+    let copy = || std::fs::read(state_dir.join("enrolment.json")).unwrap_or_default();
+    let until_copied = async |names: &[&str]| {
+        let copied = async {
+            let is_in = |name: &&str| String::from_utf8_lossy(&copy()).contains(&format!("shop/{name}"));
+            while !names.iter().all(is_in) {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, copied).await.unwrap();
+    };
+    until_copied(&["a"]).await;
+    world.set("b", enrolled());
+    until_copied(&["a", "b"]).await;
+    handle.stop().await;
+    assert_eq!(copy(), std::fs::read(dir.path().join("enrolment.json")).unwrap());
+    let left: Vec<_> = std::fs::read_dir(&state_dir).unwrap().collect();
+    assert_eq!(left.len(), 1, "no temporary file stays: {left:?}");
 }
 
 /// Not a test by itself: started as a process of its own by the tests below, which kill it.
@@ -452,7 +485,10 @@ async fn only_root_may_connect() {
     }
     // A copy where user nobody can read it, whatever the build directory's permissions.
     let copy = dir.path().join("stranger");
-    std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+    // By another process: a child that another test is just starting would have our descriptor, open for writing, and a
+    // program that somebody writes to cannot be started (ETXTBSY).
+    let copied = Command::new("cp").arg(std::env::current_exe().unwrap()).arg(&copy).status().unwrap();
+    assert!(copied.success());
     let command = another_process("stranger", dir.path());
     let mut stranger = Command::new(&copy);
     stranger.args(command.get_args()).envs(command.get_envs().filter_map(|(k, v)| Some((k, v?))));
@@ -490,6 +526,7 @@ async fn a_pod_from_before_can_be_added_by_hand() {
     assert_eq!(event.record.container_id, "found");
     assert!(has_table(&net));
     assert_eq!(agent.handle.records().await.len(), 1);
+    assert_eq!(*agent.handle.last_add().borrow(), None, "no plugin brought it");
     agent.handle.forget("found".into()).await;
     let PodEvent::Released { gone: true, .. } = agent.event().await else { panic!() };
     assert!(agent.handle.records().await.is_empty());

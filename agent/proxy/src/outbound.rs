@@ -19,7 +19,7 @@ use bytes::{Bytes, BytesMut};
 use std::{
     future::poll_fn,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::AsFd,
     pin::pin,
     sync::Arc,
@@ -50,8 +50,22 @@ enum Action {
         /// It was HTTP the last time.
         was_http: bool,
     },
+    /// An address that a pod must have, and nobody has told of that pod yet.
+    Stranger,
     /// Reset.
     Refuse(Reason),
+}
+
+/// A pod that has just started is called before every agent has heard of it; then it is either known within this time or
+/// not called at all: it may be one that must not be spoken to in clear.
+const STRANGER_PATIENCE: Duration = Duration::from_secs(2);
+const STRANGER_LOOK: Duration = Duration::from_millis(20);
+
+/// Whether pods have their addresses from a network that this address is in. The first address of each network is the
+/// node's own on it, where the network plugin makes a bridge.
+fn is_pods(config: &Config, ip: IpAddr) -> bool {
+    let holds = |cidr: &&ipnet::IpNet| cidr.contains(&ip) && cidr.hosts().next() != Some(ip);
+    config.pod_cidrs.iter().any(|cidr| holds(&cidr))
 }
 
 /// Decides, and names the Service if there is one.
@@ -71,6 +85,9 @@ fn decide(
     }
     // A pod's own address is protected (HBONE if it is enrolled) but never routed; all else passes untouched.
     let workload = config.workloads.get(&to.ip()).cloned();
+    if workload.is_none() && is_pods(config, to.ip()) {
+        return (Action::Stranger, None);
+    }
     let endpoint = Endpoint { addr: to, workload, zone: None };
     (Action::Opaque(L4Target::Endpoint(Box::new(endpoint))), None)
 }
@@ -174,6 +191,7 @@ impl Captured {
             Action::Opaque(target) => self.opaque(target, Bytes::new()).await,
             Action::ServerName => self.by_server_name().await,
             Action::Sniff { was_http } => self.sniff(was_http).await,
+            Action::Stranger => self.stranger().await,
             Action::Refuse(reason) => self.refuse(reason, "may not be reached"),
         }
     }
@@ -183,6 +201,27 @@ impl Captured {
         match tcp::connect(&worker, &source, target, &mut self.ended).await {
             Ok(upstream) => self.relay(upstream, early),
             Err(error) => self.end(&error),
+        }
+    }
+
+    /// Waits until the pod is known.
+    async fn stranger(self: Box<Self>) -> Next {
+        let deadline = tokio::time::Instant::now() + STRANGER_PATIENCE;
+        loop {
+            let decided = {
+                let config = self.conn.worker.shared.config.load();
+                decide(&config, &self.conn.pod.source.workload, self.to, |_| None).0
+            };
+            match decided {
+                Action::Stranger if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(STRANGER_LOOK).await;
+                }
+                Action::Opaque(target) => return self.opaque(target, Bytes::new()).await,
+                _ => {
+                    return self
+                        .refuse(Reason::NoEndpoint, "is a pod's address, but no pod is known to have it");
+                }
+            }
         }
     }
 

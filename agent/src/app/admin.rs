@@ -11,19 +11,27 @@ use parking_lot::Mutex;
 use serde_json::json;
 use std::{
     net::SocketAddr,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 use tokio_util::sync::CancellationToken;
 use weft_proxy::telemetry::Telemetry;
 
 /// Connections at once on each address; more wait in the accept queue.
 const CONNECTIONS_MAX: usize = 64;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Between two tries of an address that another agent still has.
+const BIND_PAUSE: Duration = Duration::from_millis(250);
 
 /// What the pages show.
 pub(super) struct Pages {
@@ -72,28 +80,77 @@ pub(super) async fn serve(
     Ok(())
 }
 
+/// Serves an address as soon as it is free, and says once that it is not: while one agent replaces another, both are on the
+/// node's network, and the old one gives its addresses up when it begins to drain.
+pub(super) fn serve_when_free((door, addr): (Door, SocketAddr), pages: Arc<Pages>, stop: CancellationToken) {
+    tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+        let mut said = false;
+        let listener = loop {
+            match TcpListener::bind(addr).await {
+                Ok(listener) => break listener,
+                Err(error) if !std::mem::replace(&mut said, true) => {
+                    tracing::info!("{addr}: {error}; waiting until it is free");
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(BIND_PAUSE).await;
+        };
+        accept((door, listener), pages, stop).await;
+    }));
+}
+
+/// Serves every page on a Unix socket, which is this process's alone: probes and `weft admin` ask there.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub(super) fn serve_socket(path: &Path, pages: Arc<Pages>, stop: CancellationToken) -> Result<()> {
+    let _ = std::fs::remove_file(path); // of a container that ran here before
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        loop {
+            let Ok(permit) = room.clone().acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((stream, _)) => converse((Door::Admin, stream), pages.clone(), stop.clone(), permit),
+                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+            }
+        }
+    }));
+    Ok(())
+}
+
 async fn accept((door, listener): (Door, TcpListener), pages: Arc<Pages>, stop: CancellationToken) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else { return };
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(50)).await; // out of descriptors: let some go
-            continue;
-        };
-        let pages = pages.clone();
-        let service = service_fn(move |request| {
-            let pages = pages.clone();
-            async move { Ok::<_, std::convert::Infallible>(pages.answer(door, &request)) }
-        });
-        let connection = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .serve_connection(TokioIo::new(stream), service);
-        tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
-            let _ = connection.await; // the client's trouble
-            drop(permit);
-        }));
+        match listener.accept().await {
+            Ok((stream, _)) => converse((door, stream), pages.clone(), stop.clone(), permit),
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await, // out of descriptors: let some go
+        }
     }
+}
+
+fn converse<S>(
+    (door, stream): (Door, S),
+    pages: Arc<Pages>,
+    stop: CancellationToken,
+    permit: OwnedSemaphorePermit,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(move |request| {
+        let pages = pages.clone();
+        async move { Ok::<_, std::convert::Infallible>(pages.answer(door, &request)) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::spawn(stop.run_until_cancelled_owned(async move {
+        let _ = connection.await; // the client's trouble
+        drop(permit);
+    }));
 }
 
 impl Pages {

@@ -1,22 +1,36 @@
 //! Which pods of this node are in the mesh, as the Snapshot says.
 
 use parking_lot::RwLock;
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 use tokio::sync::watch;
 use weft_cni::protocol::Enrolled;
-use weft_core::model::{MESH_LABEL, MtlsMode, Namespace, ObjectKey, Pod, Snapshot, Workload};
+use weft_core::model::{MESH_LABEL, MtlsMode, Namespace, ObjectKey, Pod, Snapshot, Str, Workload};
 use weft_inpod::{CaptureConfig, Decision, Enrolment};
+
+/// Annotation of a static pod's mirror: the UID that the kubelet and the runtime use, which the API server does not.
+const STATIC_UID: &str = "kubernetes.io/config.hash";
+
+/// A pod of this node that is in the mesh and runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Running {
+    pub(super) key: ObjectKey,
+    /// As the runtime knows it.
+    pub(super) uid: String,
+    pub(super) ips: Vec<IpAddr>,
+}
 
 /// The world's answer to "is this pod enrolled?". Before the first Snapshot it knows nothing.
 #[derive(Debug)]
 pub(super) struct WorldEnrolment {
+    node: Str,
     world: RwLock<Option<Snapshot>>,
     changed: watch::Sender<u64>,
 }
 
 impl WorldEnrolment {
-    pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { world: RwLock::new(None), changed: watch::Sender::new(0) })
+    /// For the pods of a node.
+    pub(super) fn new(node: &str) -> Arc<Self> {
+        Arc::new(Self { node: node.into(), world: RwLock::new(None), changed: watch::Sender::new(0) })
     }
 
     /// Takes a new world, and says so if an answer may differ.
@@ -42,8 +56,42 @@ impl WorldEnrolment {
     }
 }
 
+impl WorldEnrolment {
+    /// The node's pods that are in the mesh, have addresses and have not ended. Those without a UID (of files) are left out:
+    /// nothing leads from them to a process. `None` before the first world.
+    pub(super) fn running(&self) -> Option<Vec<Running>> {
+        let world = self.world.read();
+        let world = world.as_ref()?;
+        let is_here = |pod: &Pod| {
+            pod.node.as_ref() == Some(&self.node)
+                && !(pod.finished || pod.ips.is_empty() || pod.meta.uid.is_empty())
+        };
+        let running = world.pods.iter().filter(|(key, pod)| {
+            is_here(pod) && is_enrolled(pod, world.namespaces.get(&key.namespace).map(|n| &**n))
+        });
+        let one = |(key, pod): (&ObjectKey, &Arc<Pod>)| {
+            let uid = runtime_uid(pod).to_owned();
+            Running { key: key.clone(), uid, ips: pod.ips.clone() }
+        };
+        Some(running.map(one).collect())
+    }
+
+    /// Whether the world has this pod. With a UID, it must be the very pod.
+    pub(super) fn has(&self, key: &ObjectKey, uid: &str) -> bool {
+        let world = self.world.read();
+        let pod = world.as_ref().and_then(|w| w.pods.get(key));
+        pod.is_some_and(|pod| {
+            uid.is_empty() || pod.meta.uid.is_empty() || runtime_uid(pod) == uid || &*pod.meta.uid == uid
+        })
+    }
+}
+
+fn runtime_uid(pod: &Pod) -> &str {
+    pod.meta.annotations.get(STATIC_UID).unwrap_or(&pod.meta.uid)
+}
+
 fn is_enrolled(pod: &Pod, namespace: Option<&Namespace>) -> bool {
-    Workload::derive(pod, namespace, "", MtlsMode::Permissive).enrolled
+    Workload::wants_mesh(pod, namespace)
 }
 
 impl Enrolment for WorldEnrolment {
@@ -74,7 +122,10 @@ impl Enrolment for WorldEnrolment {
                 table.namespaces.insert(name.to_string());
             }
         }
-        for (key, pod) in &world.pods {
+        // The plugin is asked for pods of this node only. In files a pod may be of no node.
+        for (key, pod) in
+            world.pods.iter().filter(|(_, pod)| pod.node.as_ref().is_none_or(|n| *n == self.node))
+        {
             let enrolled = is_enrolled(pod, world.namespaces.get(&key.namespace).map(|n| &**n));
             let by_namespace = table.namespaces.contains(&*key.namespace);
             if enrolled && !by_namespace {

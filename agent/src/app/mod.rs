@@ -1,16 +1,23 @@
 //! Wiring: which part talks to which.
 
 mod admin;
+mod agent;
+mod cluster;
+mod controller;
+mod duties;
 mod enrolment;
 mod gateways;
+mod joiner;
 mod pods;
 mod report;
 mod run;
+mod serve;
 mod world;
 
 use crate::{
     call,
     cli::{Cli, Command},
+    cluster::{self as commands, ClusterCommand},
     demo, echo,
 };
 use anyhow::Result;
@@ -21,10 +28,21 @@ use std::process::ExitCode;
 /// # Errors
 /// What the command says; printed by `main`.
 pub fn dispatch(cli: Cli) -> Result<ExitCode> {
+    install_crypto();
     match cli.command {
         Command::Demo(args) => demo::run(&args)?,
         Command::Run(args) => return run::run(args),
+        Command::Agent(args) => return agent::run(*args),
+        Command::Controller(args) => return controller::run(args),
         Command::Holder(args) => holder(args)?,
+        Command::Install(args) => return commands::run(&ClusterCommand::Install(args)),
+        Command::Uninstall(args) => return commands::run(&ClusterCommand::Uninstall(args)),
+        Command::Join(args) => return commands::run(&ClusterCommand::Join(args)),
+        Command::Leave(args) => return commands::run(&ClusterCommand::Leave(args)),
+        Command::Check(args) => return commands::run(&ClusterCommand::Check(args)),
+        Command::Status(args) => return commands::run(&ClusterCommand::Status(args)),
+        Command::Health(args) => return commands::health(&args),
+        Command::Admin(args) => return commands::admin(&args),
         Command::Echo(args) => simple_runtime()?.block_on(echo::run(args))?,
         Command::Call(args) => {
             let tally = simple_runtime()?.block_on(call::run(args))?;
@@ -43,4 +61,10 @@ fn holder(args: crate::cli::HolderArgs) -> Result<()> {
 
 fn simple_runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+/// One cryptography provider for everything that asks for the process's default (the Kubernetes client does).
+fn install_crypto() {
+    // An error says that there is one already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }

@@ -1,49 +1,18 @@
 //! `weft run`: the agent of a node, or a Gateway alone, from a directory of YAML.
 
 use super::{
-    admin::{self, Door, Pages},
-    enrolment::WorldEnrolment,
-    gateways::Gateways,
-    pods::PodServing,
+    admin::Door,
     report,
-    world::{Pipeline, Seen, settings},
+    serve::{Options, serve},
+    world::settings,
 };
 use crate::cli::RunArgs;
 use anyhow::{Context, Result};
 use jiff::Timestamp;
-use parking_lot::{Mutex, RwLock};
-use std::{
-    path::Path,
-    process::ExitCode,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::{oneshot, watch},
-    task::JoinHandle,
-    time::Instant,
-};
-use tokio_util::sync::CancellationToken;
+use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
 use weft_certs::{Ca, IdentityStore, LocalIssuer, StoreConfig};
-use weft_core::{
-    engine::{Engine, Feedback, Update},
-    model::{ObjectKey, Snapshot},
-};
-use weft_inpod::{ManagerConfig, ManagerHandle, PodManager};
-use weft_k8s::{AgentConfig, FileProvider, Severity, World};
-use weft_proxy::{
-    context::{Limits, Shared},
-    pods::DataPlane,
-    telemetry::{self, AccessLogOutput, Telemetry, TelemetryConfig},
-    worker::Workers,
-};
-
-/// Readiness waits at most this long for pods that an earlier agent served.
-const ADOPTION_PATIENCE: Duration = Duration::from_secs(15);
+use weft_core::engine::{Engine, Feedback};
+use weft_k8s::{AgentConfig, FileProvider, Severity};
 
 /// Runs until SIGTERM or SIGINT, then drains.
 ///
@@ -55,7 +24,28 @@ pub(super) fn run(args: RunArgs) -> Result<ExitCode> {
     }
     // One thread beside the workers: watches, certificates, admin pages, export.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    runtime.block_on(serve(args))
+    runtime.block_on(from_files(args))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn from_files(args: RunArgs) -> Result<()> {
+    let worlds = FileProvider::new(&args.config).watch()?;
+    let config = worlds.borrow().agent.clone();
+    let options = Options {
+        what: args.config.display().to_string(),
+        identities: ca_dir(&args).map(|dir| identities(dir, &config)).transpose()?,
+        node: args.node,
+        run_dir: args.run_dir,
+        state_dir: None,
+        installer: parking_lot::Mutex::default(),
+        workers: args.workers,
+        access_log: args.access_log,
+        doors: [(Door::Admin, args.admin), (Door::Metrics, args.metrics), (Door::Health, args.health)],
+        admin_socket: None,
+        drain: Duration::from_secs(args.drain_seconds),
+        cluster: None,
+    };
+    serve(options, worlds).await
 }
 
 /// Prints what is wrong and what would be served. Exit code 1 if anything would not be: for CI of routes.
@@ -64,7 +54,7 @@ fn dry_run(args: &RunArgs) -> ExitCode {
     for problem in &world.problems {
         println!("{problem}");
     }
-    let mut engine = Engine::new(settings(&world.agent));
+    let mut engine = Engine::new(settings(&world.agent, false));
     let config = engine.apply(world.snapshot.clone(), &Feedback::default()).config;
     // What would clash when bound is known without binding.
     let update = engine.apply(world.snapshot, &weft_proxy::gateway::clashes(&config));
@@ -84,230 +74,6 @@ fn dry_run(args: &RunArgs) -> ExitCode {
     if errors + failing > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-/// Everything that runs beside the pipeline.
-struct Agent {
-    /// The settings that it was started with.
-    started: AgentConfig,
-    telemetry: Arc<Telemetry>,
-    shared: Arc<Shared>,
-    plane: Arc<DataPlane>,
-    mesh: Arc<RwLock<(weft_core::model::Str, weft_core::model::MtlsMode)>>,
-    enrolment: Arc<WorldEnrolment>,
-    pages: Arc<Pages>,
-    stop: CancellationToken,
-}
-
-/// The node's part: pods, by the holder and the plugin.
-struct NodePart {
-    manager: Arc<ManagerHandle>,
-    serving: JoinHandle<()>,
-    superseded: oneshot::Receiver<()>,
-}
-
-async fn serve(args: RunArgs) -> Result<ExitCode> {
-    let mut worlds = FileProvider::new(&args.config).watch()?;
-    let first = worlds.borrow_and_update().clone();
-    let agent = Agent::start(&args, &first.agent)?;
-    for at in [(Door::Admin, args.admin), (Door::Metrics, args.metrics), (Door::Health, args.health)] {
-        admin::serve(at, agent.pages.clone(), agent.stop.clone()).await?;
-    }
-    let mut pipeline = Pipeline::new(agent.enrolment.clone(), agent.pages.seen.clone());
-    let update = pipeline.world(first.clone());
-    agent.shared.config.store(update.config.clone());
-    let node = args.run_dir.is_some().then(|| agent.start_node(&args)).transpose()?;
-    let manager = node.as_ref().map(|n| n.manager.clone());
-    let mut gateways = Gateways::new(agent.plane.clone(), agent.pages.identities.clone(), manager);
-    agent.publish(&mut pipeline, &mut gateways, update).await;
-    tracing::info!(node = args.node, "serving {}", args.config.display());
-    agent.until_stopped((worlds, first), pipeline, gateways, node).await?;
-    agent.shut_down(Duration::from_secs(args.drain_seconds)).await;
-    Ok(ExitCode::SUCCESS)
-}
-
-impl Agent {
-    fn start(args: &RunArgs, config: &AgentConfig) -> Result<Self> {
-        let telemetry = telemetry::init(telemetry_config(args, config))?;
-        let shared = Arc::new(Shared::new(limits(config), telemetry.clone()));
-        let workers = args.workers.unwrap_or_else(default_workers);
-        let plane = Arc::new(DataPlane::new(Workers::start(workers, shared.clone())?));
-        let identities = ca_dir(args).map(|dir| identities(dir, config)).transpose()?;
-        let pages = Arc::new(Pages {
-            telemetry: telemetry.clone(),
-            seen: Arc::new(Mutex::new(Seen::default())),
-            identities,
-            ready: AtomicBool::new(false),
-        });
-        Ok(Self {
-            started: config.clone(),
-            telemetry,
-            shared,
-            plane,
-            mesh: Arc::new(RwLock::new((config.trust_domain.clone(), config.mtls))),
-            enrolment: WorldEnrolment::new(),
-            pages,
-            stop: CancellationToken::new(),
-        })
-    }
-
-    fn start_node(&self, args: &RunArgs) -> Result<NodePart> {
-        let run_dir = args.run_dir.as_ref().context("a run directory")?;
-        let (manager, events) = PodManager::start(ManagerConfig::new(run_dir), self.enrolment.clone())?;
-        let serving = PodServing {
-            plane: self.plane.clone(),
-            identities: self.pages.identities.clone().context("a mesh needs its CA")?,
-            enrolment: self.enrolment.clone(),
-            mesh: self.mesh.clone(),
-            grace: Duration::from_secs(args.drain_seconds),
-            sandboxes: Arc::default(),
-        };
-        let (tell, superseded) = oneshot::channel();
-        let serving = tokio::spawn(serving.run(events, tell));
-        Ok(NodePart { manager: Arc::new(manager), serving, superseded })
-    }
-
-    /// Puts a Config into effect, opens and closes listeners, and reports what could not be bound.
-    async fn publish(&self, pipeline: &mut Pipeline, gateways: &mut Gateways, update: Update) {
-        self.shared.config.store(update.config.clone());
-        let feedback = gateways.sync(&update.config).await;
-        self.settle(pipeline, feedback, Some(update));
-    }
-
-    /// Takes what could not be bound into account, and only then shows what is served: a listener is not to be called
-    /// programmed before it is.
-    fn settle(&self, pipeline: &mut Pipeline, feedback: Feedback, update: Option<Update>) {
-        let better = pipeline.feedback(feedback);
-        if let Some(better) = &better {
-            self.shared.config.store(better.config.clone());
-        }
-        let (first, last) = (update, better);
-        pipeline.show(first.into_iter().chain(last));
-    }
-
-    async fn world(&self, pipeline: &mut Pipeline, gateways: &mut Gateways, world: Arc<World>) {
-        let world = self.as_started(world);
-        *self.mesh.write() = (world.agent.trust_domain.clone(), world.agent.mtls);
-        let update = pipeline.world(world);
-        self.publish(pipeline, gateways, update).await;
-    }
-
-    /// What is read at the start only stays as it was then: certificates of another trust domain would never come, and
-    /// every connection of the mesh fail. Says so when the files ask for something else.
-    fn as_started(&self, world: Arc<World>) -> Arc<World> {
-        let fixed =
-            |c: &AgentConfig| (c.trust_domain.clone(), c.tracing.clone(), c.access_log.clone(), c.limits);
-        if fixed(&self.started) == fixed(&world.agent) {
-            return world;
-        }
-        tracing::warn!(
-            "AgentConfig: trustDomain, tracing, accessLog and limits are read at the start only; restart the agent"
-        );
-        let agent = AgentConfig { trust_domain: self.started.trust_domain.clone(), ..world.agent.clone() };
-        Arc::new(World { agent, ..World::clone(&world) })
-    }
-
-    /// Takes over what an earlier agent served; then this one is ready.
-    async fn adopt(&self, manager: Option<Arc<ManagerHandle>>, world: Arc<World>) {
-        self.forget_gone(manager.as_deref(), &world.snapshot).await;
-        self.wait_adopted(manager.as_deref()).await;
-    }
-
-    /// Forgets sandboxes whose pod went away while no agent was there to hear the plugin's DEL.
-    async fn forget_gone(&self, manager: Option<&ManagerHandle>, world: &Snapshot) {
-        let Some(manager) = manager else { return };
-        let connected = manager.counts().wait_for(|c| c.holder).await.is_ok();
-        for record in if connected { manager.records().await } else { Vec::new() } {
-            let key = ObjectKey::new(record.namespace.as_str(), record.name.as_str());
-            let lives = world.pods.get(&key).is_some_and(|pod| {
-                pod.meta.uid.is_empty() || record.uid.is_empty() || *pod.meta.uid == *record.uid
-            });
-            if !lives {
-                tracing::info!("pod {key}: gone while no agent was there");
-                manager.forget(record.container_id).await;
-            }
-        }
-    }
-
-    /// Waits until pods that the holder knows from an earlier agent are served again.
-    async fn wait_adopted(&self, manager: Option<&ManagerHandle>) {
-        let Some(manager) = manager else { return };
-        let mut counts = manager.counts();
-        let adopted = counts.wait_for(|c| c.holder && c.pending == 0);
-        if tokio::time::timeout_at(Instant::now() + ADOPTION_PATIENCE, adopted).await.is_err() {
-            let counts = *manager.counts().borrow();
-            tracing::warn!(?counts, "ready, although not all pods of an earlier agent are served yet");
-        }
-    }
-
-    async fn until_stopped(
-        &self,
-        (mut worlds, first): (watch::Receiver<Arc<World>>, Arc<World>),
-        mut pipeline: Pipeline,
-        mut gateways: Gateways,
-        node: Option<NodePart>,
-    ) -> Result<()> {
-        let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let mut hangup = signal(SignalKind::hangup())?;
-        let (manager, serving, superseded) = match node {
-            Some(NodePart { manager, serving, superseded }) => (Some(manager), Some(serving), superseded),
-            // Never told: `pending` below is what a closed channel must not be mistaken for.
-            None => (None, None, oneshot::channel().1),
-        };
-        let superseded = async {
-            if superseded.await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        };
-        tokio::pin!(superseded);
-        // Beside the loop: an edit or SIGTERM must not wait for a holder that is away.
-        let mut ready = Box::pin(self.adopt(manager.clone(), first));
-        loop {
-            tokio::select! {
-                () = &mut ready, if !self.pages.ready.load(Ordering::Acquire) => {
-                    self.pages.ready.store(true, Ordering::Release);
-                    tracing::info!("ready");
-                }
-                changed = worlds.changed() => {
-                    changed.context("the directory's watch ended")?;
-                    let world = worlds.borrow_and_update().clone();
-                    self.world(&mut pipeline, &mut gateways, world).await;
-                }
-                () = gateways.retry() => {
-                    let config = self.shared.config.load_full();
-                    let feedback = gateways.sync(&config).await;
-                    self.settle(&mut pipeline, feedback, None);
-                }
-                // The access log is opened anew by telemetry; the directory is followed anyway.
-                _ = hangup.recv() => tracing::info!("SIGHUP: files are followed without it"),
-                _ = term.recv() => break,
-                _ = interrupt.recv() => break,
-                () = &mut superseded => {
-                    tracing::info!("a newer agent serves from now on");
-                    break;
-                }
-            }
-        }
-        drop(ready);
-        // Stop taking new work; pods stay captured, and their listeners stay open in the holder.
-        gateways.stop_accepting().await;
-        drop(gateways);
-        if let Some(manager) = manager.and_then(Arc::into_inner) {
-            manager.stop().await;
-        }
-        if let Some(serving) = serving {
-            serving.abort();
-        }
-        Ok(())
-    }
-
-    async fn shut_down(self, grace: Duration) {
-        self.pages.ready.store(false, Ordering::Release);
-        tracing::info!("draining for at most {grace:?}");
-        self.plane.drain(grace).await;
-        self.stop.cancel();
-        self.telemetry.shutdown(Duration::from_secs(5)).await;
-    }
-}
-
 /// Where the mesh's CA is. A Gateway alone needs none: without a node's pods there is no mesh to speak to.
 fn ca_dir(args: &RunArgs) -> Option<&Path> {
     let default = args.run_dir.is_some().then_some(Path::new("/var/lib/weft/ca"));
@@ -319,41 +85,4 @@ fn identities(dir: &Path, config: &AgentConfig) -> Result<IdentityStore> {
         .context("the mesh CA cannot be used; --ca-dir names another directory")?;
     let issuer = Arc::new(LocalIssuer::new(ca, config.trust_domain.clone()));
     Ok(IdentityStore::new(issuer, StoreConfig::new(config.trust_domain.clone())))
-}
-
-fn default_workers() -> usize {
-    std::thread::available_parallelism().map_or(2, |n| n.get().min(2))
-}
-
-fn limits(config: &AgentConfig) -> Limits {
-    let given = &config.limits;
-    let size = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
-    Limits {
-        connections_max: size(given.connections),
-        handshakes_max: size(given.handshakes),
-        head_bytes_max: size(given.request_head_bytes),
-        connect_timeout_ms: u64::try_from(given.connect_timeout.as_millis()).unwrap_or(u64::MAX),
-        ..Limits::default()
-    }
-}
-
-fn telemetry_config(args: &RunArgs, config: &AgentConfig) -> TelemetryConfig {
-    let mut telemetry = TelemetryConfig::default();
-    telemetry.log.filter = std::env::var("WEFT_LOG").unwrap_or_else(|_| "info".into());
-    telemetry.access_log.output = match (args.access_log.as_deref(), &config.access_log) {
-        (Some("off"), _) | (None, weft_k8s::AccessLog::Off) => AccessLogOutput::Off,
-        (Some("-"), _) | (None, weft_k8s::AccessLog::Stdout) => AccessLogOutput::Stdout,
-        (Some(path), _) => AccessLogOutput::File(path.into()),
-        (None, weft_k8s::AccessLog::File(path)) => AccessLogOutput::File(path.clone()),
-    };
-    telemetry.trace.endpoint.clone_from(&config.tracing.endpoint);
-    telemetry.trace.ratio = config.tracing.sampling_ratio;
-    telemetry.trace.resource = config.tracing.attributes.clone().into_iter().collect();
-    telemetry.trace.resource.push(("k8s.node.name".into(), args.node.clone()));
-    let (trace, problems) = telemetry.trace.with_env(|name| std::env::var(name).ok());
-    telemetry.trace = trace;
-    for problem in problems {
-        eprintln!("weft: {problem}");
-    }
-    telemetry
 }

@@ -9,7 +9,7 @@ use std::{
 };
 use weft_core::{
     engine::{Engine, Feedback, Settings, Update},
-    model::{ObjectRef, Snapshot},
+    model::{ObjectKey, ObjectRef, Snapshot},
     status::ObjectStatus,
 };
 use weft_k8s::{AgentConfig, Problem, Severity, World};
@@ -34,6 +34,7 @@ pub(super) struct Pipeline {
     feedback: Feedback,
     enrolment: Arc<WorldEnrolment>,
     seen: Arc<Mutex<Seen>>,
+    placed: bool,
     /// What was said of references that lead nowhere and the like.
     lint: Vec<(ObjectRef, String)>,
 }
@@ -41,24 +42,27 @@ pub(super) struct Pipeline {
 /// Without an address map a Gateway binds every address of the machine.
 const EVERY_ADDRESS: IpAddr = IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
 
-pub(super) fn settings(agent: &AgentConfig) -> Settings {
+/// `placed`: a controller says where Gateways are served.
+pub(super) fn settings(agent: &AgentConfig, placed: bool) -> Settings {
     Settings {
         trust_domain: agent.trust_domain.clone(),
         default_mode: agent.mtls,
         gateway_addresses: agent.gateway_addresses.clone(),
         default_addresses: vec![EVERY_ADDRESS],
+        placed,
     }
 }
 
 impl Pipeline {
-    pub(super) fn new(enrolment: Arc<WorldEnrolment>, seen: Arc<Mutex<Seen>>) -> Self {
+    pub(super) fn new(placed: bool, enrolment: Arc<WorldEnrolment>, seen: Arc<Mutex<Seen>>) -> Self {
         let world = Arc::new(World::default());
         Self {
-            engine: Engine::new(settings(&world.agent)),
+            engine: Engine::new(settings(&world.agent, placed)),
             world,
             feedback: Feedback::default(),
             enrolment,
             seen,
+            placed,
             lint: Vec::new(),
         }
     }
@@ -67,7 +71,7 @@ impl Pipeline {
     pub(super) fn world(&mut self, world: Arc<World>) -> Update {
         say_problems(&self.world.problems, &world.problems);
         if world.agent != self.world.agent {
-            self.engine.set_settings(settings(&world.agent));
+            self.engine.set_settings(settings(&world.agent, self.placed));
         }
         self.world = world;
         let update = self.apply();
@@ -92,6 +96,26 @@ impl Pipeline {
         }
         self.feedback = feedback;
         Some(self.apply())
+    }
+
+    /// The world in effect.
+    pub(super) fn snapshot(&self) -> &Snapshot {
+        &self.world.snapshot
+    }
+
+    /// As [`Engine::gateway_material`].
+    pub(super) fn gateway_material(&self, key: &ObjectKey) -> BTreeSet<ObjectRef> {
+        self.engine.gateway_material(key)
+    }
+
+    /// As [`Engine::backend_material`].
+    pub(super) fn backend_material(&self) -> BTreeSet<ObjectRef> {
+        self.engine.backend_material()
+    }
+
+    /// What the data plane has reported.
+    pub(super) fn said(&self) -> &Feedback {
+        &self.feedback
     }
 
     fn apply(&mut self) -> Update {

@@ -195,3 +195,15 @@ fn debug_prints_no_key() {
     let text = format!("{ca:?}");
     assert!(text.contains("Weft mesh root") && !text.contains("key"), "{text}");
 }
+
+#[test]
+fn a_ca_survives_its_pem_texts_with_every_root() {
+    let now = Timestamp::now();
+    let old = Ca::create("cluster.local", now).unwrap();
+    let ca = Ca::create("cluster.local", now).unwrap().trusting(old.bundle());
+    let text = ca.to_pem();
+    assert!(!format!("{text:?}").contains("PRIVATE"));
+    let back = Ca::from_pem(text.certificates.as_bytes(), text.key.as_bytes()).unwrap();
+    assert_eq!(back.bundle(), ca.bundle());
+    assert_eq!(back.bundle().roots().len(), 2);
+}

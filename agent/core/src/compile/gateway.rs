@@ -4,7 +4,7 @@ use super::slot::{CompiledSlot, SlotTable};
 use crate::{
     config::{GatewayConfig, HttpListener, HttpRule, L4Rule, PortConfig, TlsListener, Transport},
     matching::{HostMap, RouteTable},
-    model::{Hostname, Protocol, SpiffeId, Str, TlsMode},
+    model::{Hostname, Protocol, SpiffeId, Str, TlsMode, gateway_object_name},
     resolve::{AttachPoint, ListenerId, ResolvedGateway, ResolvedListener},
 };
 use std::{
@@ -26,10 +26,16 @@ pub(crate) fn compile_gateway<'s>(
         let table = slot(&point.id).and_then(|s| s.table.as_ref());
         add(&mut ports, listener, table);
     }
+    // What the controller has not given a place yet must not be bound under its own number meanwhile.
+    if !gateway.place.bind.is_empty() && !gateway.place.ports.is_empty() {
+        ports.retain(|at, _| gateway.place.ports.contains_key(at));
+    }
     Some(GatewayConfig {
         key: key.clone(),
-        identity: SpiffeId::new(trust_domain.clone(), key.namespace.clone(), format!("{}-weft", key.name)),
-        addresses: gateway.addresses.clone(),
+        identity: SpiffeId::new(trust_domain.clone(), key.namespace.clone(), gateway_object_name(&key.name)),
+        addresses: gateway.place.bind.clone(),
+        parameters: gateway.parameters.clone(),
+        targets: gateway.place.ports.clone(),
         ports: ports.into_iter().map(|(at, port)| (at, port.build())).collect(),
         backend_client_certificate: gateway.client_certificate.clone(),
     })

@@ -1,12 +1,13 @@
 //! What differs between two Snapshots.
 
 use crate::{
-    model::{Kind, ObjectKey, Snapshot},
+    model::{Kind, Node, ObjectKey, Snapshot},
     resolve::{Slot, Source, Unit, World, policy_targets},
 };
 use std::{
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
     ops::Bound,
     sync::Arc,
 };
@@ -21,6 +22,10 @@ pub(super) struct Changes {
     /// Slots whose kind of table changed.
     pub(super) slots: BTreeSet<Slot>,
     pub(super) pods: BTreeSet<ObjectKey>,
+    /// Addresses that nodes have lost or won, in this order.
+    pub(super) node_ips: Vec<(IpAddr, bool)>,
+    /// The nodes' pod networks differ.
+    pub(super) pod_cidrs: bool,
     /// Services whose frontends depend on what changed.
     pub(super) services: BTreeSet<ObjectKey>,
     /// Services whose endpoints depend on what changed.
@@ -89,6 +94,18 @@ pub(super) fn replace(world: &mut World, new: Snapshot) -> Changes {
     diff(&old.config_maps, &new.config_maps, |key, _, _| {
         c.sources.insert(Source::ConfigMap(key.clone()));
     });
+    diff(&old.placements, &new.placements, |key, _, _| {
+        c.sources.insert(Source::Placement(key.clone()));
+    });
+    diff(&old.nodes, &new.nodes, |_, was, is| {
+        c.pod_cidrs |= was.map(|n| &n.pod_cidrs) != is.map(|n| &n.pod_cidrs);
+        let addresses = |n: Option<&Arc<Node>>| n.map(|n| n.addresses.clone()).unwrap_or_default();
+        let (was, is) = (addresses(was), addresses(is));
+        c.node_ips.extend(was.iter().filter(|ip| !is.contains(ip)).map(|ip| (*ip, false)));
+        c.node_ips.extend(is.iter().filter(|ip| !was.contains(ip)).map(|ip| (*ip, true)));
+    });
+    // An address that moves from one node to another is lost before it is won.
+    c.node_ips.sort_by_key(|(_, won)| *won);
     diff(&old.gateway_configs, &new.gateway_configs, |key, _, _| {
         c.sources.insert(Source::GatewayConfig(key.clone()));
     });

@@ -61,6 +61,23 @@ impl State {
             .collect()
     }
 
+    pub(super) fn note_nodes(&mut self, changes: &mut Changes, touched: &mut Touched) {
+        for (ip, won) in std::mem::take(&mut changes.node_ips) {
+            if won {
+                self.node_ips.insert(ip)
+            } else {
+                self.node_ips.remove(&ip)
+            };
+            changes.endpoints.extend(self.services_by_ip.get(&ip).into_iter().flatten().cloned());
+        }
+        if changes.pod_cidrs {
+            let nodes = self.world.snapshot.nodes.values();
+            let all: BTreeSet<_> = nodes.flat_map(|n| n.pod_cidrs.iter().copied()).collect();
+            self.config.pod_cidrs = all.into_iter().collect();
+            touched.config = true;
+        }
+    }
+
     pub(super) fn derive_workloads(
         &mut self,
         settings: &Settings,
@@ -149,6 +166,8 @@ impl State {
             Some(_) => EndpointSource::Unknown,
             None => match self.world.snapshot.pods.get(pod) {
                 Some(pod) if pod.host_network => EndpointSource::Plain,
+                // Of other nodes' pods only those with an address of their own are told of.
+                None if self.node_ips.contains(&ip) => EndpointSource::Plain,
                 _ => EndpointSource::Unknown,
             },
         }

@@ -43,7 +43,8 @@ impl Engine {
         let mut sets = touched.sets.clone();
         for name in &touched.classes {
             let status = self.state.read_class(&self.settings, name, |reader| {
-                resolve_class(reader, name).map(|(class, accepted)| class_status(class, &accepted))
+                resolve_class(reader, name)
+                    .map(|(class, settings)| class_status(class, &settings.map(|_| ())))
             });
             let key = ObjectKey::new("", name.clone());
             self.statuses.set(ObjectRef { kind: Kind::GatewayClass, key }, status);

@@ -12,7 +12,7 @@ use crate::{
 };
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -50,6 +50,8 @@ pub(super) struct State {
     pub(super) workloads: Claims<IpAddr, PodRank, Arc<Workload>>,
     /// What each pod claims in `workloads`.
     pub(super) workload_keys: HashMap<ObjectKey, (PodRank, Arc<Workload>)>,
+    /// Pods in their node's network share its address.
+    pub(super) node_ips: HashSet<IpAddr>,
     /// Services with an endpoint of this address, known pod or not.
     pub(super) services_by_ip: HashMap<IpAddr, Vec<ObjectKey>>,
     /// Services that wait for a pod to become known.
@@ -90,6 +92,7 @@ impl State {
         self.compile_slots(slots, &mut changes, &mut touched);
         self.compile_gateways(settings, &mut touched);
         self.compile_frontends(&changes.services, &mut touched);
+        self.note_nodes(&mut changes, &mut touched);
         self.derive_workloads(settings, &mut changes, &mut touched);
         self.compile_endpoints(&changes.endpoints, &mut touched);
         touched

@@ -165,3 +165,60 @@ impl fmt::Display for GroupKind {
         }
     }
 }
+
+/// The name of what is made for a Gateway (Service, ServiceAccount, prefix of the EndpointSlices), and the service account
+/// of its identity: `<gateway>-weft`. A Gateway's name may be a subdomain of 253 characters and start with a digit, a
+/// Service's may not (RFC 1035 label, 63 characters): then what is lost is made up for by a hash of the whole name.
+#[must_use]
+pub fn gateway_object_name(gateway: &str) -> String {
+    /// 63 less the longest suffix: `-` and hash, `-weft`.
+    const ROOM: usize = 63 - 9 - 5;
+    let label = gateway.starts_with(|c: char| c.is_ascii_lowercase()) && !gateway.contains('.');
+    if label && gateway.len() <= 63 - 5 {
+        return format!("{gateway}-weft");
+    }
+    let hash = format!("{:08x}", (fnv1a(gateway.as_bytes()) >> 32));
+    let plain: String = gateway.chars().map(|c| if c == '.' { '-' } else { c }).collect();
+    let prefix = if gateway.starts_with(|c: char| c.is_ascii_lowercase()) { "" } else { "g-" };
+    let kept: String = plain.chars().take(ROOM - prefix.len()).collect();
+    format!("{prefix}{}-{hash}-weft", kept.trim_end_matches('-'))
+}
+
+/// FNV-1a, 64 bits: a hash that stays the same across versions and machines, for names and numbers that are kept in the
+/// cluster.
+#[must_use]
+pub fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn object_names_are_labels_of_services() {
+        let long = "a".repeat(253);
+        let names = [
+            "web",
+            "a.b",
+            "a-b",
+            "1st",
+            "1.st",
+            &"a".repeat(58),
+            &"a".repeat(59),
+            &long,
+            &format!("{}.", &long[1..]),
+        ];
+        let made: Vec<_> = names.iter().map(|n| gateway_object_name(n)).collect();
+        assert_eq!(made[0], "web-weft");
+        for name in &made {
+            assert!(name.len() <= 63 && name.starts_with(|c: char| c.is_ascii_lowercase()), "{name}");
+            assert!(
+                name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'),
+                "{name}"
+            );
+        }
+        let distinct: std::collections::BTreeSet<_> = made.iter().collect();
+        assert_eq!(distinct.len(), made.len(), "{made:?}");
+    }
+}

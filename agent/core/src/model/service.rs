@@ -1,6 +1,6 @@
 //! Service and EndpointSlice.
 
-use super::{Meta, ObjectKey, Str};
+use super::{Meta, ObjectKey, PlacementAddress, Str};
 use std::net::IpAddr;
 
 /// `Service`.
@@ -20,6 +20,8 @@ pub struct Service {
     pub client_ip_affinity: bool,
     /// `spec.trafficDistribution`.
     pub traffic_distribution: Option<Str>,
+    /// `status.loadBalancer.ingress`.
+    pub ingress: Vec<PlacementAddress>,
 }
 
 /// `spec.type`, with headless told apart.

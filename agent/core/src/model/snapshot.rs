@@ -1,8 +1,8 @@
 //! The whole watched world at one moment.
 
 use super::{
-    BackendTlsPolicy, ConfigMap, EndpointSlice, Gateway, GatewayClass, ListenerSet, Meta, Namespace,
-    ObjectKey, Pod, ReferenceGrant, Route, RouteKind, Secret, Service, Str,
+    BackendTlsPolicy, ConfigMap, EndpointSlice, Gateway, GatewayClass, GatewayConfig, ListenerSet, Namespace,
+    Node, ObjectKey, Placement, Pod, ReferenceGrant, Route, RouteKind, Secret, Service, Str,
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -25,6 +25,9 @@ pub struct Snapshot {
     pub pods: Objects<Pod>,
     pub secrets: Objects<Secret>,
     pub config_maps: Objects<ConfigMap>,
-    /// `WeftGatewayConfig` of `weft.dev`: so far only their presence counts (`parametersRef`).
-    pub gateway_configs: Objects<Meta>,
+    /// `WeftGatewayConfig` of `weft.dev`.
+    pub gateway_configs: Objects<GatewayConfig>,
+    pub nodes: BTreeMap<Str, Arc<Node>>,
+    /// Where Gateways are served, by the Gateway's key: derived by the provider from what the controller wrote.
+    pub placements: Objects<Placement>,
 }

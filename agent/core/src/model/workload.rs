@@ -28,6 +28,8 @@ pub struct Pod {
     pub node: Option<Str>,
     /// `spec.hostNetwork`: never enrolled.
     pub host_network: bool,
+    /// Whether its traffic is captured, as its node's agent says; `None` where nobody says (files): then the label decides.
+    pub captured: Option<bool>,
     /// Finished (`status.phase` Succeeded or Failed): its IPs may belong to another pod by now.
     pub finished: bool,
 }
@@ -63,6 +65,12 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// Whether the labels put the pod into the mesh, captured or not.
+    #[must_use]
+    pub fn wants_mesh(pod: &Pod, namespace: Option<&Namespace>) -> bool {
+        label(pod, namespace, MESH_LABEL) == Some("enabled") && !pod.host_network
+    }
+
     /// Derives a workload.
     #[must_use]
     pub fn derive(
@@ -71,14 +79,7 @@ impl Workload {
         trust_domain: &str,
         default_mode: MtlsMode,
     ) -> Self {
-        let label = |name: &str| {
-            pod.meta
-                .labels
-                .get(name)
-                .or_else(|| namespace.and_then(|n| n.meta.labels.get(name)))
-                .map(|v| &**v)
-        };
-        let mode = match label(MTLS_LABEL) {
+        let mode = match label(pod, namespace, MTLS_LABEL) {
             Some("strict") => MtlsMode::Strict,
             Some("permissive") => MtlsMode::Permissive,
             _ => default_mode,
@@ -92,16 +93,25 @@ impl Workload {
                 pod.service_account.clone(),
             ),
             node: pod.node.clone(),
-            enrolled: label(MESH_LABEL) == Some("enabled") && !pod.host_network,
+            // Peers must not speak HBONE to a running pod that is labelled and not captured yet, and must go on doing so
+            // to one that is captured still.
+            enrolled: pod.captured.unwrap_or_else(|| Self::wants_mesh(pod, namespace)) && !pod.host_network,
             mode,
             app: app_name(&pod.meta.annotations, &pod.meta.labels, &pod.meta.key.name),
         }
     }
 }
 
+/// The pod's label, else its namespace's.
+fn label<'a>(pod: &'a Pod, namespace: Option<&'a Namespace>, name: &str) -> Option<&'a str> {
+    let own = pod.meta.labels.get(name);
+    own.or_else(|| namespace.and_then(|n| n.meta.labels.get(name))).map(|v| &**v)
+}
+
 /// `service.name` by the OpenTelemetry k8s conventions: annotation, then the recommended labels, then the pod's
 /// name without the suffixes that a Deployment adds.
-fn app_name(annotations: &Labels, labels: &Labels, pod: &str) -> Str {
+#[must_use]
+pub fn app_name(annotations: &Labels, labels: &Labels, pod: &str) -> Str {
     annotations
         .get("resource.opentelemetry.io/service.name")
         .or_else(|| labels.get("app.kubernetes.io/instance"))

@@ -3,27 +3,25 @@
 use super::{
     Problem, Reader, ResolvedGateway, ResolvedSet, allowed,
     certificates::certificate,
-    class::{check_parameters, resolve_class},
+    class::{resolve_class, resolve_parameters},
     conflicts::{mark_conflicts, mark_overlaps},
     grants::Referrer,
     listeners::resolve_listener,
     reason,
 };
-use crate::model::{AddressType, Gateway, GatewayAddress, Kind, ObjectKey};
+use crate::model::{AddressType, Gateway, GatewayAddress, Kind, ObjectKey, Placement, PlacementAddress};
 use std::{net::IpAddr, sync::Arc};
 
 /// Resolves a Gateway; `None` when it is not there or its class is not ours.
 pub(crate) fn resolve_gateway(reader: &Reader<'_>, key: &ObjectKey) -> Option<ResolvedGateway> {
     let gateway = reader.gateway(key)?;
     let (_, class) = resolve_class(reader, &gateway.class)?;
-    let addresses = addresses(reader, gateway);
-    let accepted = class
-        .map_err(|p| Problem::new(p.reason, format!("GatewayClass {}: {}", gateway.class, p.message)))
-        .and_then(|()| {
-            let parameters = gateway.infrastructure.as_ref().and_then(|i| i.parameters_ref.as_ref());
-            parameters.map_or(Ok(()), |p| check_parameters(reader, p, Some(&key.namespace)))
-        })
-        .and_then(|()| addresses.as_ref().map(|_| ()).map_err(Clone::clone));
+    let place = place(reader, gateway);
+    let parameters = resolve_parameters(reader, gateway, class);
+    let accepted = parameters
+        .as_ref()
+        .map_err(Clone::clone)
+        .and_then(|_| place.as_ref().map(|_| ()).map_err(Clone::clone));
     let owner = Referrer { kind: Kind::Gateway, namespace: key.namespace.clone() };
     let client = gateway
         .backend_client_certificate
@@ -52,7 +50,8 @@ pub(crate) fn resolve_gateway(reader: &Reader<'_>, key: &ObjectKey) -> Option<Re
     mark_overlaps(&mut listeners);
     Some(ResolvedGateway {
         gateway: Arc::clone(gateway),
-        addresses: addresses.unwrap_or_default(),
+        place: place.unwrap_or_default(),
+        parameters: parameters.unwrap_or_default(),
         accepted,
         refs,
         client_certificate,
@@ -89,6 +88,19 @@ fn admit(
     }
     let gateway = &gateway.meta.key;
     Err(Problem::new(reason::PARENT_NOT_ACCEPTED, format!("Gateway {gateway} is not accepted")))
+}
+
+/// Where the Gateway is to be reached: as the controller assigned it, or without one by the address map.
+fn place(reader: &Reader<'_>, gateway: &Gateway) -> Result<Placement, Problem> {
+    for address in &gateway.addresses {
+        wanted(address)?;
+    }
+    if reader.settings.placed {
+        return Ok(reader.placement(&gateway.meta.key).map(|p| Placement::clone(p)).unwrap_or_default());
+    }
+    let bind = addresses(reader, gateway)?;
+    let addresses = bind.iter().copied().map(PlacementAddress::Ip).collect();
+    Ok(Placement { addresses, bind, ..Placement::default() })
 }
 
 /// What the Gateway binds: `spec.addresses`, else what it was given.

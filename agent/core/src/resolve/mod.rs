@@ -37,11 +37,11 @@ pub use settings::Settings;
 use crate::{
     config::{Backend, BackendTls, FailReason, TlsTermination},
     model::{
-        BackendTlsPolicy, FromNamespaces, Gateway, GroupKind, Hostname, KeyPair, ListenerSet, ObjectKey,
-        Protocol, Route, RouteKind, Str, TlsMode,
+        BackendTlsPolicy, FromNamespaces, Gateway, GatewayParameters, GroupKind, Hostname, KeyPair,
+        ListenerSet, ObjectKey, Placement, Protocol, Route, RouteKind, Str, TlsMode,
     },
 };
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc};
 
 /// Why something is not as its author wished: the reason of the condition and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,8 +78,10 @@ pub(crate) struct ResolvedGateway {
     /// `spec.tls.backend.clientCertificateRef`.
     pub(crate) refs: Result<(), Problem>,
     pub(crate) client_certificate: Option<Arc<KeyPair>>,
-    /// What to bind.
-    pub(crate) addresses: Vec<IpAddr>,
+    /// Of its class and its own; the defaults unless it is accepted.
+    pub(crate) parameters: Arc<GatewayParameters>,
+    /// Where it is to be reached.
+    pub(crate) place: Placement,
     /// `AllowInsecureFallback` is configured somewhere.
     pub(crate) insecure_frontend: bool,
     /// The Gateway's own listeners, then those of admitted ListenerSets, by precedence (GEP-1713).

@@ -2,8 +2,8 @@
 
 use super::{AttachPoint, ResolvedGateway, ResolvedPolicy, ResolvedSet, Settings};
 use crate::model::{
-    ConfigMap, Gateway, GatewayClass, Kind, ListenerSet, Namespace, ObjectKey, ReferenceGrant, RouteKind,
-    Secret, Service, Snapshot, Str,
+    ConfigMap, Gateway, GatewayClass, GatewayConfig, Kind, ListenerSet, Namespace, ObjectKey, ObjectRef,
+    Placement, ReferenceGrant, RouteKind, Secret, Service, Snapshot, Str,
 };
 use std::{
     cell::RefCell,
@@ -30,6 +30,7 @@ pub(crate) enum Source {
     /// Every ListenerSet that names a Gateway.
     ListenerSets(ObjectKey),
     Namespace(Str),
+    Placement(ObjectKey),
     /// Every resolved BackendTLSPolicy that targets a Service.
     Policies(ObjectKey),
     Secret(ObjectKey),
@@ -70,6 +71,15 @@ impl Tracker {
         if !reads.is_empty() {
             self.reads.insert(unit.clone(), reads);
         }
+    }
+
+    /// Secrets and ConfigMaps that a unit has asked for, there or not.
+    pub(crate) fn material(&self, unit: &Unit) -> impl Iterator<Item = ObjectRef> + '_ {
+        self.reads.get(unit).into_iter().flatten().filter_map(|source| match source {
+            Source::Secret(key) => Some(ObjectRef { kind: Kind::Secret, key: key.clone() }),
+            Source::ConfigMap(key) => Some(ObjectRef { kind: Kind::ConfigMap, key: key.clone() }),
+            _ => None,
+        })
     }
 
     /// Units that have read `source`.
@@ -123,6 +133,11 @@ impl<'a> Reader<'a> {
         self.world.snapshot.classes.get(name)
     }
 
+    pub(crate) fn placement(&self, key: &ObjectKey) -> Option<&'a Arc<Placement>> {
+        self.note(Source::Placement(key.clone()));
+        self.world.snapshot.placements.get(key)
+    }
+
     pub(crate) fn gateway(&self, key: &ObjectKey) -> Option<&'a Arc<Gateway>> {
         self.note(Source::Gateway(key.clone()));
         self.world.snapshot.gateways.get(key)
@@ -174,9 +189,9 @@ impl<'a> Reader<'a> {
         self.world.snapshot.config_maps.get(key)
     }
 
-    pub(crate) fn has_gateway_config(&self, key: &ObjectKey) -> bool {
+    pub(crate) fn gateway_config(&self, key: &ObjectKey) -> Option<&'a Arc<GatewayConfig>> {
         self.note(Source::GatewayConfig(key.clone()));
-        self.world.snapshot.gateway_configs.contains_key(key)
+        self.world.snapshot.gateway_configs.get(key)
     }
 
     pub(crate) fn service(&self, key: &ObjectKey) -> Option<&'a Arc<Service>> {

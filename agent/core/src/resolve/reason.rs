@@ -30,9 +30,11 @@ reasons! {
     NO_CONFLICTS = "NoConflicts";
     NO_MATCHING_LISTENER_HOSTNAME = "NoMatchingListenerHostname";
     NO_MATCHING_PARENT = "NoMatchingParent";
+    NO_RESOURCES = "NoResources";
     NO_VALID_CA = "NoValidCACertificate";
     OVERLAPPING_HOSTNAMES = "OverlappingHostnames";
     PARENT_NOT_ACCEPTED = "ParentNotAccepted";
+    PENDING = "Pending";
     PROGRAMMED = "Programmed";
     PROTOCOL_CONFLICT = "ProtocolConflict";
     REF_NOT_PERMITTED = "RefNotPermitted";
@@ -41,4 +43,14 @@ reasons! {
     UNSUPPORTED_ADDRESS = "UnsupportedAddress";
     UNSUPPORTED_PROTOCOL = "UnsupportedProtocol";
     UNSUPPORTED_VALUE = "UnsupportedValue";
+}
+
+/// Of a problem with where a Gateway is served.
+pub(crate) const fn placement(reason: crate::model::PlacementReason) -> &'static str {
+    use crate::model::PlacementReason;
+    match reason {
+        PlacementReason::AddressNotAssigned => ADDRESS_NOT_ASSIGNED,
+        PlacementReason::AddressNotUsable => ADDRESS_NOT_USABLE,
+        PlacementReason::NoResources => NO_RESOURCES,
+    }
 }

@@ -14,4 +14,6 @@ pub struct Settings {
     pub gateway_addresses: BTreeMap<ObjectKey, Vec<IpAddr>>,
     /// Addresses for a Gateway that is not in the map.
     pub default_addresses: Vec<IpAddr>,
+    /// A controller assigns addresses ([`crate::model::Placement`]): a Gateway without a placement has none.
+    pub placed: bool,
 }

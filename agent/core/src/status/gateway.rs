@@ -3,7 +3,7 @@
 use super::{Condition, ListenerStatus, ObjectStatus, observed};
 use crate::{
     engine::Feedback,
-    model::{GroupKind, ObjectKey, Str},
+    model::{GroupKind, ObjectKey, PlacementAddress, Str},
     resolve::{ListenerId, Problem, ResolvedGateway, ResolvedListener, ResolvedSet, reason, transport},
 };
 use std::{collections::BTreeSet, net::IpAddr};
@@ -29,7 +29,7 @@ pub(crate) fn gateway_status(
     ObjectStatus::Gateway {
         conditions: observed(generation, conditions),
         addresses: match gateway.accepted {
-            Ok(()) => usable.iter().map(|ip| ("IPAddress", Str::from(ip.to_string()))).collect(),
+            Ok(()) => usable.into_iter().map(shown).collect(),
             Err(_) => Vec::new(),
         },
         listeners: own.iter().map(|l| listener(gateway, l, generation, feedback, &attached)).collect(),
@@ -55,10 +55,13 @@ pub(crate) fn listener_set_status(
         Ok(()) => {
             let accepted = listeners_accepted(&listeners);
             let serving = listeners.iter().any(|l| l.serves() && unbound(gateway, l, feedback).is_none());
-            let programmed = match &accepted {
-                Err(problem) => Condition::no("Programmed", problem),
-                Ok(_) if serving => Condition::yes("Programmed", reason::PROGRAMMED, "Listeners serve."),
-                Ok(_) => Condition::no("Programmed", &none_serves()),
+            let programmed = match (&accepted, feedback.pending.get(&gateway.gateway.meta.key)) {
+                (Err(problem), _) => Condition::no("Programmed", problem),
+                (Ok(_), Some(what)) => Condition::no("Programmed", &awaited(what)),
+                (Ok(_), None) if serving => {
+                    Condition::yes("Programmed", reason::PROGRAMMED, "Listeners serve.")
+                }
+                (Ok(_), None) => Condition::no("Programmed", &none_serves()),
             };
             vec![accepted_condition(&accepted), programmed]
         }
@@ -125,13 +128,18 @@ fn programmed(gateway: &ResolvedGateway, feedback: &Feedback) -> Condition {
     if let Err(problem) = &gateway.accepted {
         return bad(reason::INVALID, problem.message.clone());
     }
-    if gateway.addresses.is_empty() {
+    if let Some((why, message)) = &gateway.place.problem {
+        return bad(reason::placement(*why), message.to_string());
+    }
+    if gateway.place.addresses.is_empty() {
         return bad(reason::ADDRESS_NOT_ASSIGNED, "No address is assigned to this Gateway yet.".to_owned());
     }
     let unusable: Vec<_> = gateway
+        .place
         .addresses
         .iter()
-        .filter_map(|ip| Some(format!("{ip}: {}", feedback.unusable.get(&(key.clone(), *ip))?)))
+        .filter_map(ip_of)
+        .filter_map(|ip| Some(format!("{ip}: {}", feedback.unusable.get(&(key.clone(), ip))?)))
         .collect();
     if !unusable.is_empty() {
         return bad(
@@ -142,6 +150,9 @@ fn programmed(gateway: &ResolvedGateway, feedback: &Feedback) -> Condition {
     let serving: Vec<_> = gateway.listeners.iter().filter(|l| l.serves()).collect();
     if serving.is_empty() && !gateway.listeners.is_empty() {
         return Condition::no("Programmed", &none_serves());
+    }
+    if let Some(what) = feedback.pending.get(key) {
+        return Condition::no("Programmed", &awaited(what));
     }
     let unbound: BTreeSet<_> = serving.iter().filter_map(|l| unbound(gateway, l, feedback)).collect();
     let unbound_list = || unbound.iter().map(|s| &**s).collect::<Vec<_>>().join("; ");
@@ -157,14 +168,35 @@ fn programmed(gateway: &ResolvedGateway, feedback: &Feedback) -> Condition {
     Condition::yes("Programmed", reason::PROGRAMMED, message)
 }
 
+/// Not every node serves it yet.
+fn awaited(what: &str) -> Problem {
+    Problem::new(reason::PENDING, format!("Waiting for the data plane: {what}."))
+}
+
 fn none_serves() -> Problem {
     Problem::new(reason::INVALID, "No listener can serve, see their conditions.")
 }
 
-fn usable(gateway: &ResolvedGateway, feedback: &Feedback) -> Vec<IpAddr> {
+fn usable<'a>(gateway: &'a ResolvedGateway, feedback: &Feedback) -> Vec<&'a PlacementAddress> {
     let key: &ObjectKey = &gateway.gateway.meta.key;
-    let usable = |ip: &&IpAddr| !feedback.unusable.contains_key(&(key.clone(), **ip));
-    gateway.addresses.iter().filter(usable).copied().collect()
+    let usable = |address: &&PlacementAddress| {
+        ip_of(address).is_none_or(|ip| !feedback.unusable.contains_key(&(key.clone(), ip)))
+    };
+    gateway.place.addresses.iter().filter(usable).collect()
+}
+
+fn ip_of(address: &PlacementAddress) -> Option<IpAddr> {
+    match address {
+        PlacementAddress::Ip(ip) => Some(*ip),
+        PlacementAddress::Hostname(_) => None,
+    }
+}
+
+fn shown(address: &PlacementAddress) -> (&'static str, Str) {
+    match address {
+        PlacementAddress::Ip(ip) => ("IPAddress", ip.to_string().into()),
+        PlacementAddress::Hostname(name) => ("Hostname", name.clone()),
+    }
 }
 
 /// Why the port of a listener is not bound.
@@ -225,11 +257,15 @@ fn listener_programmed(
     if let Err(problem) = &listener.servable {
         return Condition::no("Programmed", problem);
     }
-    if gateway.addresses.is_empty() {
-        return Condition::no(
-            "Programmed",
-            &Problem::new("Pending", "No address is assigned to the Gateway yet."),
-        );
+    let pending = |why: String| Condition::no("Programmed", &Problem::new(reason::PENDING, why));
+    if let Some((_, message)) = &gateway.place.problem {
+        return pending(format!("The Gateway has no usable address: {message}"));
+    }
+    if gateway.place.addresses.is_empty() {
+        return pending("No address is assigned to the Gateway yet.".to_owned());
+    }
+    if let Some(what) = feedback.pending.get(&gateway.gateway.meta.key) {
+        return Condition::no("Programmed", &awaited(what));
     }
     match unbound(gateway, listener, feedback) {
         Some(why) => invalid(&format!("The port cannot be bound: {why}.")),

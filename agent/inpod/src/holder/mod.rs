@@ -31,12 +31,16 @@ use std::{
         unix::net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use table::{HeldItem, Table};
 
 /// A peer that stops in the middle of a message is cut off: the holder serves one at a time.
 const PEER_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a running holder may refuse to hand over before the new one gives up. It must not start empty beside it: agents
+/// would go to the new one, and what waits in the old one's accept queues would be lost when that ends.
+const HANDOVER_PATIENCE: Duration = Duration::from_secs(20);
+const HANDOVER_PAUSE: Duration = Duration::from_millis(500);
 /// Connections at once: an agent, its successor, and some room.
 const MAX_PEERS: usize = 8;
 
@@ -67,6 +71,9 @@ pub enum RunError {
     /// The system refused to wait.
     #[error("poll: {0}")]
     Poll(io::Error),
+    /// A holder runs and keeps what it has. It goes on serving; this one is to be started again later, by whoever started it.
+    #[error("the running holder does not hand over: {0}")]
+    NotHandedOver(HolderError),
 }
 
 /// Why a holder ended its service.
@@ -107,14 +114,11 @@ pub fn run_process(run_dir: PathBuf) -> Result<Ended, RunError> {
 pub fn run(config: HolderConfig) -> Result<Ended, RunError> {
     raise_open_files_limit();
     make_run_dir(&config.run_dir)?;
-    let predecessor = take_over(&config.run_dir);
-    let (table, old) = match predecessor {
-        Ok(Some((table, old))) => (table, Some(old)),
-        Ok(None) => (Table::default(), None),
-        Err(error) => {
-            tracing::warn!(%error, "the running holder did not hand over: starting empty");
-            (Table::default(), None)
-        }
+    let until = Instant::now() + HANDOVER_PATIENCE;
+    let (table, old) = match take_over_until(&config.run_dir, config.stop.as_ref(), until)? {
+        Predecessor::Gave(table, old) => (table, Some(old)),
+        Predecessor::None => (Table::default(), None),
+        Predecessor::Stopped => return Ok(Ended::Stopped),
     };
     let mut holder = Holder {
         table,
@@ -307,6 +311,45 @@ fn next_message(peer: BorrowedFd<'_>) -> Result<Handoff, WireError> {
     Ok(frame.message()?)
 }
 
+/// What became of asking the holder that runs.
+enum Predecessor {
+    /// Everything it had, and the connection on which to tell it that it may end.
+    Gave(Table, UnixStream),
+    /// No holder runs.
+    None,
+    /// It is over before it began.
+    Stopped,
+}
+
+/// Asks until the running holder gives what it has, or there is none any more.
+fn take_over_until(run_dir: &Path, stop: Option<&OwnedFd>, until: Instant) -> Result<Predecessor, RunError> {
+    loop {
+        let error = match take_over(run_dir) {
+            Ok(Some((table, old))) => return Ok(Predecessor::Gave(table, old)),
+            Ok(None) => return Ok(Predecessor::None),
+            Err(error) => error,
+        };
+        if Instant::now() >= until {
+            return Err(RunError::NotHandedOver(error));
+        }
+        tracing::warn!(%error, "the running holder does not hand over: asking again");
+        if stopped_within(stop, HANDOVER_PAUSE)? {
+            return Ok(Predecessor::Stopped);
+        }
+    }
+}
+
+fn stopped_within(stop: Option<&OwnedFd>, pause: Duration) -> Result<bool, RunError> {
+    let mut fds: Vec<PollFd<'_>> =
+        stop.into_iter().map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)).collect();
+    let timeout = PollTimeout::try_from(pause).unwrap_or(PollTimeout::MAX);
+    match poll(&mut fds, timeout) {
+        Ok(hit) => Ok(hit > 0),
+        Err(nix::Error::EINTR) => Ok(false), // asked again a little early
+        Err(e) => Err(RunError::Poll(e.into())),
+    }
+}
+
 /// Everything from the holder that runs now, and the connection on which to tell it that it may end.
 /// `None`: no holder runs.
 fn take_over(run_dir: &Path) -> Result<Option<(Table, UnixStream)>, HolderError> {
@@ -372,3 +415,6 @@ fn set_patience(stream: &UnixStream) -> io::Result<()> {
     stream.set_read_timeout(Some(PEER_PATIENCE))?;
     stream.set_write_timeout(Some(PEER_PATIENCE))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,8 @@
 //! The manager's task: one event at a time into [`crate::state`], its actions out into [`super::work`].
 
 use super::{
-    Ask, Counts, Enrolment, Groups, PodEvent, enrolment_file,
+    Ask, Captured, Counts, Enrolment, Groups, PodEvent,
+    enrolment_file::EnrolmentFile,
     work::{self, Kit, Sandbox},
 };
 use crate::{
@@ -10,13 +11,14 @@ use crate::{
     netns::Netns,
     state::{Action, Event, Pods, Ticket},
 };
+use futures_util::FutureExt;
 use std::{
     collections::{BTreeMap, HashMap},
     io,
     os::fd::OwnedFd,
-    path::PathBuf,
+    panic::AssertUnwindSafe,
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -28,6 +30,7 @@ use weft_cni::{
     protocol::{Attachment, Command, Response},
     spec::Code,
 };
+use weft_core::model::ObjectKey;
 
 /// How long an ADD waits to learn whether its pod is enrolled (the watch is behind the kubelet).
 const DECISION_PATIENCE: Duration = Duration::from_secs(5);
@@ -45,9 +48,16 @@ pub(super) struct Sources {
     pub(super) stop: CancellationToken,
 }
 
+/// What is shown to the binary.
+pub(super) struct Shown {
+    pub(super) counts: watch::Sender<Counts>,
+    pub(super) captured: watch::Sender<Arc<BTreeMap<ObjectKey, Captured>>>,
+    pub(super) last_add: watch::Sender<Option<SystemTime>>,
+}
+
 /// The task behind a [`super::ManagerHandle`].
 pub(super) struct Manager {
-    run_dir: PathBuf,
+    table: EnrolmentFile,
     enrolment: Arc<dyn Enrolment>,
     kit: Arc<Kit>,
     pods: Pods,
@@ -60,7 +70,7 @@ pub(super) struct Manager {
     telling: TaskTracker,
     groups: Groups,
     connected: bool,
-    counts: watch::Sender<Counts>,
+    shown: Shown,
 }
 
 /// Who waits for a ticket.
@@ -77,14 +87,14 @@ struct Ended {
 
 impl Manager {
     pub(super) fn new(
-        run_dir: PathBuf,
+        table: EnrolmentFile,
         enrolment: Arc<dyn Enrolment>,
         kit: Kit,
         groups: Groups,
-        counts: watch::Sender<Counts>,
+        shown: Shown,
     ) -> Self {
         Self {
-            run_dir,
+            table,
             enrolment,
             kit: Arc::new(kit),
             pods: Pods::default(),
@@ -95,13 +105,13 @@ impl Manager {
             telling: TaskTracker::new(),
             groups,
             connected: false,
-            counts,
+            shown,
         }
     }
 
     pub(super) async fn run(mut self, mut sources: Sources) {
         let mut changed = self.enrolment.changed();
-        enrolment_file::write(&self.run_dir, self.enrolment.table());
+        self.table.write(self.enrolment.table(), &self.telling);
         loop {
             tokio::select! {
                 () = sources.stop.cancelled() => break,
@@ -120,14 +130,12 @@ impl Manager {
                 Some(ask) = sources.asked.recv() => self.asked(ask),
                 Ok(()) = changed.changed() => {
                     changed.mark_unchanged();
-                    enrolment_file::write(&self.run_dir, self.enrolment.table());
+                    self.table.write(self.enrolment.table(), &self.telling);
                     self.on(Event::EnrolmentChanged);
                 }
                 Some(ended) = self.work.join_next() => self.ended(ended),
             }
-            let (captured, pending, known) = self.pods.counts();
-            let now = Counts { captured, pending, known, holder: self.connected };
-            self.counts.send_if_modified(|counts| std::mem::replace(counts, now) != now);
+            self.show();
         }
         // Work is dropped, not awaited: each step is a transaction, and the next agent starts from the holder's
         // record of what is done. What that record lacks is still told.
@@ -136,6 +144,25 @@ impl Manager {
         if timeout(LAST_WORDS, self.telling.wait()).await.is_err() {
             tracing::warn!("the holder did not take the last changes");
         }
+    }
+
+    fn show(&self) {
+        let (captured, pending, known) = self.pods.counts();
+        let now = Counts { captured, pending, known, holder: self.connected };
+        // First, so that whoever waits for counts finds the pods that they count.
+        let standing = self.pods.standing().map(|record| {
+            let key = ObjectKey::new(record.namespace.as_str(), record.name.as_str());
+            (key, Captured { uid: record.uid.clone(), ips: record.ips.clone() })
+        });
+        let standing: BTreeMap<ObjectKey, Captured> = standing.collect();
+        self.shown.captured.send_if_modified(|shown| {
+            let differs = **shown != standing;
+            if differs {
+                *shown = Arc::new(standing);
+            }
+            differs
+        });
+        self.shown.counts.send_if_modified(|counts| std::mem::replace(counts, now) != now);
     }
 
     fn asked(&mut self, ask: Ask) {
@@ -203,7 +230,10 @@ impl Manager {
     fn call(&mut self, call: Call) {
         match call.command {
             Command::Add(attachment) => match call.netns {
-                Some(netns) => self.add(record(attachment), netns, Waiting::Plugin(call.reply)),
+                Some(netns) => {
+                    self.shown.last_add.send_replace(Some(SystemTime::now()));
+                    self.add(record(attachment), netns, Waiting::Plugin(call.reply));
+                }
                 None => answer(call.reply, refuse(Code::InvalidEnvironment, "no network namespace".into())),
             },
             Command::Check(attachment) => {
@@ -266,20 +296,24 @@ impl Manager {
         match action {
             Action::Capture { id, config } => {
                 let lost = Event::CaptureEnded { id: id.clone(), result: Err("no network namespace".into()) };
-                let Some(sandbox) = self.sandboxes.remove(&id) else { return self.after(RETRY_FIRST, lost) };
+                let Some(mut sandbox) = self.sandboxes.remove(&id) else {
+                    return self.after(RETRY_FIRST, lost);
+                };
                 let kit = self.kit.clone();
                 self.work.spawn(async move {
-                    let (sandbox, result) = work::capture(&kit, sandbox, &config).await;
+                    let result = guarded(work::capture(&kit, &mut sandbox, &config)).await;
                     let event = Event::CaptureEnded { id: id.clone(), result };
                     Ended { sandbox: Some((id, sandbox)), event }
                 });
             }
             Action::Release { id } => {
                 let lost = Event::ReleaseEnded { id: id.clone(), result: Ok(()) };
-                let Some(sandbox) = self.sandboxes.remove(&id) else { return self.after(RETRY_FIRST, lost) };
+                let Some(mut sandbox) = self.sandboxes.remove(&id) else {
+                    return self.after(RETRY_FIRST, lost);
+                };
                 let kit = self.kit.clone();
                 self.work.spawn(async move {
-                    let (sandbox, result) = work::release(&kit, sandbox).await;
+                    let result = guarded(work::release(&kit, &mut sandbox)).await;
                     let event = Event::ReleaseEnded { id: id.clone(), result };
                     Ended { sandbox: Some((id, sandbox)), event }
                 });
@@ -324,7 +358,8 @@ impl Manager {
 
     fn ended(&mut self, ended: Result<Ended, tokio::task::JoinError>) {
         let Ok(Ended { sandbox, event }) = ended else {
-            tracing::error!("work on a pod panicked");
+            // Work is guarded, and a pause has nothing that panics.
+            tracing::error!("a task of the manager panicked");
             return;
         };
         if let Some((id, sandbox)) = sandbox {
@@ -337,6 +372,12 @@ impl Manager {
         }
         self.on(event);
     }
+}
+
+/// A panic in work on one pod is that pod's failure, and tried again like any other: each step of the work may be repeated,
+/// and the sandbox that it was done on is still there.
+async fn guarded(work: impl Future<Output = Result<(), String>>) -> Result<(), String> {
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| Err("work on the pod panicked".into()))
 }
 
 fn record(attachment: Attachment) -> PodRecord {
@@ -359,4 +400,22 @@ fn response(result: Result<(), String>) -> Response {
 
 fn answer(reply: oneshot::Sender<Response>, response: Response) {
     let _ = reply.send(response); // a plugin that gave up needs no answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_in_work_is_a_failure_of_its_pod() {
+        let mut touched = false;
+        let work = async {
+            touched = true;
+            tokio::task::yield_now().await;
+            panic!("a bug")
+        };
+        assert_eq!(guarded(work).await, Err("work on the pod panicked".into()));
+        assert!(touched);
+        assert_eq!(guarded(async { Ok(()) }).await, Ok(()));
+    }
 }

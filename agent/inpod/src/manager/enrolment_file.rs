@@ -1,24 +1,74 @@
-//! `enrolment.json`: what the CNI plugin knows while the agent is away.
+//! `enrolment.json`: what the CNI plugin knows while the agent is away, and a copy for the time after a reboot.
 
-use std::{fs, io, path::Path};
+use parking_lot::Mutex;
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio_util::task::TaskTracker;
 use weft_cni::protocol::{Enrolled, enrolment_path};
 
-/// Writes the table by rename, if there is one and it differs from the file. A failure is logged: the plugin then
-/// goes by the older table.
-pub(crate) fn write(run_dir: &Path, table: Option<Enrolled>) {
-    let Some(table) = table else { return };
-    if let Err(error) = try_write(run_dir, &table) {
-        tracing::error!(%error, dir = %run_dir.display(), "cannot write enrolment.json");
+/// Where the table goes.
+#[derive(Debug)]
+pub(super) struct EnrolmentFile {
+    run_dir: PathBuf,
+    state_dir: Option<PathBuf>,
+    /// Number of the newest table.
+    newest: u64,
+    /// Number of the newest table that the copy was made of: disks are slow, and writers may overtake each other.
+    copied: Arc<Mutex<u64>>,
+}
+
+impl EnrolmentFile {
+    pub(super) fn new(run_dir: PathBuf, state_dir: Option<PathBuf>) -> Self {
+        Self { run_dir, state_dir, newest: 0, copied: Arc::default() }
+    }
+
+    /// Writes the table if there is one and it differs from the files: at once in the run directory (a tmpfs), the copy on a
+    /// thread for what blocks. A failure is logged: the plugin then goes by the older table.
+    pub(super) fn write(&mut self, table: Option<Enrolled>, tasks: &TaskTracker) {
+        let Some(table) = table else { return };
+        let json = match serde_json::to_vec_pretty(&table) {
+            Ok(json) => json,
+            Err(error) => return tracing::error!(%error, "the table of enrolled pods is not written"),
+        };
+        said(&self.run_dir, write(&self.run_dir, &json, false));
+        let Some(state_dir) = self.state_dir.clone() else { return };
+        self.newest += 1;
+        let (number, copied) = (self.newest, self.copied.clone());
+        tasks.spawn_blocking(move || {
+            let mut copied = copied.lock();
+            if number > *copied {
+                *copied = number;
+                said(
+                    &state_dir,
+                    fs::create_dir_all(&state_dir).and_then(|()| write(&state_dir, &json, true)),
+                );
+            }
+        });
     }
 }
 
-fn try_write(run_dir: &Path, table: &Enrolled) -> io::Result<()> {
-    let path = enrolment_path(run_dir);
-    let json = serde_json::to_vec_pretty(table)?;
+fn said(dir: &Path, result: io::Result<()>) {
+    if let Err(error) = result {
+        tracing::error!(%error, dir = %dir.display(), "cannot write enrolment.json");
+    }
+}
+
+/// Whole or not at all; `durable`: also when the machine goes down at once.
+fn write(dir: &Path, json: &[u8], durable: bool) -> io::Result<()> {
+    let path = enrolment_path(dir);
     if fs::read(&path).is_ok_and(|old| old == json) {
         return Ok(());
     }
-    let temporary = run_dir.join(format!("enrolment.json.{}", std::process::id()));
-    fs::write(&temporary, json)?; // no fsync: /run is a tmpfs, and the table is written anew after a boot
-    fs::rename(&temporary, &path)
+    let temporary = dir.join(format!("enrolment.json.{}", std::process::id()));
+    let mut file = File::create(&temporary)?;
+    file.write_all(json)?;
+    if durable {
+        file.sync_all()?;
+    }
+    fs::rename(&temporary, &path)?;
+    if durable { File::open(dir)?.sync_all() } else { Ok(()) }
 }

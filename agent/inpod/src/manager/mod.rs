@@ -17,14 +17,24 @@ use crate::{
     stash::PodSockets,
     sys::{raise_open_files_limit, since_boot_ns},
 };
-use drive::{Manager, Sources};
-use std::{collections::BTreeMap, io, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
+use drive::{Manager, Shown, Sources};
+use enrolment_file::EnrolmentFile;
+use std::{
+    collections::BTreeMap,
+    io,
+    net::IpAddr,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 use tokio::{
     net::UnixListener,
     sync::{mpsc, oneshot, watch},
 };
 use tokio_util::sync::CancellationToken;
 use weft_cni::protocol::{Enrolled, socket_path};
+use weft_core::model::ObjectKey;
 use work::Kit;
 
 pub use crate::state::Decision;
@@ -53,6 +63,9 @@ pub trait Enrolment: Send + Sync + 'static {
 pub struct ManagerConfig {
     /// Directory of `holder.sock`, `cni.sock` and `enrolment.json`; `/run/weft`.
     pub run_dir: PathBuf,
+    /// Where a copy of `enrolment.json` goes that outlives a reboot (`/var/lib/weft`); none is kept without it. One agent of
+    /// a machine may use it.
+    pub state_dir: Option<PathBuf>,
     /// How long the data plane may take to accept for a pod and get its certificate.
     pub ready_deadline: Duration,
     /// How long connections of a pod that leaves the mesh may go on.
@@ -62,11 +75,12 @@ pub struct ManagerConfig {
 }
 
 impl ManagerConfig {
-    /// The defaults for a run directory: 10 s, 30 s, with CNI.
+    /// The defaults for a run directory: no copy of the table, 10 s, 30 s, with CNI.
     #[must_use]
     pub fn new(run_dir: impl Into<PathBuf>) -> Self {
         Self {
             run_dir: run_dir.into(),
+            state_dir: None,
             ready_deadline: Duration::from_secs(10),
             drain_deadline: Duration::from_secs(30),
             serve_cni: true,
@@ -144,6 +158,8 @@ impl PodManager {
         let stop = CancellationToken::new();
         let groups: Groups = Arc::default();
         let (counts, seen_counts) = watch::channel(Counts::default());
+        let (captured, seen_captured) = watch::channel(Arc::default());
+        let (last_add, seen_add) = watch::channel(None);
         let kit = Kit {
             link: link.clone(),
             rules: NetnsThread::spawn("weft-rules", NAMESPACE_WORK)?,
@@ -158,7 +174,9 @@ impl PodManager {
         } else {
             None
         };
-        let manager = Manager::new(config.run_dir, enrolment, kit, groups.clone(), counts);
+        let table = EnrolmentFile::new(config.run_dir, config.state_dir);
+        let shown = Shown { counts, captured, last_add };
+        let manager = Manager::new(table, enrolment, kit, groups.clone(), shown);
         let sources = Sources { holder_events, called, asked, stop: stop.clone() };
         let task = tokio::spawn(async move {
             manager.run(sources).await;
@@ -166,7 +184,8 @@ impl PodManager {
                 let _ = server.await; // a panic in it has been logged by tokio; nothing else to do
             }
         });
-        Ok((ManagerHandle { link, asks, stop, groups, task, counts: seen_counts }, received))
+        let seen = Seen { counts: seen_counts, captured: seen_captured, last_add: seen_add };
+        Ok((ManagerHandle { link, asks, stop, groups, task, seen }, received))
     }
 }
 
@@ -185,6 +204,23 @@ pub struct Counts {
     pub holder: bool,
 }
 
+/// A pod whose capture stands: its rules are in place, and what connects to its port 15008 is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Captured {
+    /// `metadata.uid`; empty when the runtime did not say.
+    pub uid: String,
+    /// Its addresses, as its network plugin reported them.
+    pub ips: Vec<IpAddr>,
+}
+
+/// The manager's end is [`drive::Shown`].
+#[derive(Debug)]
+struct Seen {
+    counts: watch::Receiver<Counts>,
+    captured: watch::Receiver<Arc<BTreeMap<ObjectKey, Captured>>>,
+    last_add: watch::Receiver<Option<SystemTime>>,
+}
+
 /// The way in for the binary.
 #[derive(Debug)]
 pub struct ManagerHandle {
@@ -193,7 +229,7 @@ pub struct ManagerHandle {
     stop: CancellationToken,
     groups: Groups,
     task: tokio::task::JoinHandle<()>,
-    counts: watch::Receiver<Counts>,
+    seen: Seen,
 }
 
 /// What the binary asks of the manager.
@@ -223,6 +259,12 @@ impl ManagerHandle {
             return Vec::new();
         }
         answer.await.unwrap_or_default()
+    }
+
+    /// Whether the manager is over (a newer agent has taken over): then [`Self::records`] says nothing about the node.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.asks.is_closed()
     }
 
     /// Forgets a sandbox, as DEL does. For those of [`Self::records`] whose pod no longer exists.
@@ -263,7 +305,22 @@ impl ManagerHandle {
     /// How many pods are captured and known; for readiness and metrics. Changes can be waited for.
     #[must_use]
     pub fn counts(&self) -> watch::Receiver<Counts> {
-        self.counts.clone()
+        self.seen.counts.clone()
+    }
+
+    /// The pods of this node whose capture stands: what peers may speak HBONE to. A pod is in from the end of its capture
+    /// until it begins to leave (its listeners still answer then, for as long as it drains). Pods that an earlier agent
+    /// captured are in as soon as the holder is connected, a moment before this agent serves them: connections wait. Not
+    /// complete before [`Counts::holder`].
+    #[must_use]
+    pub fn captured(&self) -> watch::Receiver<Arc<BTreeMap<ObjectKey, Captured>>> {
+        self.seen.captured.clone()
+    }
+
+    /// When the plugin last brought an ADD: proof that the runtime calls it.
+    #[must_use]
+    pub fn last_add(&self) -> watch::Receiver<Option<SystemTime>> {
+        self.seen.last_add.clone()
     }
 
     /// Stops serving the plugin and driving pods. Pods stay captured, held by the holder.

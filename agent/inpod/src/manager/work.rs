@@ -74,16 +74,7 @@ impl Sandbox {
 }
 
 /// Captures a pod or brings its rules up to date.
-pub(super) async fn capture(
-    kit: &Kit,
-    mut sandbox: Sandbox,
-    config: &CaptureConfig,
-) -> (Sandbox, Result<(), String>) {
-    let result = try_capture(kit, &mut sandbox, config).await;
-    (sandbox, result)
-}
-
-async fn try_capture(kit: &Kit, sandbox: &mut Sandbox, config: &CaptureConfig) -> Result<(), String> {
+pub(super) async fn capture(kit: &Kit, sandbox: &mut Sandbox, config: &CaptureConfig) -> Result<(), String> {
     let id = sandbox.record.container_id.clone();
     // Again, in case the holder restarted or was away at ADD; an item that it has changes nothing.
     kit.link.ask(Request::Adopt(sandbox.held())).await.map_err(text)?;
@@ -126,12 +117,7 @@ async fn serve(kit: &Kit, sandbox: &mut Sandbox) -> Result<(), String> {
 }
 
 /// Lets a pod out of the mesh. New connections go direct at once; those that go through us end first.
-pub(super) async fn release(kit: &Kit, mut sandbox: Sandbox) -> (Sandbox, Result<(), String>) {
-    let result = try_release(kit, &mut sandbox).await;
-    (sandbox, result)
-}
-
-async fn try_release(kit: &Kit, sandbox: &mut Sandbox) -> Result<(), String> {
+pub(super) async fn release(kit: &Kit, sandbox: &mut Sandbox) -> Result<(), String> {
     let id = sandbox.record.container_id.clone();
     set_rules(kit, sandbox, CaptureConfig::default(), Mode::Drain).await?;
     kit.link.ask(Request::SetCaptured(id.clone(), false)).await.map_err(text)?;

@@ -173,6 +173,35 @@ fn check_says_what_is_wrong() {
     assert_eq!(pods.counts(), (1, 0, 1));
 }
 
+#[test]
+fn capture_stands_from_its_success_until_it_is_to_end() {
+    let (yes, no, other) = (enrolled(), Decision::NotEnrolled, Decision::Enrolled(excluding(80)));
+    let failed = || Event::ReleaseEnded { id: "a".into(), result: Err("no".into()) };
+    // (event, what the pod should be then, whether its capture stands after it)
+    let story = [
+        (added(1), &no, false),
+        (Event::EnrolmentChanged, &yes, false),
+        (captured(Err("no")), &yes, false),
+        (Event::Retry { id: "a".into() }, &yes, false),
+        (captured(Ok(())), &yes, true),
+        (Event::EnrolmentChanged, &other, true), // other rules are on their way
+        (captured(Err("no")), &other, true),
+        (Event::EnrolmentChanged, &Decision::Unknown, true),
+        (Event::EnrolmentChanged, &no, false),
+        (failed(), &no, false),
+        (Event::Retry { id: "a".into() }, &yes, false),
+        (captured(Ok(())), &yes, true),
+        (deleted(), &yes, false),
+        (Event::Found { record: record("a"), captured: true }, &yes, true),
+        (deleted(), &yes, false), // work is running; it counts as gone already
+    ];
+    let mut pods = Pods::default();
+    for (number, (event, decision, want)) in story.into_iter().enumerate() {
+        pods.on(event, &|_: &PodRecord| decision.clone());
+        assert_eq!(pods.standing().count(), usize::from(want), "step {number}");
+    }
+}
+
 /// One random thing that happens in the world.
 #[derive(Clone, Debug)]
 enum Step {
@@ -310,6 +339,15 @@ proptest! {
         }
         while !world.open.is_empty() {
             world.step(Step::Overdue(true));
+        }
+        let standing: BTreeSet<&str> = world.pods.standing().map(|r| r.container_id.as_str()).collect();
+        for record in world.pods.records() {
+            let stands = standing.contains(record.container_id.as_str());
+            match world.wanted.get(&record.container_id) {
+                Some(Decision::Enrolled(_)) => prop_assert!(stands),
+                Some(Decision::NotEnrolled) => prop_assert!(!stands),
+                _ => {}
+            }
         }
         let known: Vec<String> = world.pods.records().map(|r| r.container_id.clone()).collect();
         for id in known {

@@ -12,7 +12,7 @@ use std::{
 use weft_inpod::Netns;
 
 /// Long enough for a loaded machine, short enough to see a hang.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 

@@ -36,7 +36,7 @@ const KINDS: [Kind; 16] = [
 ];
 
 /// Versions that v1.6.1 (or the core API) serves, the current one first.
-const fn versions(kind: Kind) -> &'static [&'static str] {
+pub(crate) const fn versions(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::GatewayClass | Kind::Gateway | Kind::HttpRoute | Kind::ReferenceGrant => &["v1", "v1beta1"],
         Kind::BackendTlsPolicy => &["v1", "v1alpha3"],

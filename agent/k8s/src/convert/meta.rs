@@ -21,16 +21,23 @@ struct Envelope {
 /// Metadata of a Gateway API object.
 pub(super) fn of_gateway_kind(kind: Kind, cx: &mut Cx<'_>) -> Option<Meta> {
     let envelope: Envelope = cx.object()?;
-    if let Some(old) = kinds::old_version(kind, cx.value) {
+    // In a cluster the version is negotiated, and not the object's.
+    if let Some(old) = kinds::old_version(kind, cx.value).filter(|_| !cx.source.admitted) {
         cx.report.warn("apiVersion", old, "");
     }
     of(kind, envelope.metadata.unwrap_or_default(), cx)
 }
 
-/// Metadata of a `WeftGatewayConfig`, named by the rules of a ConfigMap.
-pub(super) fn of_gateway_config(cx: &mut Cx<'_>) -> Option<Meta> {
+/// Metadata of a kind of `weft.dev`, named by the rules of a ConfigMap.
+pub(super) fn of_weft_kind(cx: &mut Cx<'_>) -> Option<Meta> {
     let envelope: Envelope = cx.object()?;
     of(Kind::ConfigMap, envelope.metadata.unwrap_or_default(), cx)
+}
+
+/// Metadata of an object that is in no namespace and of no kind of the model.
+pub(super) fn of_cluster_scoped(meta: ObjectMeta, cx: &mut Cx<'_>) -> Option<Meta> {
+    // The rules of a name are the same for all of these.
+    of(Kind::GatewayClass, meta, cx)
 }
 
 /// Metadata of any object.

@@ -8,19 +8,25 @@ mod gateway;
 mod kinds;
 mod lint;
 mod meta;
+mod node;
 mod policy;
 mod route;
 mod secret;
 mod service;
+mod slice;
 mod workload;
 
 #[cfg(test)]
 mod tests;
 
 pub use kinds::unroll;
+pub(crate) use kinds::versions;
+pub(crate) use node::convert_node;
+pub(crate) use slice::{WorkloadSlice, convert_workload_slice};
 
 use crate::{
     problem::{Finding, Problem, Report, Severity},
+    provision::parameters,
     schema, tracked,
     yaml::Marks,
 };
@@ -28,8 +34,8 @@ use kinds::Class;
 use serde_json::Value;
 use std::{fmt::Display, sync::Arc};
 use weft_core::model::{
-    BackendTlsPolicy, ConfigMap, EndpointSlice, Gateway, GatewayClass, Kind, ListenerSet, Meta, Namespace,
-    ObjectKey, ObjectRef, Origin, Pod, ReferenceGrant, Route, Secret, Service, Snapshot,
+    BackendTlsPolicy, ConfigMap, EndpointSlice, Gateway, GatewayClass, GatewayConfig, Kind, ListenerSet,
+    Meta, Namespace, ObjectKey, ObjectRef, Origin, Pod, ReferenceGrant, Route, Secret, Service, Snapshot,
 };
 
 /// Where an object comes from.
@@ -90,16 +96,22 @@ pub fn convert(value: Value, source: &Source<'_>) -> Converted {
     }
 }
 
-/// Converts a `WeftGatewayConfig` (`weft.dev/v1alpha1`): so far only its presence counts. `None` for any other kind.
+/// Converts a `WeftGatewayConfig` (`weft.dev/v1alpha1`): one with a broken `spec` says so when it is used.
+/// `None` for any other kind.
 #[must_use]
-pub fn convert_gateway_config(value: &Value, source: &Source<'_>) -> Option<(Option<Meta>, Vec<Problem>)> {
+pub fn convert_gateway_config(
+    value: &Value,
+    source: &Source<'_>,
+) -> Option<(Option<GatewayConfig>, Vec<Problem>)> {
     if value["apiVersion"] != "weft.dev/v1alpha1" || value["kind"] != "WeftGatewayConfig" {
         return None;
     }
     let mut report = Report::default();
-    let meta = meta::of_gateway_config(&mut Cx { value, source, report: &mut report });
+    let meta = meta::of_weft_kind(&mut Cx { value, source, report: &mut report });
     let meta = meta.filter(|_| report.rejections() == 0);
-    Some((meta, problems(report, &kinds::label(value), source)))
+    let settings = parameters::read_spec(value, source, &mut report);
+    let config = meta.map(|meta| GatewayConfig { meta, settings });
+    Some((config, problems(report, &kinds::label(value), source)))
 }
 
 impl Object {
@@ -260,18 +272,25 @@ struct Cx<'a> {
 impl Cx<'_> {
     /// Reads the `spec` of a Gateway API kind.
     fn spec<T: serde::de::DeserializeOwned>(&mut self) -> Option<T> {
-        let read: Result<crate::api::Spec<T>, _> = serde_path_to_error::deserialize(self.value);
+        self.read().map(|s: crate::api::Spec<T>| s.spec)
+    }
+
+    /// Reads a whole core object.
+    fn object<T: serde::de::DeserializeOwned>(&mut self) -> Option<T> {
+        if self.source.admitted {
+            // The fields that this version does not know are those of a newer API server: nobody's mistake.
+            return self.read();
+        }
+        tracked::read(self.value, self.source.marks, self.report)
+    }
+
+    fn read<T: serde::de::DeserializeOwned>(&mut self) -> Option<T> {
+        let read: Result<T, _> = serde_path_to_error::deserialize(self.value);
         read.map_err(|e| {
             let path = e.path().to_string();
             self.report.reject(&path, e.into_inner().to_string(), "");
         })
         .ok()
-        .map(|s| s.spec)
-    }
-
-    /// Reads a whole core object.
-    fn object<T: serde::de::DeserializeOwned>(&mut self) -> Option<T> {
-        tracked::read(self.value, self.source.marks, self.report)
     }
 
     /// `Ok`, or a rejection at `path`.

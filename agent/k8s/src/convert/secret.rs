@@ -1,6 +1,7 @@
 //! Secrets and ConfigMaps: certificates.
 
 use super::{Cx, meta};
+use crate::provision::parameters;
 use k8s_openapi::api::core::v1 as core;
 use rustls::{
     crypto::aws_lc_rs,
@@ -43,12 +44,15 @@ pub(super) fn secret(cx: &mut Cx<'_>) -> Option<Secret> {
 pub(super) fn config_map(cx: &mut Cx<'_>) -> Option<ConfigMap> {
     let object: core::ConfigMap = cx.object()?;
     let meta = meta::of(Kind::ConfigMap, object.metadata, cx)?;
-    let pem = object.data.unwrap_or_default().remove("ca.crt");
+    let mut data = object.data.unwrap_or_default();
+    let pem = data.remove("ca.crt");
     let ca = pem.map(|pem| bundle("ca.crt", pem.as_bytes()));
     if let Some(Err(reason)) = &ca {
         cx.report.unserved("data[ca.crt]", &**reason, "policies that use it trust nothing");
     }
-    Some(ConfigMap { meta, ca })
+    // Whether it is meant for a Gateway is known where it is named: nothing is said of it here.
+    let parameters = data.remove("config.yaml").map(|text| parameters::read_text(&text));
+    Some(ConfigMap { meta, ca, parameters })
 }
 
 fn read(kind: &str, data: &BTreeMap<String, Vec<u8>>) -> SecretData {

@@ -5,8 +5,8 @@ use crate::path;
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use std::{collections::HashSet, net::IpAddr};
 use weft_core::model::{
-    EndpointSlice, Kind, ObjectKey, Service, ServicePort, ServiceType, SliceEndpoint, SlicePort, Str,
-    TransportProtocol,
+    EndpointSlice, Kind, ObjectKey, PlacementAddress, Service, ServicePort, ServiceType, SliceEndpoint,
+    SlicePort, Str, TransportProtocol,
 };
 
 /// The label by which a slice belongs to a Service.
@@ -30,7 +30,18 @@ pub(super) fn service(cx: &mut Cx<'_>) -> Option<Service> {
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
         client_ip_affinity: spec.session_affinity.as_deref() == Some("ClientIP"),
         traffic_distribution: spec.traffic_distribution.map(Str::from),
+        ingress: ingress(object.status),
     })
+}
+
+/// What the load balancer answers at. A hostname counts only without an address: then it stands for it.
+fn ingress(status: Option<core::ServiceStatus>) -> Vec<PlacementAddress> {
+    let entries = status.and_then(|s| s.load_balancer).and_then(|l| l.ingress).unwrap_or_default();
+    let one = |e: core::LoadBalancerIngress| {
+        let ip = e.ip.and_then(|ip| ip.parse().ok()).map(PlacementAddress::Ip);
+        ip.or_else(|| e.hostname.filter(|h| !h.is_empty()).map(|h| PlacementAddress::Hostname(h.into())))
+    };
+    entries.into_iter().filter_map(one).collect()
 }
 
 fn service_type(spec: &core::ServiceSpec, cx: &mut Cx<'_>) -> ServiceType {

@@ -36,6 +36,7 @@ pub(super) fn pod(cx: &mut Cx<'_>) -> Option<Pod> {
             .map_or_else(|| Str::from("default"), Str::from),
         node: spec.node_name.filter(|n| !n.is_empty()).map(Str::from),
         host_network: spec.host_network.unwrap_or(false),
+        captured: None,
         finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
     })
 }

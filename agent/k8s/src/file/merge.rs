@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use weft_core::model::{Meta, ObjectKey, ObjectRef, Objects, Origin, Snapshot};
+use weft_core::model::{GatewayConfig, Meta, ObjectKey, ObjectRef, Objects, Origin, Snapshot};
 
 /// An object in effect.
 #[derive(Debug)]
@@ -149,12 +149,19 @@ fn renew(read: Object, old: Option<Kept>, spec: u64, path: &Path) -> Kept {
 }
 
 /// `WeftGatewayConfig` objects. While some file can be read in part only, none of them goes.
-fn gateway_configs(files: &[(PathBuf, Arc<Parsed>)], mut before: Objects<Meta>) -> Objects<Meta> {
+fn gateway_configs(
+    files: &[(PathBuf, Arc<Parsed>)],
+    mut before: Objects<GatewayConfig>,
+) -> Objects<GatewayConfig> {
     let mut next = Objects::new();
-    for meta in files.iter().flat_map(|(_, p)| &p.pieces).flat_map(|(_, piece)| &piece.gateway_configs) {
-        let same = |old: &Arc<Meta>| Meta { origin: meta.origin.clone(), ..(**old).clone() } == *meta;
-        let kept = before.remove(&meta.key).filter(same).unwrap_or_else(|| Arc::new(meta.clone()));
-        next.entry(meta.key.clone()).or_insert(kept);
+    for config in files.iter().flat_map(|(_, p)| &p.pieces).flat_map(|(_, piece)| &piece.gateway_configs) {
+        let key = &config.meta.key;
+        let same = |old: &Arc<GatewayConfig>| {
+            let meta = Meta { origin: config.meta.origin.clone(), ..old.meta.clone() };
+            GatewayConfig { meta, settings: old.settings.clone() } == *config
+        };
+        let kept = before.remove(key).filter(same).unwrap_or_else(|| Arc::new(config.clone()));
+        next.entry(key.clone()).or_insert(kept);
     }
     if files.iter().any(|(_, parsed)| parsed.partial) {
         next.extend(before);

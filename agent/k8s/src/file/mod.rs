@@ -15,23 +15,13 @@ mod tests;
 use crate::{
     config::AgentConfig,
     problem::{NO_LINE, Problem, Severity},
+    world::World,
 };
 use merge::Kept;
 use parse::{Parsed, file_problem};
 use scan::Stamp;
 use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
-use weft_core::model::{Meta, ObjectRef, Objects, Snapshot};
-
-/// Everything that the directory says.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct World {
-    /// The objects in effect.
-    pub snapshot: Snapshot,
-    /// What is wrong, by file and line. The same list until something changes.
-    pub problems: Vec<Problem>,
-    /// Settings; the defaults without an `AgentConfig` document.
-    pub agent: AgentConfig,
-}
+use weft_core::model::{GatewayConfig, ObjectRef, Objects};
 
 /// Why a directory cannot be followed.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +43,7 @@ pub struct FileProvider {
     dir: PathBuf,
     files: BTreeMap<PathBuf, File>,
     kept: BTreeMap<ObjectRef, Kept>,
-    gateway_configs: Objects<Meta>,
+    gateway_configs: Objects<GatewayConfig>,
     agent: AgentConfig,
 }
 

@@ -13,7 +13,7 @@ use std::{
     path::Path,
     sync::Arc,
 };
-use weft_core::model::{Meta, ObjectKey, Origin, Str};
+use weft_core::model::{GatewayConfig, ObjectKey, Origin, Str};
 
 /// What stands in one file.
 #[derive(Debug, Default)]
@@ -33,7 +33,7 @@ pub(super) struct Piece {
     first_line: u32,
     pub(super) entries: Vec<Entry>,
     pub(super) agent: Vec<Settings>,
-    pub(super) gateway_configs: Vec<Meta>,
+    pub(super) gateway_configs: Vec<GatewayConfig>,
     pub(super) problems: Vec<Problem>,
     partial: bool,
 }
@@ -143,9 +143,9 @@ impl Piece {
                 self.add_settings(&value, &source);
                 continue;
             }
-            if let Some((meta, problems)) = convert::convert_gateway_config(&value, &source) {
+            if let Some((config, problems)) = convert::convert_gateway_config(&value, &source) {
                 self.problems.extend(problems);
-                self.gateway_configs.extend(meta);
+                self.gateway_configs.extend(config);
                 continue;
             }
             let spec = spec_hash(&value);

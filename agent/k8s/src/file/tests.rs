@@ -341,7 +341,7 @@ fn a_file_that_is_no_text_is_said_at_every_load() {
 
 #[test]
 fn gateway_configs_are_known_by_name() {
-    let text = "apiVersion: weft.dev/v1alpha1\nkind: WeftGatewayConfig\nmetadata: {name: edge, namespace: shop}\nspec: {any: thing}\n";
+    let text = "apiVersion: weft.dev/v1alpha1\nkind: WeftGatewayConfig\nmetadata: {name: edge, namespace: shop}\nspec: {addressMode: HostPort}\n";
     let dir = dir(&[("a.yaml", text)]);
     let mut provider = FileProvider::new(dir.path());
     let key = ObjectKey::new("shop", "edge");

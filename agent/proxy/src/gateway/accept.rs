@@ -1,6 +1,6 @@
 //! Accept loops, one per listening socket, on the socket's worker; and what a worker knows of a Gateway.
 
-use super::{bind::Place, serve, tls_config::TlsConfigs, udp};
+use super::{bind::Place, plan::Claim, serve, tls_config::TlsConfigs, udp};
 use crate::{
     context::Source,
     share::{ConnectionGuard, Share},
@@ -42,16 +42,16 @@ pub(super) struct Ticket {
     pub(super) _alive: mpsc::Sender<()>,
 }
 
-/// Starts accepting from `socket` on this worker, for the Gateway `key`.
+/// Starts accepting from `socket` on this worker, for a Gateway's port.
 pub(super) fn adopt(
     worker: &Rc<Worker>,
-    key: &ObjectKey,
+    claim: &Claim,
     (place, socket): (Place, OwnedFd),
     ticket: Ticket,
 ) -> io::Result<()> {
-    let tenant = worker.gateways.borrow().get(key).cloned();
+    let tenant = worker.gateways.borrow().get(&claim.gateway).cloned();
     let tenant = tenant.ok_or_else(|| io::Error::other("the Gateway was removed meanwhile"))?;
-    let port = place.address.port();
+    let port = claim.port;
     match place.transport {
         Transport::Tcp => {
             let listener = std::net::TcpListener::from(socket);

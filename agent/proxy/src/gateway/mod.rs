@@ -30,7 +30,7 @@ use crate::{
     worker::{Worker, WorkerGone},
 };
 use accept::{Ticket, adopt};
-use plan::{Wanted, plan};
+use plan::{Claim, Wanted, plan};
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::poll_fn,
@@ -75,7 +75,7 @@ pub struct GatewayListeners {
 
 /// An open place.
 struct Open {
-    gateway: ObjectKey,
+    claim: Claim,
     stop: CancellationToken,
     close: CancellationToken,
     /// Closed when nobody uses the sockets any more.
@@ -123,33 +123,33 @@ impl GatewayListeners {
     /// what could not be opened; call again to try that again.
     pub async fn sync(&mut self, config: &Arc<Config>) -> Feedback {
         self.tls.refresh(config);
-        let held = self.open.iter().map(|(place, open)| (*place, open.gateway.clone())).collect();
+        let held = self.open.iter().map(|(place, open)| (*place, open.claim.clone())).collect();
         let (wanted, conflicts) = plan(config, &held);
         self.close_unwanted(config, &wanted).await;
         self.retire_tenants(config).await;
         let mut feedback = Feedback::default();
         for conflict in conflicts {
-            note(&mut feedback, &conflict.gateway, conflict.place, conflict.why);
+            note(&mut feedback, &conflict.claim, conflict.place, conflict.why);
         }
         if let Err(error) = self.introduce(config, &wanted).await {
             tracing::warn!(%error, "Gateways cannot be served");
         }
-        for (place, gateway) in wanted {
-            if self.open.contains_key(&place) {
-                continue;
-            }
-            match self.open(place, &gateway).await {
+        // All at once: one that nobody answers must not hold up the others.
+        let new = wanted.into_iter().filter(|(place, _)| !self.open.contains_key(place));
+        let opening = new.map(async |(place, claim)| (place, self.open(place, &claim).await, claim));
+        for (place, opened, claim) in futures_util::future::join_all(opening).await {
+            match opened {
                 Ok(open) => {
-                    tracing::info!(%gateway, "listening on {place}");
+                    tracing::info!(gateway = %claim.gateway, port = claim.port, "listening on {place}");
                     self.open.insert(place, open);
                 }
                 Err(error) => {
                     let words = plain_words(&error.to_string());
                     if matches!(&error, OpenError::Bind(error) if is_missing(error)) {
-                        let at = (gateway.clone(), place.address.ip());
+                        let at = (claim.gateway.clone(), place.address.ip());
                         feedback.unusable.insert(at, words.as_str().into());
                     }
-                    note(&mut feedback, &gateway, place, format!("{}: {words}", place.address));
+                    note(&mut feedback, &claim, place, format!("{}: {words}", place.address));
                 }
             }
         }
@@ -172,7 +172,7 @@ impl GatewayListeners {
 
     /// The places that are open, for status pages and tests.
     pub fn places(&self) -> impl Iterator<Item = (&Place, &ObjectKey)> {
-        self.open.iter().map(|(place, open)| (place, &open.gateway))
+        self.open.iter().map(|(place, open)| (place, &open.claim.gateway))
     }
 
     async fn close_unwanted(&mut self, config: &Config, wanted: &Wanted) {
@@ -180,13 +180,14 @@ impl GatewayListeners {
             let identity = config.gateways.get(gateway).map(|g| &g.identity);
             identity == self.tenants.get(gateway)
         };
-        let keep =
-            |place: &Place, open: &Open| wanted.get(place) == Some(&open.gateway) && unchanged(&open.gateway);
+        let keep = |place: &Place, open: &Open| {
+            wanted.get(place) == Some(&open.claim) && unchanged(&open.claim.gateway)
+        };
         let unwanted: Vec<Place> =
             self.open.iter().filter(|(place, open)| !keep(place, open)).map(|(place, _)| *place).collect();
         for place in unwanted {
             let Some(open) = self.open.remove(&place) else { continue };
-            tracing::info!(gateway = %open.gateway, "no longer listening on {place}");
+            tracing::info!(gateway = %open.claim.gateway, "no longer listening on {place}");
             self.close(place, open).await;
         }
     }
@@ -226,7 +227,7 @@ impl GatewayListeners {
 
     /// Makes new Gateways known to all workers.
     async fn introduce(&mut self, config: &Config, wanted: &Wanted) -> Result<(), WorkerGone> {
-        let keys: BTreeSet<&ObjectKey> = wanted.values().collect();
+        let keys: BTreeSet<&ObjectKey> = wanted.values().map(|claim| &claim.gateway).collect();
         let gateways = keys.into_iter().filter_map(|key| config.gateways.get(key));
         let new = gateways.filter(|g| self.tenants.get(&g.key) != Some(&g.identity));
         let sources: Vec<Source> = new.map(|gateway| self.source(gateway)).collect();
@@ -269,7 +270,7 @@ impl GatewayListeners {
         }
     }
 
-    async fn open(&self, place: Place, gateway: &ObjectKey) -> Result<Open, OpenError> {
+    async fn open(&self, place: Place, claim: &Claim) -> Result<Open, OpenError> {
         let workers = self.plane.workers();
         let listening = tokio::time::timeout(BIND_PATIENCE, self.bind.listen(place, workers.count()));
         let sockets = listening.await.map_err(|_| OpenError::Silent)?.map_err(OpenError::Bind)?;
@@ -277,12 +278,12 @@ impl GatewayListeners {
         let ticket =
             Ticket { stop: CancellationToken::new(), close: CancellationToken::new(), _alive: alive };
         let open =
-            Open { gateway: gateway.clone(), stop: ticket.stop.clone(), close: ticket.close.clone(), ended };
+            Open { claim: claim.clone(), stop: ticket.stop.clone(), close: ticket.close.clone(), ended };
         let mut failed = None;
         for (member, socket) in sockets.into_iter().enumerate() {
-            let (key, ticket) = (gateway.clone(), ticket.clone());
+            let (claim, ticket) = (claim.clone(), ticket.clone());
             let adopting =
-                move |worker: Rc<Worker>| async move { adopt(&worker, &key, (place, socket), ticket) };
+                move |worker: Rc<Worker>| async move { adopt(&worker, &claim, (place, socket), ticket) };
             match workers.run(member % workers.count(), adopting).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => failed = Some(OpenError::Bind(error)),
@@ -307,8 +308,8 @@ impl std::fmt::Debug for GatewayListeners {
 }
 
 /// A port may fail on several addresses.
-fn note(feedback: &mut Feedback, gateway: &ObjectKey, place: Place, why: String) {
-    let at = (gateway.clone(), place.address.port(), place.transport);
+fn note(feedback: &mut Feedback, claim: &Claim, place: Place, why: String) {
+    let at = (claim.gateway.clone(), claim.port, place.transport);
     let reason = feedback.unbound.entry(at).or_insert_with(|| Str::from(""));
     *reason = if reason.is_empty() { why.into() } else { format!("{reason}; {why}").into() };
 }

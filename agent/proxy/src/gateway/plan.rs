@@ -4,13 +4,21 @@ use super::bind::Place;
 use std::{collections::BTreeMap, net::SocketAddr};
 use weft_core::{config::Config, engine::Feedback, model::ObjectKey};
 
-/// Every place that is wanted, with its Gateway.
-pub(super) type Wanted = BTreeMap<Place, ObjectKey>;
+/// Every place that is wanted, with who wants it.
+pub(super) type Wanted = BTreeMap<Place, Claim>;
+
+/// The listeners of one port of a Gateway.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Claim {
+    pub(super) gateway: ObjectKey,
+    /// The listeners' port; the place may have another.
+    pub(super) port: u16,
+}
 
 /// A place that another Gateway has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Conflict {
-    pub(super) gateway: ObjectKey,
+    pub(super) claim: Claim,
     pub(super) place: Place,
     pub(super) why: String,
 }
@@ -18,31 +26,34 @@ pub(super) struct Conflict {
 /// Gives each place to one Gateway. `held` are those that are open: who has a place keeps it. Among newcomers exact
 /// addresses come before `0.0.0.0` and `[::]`, then the smaller key wins.
 pub(super) fn plan(config: &Config, held: &Wanted) -> (Wanted, Vec<Conflict>) {
-    let mut claims: Vec<(Place, &ObjectKey)> = Vec::new();
+    let mut claims: Vec<(Place, Claim)> = Vec::new();
     for (key, gateway) in config.gateways.iter() {
         for &(port, transport) in gateway.ports.keys() {
             for ip in &gateway.addresses {
                 let covered = gateway.addresses.iter().any(|other| other != ip && covers(*other, *ip));
-                let place = Place { address: SocketAddr::new(*ip, port), transport };
-                if !covered && !claims.contains(&(place, key)) {
-                    claims.push((place, key));
+                let target = gateway.targets.get(&(port, transport)).copied().unwrap_or(port);
+                let place = Place { address: SocketAddr::new(*ip, target), transport };
+                let claim = (place, Claim { gateway: key.clone(), port });
+                if !covered && !claims.contains(&claim) {
+                    claims.push(claim);
                 }
             }
         }
     }
-    claims.sort_by_key(|(place, key)| {
-        (held.get(place) != Some(*key), place.address.ip().is_unspecified(), *place, *key)
+    claims.sort_by_cached_key(|(place, claim)| {
+        let newcomer = held.get(place).is_none_or(|holder| holder.gateway != claim.gateway);
+        (newcomer, place.address.ip().is_unspecified(), *place, claim.clone())
     });
     let mut wanted = Wanted::new();
     let mut conflicts = Vec::new();
-    for (place, key) in claims {
-        match taken(&wanted, place, key) {
+    for (place, claim) in claims {
+        match taken(&wanted, place, &claim) {
             None => {
-                wanted.insert(place, key.clone());
+                wanted.insert(place, claim);
             }
             Some((at, owner)) => {
-                let why = format!("{place}: already used by Gateway {owner} ({at})");
-                conflicts.push(Conflict { gateway: key.clone(), place, why });
+                let why = format!("{place}: already used by Gateway {} ({at})", owner.gateway);
+                conflicts.push(Conflict { claim, place, why });
             }
         }
     }
@@ -53,8 +64,8 @@ pub(super) fn plan(config: &Config, held: &Wanted) -> (Wanted, Vec<Conflict>) {
 #[must_use]
 pub fn clashes(config: &Config) -> Feedback {
     let mut feedback = Feedback::default();
-    for Conflict { gateway, place, why } in plan(config, &Wanted::new()).1 {
-        feedback.unbound.insert((gateway, place.address.port(), place.transport), why.into());
+    for Conflict { claim, place, why } in plan(config, &Wanted::new()).1 {
+        feedback.unbound.insert((claim.gateway, claim.port, place.transport), why.into());
     }
     feedback
 }
@@ -65,7 +76,7 @@ fn covers(any: std::net::IpAddr, ip: std::net::IpAddr) -> bool {
     any.is_unspecified() && (any.is_ipv6() || ip.is_ipv4()) && any != ip
 }
 
-fn taken<'a>(wanted: &'a Wanted, place: Place, by: &ObjectKey) -> Option<(Place, &'a ObjectKey)> {
+fn taken<'a>(wanted: &'a Wanted, place: Place, by: &Claim) -> Option<(Place, &'a Claim)> {
     let overlaps = |other: &Place| {
         let (a, b) = (other.address, place.address);
         other.transport == place.transport

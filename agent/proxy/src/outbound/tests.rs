@@ -23,6 +23,7 @@ fn word(action: &Action) -> &'static str {
         Action::ServerName => "server name",
         Action::Sniff { was_http: true } => "sniff, was http",
         Action::Sniff { was_http: false } => "sniff",
+        Action::Stranger => "stranger",
         Action::Refuse(_) => "refuse",
     }
 }
@@ -86,6 +87,8 @@ fn other_addresses_are_protected_or_passed() {
     for pod in [client.clone(), workload("b", ip("10.0.0.2"), true, MtlsMode::Strict)] {
         config.workloads.insert(pod.ips[0], pod);
     }
+    // The network's first address is the node's.
+    config.pod_cidrs = ["10.0.0.0/28", "10.0.7.0/24"].iter().map(|c| c.parse().unwrap()).collect();
     let check = |to: &str, expected: &str| {
         let (action, service) = decide(&config, &client, to.parse().unwrap(), |_| None);
         assert_eq!(word(&action), expected, "{to}");
@@ -94,6 +97,8 @@ fn other_addresses_are_protected_or_passed() {
     check("10.0.0.2:80", "pod");
     check("10.0.0.2:15008", "pod");
     check("93.184.216.34:443", "outside");
+    check("10.0.0.9:80", "stranger");
+    check("10.0.7.1:80", "outside");
     check("[2001:db8::1]:443", "outside");
     for port in [15001, 15006, 15008] {
         check(&format!("10.0.0.1:{port}"), "refuse");

@@ -7,6 +7,7 @@ use crate::{
     model::*,
     status::ObjectStatus,
 };
+use std::{collections::BTreeMap, sync::Arc};
 
 fn class_summary(w: &World) -> String {
     match w.apply().status(Kind::GatewayClass, "weft") {
@@ -28,14 +29,23 @@ fn parameters(group: &str, kind: &str, name: &str) -> ParametersRef {
 fn parameters_are_looked_up() {
     let invalid = "Accepted=False/InvalidParameters SupportedVersion";
     let mut w = world();
-    w.ca("infra/there", None);
-    w.0.gateway_configs.insert(key("infra/there"), std::sync::Arc::new(meta("infra/there")));
+    let bad = || Err("addressMode: \"Nowhere\" is no mode".into());
+    for (name, settings) in [("infra/there", Ok(GatewaySettings::default())), ("infra/bad", bad())] {
+        let config = GatewayConfig { meta: meta(name), settings: settings.clone() };
+        w.0.gateway_configs.insert(key(name), std::sync::Arc::new(config));
+        let map = ConfigMap { meta: meta(name), ca: None, parameters: Some(settings) };
+        w.0.config_maps.insert(key(name), std::sync::Arc::new(map));
+    }
+    w.ca("infra/empty", None);
     let cases = [
         (None, "Accepted SupportedVersion"),
         (Some(("weft.dev", "WeftGatewayConfig", "infra/there")), "Accepted SupportedVersion"),
         (Some(("", "ConfigMap", "infra/there")), "Accepted SupportedVersion"),
         (Some(("", "ConfigMap", "infra/absent")), invalid),
         (Some(("weft.dev", "WeftGatewayConfig", "infra/absent")), invalid),
+        (Some(("", "ConfigMap", "infra/empty")), invalid),
+        (Some(("", "ConfigMap", "infra/bad")), invalid),
+        (Some(("weft.dev", "WeftGatewayConfig", "infra/bad")), invalid),
         (Some(("", "ConfigMap", "there")), invalid),
         (Some(("acme.example", "Nobody", "infra/there")), invalid),
     ];
@@ -126,6 +136,66 @@ fn addresses() {
     let none = crate::engine::Settings { default_addresses: vec![], ..settings() };
     let out = Applied(Engine::new(none).apply(w.0, &Feedback::default()));
     assert_eq!(out.gateway("infra/gw"), "Accepted ResolvedRefs Programmed=False/AddressNotAssigned");
+}
+
+#[test]
+fn placements() {
+    let placed = || crate::engine::Settings { placed: true, ..settings() };
+    let address = |text: &str| PlacementAddress::Ip(ip(text));
+    let check = |placement: Option<Placement>, conditions: &str, shown: &[&str], bound: &[&str]| {
+        let mut w = world();
+        // What the spec asks for is the controller's to give.
+        let wish = GatewayAddress { kind: AddressType::IpAddress, value: Some("192.0.2.7".into()) };
+        w.gateway(Gateway { addresses: vec![wish], ..gateway("infra/gw", vec![http("http", 80, "")]) });
+        if let Some(placement) = &placement {
+            w.0.placements.insert(key("infra/gw"), Arc::new(placement.clone()));
+        }
+        let out = Applied(Engine::new(placed()).apply(w.0, &Feedback::default()));
+        assert_eq!(out.gateway("infra/gw"), conditions, "{placement:?}");
+        let Some(ObjectStatus::Gateway { addresses, .. }) = out.status(Kind::Gateway, "infra/gw") else {
+            panic!()
+        };
+        assert_eq!(addresses.iter().map(|(_, v)| &**v).collect::<Vec<_>>(), shown, "{placement:?}");
+        let config = &out.0.config.gateways[&key("infra/gw")];
+        assert_eq!(config.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), bound);
+        assert_eq!(config.targets.get(&(80, Transport::Tcp)).copied(), placement.map(|_| 20_000));
+    };
+    let ports = BTreeMap::from([((80, Transport::Tcp), 20_000)]);
+    let there = Placement {
+        addresses: vec![address("192.0.2.7"), PlacementAddress::Hostname("lb.example.com".into())],
+        bind: vec![ip("10.90.0.2")],
+        ports: ports.clone(),
+        problem: None,
+    };
+    check(None, "Accepted ResolvedRefs Programmed=False/AddressNotAssigned", &[], &[]);
+    check(
+        Some(there.clone()),
+        "Accepted ResolvedRefs Programmed",
+        &["192.0.2.7", "lb.example.com"],
+        &["10.90.0.2"],
+    );
+    let problem = Some((PlacementReason::AddressNotUsable, "192.0.2.7 is not in the pool".into()));
+    check(
+        Some(Placement { problem, ports, ..Placement::default() }),
+        "Accepted ResolvedRefs Programmed=False/AddressNotUsable",
+        &[],
+        &[],
+    );
+}
+
+#[test]
+fn a_gateway_is_programmed_when_every_node_serves_it() {
+    let mut w = world();
+    w.gateway(gateway("infra/gw", vec![http("a", 80, "")]));
+    let mut engine = Engine::new(settings());
+    let mut feedback = Feedback::default();
+    feedback.pending.insert(key("infra/gw"), "node n2 has not applied generation 1".into());
+    let out = Applied(engine.apply(w.0.clone(), &feedback));
+    assert_eq!(out.gateway("infra/gw"), "Accepted ResolvedRefs Programmed=False/Pending");
+    assert_eq!(out.listener("infra/gw", "a"), "Accepted ResolvedRefs Programmed=False/Pending");
+    let out = Applied(engine.apply(w.0, &Feedback::default()));
+    assert_eq!(out.0.changed.len(), 1);
+    assert_eq!(out.gateway("infra/gw"), "Accepted ResolvedRefs Programmed");
 }
 
 #[test]

@@ -251,7 +251,11 @@ fn edit(w: &mut World, feedback: &mut Feedback, e: &Edit) {
         Edit::Ca(i, v) => {
             let n = name(i % 3);
             let ca = v.map(|good| if good { Ok(ca_bundle("c")) } else { Err("bad".into()) });
-            put(&mut w.0.config_maps, &n, ca.map(|ca| ConfigMap { meta: meta(&n), ca: Some(ca) }));
+            put(
+                &mut w.0.config_maps,
+                &n,
+                ca.map(|ca| ConfigMap { meta: meta(&n), ca: Some(ca), parameters: None }),
+            );
         }
         Edit::Namespace(i, label) => {
             let ns = NS[usize::from(i % 3)];

@@ -6,6 +6,7 @@ use crate::{
     engine::{Engine, Feedback},
     model::*,
 };
+use std::sync::Arc;
 
 pub(super) fn pod(name: &str, addr: &str) -> Pod {
     Pod {
@@ -14,6 +15,7 @@ pub(super) fn pod(name: &str, addr: &str) -> Pod {
         service_account: "sa".into(),
         node: Some("n1".into()),
         host_network: false,
+        captured: None,
         finished: false,
     }
 }
@@ -112,6 +114,51 @@ fn identities_of_endpoints() {
     assert_eq!(workload.identity.to_string(), "spiffe://cluster.local/ns/shop/sa/sa");
     assert!(workload.enrolled);
     assert!(out.0.config.workloads.get(&ip("10.1.0.9")).is_none(), "a pod in its node's network");
+}
+
+#[test]
+fn a_node_shares_its_address_with_pods_that_nobody_tells_of() {
+    let mut w = shop(vec![endpoint("192.0.2.9", "other/host")]);
+    let mut engine = Engine::new(settings());
+    let mut apply = |w: &World| Applied(engine.apply(w.0.clone(), &Feedback::default()));
+    assert_eq!(endpoints(&apply(&w)), [""; 0], "a pod that is not known yet");
+    let node = Node {
+        meta: meta("n2"),
+        addresses: vec![ip("192.0.2.9")],
+        pod_cidrs: vec!["10.2.0.0/24".parse().unwrap()],
+        ready: true,
+    };
+    w.0.nodes.insert("n2".into(), Arc::new(node));
+    let out = apply(&w);
+    assert_eq!(endpoints(&out), ["192.0.2.9:8080 -"]);
+    assert_eq!(out.0.config.pod_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.2.0.0/24"]);
+    w.0.nodes.clear();
+    let out = apply(&w);
+    assert_eq!(endpoints(&out), [""; 0]);
+    assert!(out.0.config.pod_cidrs.is_empty());
+}
+
+#[test]
+fn a_labelled_pod_is_enrolled_once_it_is_captured() {
+    let check = |captured, label: &str, enrolled| {
+        let mut w = shop(vec![]);
+        let mut joining = pod("shop/joining", "10.1.0.7");
+        joining.captured = captured;
+        joining.meta.labels = labels(&[(MESH_LABEL, label)]);
+        w.pod(joining);
+        let out = w.apply();
+        assert_eq!(
+            out.0.config.workloads.get(&ip("10.1.0.7")).unwrap().enrolled,
+            enrolled,
+            "{captured:?} {label}"
+        );
+    };
+    check(None, "enabled", true);
+    check(Some(true), "enabled", true);
+    check(Some(false), "enabled", false);
+    // Leaving: it is still captured for a moment.
+    check(Some(true), "disabled", true);
+    check(None, "disabled", false);
 }
 
 #[test]

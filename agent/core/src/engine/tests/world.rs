@@ -16,6 +16,7 @@ pub(super) fn settings() -> Settings {
         default_mode: MtlsMode::Permissive,
         gateway_addresses: BTreeMap::new(),
         default_addresses: vec!["127.0.0.1".parse().unwrap()],
+        placed: false,
     }
 }
 
@@ -115,7 +116,7 @@ impl World {
     }
 
     pub(super) fn ca(&mut self, name: &str, ca: Option<Result<CaBundle, Str>>) {
-        self.0.config_maps.insert(key(name), Arc::new(ConfigMap { meta: meta(name), ca }));
+        self.0.config_maps.insert(key(name), Arc::new(ConfigMap { meta: meta(name), ca, parameters: None }));
     }
 
     /// Lets `from` (kind, namespace) refer to every `to` in the namespace of `name`.
@@ -289,6 +290,7 @@ pub(super) fn service(name: &str, ip: &str, ports: &[u16]) -> Service {
         publish_not_ready: false,
         client_ip_affinity: false,
         traffic_distribution: None,
+        ingress: Vec::new(),
     }
 }
 

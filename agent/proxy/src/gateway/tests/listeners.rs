@@ -1,7 +1,7 @@
 //! What is opened and closed, who has a place, and that nobody else notices.
 
 use super::support::{Bed, get, get_once, http_app, http_port, http1, key, tcp};
-use crate::gateway::{Place, plan};
+use crate::gateway::{Place, plan, plan::Claim};
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
@@ -20,6 +20,8 @@ fn world(gateways: &[(&str, &[&str], &[u16])]) -> Config {
             key: key(name),
             identity: weft_core::model::SpiffeId::new("cluster.local", "infra", *name),
             addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+            parameters: Default::default(),
+            targets: Default::default(),
             ports: ports.iter().map(|port| (tcp(*port), PortConfig::Tcp(None))).collect(),
             backend_client_certificate: None,
         };
@@ -36,11 +38,12 @@ fn check_plan(
 ) {
     let places = |entries: &[(&str, &str)]| -> BTreeMap<Place, _> {
         let place = |at: &str| Place { address: at.parse().unwrap(), transport: Transport::Tcp };
-        entries.iter().map(|(at, gateway)| (place(at), key(gateway))).collect()
+        let claim = |at: &str, gateway| Claim { gateway: key(gateway), port: place(at).address.port() };
+        entries.iter().map(|(at, gateway)| (place(at), claim(at, gateway))).collect()
     };
     let (wanted, conflicts) = plan::plan(&world(gateways), &places(held));
     assert_eq!(wanted, places(expected), "{gateways:?}");
-    let said: Vec<String> = conflicts.iter().map(|c| format!("{}: {}", c.gateway, c.why)).collect();
+    let said: Vec<String> = conflicts.iter().map(|c| format!("{}: {}", c.claim.gateway, c.why)).collect();
     assert_eq!(said, refused, "{gateways:?}");
 }
 
@@ -95,6 +98,18 @@ fn each_place_has_one_gateway() {
     );
     // A Gateway's own wildcard makes its exact addresses needless.
     check_plan(&[], &[("a", &["0.0.0.0", "::", "10.0.0.1"], &[80])], &[("[::]:80", "a")], &[]);
+}
+
+#[test]
+fn a_listeners_port_may_be_bound_as_another() {
+    let mut config = world(&[("a", &["10.0.0.1"], &[80, 81])]);
+    let gateways = Arc::make_mut(&mut config.gateways);
+    let gateway = Arc::make_mut(gateways.get_mut(&key("a")).unwrap());
+    gateway.targets.insert((80, Transport::Tcp), 20_001);
+    let (wanted, conflicts) = plan::plan(&config, &BTreeMap::new());
+    let shown: Vec<_> = wanted.iter().map(|(place, claim)| format!("{place} for {}", claim.port)).collect();
+    assert_eq!(shown, ["TCP 10.0.0.1:81 for 81", "TCP 10.0.0.1:20001 for 80"]);
+    assert!(conflicts.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -86,6 +86,8 @@ impl Bed {
             key: key(name),
             identity: SpiffeId::new("cluster.local", "infra", name),
             addresses: addresses.to_vec(),
+            parameters: Default::default(),
+            targets: Default::default(),
             ports: ports.into_iter().collect(),
             backend_client_certificate: None,
         };

@@ -235,6 +235,8 @@ impl World {
             key: key.clone(),
             identity: SpiffeId::new("cluster.local", "infra", "edge-weft"),
             addresses: vec![[127, 0, 0, 1].into()],
+            parameters: Default::default(),
+            targets: Default::default(),
             ports: [((port, Transport::Tcp), config)].into(),
             backend_client_certificate: None,
         };

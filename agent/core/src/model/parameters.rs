@@ -1,0 +1,209 @@
+//! `WeftGatewayConfig`: how a Gateway gets its addresses.
+
+use super::{Labels, Meta, Str};
+use ipnet::IpNet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// A `WeftGatewayConfig` of `weft.dev`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewayConfig {
+    /// Metadata.
+    pub meta: Meta,
+    /// Its `spec`, or what is wrong with it, field by field.
+    pub settings: Result<GatewaySettings, Str>,
+}
+
+/// The fields as written: `None` where nothing is said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GatewaySettings {
+    /// `addressMode`.
+    pub mode: Option<AddressMode>,
+    /// `addressPool`: its `cidrs` and `ranges`, in the order in which addresses are given away.
+    pub pool: Option<Vec<IpRange>>,
+    /// `externalTrafficPolicy`.
+    pub traffic_policy: Option<TrafficPolicy>,
+    /// `loadBalancerClass`.
+    pub load_balancer_class: Option<Str>,
+    /// `sourceRanges`.
+    pub source_ranges: Option<Vec<IpNet>>,
+    /// `nodeSelector`.
+    pub node_selector: Option<Labels>,
+}
+
+/// What is in effect for one Gateway.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GatewayParameters {
+    /// Where addresses come from.
+    pub mode: AddressMode,
+    /// Addresses to give away; empty unless the mode is AddressPool.
+    pub pool: Vec<IpRange>,
+    /// Of the Service of type LoadBalancer.
+    pub traffic_policy: TrafficPolicy,
+    /// Of the Service of type LoadBalancer.
+    pub load_balancer_class: Option<Str>,
+    /// Clients that are let in, by address; empty lets everybody in.
+    pub source_ranges: Vec<IpNet>,
+    /// Labels that a node must have to serve.
+    pub node_selector: Labels,
+}
+
+impl GatewayParameters {
+    /// The class's settings overlaid by the Gateway's, field by field; or what they lack together.
+    pub fn new(class: Option<&GatewaySettings>, gateway: Option<&GatewaySettings>) -> Result<Self, String> {
+        fn pick<T: Clone>(
+            layers: [Option<&GatewaySettings>; 2],
+            field: impl Fn(&GatewaySettings) -> &Option<T>,
+        ) -> Option<T> {
+            layers.into_iter().flatten().find_map(|s| field(s).clone())
+        }
+        let layers = [gateway, class];
+        let mode = pick(layers, |s| &s.mode).unwrap_or_default();
+        let pool = pick(layers, |s| &s.pool).unwrap_or_default();
+        if mode == AddressMode::AddressPool && pool.is_empty() {
+            return Err("addressMode is AddressPool, but no addressPool is given".to_owned());
+        }
+        Ok(Self {
+            mode,
+            pool,
+            traffic_policy: pick(layers, |s| &s.traffic_policy).unwrap_or_default(),
+            load_balancer_class: pick(layers, |s| &s.load_balancer_class),
+            source_ranges: pick(layers, |s| &s.source_ranges).unwrap_or_default(),
+            node_selector: pick(layers, |s| &s.node_selector).unwrap_or_default(),
+        })
+    }
+}
+
+/// `addressMode`: where a Gateway's addresses come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum AddressMode {
+    /// A cloud, MetalLB or kube-vip gives the Service its address.
+    #[default]
+    LoadBalancer,
+    /// The controller gives one from a pool; one node holds it.
+    AddressPool,
+    /// The nodes' own addresses, on the listeners' very ports.
+    HostPort,
+}
+
+impl AddressMode {
+    /// As written.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::LoadBalancer => "LoadBalancer",
+            Self::AddressPool => "AddressPool",
+            Self::HostPort => "HostPort",
+        }
+    }
+
+    /// From what is written.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::LoadBalancer, Self::AddressPool, Self::HostPort].into_iter().find(|m| m.as_str() == text)
+    }
+}
+
+/// `externalTrafficPolicy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum TrafficPolicy {
+    /// Only nodes that serve get traffic, and see the client's address.
+    #[default]
+    Local,
+    /// Any node takes it and passes it on.
+    Cluster,
+}
+
+/// Addresses from the first to the last, both included, of one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct IpRange {
+    first: IpAddr,
+    last: IpAddr,
+}
+
+impl IpRange {
+    /// `None` for two families, or a last before the first.
+    #[must_use]
+    pub fn new(first: IpAddr, last: IpAddr) -> Option<Self> {
+        (first.is_ipv4() == last.is_ipv4() && first <= last).then_some(Self { first, last })
+    }
+
+    /// The hosts of a network: without its IPv4 network and broadcast addresses.
+    #[must_use]
+    pub fn of(net: IpNet) -> Self {
+        let (first, last) = (net.network(), net.broadcast());
+        match (first, last) {
+            (IpAddr::V4(a), IpAddr::V4(b)) if net.prefix_len() < 31 => {
+                let (a, b) = (u32::from(a) + 1, u32::from(b) - 1);
+                Self { first: Ipv4Addr::from(a).into(), last: Ipv4Addr::from(b).into() }
+            }
+            _ => Self { first, last },
+        }
+    }
+
+    /// The first address.
+    #[must_use]
+    pub const fn first(&self) -> IpAddr {
+        self.first
+    }
+
+    /// The last address.
+    #[must_use]
+    pub const fn last(&self) -> IpAddr {
+        self.last
+    }
+
+    /// Whether the address is one of them.
+    #[must_use]
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        // `IpAddr` sorts every IPv4 address before every IPv6 address, so the family needs no look.
+        (self.first..=self.last).contains(&ip)
+    }
+}
+
+/// The address after this one; `None` after the family's last.
+#[must_use]
+pub fn next_address(ip: IpAddr) -> Option<IpAddr> {
+    match ip {
+        IpAddr::V4(ip) => u32::from(ip).checked_add(1).map(|n| Ipv4Addr::from(n).into()),
+        IpAddr::V6(ip) => u128::from(ip).checked_add(1).map(|n| Ipv6Addr::from(n).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_of_networks() {
+        for (net, first, last) in [
+            ("10.0.0.0/24", "10.0.0.1", "10.0.0.254"),
+            ("10.0.0.4/31", "10.0.0.4", "10.0.0.5"),
+            ("10.0.0.7/32", "10.0.0.7", "10.0.0.7"),
+            ("fd00::/126", "fd00::", "fd00::3"),
+        ] {
+            let range = IpRange::of(net.parse().expect("a network"));
+            assert_eq!(
+                (range.first().to_string(), range.last().to_string()),
+                (first.into(), last.into()),
+                "{net}"
+            );
+            assert!(range.contains(range.first()) && range.contains(range.last()), "{net}");
+            assert!(!range.contains("::".parse().expect("an address")), "{net}");
+        }
+    }
+
+    #[test]
+    fn a_gateway_overlays_its_class() {
+        let class = GatewaySettings {
+            mode: Some(AddressMode::HostPort),
+            traffic_policy: Some(TrafficPolicy::Cluster),
+            ..GatewaySettings::default()
+        };
+        let gateway = GatewaySettings { mode: Some(AddressMode::LoadBalancer), ..GatewaySettings::default() };
+        let both = GatewayParameters::new(Some(&class), Some(&gateway)).expect("complete");
+        assert_eq!((both.mode, both.traffic_policy), (AddressMode::LoadBalancer, TrafficPolicy::Cluster));
+        let no_pool = GatewaySettings { mode: Some(AddressMode::AddressPool), ..GatewaySettings::default() };
+        assert!(GatewayParameters::new(Some(&class), Some(&no_pool)).is_err());
+        assert_eq!(GatewayParameters::new(None, None), Ok(GatewayParameters::default()));
+    }
+}

@@ -1,0 +1,53 @@
+//! Nodes, and where Gateways are served.
+
+use super::{Meta, Str};
+use crate::config::Transport;
+use ipnet::IpNet;
+use std::{collections::BTreeMap, net::IpAddr};
+
+/// A cluster's node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Metadata; the namespace is empty.
+    pub meta: Meta,
+    /// `status.addresses` of type InternalIP.
+    pub addresses: Vec<IpAddr>,
+    /// `spec.podCIDRs`; empty where the network plugin keeps its own account.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Condition `Ready`.
+    pub ready: bool,
+}
+
+/// One of a Gateway's addresses, as its clients use it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PlacementAddress {
+    /// `IPAddress`.
+    Ip(IpAddr),
+    /// `Hostname`: some clouds' load balancers have no fixed address.
+    Hostname(Str),
+}
+
+/// Where a Gateway is served, as the controller assigned it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Placement {
+    /// What clients use: `Gateway.status.addresses`.
+    pub addresses: Vec<PlacementAddress>,
+    /// Where this process listens; empty where it does not serve the Gateway (and on the controller).
+    pub bind: Vec<IpAddr>,
+    /// From a listener's port to the port that is bound. With [`Self::bind`] filled by a controller, a port that is absent has
+    /// no place yet and must not be bound.
+    pub ports: BTreeMap<(u16, Transport), u16>,
+    /// Why the Gateway cannot be reached as it wishes: `Programmed=False` with this reason and message.
+    pub problem: Option<(PlacementReason, Str)>,
+}
+
+/// The reason of a [`Placement`]'s problem: one of the API's for `Programmed`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PlacementReason {
+    /// No address yet.
+    AddressNotAssigned,
+    /// The address that is asked for cannot be had.
+    AddressNotUsable,
+    /// Nothing to serve it with: no free port, no node.
+    NoResources,
+}

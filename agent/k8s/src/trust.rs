@@ -1,0 +1,173 @@
+//! Where the mesh's CA is kept in a cluster: Secret `weft-ca`, which only the controller may read, and its roots in
+//! ConfigMap `weft-ca-root`, which agents read.
+
+use crate::lease::Leadership;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::{
+    Api, Client,
+    api::{ObjectMeta, Patch, PatchParams, PostParams},
+};
+use std::{collections::BTreeMap, fmt, future::Future, sync::Arc, time::Duration};
+use tokio::{sync::watch, time::timeout};
+use zeroize::Zeroizing;
+
+/// The CA's Secret.
+const SECRET: &str = "weft-ca";
+const CERTIFICATE: &str = "ca.crt";
+const KEY: &str = "ca.key";
+/// The roots' ConfigMap, and where they are in it.
+const ROOTS: &str = "weft-ca-root";
+const ROOTS_KEY: &str = "root.pem";
+const FIELD_MANAGER: &str = "weft-controller";
+/// The Secret is read again this often: an operator may bring another CA.
+const LOOK: Duration = Duration::from_secs(30);
+/// After a failure, or while nobody has made a CA yet.
+const RETRY: Duration = Duration::from_secs(1);
+/// How long the API server may take.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// A CA as it is kept.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CaTexts {
+    /// The signing certificate first, then those above it and other trusted roots (PEM).
+    pub certificates: String,
+    /// The key (PEM).
+    pub key: Zeroizing<String>,
+}
+
+impl fmt::Debug for CaTexts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CaTexts").field("certificates", &self.certificates).finish_non_exhaustive()
+    }
+}
+
+/// Why the CA cannot be had now; tried again.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error("{0}: the API server did not answer within {ANSWER:?}")]
+    Silent(&'static str),
+    #[error("{0}: {1}")]
+    Api(&'static str, kube::Error),
+    #[error(
+        "Secret {SECRET}: data[\"{0}\"] is missing or no text; delete the Secret to have a new CA made, or repair it"
+    )]
+    Broken(&'static str),
+    #[error("no CA could be made: {0}")]
+    Make(String),
+}
+
+/// Keeps the CA's texts: reads the Secret, and makes it with `make` when there is none and we lead. `roots` gives what is
+/// published of a CA's texts.
+pub async fn keep_ca(
+    client: Client,
+    namespace: String,
+    mut leadership: watch::Receiver<Leadership>,
+    found: watch::Sender<Option<Arc<CaTexts>>>,
+    (make, roots): (fn(&str) -> Result<CaTexts, String>, fn(&CaTexts) -> Option<String>),
+    trust_domain: String,
+) {
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), &namespace);
+    let maps: Api<ConfigMap> = Api::namespaced(client, &namespace);
+    loop {
+        let leads = leadership.borrow_and_update().leads();
+        let pause = match look(&secrets, leads, || make(&trust_domain)).await {
+            Ok(Some(texts)) => {
+                let published = if leads { publish(&maps, roots(&texts)).await } else { Ok(()) };
+                found.send_if_modified(|now| {
+                    let changed = now.as_deref() != Some(&texts);
+                    if changed {
+                        *now = Some(Arc::new(texts));
+                    }
+                    changed
+                });
+                published.map_or_else(|e| complain(&e), |()| LOOK)
+            }
+            Ok(None) => RETRY,
+            Err(error) => complain(&error),
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            changed = leadership.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+fn complain(error: &Trouble) -> Duration {
+    tracing::warn!("the mesh's CA: {error}");
+    RETRY
+}
+
+async fn within<T>(
+    what: &'static str,
+    call: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, Trouble> {
+    let answer = timeout(ANSWER, call).await.map_err(|_| Trouble::Silent(what))?;
+    answer.map_err(|e| Trouble::Api(what, e))
+}
+
+/// The CA's texts; `None` when there are none and it is not ours to make them.
+async fn look(
+    secrets: &Api<Secret>,
+    leads: bool,
+    make: impl FnOnce() -> Result<CaTexts, String>,
+) -> Result<Option<CaTexts>, Trouble> {
+    if let Some(secret) = within("reading Secret weft-ca", secrets.get_opt(SECRET)).await? {
+        return read(secret).map(Some);
+    }
+    if !leads {
+        return Ok(None);
+    }
+    let texts = make().map_err(Trouble::Make)?;
+    let data = [(CERTIFICATE, texts.certificates.clone()), (KEY, texts.key.to_string())];
+    let secret = Secret {
+        metadata: metadata(SECRET),
+        type_: Some("Opaque".to_owned()),
+        string_data: Some(data.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()),
+        ..Secret::default()
+    };
+    match within("making Secret weft-ca", secrets.create(&PostParams::default(), &secret)).await {
+        Ok(_) => {
+            tracing::info!("made the mesh's CA: Secret weft-ca");
+            Ok(Some(texts))
+        }
+        // Another replica was faster: its CA is the mesh's.
+        Err(Trouble::Api(_, kube::Error::Api(status))) if status.code == 409 => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn read(secret: Secret) -> Result<CaTexts, Trouble> {
+    let mut data = secret.data.unwrap_or_default();
+    let mut text = |name: &'static str| {
+        let bytes = data.remove(name).ok_or(Trouble::Broken(name))?;
+        String::from_utf8(bytes.0).map_err(|_| Trouble::Broken(name))
+    };
+    Ok(CaTexts { certificates: text(CERTIFICATE)?, key: Zeroizing::new(text(KEY)?) })
+}
+
+fn metadata(name: &str) -> ObjectMeta {
+    let labels = [("app.kubernetes.io/name", "weft"), ("app.kubernetes.io/managed-by", FIELD_MANAGER)];
+    ObjectMeta {
+        name: Some(name.to_owned()),
+        labels: Some(labels.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect()),
+        ..ObjectMeta::default()
+    }
+}
+
+/// Writes the roots, if they differ.
+async fn publish(maps: &Api<ConfigMap>, roots: Option<String>) -> Result<(), Trouble> {
+    let Some(roots) = roots else { return Ok(()) };
+    let there = within("reading ConfigMap weft-ca-root", maps.get_opt(ROOTS)).await?;
+    if there.and_then(|map| map.data).is_some_and(|data| data.get(ROOTS_KEY) == Some(&roots)) {
+        return Ok(());
+    }
+    let map = ConfigMap {
+        metadata: metadata(ROOTS),
+        data: Some(BTreeMap::from([(ROOTS_KEY.to_owned(), roots)])),
+        ..ConfigMap::default()
+    };
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    within("writing ConfigMap weft-ca-root", maps.patch(ROOTS, &params, &Patch::Apply(&map))).await?;
+    tracing::info!("published the mesh's roots: ConfigMap weft-ca-root");
+    Ok(())
+}

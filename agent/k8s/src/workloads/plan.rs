@@ -1,0 +1,193 @@
+//! Pods to slices. Pure.
+
+use crate::{
+    pack::{Packed, pack},
+    provision::{MANAGED_BY, MANAGER},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+use weft_core::model::{MTLS_LABEL, ObjectKey, Pod, Snapshot, Str, Workload as CoreWorkload, app_name};
+
+/// Entries of one slice: at 250 bytes each it stays far below the API server's limit of an object.
+pub const SLICE_CAPACITY: usize = 500;
+
+/// One entry of a `WorkloadSlice`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Workload {
+    /// The pod's name.
+    pub name: Str,
+    /// Its uid.
+    #[serde(default)]
+    pub uid: Str,
+    /// Its addresses.
+    #[serde(default)]
+    pub ips: Vec<IpAddr>,
+    /// Its service account.
+    #[serde(default)]
+    pub service_account: Str,
+    /// Its node.
+    #[serde(default)]
+    pub node: Str,
+    /// Whether labels put it into the mesh.
+    #[serde(default)]
+    pub enrolled: bool,
+    /// Whether its node's agent says that its traffic is captured.
+    #[serde(default)]
+    pub captured: bool,
+    /// `strict` or `permissive`, when a label says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtls: Option<Str>,
+    /// What telemetry calls it.
+    #[serde(default)]
+    pub app: Str,
+}
+
+/// One `WorkloadSlice` as it is in the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Slice {
+    /// `metadata.uid`; empty while it is not known.
+    pub uid: Str,
+    /// Its entries by pod name.
+    pub workloads: BTreeMap<Str, Workload>,
+}
+
+/// The slices of every namespace, by number (`weft-3` is 3).
+pub type Slices = BTreeMap<Str, BTreeMap<u32, Slice>>;
+
+/// Pods whose capture stands with their uid, by node: the agents' reports. A node that is not in the map has not reported
+/// (yet): what the slices say of its pods stays.
+pub type Captured = BTreeMap<Str, BTreeMap<ObjectKey, Str>>;
+
+/// One slice to write, or to delete (without workloads).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceChange {
+    /// Its namespace.
+    pub namespace: Str,
+    /// Its number.
+    pub number: u32,
+    /// What it shall hold.
+    pub workloads: BTreeMap<Str, Workload>,
+}
+
+impl SliceChange {
+    /// The object's name.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("weft-{}", self.number)
+    }
+}
+
+/// What differs between the pods and the slices.
+#[must_use]
+pub fn plan_slices(world: &Snapshot, captured: &Captured, existing: &Slices) -> Vec<SliceChange> {
+    let mut wanted: BTreeMap<Str, BTreeMap<Str, Workload>> = BTreeMap::new();
+    for (key, pod) in &world.pods {
+        let known = entry_of(existing, key);
+        if let Some(workload) = workload(world, pod, captured, known) {
+            wanted.entry(key.namespace.clone()).or_default().insert(key.name.clone(), workload);
+        }
+    }
+    let mut out = Vec::new();
+    let namespaces: BTreeSet<&Str> = wanted.keys().chain(existing.keys()).collect();
+    let (none, empty) = (BTreeMap::new(), BTreeMap::new());
+    for namespace in namespaces {
+        // What goes with its namespace needs no deletion, which would only be refused.
+        if !world.namespaces.contains_key(namespace) && !wanted.contains_key(namespace) {
+            continue;
+        }
+        let wanted = wanted.get(namespace).unwrap_or(&none);
+        plan_namespace(namespace, wanted, existing.get(namespace).unwrap_or(&empty), &mut out);
+    }
+    out
+}
+
+fn plan_namespace(
+    namespace: &Str,
+    wanted: &BTreeMap<Str, Workload>,
+    existing: &BTreeMap<u32, Slice>,
+    out: &mut Vec<SliceChange>,
+) {
+    let names: BTreeSet<Str> = wanted.keys().cloned().collect();
+    let before: Packed<Str> =
+        existing.iter().map(|(number, slice)| (*number, slice.workloads.keys().cloned().collect())).collect();
+    let packed = pack(&names, &before, SLICE_CAPACITY);
+    let numbers: BTreeSet<u32> = packed.keys().chain(existing.keys()).copied().collect();
+    for number in numbers {
+        let members = packed.get(&number).into_iter().flatten();
+        let workloads: BTreeMap<Str, Workload> =
+            members.filter_map(|name| Some((name.clone(), wanted.get(name)?.clone()))).collect();
+        if existing.get(&number).is_none_or(|slice| slice.workloads != workloads) {
+            out.push(SliceChange { namespace: namespace.clone(), number, workloads });
+        }
+    }
+}
+
+fn entry_of<'a>(slices: &'a Slices, pod: &ObjectKey) -> Option<&'a Workload> {
+    slices.get(&pod.namespace)?.values().find_map(|s| s.workloads.get(&pod.name))
+}
+
+/// The entry of a pod; none for one that is not on the network by an address of its own: not yet, no longer (its address
+/// may be another pod's by now), or never (host network).
+fn workload(world: &Snapshot, pod: &Pod, captured: &Captured, known: Option<&Workload>) -> Option<Workload> {
+    let node = pod.node.as_ref()?;
+    if pod.ips.is_empty() || pod.finished || pod.host_network {
+        return None;
+    }
+    let (key, uid) = (&pod.meta.key, &pod.meta.uid);
+    let namespace = world.namespaces.get(&key.namespace).map(|n| &**n);
+    let captured = match captured.get(node) {
+        Some(pods) => pods.get(key) == Some(uid),
+        // A pod of the same name may be another one: a StatefulSet's.
+        None => known.is_some_and(|k| k.captured && k.uid == *uid),
+    };
+    let label = |name: &str| {
+        let own = pod.meta.labels.get(name);
+        own.or_else(|| namespace.and_then(|n| n.meta.labels.get(name))).cloned()
+    };
+    Some(Workload {
+        name: key.name.clone(),
+        uid: uid.clone(),
+        ips: pod.ips.clone(),
+        service_account: pod.service_account.clone(),
+        node: node.clone(),
+        enrolled: CoreWorkload::wants_mesh(pod, namespace),
+        captured,
+        mtls: label(MTLS_LABEL).filter(|m| matches!(&**m, "strict" | "permissive")),
+        app: app_name(&pod.meta.annotations, &pod.meta.labels, &key.name),
+    })
+}
+
+/// A slice as the API server sends it: namespace, number, content. `None` for what is not one of ours.
+#[must_use]
+pub fn read_slice(value: &Value) -> Option<(Str, u32, Slice)> {
+    let metadata = &value["metadata"];
+    if metadata["labels"][MANAGED_BY] != MANAGER {
+        return None;
+    }
+    let number = metadata["name"].as_str()?.strip_prefix("weft-")?.parse().ok()?;
+    let uid = metadata["uid"].as_str().unwrap_or("").into();
+    let entries = value["workloads"].as_array().map_or(&[][..], Vec::as_slice);
+    let read = entries.iter().filter_map(|e| Workload::deserialize(e).ok());
+    let workloads = read.map(|w| (w.name.clone(), w)).collect();
+    Some((metadata["namespace"].as_str()?.into(), number, Slice { uid, workloads }))
+}
+
+/// The object for a server-side apply.
+#[must_use]
+pub fn slice_body(change: &SliceChange) -> Value {
+    json!({
+        "apiVersion": "weft.dev/v1alpha1",
+        "kind": "WorkloadSlice",
+        "metadata": {
+            "name": change.name(),
+            "namespace": &*change.namespace,
+            "labels": {MANAGED_BY: MANAGER},
+        },
+        "workloads": change.workloads.values().collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,315 @@
+//! Carries slices out: one task, only while this controller leads. Each slice is written at most once in an interval, the
+//! first change at once; many pods that change within it cost one write.
+
+use super::plan::{Captured, Slice, SliceChange, Slices, plan_slices, read_slice, slice_body};
+use crate::provision::{MANAGED_BY, MANAGER, in_words};
+use futures_util::{StreamExt, stream};
+use kube::{
+    Api, Client,
+    api::{
+        ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams,
+        Preconditions,
+    },
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use weft_core::model::{Objects, Pod, Snapshot, Str};
+
+/// Times and bounds of a [`SlicePublisher`].
+#[derive(Clone, Copy, Debug)]
+pub struct SliceOptions {
+    /// Requests at once.
+    pub concurrency: usize,
+    /// Of one request.
+    pub deadline: Duration,
+    /// Least time between two writes of one slice.
+    pub interval: Duration,
+    /// The first wait after a failure; doubled by each, up to thirty times it.
+    pub backoff: Duration,
+    /// The slices are listed again this often: somebody may have deleted one.
+    pub resync: Duration,
+}
+
+impl Default for SliceOptions {
+    fn default() -> Self {
+        Self {
+            concurrency: 8,
+            deadline: Duration::from_secs(10),
+            interval: Duration::from_secs(1),
+            backoff: Duration::from_secs(1),
+            resync: Duration::from_secs(600),
+        }
+    }
+}
+
+/// Keeps the WorkloadSlices as the pods are. Ends its task when dropped.
+#[derive(Debug)]
+pub struct SlicePublisher {
+    work: watch::Sender<Option<Arc<Work>>>,
+    leader: watch::Sender<bool>,
+    stop: CancellationToken,
+    task: Option<JoinHandle<()>>,
+}
+
+/// What was published last.
+#[derive(Debug, PartialEq)]
+struct Work {
+    world: Snapshot,
+    captured: Arc<Captured>,
+}
+
+impl SlicePublisher {
+    /// Starts the task; it writes nothing before [`SlicePublisher::set_leader`].
+    #[must_use]
+    pub fn start(client: Client, options: SliceOptions) -> Self {
+        let (work, work_in) = watch::channel(None);
+        let (leader, leader_in) = watch::channel(false);
+        let stop = CancellationToken::new();
+        let runner = Runner { client, options, work: work_in, leader: leader_in };
+        let task = tokio::spawn(runner.run(stop.clone()));
+        Self { work, leader, stop, task: Some(task) }
+    }
+
+    /// Whether this controller leads. A loser's requests under way are dropped.
+    pub fn set_leader(&self, leads: bool) {
+        self.leader.send_if_modified(|l| std::mem::replace(l, leads) != leads);
+    }
+
+    /// The pods and namespaces of the world, and what the agents report. Nothing is done when nothing has changed.
+    pub fn publish(&self, world: &Snapshot, captured: &Arc<Captured>) {
+        let pods: Objects<Pod> = world.pods.clone();
+        let world = Snapshot { pods, namespaces: world.namespaces.clone(), ..Snapshot::default() };
+        let work = Work { world, captured: captured.clone() };
+        self.work.send_if_modified(|last| {
+            let new = last.as_ref().is_none_or(|last| **last != work);
+            if new {
+                *last = Some(Arc::new(work));
+            }
+            new
+        });
+    }
+
+    /// Ends the task and waits for it.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        if let Some(task) = self.task.take()
+            && task.await.is_err()
+        {
+            tracing::error!("the publisher of WorkloadSlices ended with a panic");
+        }
+    }
+}
+
+impl Drop for SlicePublisher {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+struct Runner {
+    client: Client,
+    options: SliceOptions,
+    work: watch::Receiver<Option<Arc<Work>>>,
+    leader: watch::Receiver<bool>,
+}
+
+type SliceId = (Str, u32);
+
+/// What is remembered while leading. The slices are ours alone, so what was written is what is there.
+#[derive(Default)]
+struct Reign {
+    slices: Slices,
+    /// A write of them may or may not have happened: they are written again, changed or not.
+    unsure: BTreeSet<SliceId>,
+    /// When a slice may be written again, and how often it has failed.
+    next: BTreeMap<SliceId, (Instant, u32)>,
+    /// When the slices are to be listed; at once at first.
+    list_at: Option<Instant>,
+    list_failures: u32,
+}
+
+impl Reign {
+    fn changes(&mut self, work: &Work) -> Vec<SliceChange> {
+        // They went with their namespace; one of the same name that comes later has none.
+        self.slices.retain(|namespace, _| work.world.namespaces.contains_key(namespace));
+        let mut out = plan_slices(&work.world, &work.captured, &self.slices);
+        let known: BTreeSet<SliceId> = out.iter().map(id).collect();
+        self.unsure.retain(|(namespace, _)| work.world.namespaces.contains_key(namespace));
+        for (namespace, number) in self.unsure.iter().filter(|u| !known.contains(u)) {
+            let slice = self.slices.get(namespace).and_then(|s| s.get(number));
+            let workloads = slice.map(|s| s.workloads.clone()).unwrap_or_default();
+            out.push(SliceChange { namespace: namespace.clone(), number: *number, workloads });
+        }
+        out
+    }
+}
+
+impl Runner {
+    async fn run(mut self, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.reigns() => {}
+        }
+    }
+
+    async fn reigns(&mut self) {
+        loop {
+            if self.leader.wait_for(|leads| *leads).await.is_err() {
+                return;
+            }
+            let mut lost = self.leader.clone();
+            tokio::select! {
+                _ = lost.wait_for(|leads| !*leads) => {}
+                () = self.reign() => return,
+            }
+        }
+    }
+
+    async fn reign(&mut self) {
+        let mut reign = Reign::default();
+        self.work.mark_changed();
+        loop {
+            let wake = self.round(&mut reign).await;
+            tokio::select! {
+                changed = self.work.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+            }
+        }
+    }
+
+    /// Writes what may be written now; gives the time when more may.
+    async fn round(&self, reign: &mut Reign) -> Option<Instant> {
+        let work = self.work.clone().borrow_and_update().clone()?;
+        if reign.list_at.is_none_or(|at| at <= Instant::now()) {
+            self.list(reign).await;
+        }
+        if reign.list_failures > 0 {
+            return reign.list_at;
+        }
+        let now = Instant::now();
+        let changes = reign.changes(&work);
+        reign.next.retain(|_, (at, failures)| *at > now || *failures > 0);
+        let free = |c: &SliceChange| reign.next.get(&id(c)).is_none_or(|(at, _)| *at <= now);
+        let (due, late): (Vec<_>, Vec<_>) = changes.into_iter().partition(free);
+        let late = late.iter().filter_map(|c| reign.next.get(&id(c))).map(|(at, _)| *at);
+        let mut wake = late.chain(reign.list_at).min();
+        let uids: Vec<_> = due.iter().map(|c| uid(&reign.slices, c)).collect();
+        let mut results = stream::iter(due.into_iter().zip(uids))
+            .map(|(change, uid)| async move {
+                let sent = timeout(self.options.deadline, write(&self.client, &change, &uid)).await;
+                (change, sent.unwrap_or_else(|_| Err("no answer".to_owned())))
+            })
+            .buffer_unordered(self.options.concurrency.max(1));
+        while let Some((change, result)) = results.next().await {
+            let failures = match result {
+                Ok(uid) => {
+                    reign.unsure.remove(&id(&change));
+                    note(&mut reign.slices, &change, uid);
+                    0
+                }
+                Err(why) => {
+                    tracing::warn!(namespace = %change.namespace, slice = change.number, "cannot write WorkloadSlice: {why}");
+                    reign.unsure.insert(id(&change));
+                    reign.next.get(&id(&change)).map_or(0, |(_, f)| *f).saturating_add(1)
+                }
+            };
+            let at = Instant::now() + wait(&self.options, failures);
+            if failures > 0 {
+                wake = Some(wake.map_or(at, |w| w.min(at)));
+            }
+            reign.next.insert(id(&change), (at, failures));
+        }
+        wake
+    }
+
+    /// The slices as they are.
+    async fn list(&self, reign: &mut Reign) {
+        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource());
+        let params = ListParams::default().labels(&format!("{MANAGED_BY}={MANAGER}"));
+        let why = match timeout(self.options.deadline, api.list(&params)).await {
+            Ok(Ok(list)) => {
+                let mut slices = Slices::new();
+                let values = list.items.iter().filter_map(|o| serde_json::to_value(o).ok());
+                for (namespace, number, slice) in values.filter_map(|v| read_slice(&v)) {
+                    slices.entry(namespace).or_default().insert(number, slice);
+                }
+                reign.slices = slices;
+                reign.unsure.clear();
+                (reign.list_at, reign.list_failures) = (Some(Instant::now() + self.options.resync), 0);
+                return;
+            }
+            Ok(Err(error)) => in_words(&error),
+            Err(_) => "no answer".to_owned(),
+        };
+        tracing::warn!("cannot list WorkloadSlices: {why}");
+        reign.list_failures = reign.list_failures.saturating_add(1);
+        reign.list_at = Some(Instant::now() + wait(&self.options, reign.list_failures));
+    }
+}
+
+fn id(change: &SliceChange) -> SliceId {
+    (change.namespace.clone(), change.number)
+}
+
+fn uid(slices: &Slices, change: &SliceChange) -> Str {
+    let slice = slices.get(&change.namespace).and_then(|s| s.get(&change.number));
+    slice.map(|s| s.uid.clone()).unwrap_or_default()
+}
+
+/// Remembers what was written.
+fn note(slices: &mut Slices, change: &SliceChange, uid: Str) {
+    let own = slices.entry(change.namespace.clone()).or_default();
+    if change.workloads.is_empty() {
+        own.remove(&change.number);
+    } else {
+        own.insert(change.number, Slice { uid, workloads: change.workloads.clone() });
+    }
+    if own.is_empty() {
+        slices.remove(&change.namespace);
+    }
+}
+
+fn wait(options: &SliceOptions, failures: u32) -> Duration {
+    match failures {
+        0 => options.interval,
+        n => options.backoff * 2u32.saturating_pow(n.min(16) - 1).min(30),
+    }
+}
+
+/// Applies or deletes; gives the object's uid.
+async fn write(client: &Client, change: &SliceChange, uid: &str) -> Result<Str, String> {
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &change.namespace, &resource());
+    let name = change.name();
+    if !change.workloads.is_empty() {
+        let params = PatchParams::apply(MANAGER).force();
+        let applied = api.patch(&name, &params, &Patch::Apply(&slice_body(change))).await;
+        return applied.map(|o| o.metadata.uid.unwrap_or_default().into()).map_err(|e| in_words(&e));
+    }
+    let uid = Some(uid.to_owned()).filter(|u| !u.is_empty());
+    let preconditions = uid.map(|uid| Preconditions { uid: Some(uid), resource_version: None });
+    match api.delete(&name, &DeleteParams { preconditions, ..DeleteParams::default() }).await {
+        Ok(_) => Ok("".into()),
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok("".into()),
+        Err(error) => Err(in_words(&error)),
+    }
+}
+
+fn resource() -> ApiResource {
+    ApiResource::from_gvk_with_plural(
+        &GroupVersionKind::gvk("weft.dev", "v1alpha1", "WorkloadSlice"),
+        "workloadslices",
+    )
+}

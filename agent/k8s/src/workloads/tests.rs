@@ -1,0 +1,257 @@
+//! Slices and their publisher.
+
+use super::{
+    Captured, SLICE_CAPACITY, SliceChange, SliceOptions, SlicePublisher, Slices, plan_slices, read_slice,
+    slice_body,
+};
+use crate::{convert, testing::FakeApi, yaml};
+use proptest::prelude::*;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+use weft_core::model::{ObjectKey, Snapshot, Str};
+
+fn add(world: &mut Snapshot, text: &str) {
+    let (documents, errors) = yaml::read(text);
+    assert_eq!(errors, []);
+    for document in documents {
+        convert::convert(document.value, &convert::Source::default())
+            .object
+            .expect("it converts")
+            .insert(world);
+    }
+}
+
+fn namespace(world: &mut Snapshot, name: &str, labels: &str) {
+    add(
+        world,
+        &format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{{labels}}}}}\n"),
+    );
+}
+
+fn pod(world: &mut Snapshot, (namespace, name): (&str, &str), meta: &str, status: &str) {
+    let uid = if meta.contains("uid:") { String::new() } else { format!("uid: uid-{name}, ") };
+    add(
+        world,
+        &format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, {uid}{meta}}}\n\
+             spec: {{nodeName: n1, serviceAccountName: sa, containers: []}}\nstatus: {{podIP: 10.1.0.1, {status}}}\n"
+        ),
+    );
+}
+
+/// What the slices are after the changes.
+fn done(slices: &mut Slices, changes: &[SliceChange]) {
+    for change in changes {
+        let body = slice_body(change);
+        let own = slices.entry(change.namespace.clone()).or_default();
+        if change.workloads.is_empty() {
+            own.remove(&change.number);
+            continue;
+        }
+        let mut body = body;
+        body["metadata"]["uid"] = "u".into();
+        let (namespace, number, slice) = read_slice(&body).expect("ours");
+        assert_eq!((&namespace, number), (&change.namespace, change.number));
+        own.insert(number, slice);
+    }
+}
+
+#[test]
+fn entries_say_what_agents_need() {
+    let mut world = Snapshot::default();
+    namespace(&mut world, "shop", "weft.dev/mesh: enabled");
+    namespace(&mut world, "plain", "weft.dev/mtls: strict");
+    pod(&mut world, ("shop", "a"), "labels: {app: cart}", "");
+    pod(&mut world, ("shop", "b"), "labels: {weft.dev/mesh: disabled, weft.dev/mtls: permissive}", "");
+    pod(&mut world, ("plain", "c"), "", "podIPs: [{ip: 10.1.0.2}, {ip: \"fd00::2\"}]");
+    for (name, spec, status) in [
+        ("host", "hostNetwork: true", ""),
+        ("finished", "", "phase: Succeeded"),
+        ("failed", "", "phase: Failed"),
+        ("pending", "", "podIP: \"\""),
+        ("unscheduled", "nodeName: \"\"", ""),
+    ] {
+        let (spec, status) = (spec.to_owned(), status.to_owned());
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{{}}}\nstatus: {{{}}}\n",
+            if spec.contains("nodeName") { spec } else { format!("nodeName: n1, {spec}") },
+            if status.contains("podIP") { status } else { format!("podIP: 10.1.0.9, {status}") }
+        );
+        add(&mut world, &text);
+    }
+    let captured =
+        Captured::from([("n1".into(), BTreeMap::from([(ObjectKey::new("shop", "a"), Str::from("uid-a"))]))]);
+    let changes = plan_slices(&world, &captured, &Slices::new());
+    let lines: Vec<String> = changes
+        .iter()
+        .flat_map(|c| c.workloads.values().map(move |w| (c, w)))
+        .map(|(c, w)| {
+            let ips: Vec<String> = w.ips.iter().map(ToString::to_string).collect();
+            let mtls = w.mtls.as_deref().unwrap_or("-");
+            format!(
+                "{}/{} {} {} {} {} {} {mtls} {}",
+                c.namespace,
+                c.name(),
+                w.name,
+                ips.join(","),
+                w.service_account,
+                w.enrolled,
+                w.captured,
+                w.app
+            )
+        })
+        .collect();
+    assert_eq!(
+        lines,
+        [
+            "plain/weft-0 c 10.1.0.2,fd00::2 sa false false strict c",
+            "shop/weft-0 a 10.1.0.1 sa true true - cart",
+            "shop/weft-0 b 10.1.0.1 sa false false permissive b",
+        ]
+    );
+    // Until a node has reported, what was published of its pods stays; not for another pod of the name.
+    let mut slices = Slices::new();
+    done(&mut slices, &changes);
+    assert_eq!(plan_slices(&world, &captured, &slices), []);
+    assert_eq!(plan_slices(&world, &Captured::new(), &slices), []);
+    pod(&mut world, ("shop", "a"), "labels: {app: cart}, uid: another", "");
+    let changes = plan_slices(&world, &Captured::new(), &slices);
+    assert_eq!(changes.len(), 1);
+    assert!(!changes[0].workloads["a"].captured);
+    assert_eq!(plan_slices(&world, &Captured::from([("n1".into(), BTreeMap::new())]), &slices).len(), 1);
+    // A namespace that is gone took its slices along.
+    world.pods.clear();
+    assert!(plan_slices(&world, &captured, &slices).iter().all(|c| c.workloads.is_empty()));
+    world.namespaces.clear();
+    assert_eq!(plan_slices(&world, &captured, &slices), []);
+}
+
+#[test]
+fn a_change_of_one_pod_rewrites_one_slice() {
+    let mut world = Snapshot::default();
+    namespace(&mut world, "shop", "");
+    let mut text = String::new();
+    for i in 0..SLICE_CAPACITY + 200 {
+        text.push_str(&format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: p{i:04}, namespace: shop, uid: u{i}}}\nspec: {{nodeName: n1}}\nstatus: {{podIP: 10.1.{}.{}}}\n",
+            i / 250,
+            i % 250
+        ));
+    }
+    add(&mut world, &text);
+    let (none, mut slices) = (Captured::new(), Slices::new());
+    let changes = plan_slices(&world, &none, &slices);
+    assert_eq!(changes.iter().map(|c| c.workloads.len()).collect::<Vec<_>>(), [SLICE_CAPACITY, 200]);
+    done(&mut slices, &changes);
+    world.pods.remove(&ObjectKey::new("shop", "p0001"));
+    let changes = plan_slices(&world, &none, &slices);
+    assert_eq!(
+        changes.iter().map(|c| (c.number, c.workloads.len())).collect::<Vec<_>>(),
+        [(0, SLICE_CAPACITY - 1)]
+    );
+    done(&mut slices, &changes);
+    for i in SLICE_CAPACITY..SLICE_CAPACITY + 200 {
+        world.pods.remove(&ObjectKey::new("shop", format!("p{i:04}")));
+    }
+    let changes = plan_slices(&world, &none, &slices);
+    assert_eq!(
+        changes.iter().map(|c| (c.number, c.workloads.len())).collect::<Vec<_>>(),
+        [(1, 0)],
+        "emptied"
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn slices_follow_the_pods(steps in prop::collection::vec(prop::collection::btree_set(0u8..12, 0..12), 1..8)) {
+        let mut slices = Slices::new();
+        for pods in steps {
+            let mut world = Snapshot::default();
+            namespace(&mut world, "a", "");
+            for p in &pods {
+                pod(&mut world, ("a", &format!("p{p}")), "", "");
+            }
+            let changes = plan_slices(&world, &Captured::new(), &slices);
+            done(&mut slices, &changes);
+            prop_assert_eq!(plan_slices(&world, &Captured::new(), &slices), []);
+            let names: BTreeSet<Str> =
+                slices.values().flat_map(|s| s.values()).flat_map(|s| s.workloads.keys().cloned()).collect();
+            prop_assert_eq!(names.len(), pods.len());
+        }
+    }
+}
+
+fn options() -> SliceOptions {
+    SliceOptions {
+        interval: Duration::from_millis(20),
+        backoff: Duration::from_millis(5),
+        ..SliceOptions::default()
+    }
+}
+
+fn names(api: &FakeApi, slice: &str) -> Vec<String> {
+    let slice = api.object("workloadslices", "shop", slice).unwrap_or_default();
+    let entries = slice["workloads"].as_array().cloned().unwrap_or_default();
+    entries.iter().map(|e| e["name"].as_str().unwrap_or("").to_owned()).collect()
+}
+
+#[tokio::test]
+async fn slices_are_published_by_the_leader() {
+    let api = FakeApi::new();
+    let publisher = SlicePublisher::start(api.client(), options());
+    let mut world = Snapshot::default();
+    namespace(&mut world, "shop", "");
+    pod(&mut world, ("shop", "a"), "", "");
+    let none = Arc::new(Captured::new());
+    publisher.publish(&world, &none);
+    publisher.set_leader(true);
+    api.until("the slice", |api| names(api, "weft-0") == ["a"]).await;
+    pod(&mut world, ("shop", "b"), "", "");
+    publisher.publish(&world, &none);
+    api.until("the other pod", |api| names(api, "weft-0") == ["a", "b"]).await;
+    // Refused, and tried again.
+    api.fail("workloadslices", Some(500));
+    world.pods.remove(&ObjectKey::new("shop", "a"));
+    publisher.publish(&world, &none);
+    api.forget_requests();
+    api.until("two attempts", |api| api.requests().len() > 1).await;
+    api.fail("workloadslices", None);
+    api.until("the pod to go", |api| names(api, "weft-0") == ["b"]).await;
+    // The next leader starts from what is there, and writes nothing that is right.
+    publisher.set_leader(false);
+    publisher.set_leader(true);
+    api.forget_requests();
+    world.pods.clear();
+    publisher.publish(&world, &none);
+    api.until("the slice to go", |api| api.object("workloadslices", "shop", "weft-0").is_none()).await;
+    let writes: Vec<_> = api.requests().into_iter().filter(|r| r.method != "GET").map(|r| r.method).collect();
+    assert_eq!(writes, ["DELETE"]);
+    publisher.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slice_is_written_once_an_interval() {
+    let api = FakeApi::new();
+    let options = SliceOptions { interval: Duration::from_secs(1), ..SliceOptions::default() };
+    let publisher = SlicePublisher::start(api.client(), options);
+    publisher.set_leader(true);
+    let mut world = Snapshot::default();
+    namespace(&mut world, "shop", "");
+    let none = Arc::new(Captured::new());
+    let started = tokio::time::Instant::now();
+    for i in 0..40 {
+        pod(&mut world, ("shop", &format!("p{i:02}")), "", "");
+        publisher.publish(&world, &none);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    api.until("every pod", |api| names(api, "weft-0").len() == 40).await;
+    let writes = api.requests().iter().filter(|r| r.method == "PATCH").count();
+    let seconds = started.elapsed().as_secs_f64();
+    assert!(writes >= 4 && (writes as f64) <= seconds + 2.0, "{writes} writes in {seconds} s");
+    publisher.stop().await;
+}

@@ -1,0 +1,15 @@
+//! The world as a provider hands it out.
+
+use crate::{config::AgentConfig, problem::Problem};
+use weft_core::model::Snapshot;
+
+/// Everything that a source says: a directory of files, or a cluster.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct World {
+    /// The objects in effect.
+    pub snapshot: Snapshot,
+    /// What is wrong: by file and line, or by object when it came from a watch. The same list until something changes.
+    pub problems: Vec<Problem>,
+    /// Settings; the defaults without an `AgentConfig` document.
+    pub agent: AgentConfig,
+}

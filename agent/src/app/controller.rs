@@ -1,0 +1,244 @@
+//! `weft controller`: what only one may do for the whole cluster.
+//!
+//! ```text
+//! ClusterProvider ─▶ worlds ─▶ Engine ─▶ statuses ─▶ StatusWriter ─▶ API server
+//!                      │          ▲ feedback   └▶ demands ─▶ Provisioner ─▶ API server
+//!                      │          └─ agents' reports ◀─ ControlServer ◀─▶ agents
+//!                      └─ pods, captured ─▶ SlicePublisher ─▶ API server
+//! ```
+//!
+//! Every replica watches and resolves, so that the next leader knows everything at once; only the leader writes, signs and
+//! is talked to by agents.
+
+use super::{
+    admin::{self, Door, Pages},
+    cluster::Task,
+    duties::{self, Duties},
+    world::{Pipeline, Seen},
+};
+use crate::cli::ControllerArgs;
+use anyhow::{Context, Result};
+use parking_lot::Mutex;
+use std::{
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    time::{Instant, MissedTickBehavior},
+};
+use tokio_util::sync::CancellationToken;
+use weft_certs::Ca;
+use weft_control::{ControlServer, Leading, ServerConfig, WorldAuthorizer};
+use weft_k8s::{
+    CaTexts, ClusterInputs, ClusterOptions, ClusterProvider, Leadership, LeaseConfig, Role, TokenReviewer,
+    World,
+};
+use weft_proxy::telemetry::{self, Telemetry, TelemetryConfig};
+
+/// Agents that are away are looked at this often; everything else comes by itself.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Runs until SIGTERM or SIGINT, then gives the Lease back.
+///
+/// # Errors
+/// What keeps it from starting: no way to an API server, an address in use.
+pub(super) fn run(args: ControllerArgs) -> Result<ExitCode> {
+    super::install_crypto();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(control(args))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The replica's parts that end with it.
+struct Replica {
+    args: ControllerArgs,
+    telemetry: Arc<Telemetry>,
+    pages: Arc<Pages>,
+    stop: CancellationToken,
+    _tasks: Vec<Task>,
+}
+
+async fn control(args: ControllerArgs) -> Result<()> {
+    let telemetry = telemetry::init(telemetry_config())?;
+    let stop = CancellationToken::new();
+    let pages = Arc::new(Pages {
+        telemetry: telemetry.clone(),
+        seen: Arc::new(Mutex::new(Seen::default())),
+        identities: None,
+        ready: AtomicBool::new(false),
+    });
+    for at in [(Door::Admin, args.admin), (Door::Metrics, args.metrics), (Door::Health, args.health)] {
+        admin::serve(at, pages.clone(), stop.clone()).await?;
+    }
+    let client = weft_k8s::client().await?;
+    let options =
+        ClusterOptions { system_namespace: args.namespace.clone(), ..ClusterOptions::new(Role::Controller) };
+    let provider = ClusterProvider::start(client.clone(), options, ClusterInputs::none())?;
+    let election =
+        weft_k8s::lead(client.clone(), LeaseConfig::new(&args.namespace, "weft-controller", &args.pod_name));
+    let leadership = election.leadership();
+    let mut worlds = provider.worlds().await.context("the watches of the cluster ended")?;
+    let first = worlds.borrow_and_update().clone();
+    let trust_domain = first.agent.trust_domain.clone();
+
+    let (texts_tx, texts) = watch::channel(None);
+    let (ca_tx, ca) = watch::channel(None);
+    let (materials_tx, materials) = watch::channel(Arc::default());
+    let (serving_tx, serving) = watch::channel(Arc::default());
+    let authorize = WorldAuthorizer {
+        worlds: worlds.clone(),
+        snapshot: |world: &World| &world.snapshot,
+        serving,
+        gateway_account: |gateway| format!("{gateway}-weft").into(),
+        trust_domain: trust_domain.clone(),
+    };
+    let server = ControlServer::new(ServerConfig::new(
+        &trust_domain,
+        ca,
+        Arc::new(TokenReviewer::new(client.clone())),
+        Arc::new(authorize),
+        materials,
+    ));
+    let listener =
+        TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
+    let tasks = vec![
+        Task::spawn(weft_k8s::keep_ca(
+            client.clone(),
+            args.namespace.clone(),
+            leadership.clone(),
+            texts_tx,
+            (make_ca, roots_of),
+            trust_domain.to_string(),
+        )),
+        follow_ca(texts, ca_tx),
+        follow_leadership(leadership.clone(), server.clone()),
+        serve_agents(server.clone(), listener, stop.clone()),
+    ];
+    let duties = Duties::start(client, &args.pod_name, leadership.clone(), (materials_tx, serving_tx));
+    let replica = Replica { args, telemetry, pages, stop, _tasks: tasks };
+    let ended = replica.until_stopped((worlds, first), server, leadership, duties, &provider).await;
+    election.release().await;
+    provider.stop().await;
+    replica.stop.cancel();
+    replica.telemetry.shutdown(Duration::from_secs(5)).await;
+    ended
+}
+
+impl Replica {
+    async fn until_stopped(
+        &self,
+        (mut worlds, first): (watch::Receiver<Arc<World>>, Arc<World>),
+        server: ControlServer,
+        mut leadership: watch::Receiver<Leadership>,
+        mut duties: Duties,
+        provider: &weft_k8s::ClusterHandle,
+    ) -> Result<()> {
+        let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let mut agents = server.agents();
+        let mut pipeline = Pipeline::new(true, duties::nobody(), self.pages.seen.clone());
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut led_since = None;
+        let mut update = Some(pipeline.world(first));
+        tracing::info!(replica = self.args.pod_name, "watching the cluster");
+        self.pages.ready.store(true, Ordering::Release);
+        loop {
+            if let Some(update) = update.take() {
+                pipeline.show(std::iter::once(update.clone()));
+                duties.published(update, &pipeline, &provider.state.borrow());
+            }
+            let reports = agents.borrow_and_update().clone();
+            let leads = leadership.borrow_and_update().leads();
+            led_since = if leads { led_since.or(Some(Instant::now())) } else { None };
+            duties.agents(&reports, &pipeline, led_since);
+            if let Some(better) = pipeline.feedback(duties.feedback(&reports, &pipeline, led_since)) {
+                update = Some(better);
+                continue;
+            }
+            tokio::select! {
+                changed = worlds.changed() => {
+                    changed.context("the watches of the cluster ended")?;
+                    let world = worlds.borrow_and_update().clone();
+                    update = Some(pipeline.world(world));
+                }
+                changed = agents.changed() => changed.context("the agents' server ended")?,
+                changed = leadership.changed() => changed.context("the election ended")?,
+                _ = tick.tick() => {}
+                _ = term.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+            }
+        }
+    }
+}
+
+fn telemetry_config() -> TelemetryConfig {
+    let mut telemetry = TelemetryConfig::default();
+    telemetry.log.filter = std::env::var("WEFT_LOG").unwrap_or_else(|_| "info".into());
+    telemetry.access_log.output = telemetry::AccessLogOutput::Off;
+    telemetry
+}
+
+fn make_ca(trust_domain: &str) -> Result<CaTexts, String> {
+    let ca = Ca::create(trust_domain, jiff::Timestamp::now()).map_err(|e| e.to_string())?;
+    let pem = ca.to_pem();
+    Ok(CaTexts { certificates: pem.certificates.clone(), key: pem.key.clone() })
+}
+
+fn read_ca(texts: &CaTexts) -> Result<Ca, String> {
+    Ca::from_pem(texts.certificates.as_bytes(), texts.key.as_bytes()).map_err(|e| e.to_string())
+}
+
+fn roots_of(texts: &CaTexts) -> Option<String> {
+    Some(read_ca(texts).ok()?.bundle().to_pem())
+}
+
+fn follow_ca(mut texts: watch::Receiver<Option<Arc<CaTexts>>>, to: watch::Sender<Option<Arc<Ca>>>) -> Task {
+    Task::spawn(async move {
+        loop {
+            let now = texts.borrow_and_update().clone();
+            match now.as_deref().map(read_ca) {
+                Some(Ok(ca)) => drop(to.send_replace(Some(Arc::new(ca)))),
+                Some(Err(error)) => {
+                    tracing::error!("Secret weft-ca cannot be used: {error}; the last CA stays")
+                }
+                None => {}
+            }
+            if texts.changed().await.is_err() {
+                return;
+            }
+        }
+    })
+}
+
+fn follow_leadership(mut leadership: watch::Receiver<Leadership>, server: ControlServer) -> Task {
+    Task::spawn(async move {
+        loop {
+            let leading = match &*leadership.borrow_and_update() {
+                now @ Leadership::Leader { .. } => Leading { leader: now.leads(), holder: "".into() },
+                Leadership::Follower { holder } => {
+                    Leading { leader: false, holder: holder.clone().unwrap_or_else(|| "".into()) }
+                }
+            };
+            tracing::info!(leader = leading.leader, holder = %leading.holder, "leadership");
+            server.set_leading(leading);
+            if leadership.changed().await.is_err() {
+                return;
+            }
+        }
+    })
+}
+
+fn serve_agents(server: ControlServer, listener: TcpListener, stop: CancellationToken) -> Task {
+    Task::spawn(async move {
+        if let Err(error) = server.serve(listener, stop).await {
+            tracing::error!("agents cannot be served: {error}");
+        }
+    })
+}

@@ -1,0 +1,219 @@
+//! What the leading controller does with what was resolved: statuses, Gateways' objects, WorkloadSlices, material.
+
+use super::{enrolment::WorldEnrolment, world::Pipeline};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{sync::watch, time::Instant};
+use weft_control::{Agents, AppliedGateway, Expected, Material, Materials, Serving, watermarks};
+use weft_core::{
+    engine::{Feedback, Update},
+    model::{AddressMode, Kind, ObjectKey, ObjectRef, Snapshot, Str},
+};
+use weft_k8s::{
+    Desired, Leadership, Recorder, RecorderConfig, StatusWriter, WatchState, Watched, WriterConfig, known_in,
+    provision::{self, ADDRESS_MODE, ADDRESS_OWNER, Provisioner, ProvisionerOptions},
+    workloads::{self, SliceOptions, SlicePublisher},
+};
+
+/// After this time as leader the agents that there are have connected.
+const SETTLE: Duration = Duration::from_secs(10);
+/// A node that could not serve a Gateway is not asked again before this has passed.
+const UNABLE: Duration = Duration::from_secs(60);
+/// Events a second.
+const EVENTS_QPS: u32 = 20;
+
+/// Everything that the leader writes.
+pub(super) struct Duties {
+    writer: StatusWriter,
+    provisioner: Provisioner,
+    slices: SlicePublisher,
+    materials: watch::Sender<Arc<Materials>>,
+    serving: watch::Sender<Arc<Serving>>,
+    /// What each Gateway of ours must be at before it is programmed.
+    expected: BTreeMap<ObjectKey, Expected>,
+    update: Option<Update>,
+    /// When a node last could not serve a Gateway.
+    failed: BTreeMap<(ObjectKey, Str), Instant>,
+}
+
+/// The controller has no pods of its own.
+pub(super) fn nobody() -> Arc<WorldEnrolment> {
+    WorldEnrolment::new("")
+}
+
+impl Duties {
+    pub(super) fn start(
+        client: weft_k8s::Client,
+        instance: &str,
+        leadership: watch::Receiver<Leadership>,
+        (materials, serving): (watch::Sender<Arc<Materials>>, watch::Sender<Arc<Serving>>),
+    ) -> Self {
+        let events = Recorder::start(
+            client.clone(),
+            RecorderConfig { instance: instance.to_owned(), qps: EVENTS_QPS },
+            leadership.clone(),
+        );
+        Self {
+            writer: StatusWriter::start(client.clone(), WriterConfig::default(), leadership, Some(events)),
+            provisioner: Provisioner::start(client.clone(), ProvisionerOptions::default()),
+            slices: SlicePublisher::start(client, SliceOptions::default()),
+            materials,
+            serving,
+            expected: BTreeMap::new(),
+            update: None,
+            failed: BTreeMap::new(),
+        }
+    }
+
+    /// Takes what was resolved: statuses are written, material is handed out.
+    pub(super) fn published(&mut self, update: Update, pipeline: &Pipeline, watched: &WatchState) {
+        let snapshot = pipeline.snapshot();
+        let kinds = watched.kinds.iter().filter_map(|(kind, state)| {
+            let Watched::Model(kind) = *kind else { return None };
+            Some((kind, Str::from(state.version?)))
+        });
+        let known = snapshot.clone();
+        let desired = Desired {
+            statuses: update.statuses.clone(),
+            known: Arc::new(move |object: &ObjectRef| known_in(&known, object)),
+            served: Arc::new(kinds.collect()),
+        };
+        self.writer.publish(desired, &update.changed);
+        let serving = serving(snapshot);
+        let marks = watermarks(snapshot).into_iter();
+        let ours = |key: &ObjectKey| update.config.gateways.contains_key(key);
+        self.expected = marks
+            .filter(|(key, _)| ours(key))
+            .map(|(key, mark)| {
+                let every_node = mode(snapshot, &key) == Some(AddressMode::HostPort);
+                (key, Expected { mark, every_node })
+            })
+            .collect();
+        let materials = materials(pipeline, &serving);
+        replace(&self.materials, materials);
+        replace(&self.serving, serving);
+        self.update = Some(update);
+    }
+
+    /// Takes what agents report: where Gateways can be served, and which pods are captured.
+    pub(super) fn agents(&mut self, agents: &Agents, pipeline: &Pipeline, led_since: Option<Instant>) {
+        self.provisioner.set_leader(led_since.is_some());
+        self.slices.set_leader(led_since.is_some());
+        let Some(config) = self.update.as_ref().map(|update| update.config.clone()) else { return };
+        let nodes: BTreeSet<Str> = agents.keys().cloned().collect();
+        let unable = self.unable(agents, &nodes);
+        let serving = provision::Serving { nodes, unable };
+        self.provisioner.publish(pipeline.snapshot(), &config, &serving);
+        let reported = agents.iter().filter(|(_, report)| report.reported);
+        let captured: workloads::Captured =
+            reported.map(|(node, report)| (node.clone(), BTreeMap::clone(&report.captured))).collect();
+        self.slices.publish(pipeline.snapshot(), &Arc::new(captured));
+    }
+
+    /// Nodes that could not serve a Gateway lately. A Gateway that no node can serve stays where it is, and says so: moved
+    /// about, it would look served whenever nobody has tried yet.
+    fn unable(&mut self, agents: &Agents, nodes: &BTreeSet<Str>) -> BTreeMap<ObjectKey, BTreeSet<Str>> {
+        let now = Instant::now();
+        self.failed.retain(|_, at| now.duration_since(*at) < UNABLE);
+        for (node, report) in agents.iter() {
+            let failing = |a: &AppliedGateway| !a.unbound.is_empty() || !a.unusable.is_empty();
+            for (gateway, _) in report.applied.iter().filter(|(_, applied)| failing(applied)) {
+                self.failed.insert((gateway.clone(), node.clone()), now);
+            }
+        }
+        let mut unable: BTreeMap<ObjectKey, BTreeSet<Str>> = BTreeMap::new();
+        for (gateway, node) in self.failed.keys() {
+            unable.entry(gateway.clone()).or_default().insert(node.clone());
+        }
+        unable.retain(|_, failed| !nodes.is_subset(failed));
+        unable
+    }
+
+    /// What `Programmed` has to wait for.
+    pub(super) fn feedback(
+        &self,
+        agents: &Agents,
+        pipeline: &Pipeline,
+        led_since: Option<Instant>,
+    ) -> Feedback {
+        // A new leader knows no agent yet: what stands in the statuses stays until they had the time to connect.
+        let settled = led_since.is_some_and(|since| since.elapsed() >= SETTLE);
+        if !settled && agents.is_empty() {
+            return pipeline.said().clone();
+        }
+        let mut feedback =
+            weft_control::feedback(&self.expected, &self.serving.borrow(), agents, jiff::Timestamp::now());
+        for (gateway, why) in self.provisioner.problems().borrow().iter() {
+            feedback.pending.insert(gateway.clone(), why.clone());
+        }
+        feedback
+    }
+}
+
+fn replace<T: PartialEq>(sender: &watch::Sender<Arc<T>>, value: T) {
+    sender.send_if_modified(|now| {
+        let changed = **now != value;
+        if changed {
+            *now = Arc::new(value);
+        }
+        changed
+    });
+}
+
+fn mode(snapshot: &Snapshot, gateway: &ObjectKey) -> Option<AddressMode> {
+    let service = snapshot.services.get(&provision::object_key(gateway))?;
+    AddressMode::parse(service.meta.annotations.get(ADDRESS_MODE)?)
+}
+
+/// The nodes that serve each Gateway, from the objects that place it.
+fn serving(snapshot: &Snapshot) -> Serving {
+    let mut out = Serving::new();
+    for key in snapshot.gateways.keys() {
+        let name = provision::object_key(key);
+        let Some(service) = snapshot.services.get(&name) else { continue };
+        let annotations = &service.meta.annotations;
+        let nodes = match mode(snapshot, key) {
+            Some(AddressMode::AddressPool) => annotations.get(ADDRESS_OWNER).cloned().into_iter().collect(),
+            Some(_) => provision::endpoint_nodes(snapshot, &name),
+            None => continue,
+        };
+        out.insert(key.clone(), nodes);
+    }
+    out
+}
+
+/// What each node's agent needs: of the Gateways that it serves, and of every BackendTLSPolicy.
+fn materials(pipeline: &Pipeline, serving: &Serving) -> Materials {
+    let snapshot = pipeline.snapshot();
+    let everywhere = pipeline.backend_material();
+    let mut wanted: BTreeMap<Str, BTreeSet<ObjectRef>> =
+        snapshot.nodes.keys().map(|node| (node.clone(), everywhere.clone())).collect();
+    for (gateway, nodes) in serving {
+        let material = pipeline.gateway_material(gateway);
+        for node in nodes {
+            wanted.entry(node.clone()).or_default().extend(material.iter().cloned());
+        }
+    }
+    wanted.into_iter().map(|(node, refs)| (node, Arc::new(gather(snapshot, &refs)))).collect()
+}
+
+fn gather(snapshot: &Snapshot, refs: &BTreeSet<ObjectRef>) -> Material {
+    let mut material = Material::default();
+    for object in refs {
+        match object.kind {
+            Kind::Secret => {
+                let secret = snapshot.secrets.get(&object.key);
+                material.secrets.extend(secret.map(|s| (object.key.clone(), s.clone())));
+            }
+            Kind::ConfigMap => {
+                let map = snapshot.config_maps.get(&object.key);
+                material.config_maps.extend(map.map(|m| (object.key.clone(), m.clone())));
+            }
+            _ => {}
+        }
+    }
+    material
+}

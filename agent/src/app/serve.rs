@@ -1,0 +1,392 @@
+//! Serving a stream of worlds: the data plane, a node's pods, Gateways, pages. The same for files and for a cluster.
+
+use super::{
+    admin::{self, Door, Pages},
+    cluster::Cluster,
+    enrolment::WorldEnrolment,
+    gateways::Gateways,
+    joiner::{self, Joiner, Joining},
+    pods::PodServing,
+    world::{Pipeline, Seen},
+};
+use anyhow::{Context, Result};
+use parking_lot::{Mutex, RwLock};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{oneshot, watch},
+    task::JoinHandle,
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use weft_certs::IdentityStore;
+use weft_cni::install::InstallHandle;
+use weft_core::{
+    engine::{Feedback, Update},
+    model::{ObjectKey, Snapshot},
+};
+use weft_inpod::{ManagerConfig, ManagerHandle, PodManager};
+use weft_k8s::{AgentConfig, World};
+use weft_proxy::{
+    context::{Limits, Shared},
+    pods::DataPlane,
+    telemetry::{self, AccessLogOutput, Telemetry, TelemetryConfig},
+    worker::Workers,
+};
+
+/// Readiness waits at most this long for pods that an earlier agent served.
+const ADOPTION_PATIENCE: Duration = Duration::from_secs(15);
+
+/// How to serve.
+pub(super) struct Options {
+    /// This node's name.
+    pub(super) node: String,
+    /// Where the worlds come from, for the log.
+    pub(super) what: String,
+    /// Shared with `weft holder` and `weft-cni`; without it only Gateways are served.
+    pub(super) run_dir: Option<PathBuf>,
+    /// What must survive a reboot; with it the plugin knows who is enrolled before this agent runs.
+    pub(super) state_dir: Option<PathBuf>,
+    /// The plugin's installation, kept up while this agent is the node's.
+    pub(super) installer: Mutex<Option<InstallHandle>>,
+    /// Data plane threads.
+    pub(super) workers: Option<usize>,
+    /// A file, `-`, `off`; else as the configuration says.
+    pub(super) access_log: Option<String>,
+    /// Pages and where they are.
+    pub(super) doors: [(Door, SocketAddr); 3],
+    /// A Unix socket with every page, which no other agent of the node has.
+    pub(super) admin_socket: Option<PathBuf>,
+    /// Longest time that connections are let finish.
+    pub(super) drain: Duration,
+    /// Certificates; none without a mesh.
+    pub(super) identities: Option<IdentityStore>,
+    /// What a controller is told; none with files.
+    pub(super) cluster: Option<Cluster>,
+}
+
+/// Everything that runs beside the pipeline.
+struct Agent {
+    options: Options,
+    /// The settings that it was started with.
+    started: AgentConfig,
+    telemetry: Arc<Telemetry>,
+    shared: Arc<Shared>,
+    plane: Arc<DataPlane>,
+    mesh: Arc<RwLock<(weft_core::model::Str, weft_core::model::MtlsMode)>>,
+    enrolment: Arc<WorldEnrolment>,
+    pages: Arc<Pages>,
+    /// Ends the pages on the node's addresses, for the next agent's.
+    doors: CancellationToken,
+    stop: CancellationToken,
+}
+
+/// The node's part: pods, by the holder and the plugin.
+struct NodePart {
+    manager: Arc<ManagerHandle>,
+    serving: JoinHandle<()>,
+    joining: Joining,
+    superseded: oneshot::Receiver<()>,
+}
+
+/// Serves what the worlds say until SIGTERM or SIGINT, then drains.
+///
+/// # Errors
+/// What keeps it from starting: the CA, an address in use.
+pub(super) async fn serve(options: Options, mut worlds: watch::Receiver<Arc<World>>) -> Result<()> {
+    let first = worlds.borrow_and_update().clone();
+    let agent = Agent::start(options, &first.agent)?;
+    agent.open_doors().await?;
+    let placed = agent.options.cluster.is_some();
+    let mut pipeline = Pipeline::new(placed, agent.enrolment.clone(), agent.pages.seen.clone());
+    let update = pipeline.world(first.clone());
+    agent.shared.config.store(update.config.clone());
+    let node = agent.options.run_dir.as_deref().map(|dir| agent.start_node(dir)).transpose()?;
+    let manager = node.as_ref().map(|n| n.manager.clone());
+    if let (Some(cluster), Some(manager)) = (&agent.options.cluster, &manager) {
+        cluster.follow_captured(manager.captured(), |pod| pod.uid.as_str().into());
+    }
+    let mut gateways = Gateways::new(agent.plane.clone(), agent.pages.identities.clone(), manager);
+    agent.publish(&mut pipeline, &mut gateways, update).await;
+    tracing::info!(node = agent.options.node, "serving {}", agent.options.what);
+    agent.until_stopped((worlds, first), pipeline, gateways, node).await?;
+    agent.shut_down().await;
+    Ok(())
+}
+
+impl Agent {
+    fn start(mut options: Options, config: &AgentConfig) -> Result<Self> {
+        let telemetry = telemetry::init(telemetry_config(&options, config))?;
+        let shared = Arc::new(Shared::new(limits(config), telemetry.clone()));
+        let workers = options.workers.unwrap_or_else(default_workers);
+        let plane = Arc::new(DataPlane::new(Workers::start(workers, shared.clone())?));
+        let identities = options.identities.take();
+        let enrolment = WorldEnrolment::new(&options.node);
+        let pages = Arc::new(Pages {
+            telemetry: telemetry.clone(),
+            seen: Arc::new(Mutex::new(Seen::default())),
+            identities,
+            ready: AtomicBool::new(false),
+        });
+        Ok(Self {
+            options,
+            started: config.clone(),
+            telemetry,
+            shared,
+            plane,
+            mesh: Arc::new(RwLock::new((config.trust_domain.clone(), config.mtls))),
+            enrolment,
+            pages,
+            doors: CancellationToken::new(),
+            stop: CancellationToken::new(),
+        })
+    }
+
+    fn start_node(&self, run_dir: &Path) -> Result<NodePart> {
+        let (manager, events) = PodManager::start(
+            ManagerConfig { state_dir: self.options.state_dir.clone(), ..ManagerConfig::new(run_dir) },
+            self.enrolment.clone(),
+        )?;
+        let serving = PodServing {
+            plane: self.plane.clone(),
+            identities: self.pages.identities.clone().context("a mesh needs its CA")?,
+            enrolment: self.enrolment.clone(),
+            mesh: self.mesh.clone(),
+            grace: self.options.drain,
+            sandboxes: Arc::default(),
+        };
+        let (tell, superseded) = oneshot::channel();
+        let serving = tokio::spawn(serving.run(events, tell));
+        let manager = Arc::new(manager);
+        let joiner = Joiner {
+            proc_root: "/proc".into(),
+            manager: manager.clone(),
+            enrolment: self.enrolment.clone(),
+            witness: self.options.installer.lock().as_ref().map(InstallHandle::witness),
+            gone_patience: joiner::GONE_PATIENCE,
+        };
+        Ok(NodePart { manager, serving, joining: joiner.start(), superseded })
+    }
+
+    /// Puts a Config into effect, opens and closes listeners, and reports what could not be bound.
+    async fn publish(&self, pipeline: &mut Pipeline, gateways: &mut Gateways, update: Update) {
+        self.shared.config.store(update.config.clone());
+        if let Some(cluster) = &self.options.cluster {
+            cluster.hold_addresses(&update.config, pipeline.snapshot()).await;
+        }
+        let feedback = gateways.sync(&update.config).await;
+        self.settle(pipeline, feedback, Some(update));
+    }
+
+    /// Takes what could not be bound into account, and only then shows what is served: a listener is not to be called
+    /// programmed before it is.
+    fn settle(&self, pipeline: &mut Pipeline, feedback: Feedback, update: Option<Update>) {
+        let better = pipeline.feedback(feedback);
+        if let Some(better) = &better {
+            self.shared.config.store(better.config.clone());
+        }
+        let (first, last) = (update, better);
+        if let Some(cluster) = &self.options.cluster {
+            cluster.applied(pipeline.snapshot(), &self.shared.config.load(), pipeline.said());
+        }
+        pipeline.show(first.into_iter().chain(last));
+    }
+
+    async fn world(&self, pipeline: &mut Pipeline, gateways: &mut Gateways, world: Arc<World>) {
+        let world = self.as_started(world);
+        *self.mesh.write() = (world.agent.trust_domain.clone(), world.agent.mtls);
+        let update = pipeline.world(world);
+        self.publish(pipeline, gateways, update).await;
+    }
+
+    /// What is read at the start only stays as it was then: certificates of another trust domain would never come, and
+    /// every connection of the mesh fail. Says so when the files ask for something else.
+    fn as_started(&self, world: Arc<World>) -> Arc<World> {
+        let fixed =
+            |c: &AgentConfig| (c.trust_domain.clone(), c.tracing.clone(), c.access_log.clone(), c.limits);
+        if fixed(&self.started) == fixed(&world.agent) {
+            return world;
+        }
+        tracing::warn!(
+            "AgentConfig: trustDomain, tracing, accessLog and limits are read at the start only; restart the agent"
+        );
+        let agent = AgentConfig { trust_domain: self.started.trust_domain.clone(), ..world.agent.clone() };
+        Arc::new(World { agent, ..World::clone(&world) })
+    }
+
+    /// Takes over what an earlier agent served; then this one is ready.
+    async fn adopt(&self, manager: Option<Arc<ManagerHandle>>, world: Arc<World>) {
+        self.forget_gone(manager.as_deref(), &world.snapshot).await;
+        self.wait_adopted(manager.as_deref()).await;
+    }
+
+    /// Forgets sandboxes whose pod went away while no agent was there to hear the plugin's DEL.
+    async fn forget_gone(&self, manager: Option<&ManagerHandle>, world: &Snapshot) {
+        let Some(manager) = manager else { return };
+        let connected = manager.counts().wait_for(|c| c.holder).await.is_ok();
+        for record in if connected { manager.records().await } else { Vec::new() } {
+            let key = ObjectKey::new(record.namespace.as_str(), record.name.as_str());
+            let lives = world.pods.get(&key).is_some_and(|pod| {
+                pod.meta.uid.is_empty() || record.uid.is_empty() || *pod.meta.uid == *record.uid
+            });
+            if !lives {
+                tracing::info!("pod {key}: gone while no agent was there");
+                manager.forget(record.container_id).await;
+            }
+        }
+    }
+
+    /// Waits until pods that the holder knows from an earlier agent are served again.
+    async fn wait_adopted(&self, manager: Option<&ManagerHandle>) {
+        let Some(manager) = manager else { return };
+        let mut counts = manager.counts();
+        let adopted = counts.wait_for(|c| c.holder && c.pending == 0);
+        if tokio::time::timeout_at(Instant::now() + ADOPTION_PATIENCE, adopted).await.is_err() {
+            let counts = *manager.counts().borrow();
+            tracing::warn!(?counts, "ready, although not all pods of an earlier agent are served yet");
+        }
+    }
+
+    async fn until_stopped(
+        &self,
+        (mut worlds, first): (watch::Receiver<Arc<World>>, Arc<World>),
+        mut pipeline: Pipeline,
+        mut gateways: Gateways,
+        node: Option<NodePart>,
+    ) -> Result<()> {
+        let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let mut hangup = signal(SignalKind::hangup())?;
+        let (manager, tasks, superseded) = match node {
+            Some(NodePart { manager, serving, joining, superseded }) => {
+                (Some(manager), Some((serving, joining)), superseded)
+            }
+            // Never told: `pending` below is what a closed channel must not be mistaken for.
+            None => (None, None, oneshot::channel().1),
+        };
+        let superseded = async {
+            if superseded.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::pin!(superseded);
+        // Beside the loop: an edit or SIGTERM must not wait for a holder that is away.
+        let mut ready = Box::pin(self.adopt(manager.clone(), first));
+        loop {
+            tokio::select! {
+                () = &mut ready, if !self.pages.ready.load(Ordering::Acquire) => {
+                    self.pages.ready.store(true, Ordering::Release);
+                    tracing::info!("ready");
+                }
+                changed = worlds.changed() => {
+                    changed.context("the directory's watch ended")?;
+                    let world = worlds.borrow_and_update().clone();
+                    self.world(&mut pipeline, &mut gateways, world).await;
+                }
+                () = gateways.retry() => {
+                    let config = self.shared.config.load_full();
+                    let feedback = gateways.sync(&config).await;
+                    self.settle(&mut pipeline, feedback, None);
+                }
+                // The access log is opened anew by telemetry; the directory is followed anyway.
+                _ = hangup.recv() => tracing::info!("SIGHUP: files are followed without it"),
+                _ = term.recv() => break,
+                _ = interrupt.recv() => break,
+                () = &mut superseded => {
+                    tracing::info!("a newer agent serves from now on");
+                    break;
+                }
+            }
+        }
+        drop(ready);
+        // The successor's is at work already; nothing is taken back.
+        if let Some(installer) = self.options.installer.lock().take() {
+            installer.stop();
+        }
+        // Stop taking new work; pods stay captured, and their listeners stay open in the holder.
+        gateways.stop_accepting().await;
+        drop(gateways);
+        let serving = match tasks {
+            Some((serving, joining)) => {
+                joining.stop().await; // it has a handle to the manager, which is to be the last here
+                Some(serving)
+            }
+            None => None,
+        };
+        if let Some(manager) = manager.and_then(Arc::into_inner) {
+            manager.stop().await;
+        }
+        if let Some(serving) = serving {
+            serving.abort();
+        }
+        Ok(())
+    }
+
+    async fn open_doors(&self) -> Result<()> {
+        if let Some(path) = &self.options.admin_socket {
+            admin::serve_socket(path, self.pages.clone(), self.stop.clone())?;
+        }
+        for at in self.options.doors {
+            if self.options.cluster.is_some() {
+                admin::serve_when_free(at, self.pages.clone(), self.doors.clone());
+            } else {
+                admin::serve(at, self.pages.clone(), self.stop.clone()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn shut_down(self) {
+        self.doors.cancel();
+        let grace = self.options.drain;
+        self.pages.ready.store(false, Ordering::Release);
+        tracing::info!("draining for at most {grace:?}");
+        self.plane.drain(grace).await;
+        self.stop.cancel();
+        self.telemetry.shutdown(Duration::from_secs(5)).await;
+    }
+}
+
+fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(2, |n| n.get().min(2))
+}
+
+fn limits(config: &AgentConfig) -> Limits {
+    let given = &config.limits;
+    let size = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
+    Limits {
+        connections_max: size(given.connections),
+        handshakes_max: size(given.handshakes),
+        head_bytes_max: size(given.request_head_bytes),
+        connect_timeout_ms: u64::try_from(given.connect_timeout.as_millis()).unwrap_or(u64::MAX),
+        ..Limits::default()
+    }
+}
+
+fn telemetry_config(options: &Options, config: &AgentConfig) -> TelemetryConfig {
+    let mut telemetry = TelemetryConfig::default();
+    telemetry.log.filter = std::env::var("WEFT_LOG").unwrap_or_else(|_| "info".into());
+    telemetry.access_log.output = match (options.access_log.as_deref(), &config.access_log) {
+        (Some("off"), _) | (None, weft_k8s::AccessLog::Off) => AccessLogOutput::Off,
+        (Some("-"), _) | (None, weft_k8s::AccessLog::Stdout) => AccessLogOutput::Stdout,
+        (Some(path), _) => AccessLogOutput::File(path.into()),
+        (None, weft_k8s::AccessLog::File(path)) => AccessLogOutput::File(path.clone()),
+    };
+    telemetry.trace.endpoint.clone_from(&config.tracing.endpoint);
+    telemetry.trace.ratio = config.tracing.sampling_ratio;
+    telemetry.trace.resource = config.tracing.attributes.clone().into_iter().collect();
+    telemetry.trace.resource.push(("k8s.node.name".into(), options.node.clone()));
+    let (trace, problems) = telemetry.trace.with_env(|name| std::env::var(name).ok());
+    telemetry.trace = trace;
+    for problem in problems {
+        eprintln!("weft: {problem}");
+    }
+    telemetry
+}

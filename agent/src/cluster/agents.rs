@@ -1,0 +1,114 @@
+//! What agents say of their node: their admin page `/node`, asked by `exec` in their pod, since the page is for the node only.
+
+use super::api::AskAgent;
+use futures_util::{FutureExt as _, future::BoxFuture};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, Client, api::AttachParams};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::time::Duration;
+use tokio::io::AsyncReadExt as _;
+
+/// Longest wait for an agent's page.
+const ANSWER: Duration = Duration::from_secs(10);
+/// Longer pages are cut, in bytes.
+const PAGE_MAX: u64 = 16 << 20;
+
+/// The page `/node`. Every field may be left out: agents of another version know more or less.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeReport {
+    /// `spec.nodeName`.
+    pub node: String,
+    /// Of the agent.
+    pub version: String,
+    /// `connected`, or why not.
+    pub controller: String,
+    /// `uname -r`.
+    pub kernel: String,
+    /// What `nft --version` says; empty when it does not run.
+    pub nft: String,
+    /// The plugin's place in the runtime's configuration.
+    pub cni: CniReport,
+    /// Pods of the node that are, or should be, in the mesh.
+    pub pods: Vec<PodReport>,
+    /// Connections from outside the mesh that pods accepted in clear: what `strict` would refuse.
+    pub plaintext: Vec<PlaintextReport>,
+    /// Empty; `leaving` while pods are let go because of `uninstall: "true"` in weft-config; `done` when no pod is captured
+    /// and the plugin and its configuration are gone.
+    pub uninstall: String,
+}
+
+/// The plugin on a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CniReport {
+    /// `installed`, `waiting` (for another plugin's configuration), `removed` or `failed`.
+    pub state: String,
+    /// `dropIn` or `conflist`.
+    pub way: String,
+    /// The file that names our plugin.
+    pub file: String,
+    /// Whether an ADD has come since the installation.
+    pub add_seen: bool,
+    /// What is wrong.
+    pub problem: String,
+}
+
+/// A pod as its node's agent sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodReport {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// `captured`, `pending`, `leaving` or `failed`.
+    pub state: String,
+    /// Why it is not captured.
+    pub why: String,
+}
+
+/// Callers in clear.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PlaintextReport {
+    /// `namespace/pod`, or the address.
+    pub from: String,
+    /// `namespace/pod`.
+    pub to: String,
+    /// Connections since the agent's start.
+    pub connections: u64,
+}
+
+/// Asks by `kubectl exec`'s way.
+pub(super) struct ByExec(pub(super) Client);
+
+impl AskAgent for ByExec {
+    fn ask<'a>(&'a self, pod: &'a str, path: &'a str) -> BoxFuture<'a, Result<Value, String>> {
+        async move {
+            tokio::time::timeout(ANSWER, exec(&self.0, pod, path))
+                .await
+                .unwrap_or_else(|_| Err(format!("no answer in {} s", ANSWER.as_secs())))
+        }
+        .boxed()
+    }
+}
+
+async fn exec(client: &Client, pod: &str, path: &str) -> Result<Value, String> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), super::NAMESPACE);
+    let how = AttachParams::default().container("agent").stdin(false).stdout(true).stderr(true);
+    let mut process =
+        pods.exec(pod, ["weft", "admin", "get", path], &how).await.map_err(|e| e.to_string())?;
+    let (mut page, mut trouble) = (Vec::new(), Vec::new());
+    if let (Some(out), Some(err)) = (process.stdout(), process.stderr()) {
+        let (mut out, mut err) = (out.take(PAGE_MAX), err.take(PAGE_MAX));
+        let (first, second) = tokio::join!(out.read_to_end(&mut page), err.read_to_end(&mut trouble));
+        first.and(second).map_err(|e| e.to_string())?;
+    }
+    serde_json::from_slice(&page).map_err(|_| {
+        let said =
+            String::from_utf8_lossy(if trouble.is_empty() { &page } else { &trouble }).trim().to_owned();
+        if said.is_empty() { "the agent said nothing".into() } else { said }
+    })
+}

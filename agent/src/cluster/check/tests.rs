@@ -1,0 +1,238 @@
+use super::*;
+use crate::cluster::fake::{Fake, node};
+use std::sync::Arc;
+
+/// The highest level that `id` has under `facts`.
+fn level(facts: &Facts, want: Want, id: &str) -> Option<Level> {
+    findings(facts, want).into_iter().filter(|f| f.id == id).map(|f| f.level).max()
+}
+
+fn fine() -> Facts {
+    Facts {
+        version: json!({"gitVersion": "v1.36.3"}),
+        may_install: true,
+        nodes: vec![node("n1")],
+        crds: [
+            "gateways",
+            "gatewayclasses",
+            "backendtlspolicies",
+            "grpcroutes",
+            "httproutes",
+            "listenersets",
+            "referencegrants",
+            "tcproutes",
+            "tlsroutes",
+            "udproutes",
+        ]
+        .map(|plural| crd(plural, "v1.6.1", "experimental"))
+        .into(),
+        upgrade_guard: true,
+        ..Facts::default()
+    }
+}
+
+fn crd(plural: &str, bundle: &str, channel: &str) -> Value {
+    json!({"metadata": {"name": format!("{plural}.{GATEWAY_API}"), "annotations": {
+            "gateway.networking.k8s.io/bundle-version": bundle, "gateway.networking.k8s.io/channel": channel}},
+        "spec": {"group": GATEWAY_API, "names": {"plural": plural}, "versions": [{"name": "v1", "served": true}]}})
+}
+
+#[test]
+fn a_fine_cluster_has_no_complaint() {
+    let findings = findings(&fine(), Want::Pre);
+    assert!(findings.iter().all(|f| f.level == Level::Ok), "{findings:#?}");
+    assert!(findings.len() >= 6, "{findings:#?}");
+}
+
+#[test]
+fn each_thing_that_is_missing_before_an_installation_has_its_finding() {
+    let check = |id: &str, expected: Level, spoil: &dyn Fn(&mut Facts)| {
+        let mut facts = fine();
+        spoil(&mut facts);
+        assert_eq!(level(&facts, Want::Pre, id), Some(expected), "{id}: {:#?}", findings(&facts, Want::Pre));
+        let remedies = findings(&facts, Want::Pre)
+            .into_iter()
+            .filter(|f| f.level == Level::Error && f.remedy.is_empty());
+        assert_eq!(remedies.count(), 0, "{id}: an error without a remedy");
+    };
+    check("WEFT-C001", Level::Error, &|f| f.version = json!({"gitVersion": "v1.29.9"}));
+    check("WEFT-C001", Level::Ok, &|f| f.version = json!({"gitVersion": "v1.30.0-gke.1"}));
+    check("WEFT-C001", Level::Warning, &|f| f.version = json!({}));
+    check("WEFT-C002", Level::Warning, &|f| f.may_install = false);
+    let kernel = |version: &'static str| {
+        move |f: &mut Facts| f.nodes[0]["status"]["nodeInfo"]["kernelVersion"] = version.into()
+    };
+    check("WEFT-C003", Level::Error, &kernel("4.18.0-553.el8"));
+    check("WEFT-C003", Level::Ok, &kernel("5.10.0"));
+    check("WEFT-C003", Level::Error, &|f| f.nodes.clear());
+    check("WEFT-C003", Level::Warning, &|f| drop(f.denied.insert("/api/v1/nodes".into())));
+    check("WEFT-C004", Level::Warning, &|f| {
+        f.nodes[0]["status"]["nodeInfo"]["architecture"] = "s390x".into()
+    });
+    check("WEFT-C005", Level::Warning, &|f| f.crds.clear());
+    let bundle = |version: &'static str| {
+        move |f: &mut Facts| {
+            for crd in &mut f.crds {
+                crd["metadata"]["annotations"]["gateway.networking.k8s.io/bundle-version"] = version.into();
+            }
+        }
+    };
+    check("WEFT-C005", Level::Error, &bundle("v1.1.0"));
+    check("WEFT-C005", Level::Ok, &bundle("v1.2.0"));
+    check("WEFT-C005", Level::Info, &bundle("v1.7.0"));
+    check("WEFT-C005", Level::Warning, &bundle("unknown"));
+    check("WEFT-C006", Level::Error, &|f| f.crds[1] = crd("gatewayclasses", "v1.6.1", "standard"));
+    check("WEFT-C006", Level::Error, &|f| f.crds[1] = crd("gatewayclasses", "v1.4.0", "experimental"));
+    check("WEFT-C006", Level::Info, &|f| drop(f.crds.pop()));
+    check("WEFT-C007", Level::Warning, &|f| f.upgrade_guard = false);
+    let namespace = |level: &str| {
+        Some(
+            json!({"metadata": {"name": "weft-system", "labels": {"pod-security.kubernetes.io/enforce": level}}}),
+        )
+    };
+    check("WEFT-C008", Level::Error, &|f| f.namespace = namespace("baseline"));
+    check("WEFT-C008", Level::Ok, &|f| f.namespace = namespace("privileged"));
+    let cilium = |data: Value| move |f: &mut Facts| f.cilium = Some(json!({"data": data}));
+    check("WEFT-C009", Level::Error, &cilium(json!({"kube-proxy-replacement": "true"})));
+    check(
+        "WEFT-C009",
+        Level::Error,
+        &cilium(json!({"bpf-lb-sock": "true", "bpf-lb-sock-hostns-only": "false"})),
+    );
+    check("WEFT-C009", Level::Ok, &cilium(json!({"bpf-lb-sock": "true", "bpf-lb-sock-hostns-only": "true"})));
+    check("WEFT-C009", Level::Ok, &cilium(json!({"kube-proxy-replacement": "false"})));
+    check("WEFT-C012", Level::Error, &cilium(json!({})));
+    check("WEFT-C012", Level::Ok, &cilium(json!({"cni-exclusive": "false"})));
+    let calico = |spec: Value| move |f: &mut Facts| f.calico = Some(json!({"spec": spec}));
+    check("WEFT-C010", Level::Error, &calico(json!({"bpfEnabled": true})));
+    check(
+        "WEFT-C010",
+        Level::Error,
+        &calico(json!({"bpfEnabled": true, "bpfConnectTimeLoadBalancing": "TCP"})),
+    );
+    check(
+        "WEFT-C010",
+        Level::Ok,
+        &calico(json!({"bpfEnabled": true, "bpfConnectTimeLoadBalancing": "Disabled"})),
+    );
+    check(
+        "WEFT-C010",
+        Level::Ok,
+        &calico(json!({"bpfEnabled": true, "bpfConnectTimeLoadBalancingEnabled": false})),
+    );
+    check("WEFT-C010", Level::Ok, &calico(json!({})));
+    let proxy = |conf: &str| Some(json!({"data": {"config.conf": conf}}));
+    check("WEFT-C011", Level::Ok, &|f| f.kube_proxy = proxy("kind: X\nmode: \"nftables\"\n"));
+    check("WEFT-C011", Level::Info, &|f| f.kube_proxy = proxy("mode: ipvs"));
+    check("WEFT-C011", Level::Ok, &|f| f.kube_proxy = proxy("mode: \"\""));
+}
+
+fn installed() -> Facts {
+    let workload = |name: &str| {
+        json!({"metadata": {"name": name, "generation": 1},
+        "spec": {"replicas": 1, "template": {"spec": {"containers": [{"image": "weft:1"}]}}},
+        "status": {"observedGeneration": 1, "desiredNumberScheduled": 1, "numberReady": 1, "updatedNumberScheduled": 1,
+            "replicas": 1, "readyReplicas": 1, "updatedReplicas": 1}})
+    };
+    let accepted = json!({"conditions": [{"type": "Accepted", "status": "True"}]});
+    let report = crate::cluster::agents::NodeReport {
+        kernel: "6.1".into(),
+        nft: "1.0.6".into(),
+        controller: "connected".into(),
+        cni: crate::cluster::agents::CniReport { state: "installed".into(), ..Default::default() },
+        ..Default::default()
+    };
+    Facts {
+        daemon_set: Some(workload("weft-agent")),
+        controller: Some(workload("weft-controller")),
+        lease: Some(
+            json!({"spec": {"holderIdentity": "c1", "renewTime": jiff::Timestamp::now().to_string()}}),
+        ),
+        config: Some(json!({"data": {}})),
+        ca_root: Some(json!({"data": {"root.pem": "-----BEGIN CERTIFICATE-----"}})),
+        classes: vec![json!({"metadata": {"name": "weft"}, "status": accepted})],
+        agents: [("n1".to_owned(), Ok(report))].into(),
+        namespaces: vec![json!({"metadata": {"name": "shop", "labels": {"weft.dev/mesh": "enabled"}}})],
+        pods: vec![
+            json!({"metadata": {"namespace": "shop", "name": "web", "uid": "u"}, "spec": {"nodeName": "n1"}, "status": {"phase": "Running"}}),
+        ],
+        slices: vec![
+            json!({"metadata": {"namespace": "shop"}, "workloads": [{"name": "web", "uid": "u", "captured": true}]}),
+        ],
+        ..fine()
+    }
+}
+
+#[test]
+fn each_thing_that_is_wrong_with_an_installation_has_its_finding() {
+    let findings_of = |facts: &Facts| findings(facts, Want::All);
+    assert!(
+        findings_of(&installed()).iter().all(|f| f.level == Level::Ok),
+        "{:#?}",
+        findings_of(&installed())
+    );
+    let check = |id: &str, expected: Level, spoil: &dyn Fn(&mut Facts)| {
+        let mut facts = installed();
+        spoil(&mut facts);
+        assert_eq!(level(&facts, Want::All, id), Some(expected), "{id}: {:#?}", findings_of(&facts));
+        let remedies =
+            findings_of(&facts).into_iter().filter(|f| f.level == Level::Error && f.remedy.is_empty());
+        assert_eq!(remedies.count(), 0, "{id}: an error without a remedy");
+    };
+    let agent = |change: &'static dyn Fn(&mut crate::cluster::agents::NodeReport)| {
+        move |f: &mut Facts| {
+            if let Some(Ok(report)) = f.agents.get_mut("n1") {
+                change(report);
+            }
+        }
+    };
+    check("WEFT-C020", Level::Error, &|f| (f.daemon_set, f.controller) = (None, None));
+    check("WEFT-C020", Level::Error, &|f| f.daemon_set = None);
+    check("WEFT-C020", Level::Error, &|f| f.daemon_set.as_mut().unwrap()["status"]["numberReady"] = 0.into());
+    check("WEFT-C021", Level::Error, &|f| f.lease = None);
+    check("WEFT-C021", Level::Error, &|f| {
+        f.lease.as_mut().unwrap()["spec"]["renewTime"] = "2020-01-01T00:00:00.000000Z".into()
+    });
+    check("WEFT-C022", Level::Warning, &|f| {
+        f.controller.as_mut().unwrap()["spec"]["template"]["spec"]["containers"][0]["image"] =
+            "weft:2".into();
+    });
+    check("WEFT-C022", Level::Info, &agent(&|a| a.version = "9.9.9".into()));
+    check("WEFT-C023", Level::Warning, &|f| drop(f.agents.insert("n1".into(), Err("timed out".into()))));
+    check("WEFT-C024", Level::Error, &agent(&|a| a.nft.clear()));
+    check("WEFT-C025", Level::Warning, &agent(&|a| a.controller = "refused".into()));
+    check("WEFT-C026", Level::Error, &agent(&|a| a.cni.state = "waiting".into()));
+    check("WEFT-C026", Level::Error, &agent(&|a| a.cni.state = "failed".into()));
+    check("WEFT-C026", Level::Warning, &agent(&|a| a.cni.problem = "no ADD has come".into()));
+    check("WEFT-C027", Level::Error, &|f| f.ca_root = None);
+    check("WEFT-C028", Level::Error, &|f| f.config = Some(json!({"data": {"uninstall": "true"}})));
+    check("WEFT-C029", Level::Info, &|f| f.classes.clear());
+    check("WEFT-C029", Level::Error, &|f| f.classes[0]["status"] = json!({}));
+    check("WEFT-C029", Level::Error, &|f| f.classes[0]["status"]["conditions"][0]["status"] = "False".into());
+    check("WEFT-C030", Level::Warning, &|f| {
+        f.nodes[0]["spec"] = json!({"taints": [{"key": "weft.dev/agent-not-ready"}]})
+    });
+    check("WEFT-C031", Level::Error, &|f| f.slices.clear());
+    check("WEFT-C032", Level::Info, &|f| f.pods[0]["spec"]["hostNetwork"] = true.into());
+}
+
+#[tokio::test]
+async fn what_may_not_be_read_is_said_and_never_called_fine() {
+    let mut fake = Fake::default();
+    fake.refused.insert("/api/v1/nodes", (403, "no"));
+    fake.refused.insert("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", (403, "no"));
+    let facts = facts::gather(&Arc::new(fake).cluster(), Want::All).await.unwrap();
+    assert_eq!(level(&facts, Want::All, "WEFT-C003"), Some(Level::Warning));
+    assert_eq!(level(&facts, Want::All, "WEFT-C005"), Some(Level::Warning));
+}
+
+#[test]
+fn versions_are_read_as_vendors_write_them() {
+    let check = |text: &str, expected: Option<(u32, u32)>| assert_eq!(version(text), expected, "{text}");
+    check("v1.31.4-gke.1256000", Some((1, 31)));
+    check("6.1.0-18-amd64", Some((6, 1)));
+    check("5.15.167.4-microsoft-standard-WSL2", Some((5, 15)));
+    check("v1.32+", Some((1, 32)));
+    check("", None);
+    check("latest", None);
+}

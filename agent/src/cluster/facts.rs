@@ -1,0 +1,265 @@
+//! What is so in a cluster, gathered once; `check` and `status` then only decide.
+
+use super::{
+    NAMESPACE,
+    agents::NodeReport,
+    api::{Cluster, ClusterError, key, label, text},
+    install::{AGENTS, CONFIG, CONTROLLER},
+};
+use futures_util::{StreamExt as _, stream};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use weft_core::model::MESH_LABEL;
+
+/// Agents asked at once.
+const AGENTS_AT_ONCE: usize = 16;
+/// The Gateway API's group.
+pub(super) const GATEWAY_API: &str = "gateway.networking.k8s.io";
+
+/// How much to ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Want {
+    /// What must hold before an installation.
+    Pre,
+    /// Everything.
+    All,
+}
+
+/// The kinds of routes: plural, kind, and the version that every bundle since it has them serves.
+pub(super) const ROUTES: [(&str, &str); 5] = [
+    ("httproutes", "HTTPRoute"),
+    ("grpcroutes", "GRPCRoute"),
+    ("tlsroutes", "TLSRoute"),
+    ("tcproutes", "TCPRoute"),
+    ("udproutes", "UDPRoute"),
+];
+
+/// What was found. Objects as the API server gave them; a list is empty when its kind is not served.
+#[derive(Default)]
+pub(super) struct Facts {
+    /// `/version`.
+    pub(super) version: Value,
+    /// Whether the person may do everything.
+    pub(super) may_install: bool,
+    /// Nodes.
+    pub(super) nodes: Vec<Value>,
+    /// Definitions of the Gateway API and of Weft.
+    pub(super) crds: Vec<Value>,
+    /// The policy that keeps CRDs from being replaced by older ones.
+    pub(super) upgrade_guard: bool,
+    /// Namespace weft-system.
+    pub(super) namespace: Option<Value>,
+    /// ConfigMap kube-system/cilium-config.
+    pub(super) cilium: Option<Value>,
+    /// FelixConfiguration default.
+    pub(super) calico: Option<Value>,
+    /// ConfigMap kube-system/kube-proxy.
+    pub(super) kube_proxy: Option<Value>,
+    /// What the person may not read, so that a check that saw nothing does not say "fine".
+    pub(super) denied: BTreeSet<String>,
+
+    /// DaemonSet weft-agent.
+    pub(super) daemon_set: Option<Value>,
+    /// Deployment weft-controller.
+    pub(super) controller: Option<Value>,
+    /// Lease weft-controller.
+    pub(super) lease: Option<Value>,
+    /// ConfigMap weft-config.
+    pub(super) config: Option<Value>,
+    /// ConfigMap weft-ca-root.
+    pub(super) ca_root: Option<Value>,
+    /// Pods of weft-system.
+    pub(super) system_pods: Vec<Value>,
+    /// What each agent says, by node.
+    pub(super) agents: BTreeMap<String, Result<NodeReport, String>>,
+    /// All namespaces.
+    pub(super) namespaces: Vec<Value>,
+    /// Pods of joined namespaces, and pods with a label of their own.
+    pub(super) pods: Vec<Value>,
+    /// WorkloadSlices.
+    pub(super) slices: Vec<Value>,
+    /// GatewayClasses.
+    pub(super) classes: Vec<Value>,
+    /// Gateways.
+    pub(super) gateways: Vec<Value>,
+    /// ListenerSets.
+    pub(super) listener_sets: Vec<Value>,
+    /// Services.
+    pub(super) services: Vec<Value>,
+    /// Routes with their kind.
+    pub(super) routes: Vec<(&'static str, Value)>,
+}
+
+/// Asks for everything that is wanted.
+///
+/// # Errors
+/// When the API server does not answer. What it refuses to show is in `denied`.
+pub(super) async fn gather(cluster: &Cluster, want: Want) -> Result<Facts, ClusterError> {
+    let mut facts = Facts { version: cluster.get("/version").await?.unwrap_or_default(), ..Facts::default() };
+    facts.before(cluster).await?;
+    if want == Want::All {
+        facts.installation(cluster).await?;
+        facts.mesh(cluster).await?;
+        facts.gateway_api(cluster).await?;
+    }
+    Ok(facts)
+}
+
+impl Facts {
+    async fn before(&mut self, cluster: &Cluster) -> Result<(), ClusterError> {
+        self.may_install = may_do_all(cluster).await?;
+        self.nodes = self.list(cluster, "/api/v1/nodes").await?;
+        let crds = self.list(cluster, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions").await?;
+        self.crds = crds
+            .into_iter()
+            .filter(|crd| {
+                [GATEWAY_API, "weft.dev", "gateway.networking.x-k8s.io"].contains(&text(crd, "/spec/group"))
+            })
+            .collect();
+        let guard = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/safe-upgrades.gateway.networking.k8s.io";
+        self.upgrade_guard = self.get(cluster, guard).await?.is_some();
+        self.namespace = self.get(cluster, "/api/v1/namespaces/weft-system").await?;
+        self.cilium = self.get(cluster, "/api/v1/namespaces/kube-system/configmaps/cilium-config").await?;
+        self.calico = self.get(cluster, "/apis/crd.projectcalico.org/v1/felixconfigurations/default").await?;
+        self.kube_proxy = self.get(cluster, "/api/v1/namespaces/kube-system/configmaps/kube-proxy").await?;
+        Ok(())
+    }
+
+    async fn installation(&mut self, cluster: &Cluster) -> Result<(), ClusterError> {
+        self.daemon_set = self.get(cluster, AGENTS).await?;
+        self.controller = self.get(cluster, CONTROLLER).await?;
+        self.config = self.get(cluster, CONFIG).await?;
+        self.ca_root = self.get(cluster, "/api/v1/namespaces/weft-system/configmaps/weft-ca-root").await?;
+        let lease = "/apis/coordination.k8s.io/v1/namespaces/weft-system/leases/weft-controller";
+        self.lease = self.get(cluster, lease).await?;
+        self.system_pods = self.list(cluster, "/api/v1/namespaces/weft-system/pods").await?;
+        self.agents = ask_agents(cluster, &self.system_pods).await;
+        Ok(())
+    }
+
+    async fn mesh(&mut self, cluster: &Cluster) -> Result<(), ClusterError> {
+        self.namespaces = self.list(cluster, "/api/v1/namespaces").await?;
+        self.slices = self.list(cluster, "/apis/weft.dev/v1alpha1/workloadslices").await?;
+        let joined: Vec<String> =
+            self.namespaces.iter().filter(|ns| label(ns, MESH_LABEL) == Some("enabled")).map(key).collect();
+        for namespace in joined {
+            let pods = self.list(cluster, &format!("/api/v1/namespaces/{namespace}/pods")).await?;
+            self.pods.extend(pods);
+        }
+        let own = super::api::escape(&format!("{MESH_LABEL}=enabled"));
+        let known: BTreeSet<String> = self.pods.iter().map(key).collect();
+        let labelled = self.list(cluster, &format!("/api/v1/pods?labelSelector={own}")).await?;
+        self.pods.extend(labelled.into_iter().filter(|pod| !known.contains(&key(pod))));
+        Ok(())
+    }
+
+    async fn gateway_api(&mut self, cluster: &Cluster) -> Result<(), ClusterError> {
+        self.services = self.list(cluster, "/api/v1/services").await?;
+        for (plural, _) in
+            [("gatewayclasses", ""), ("gateways", ""), ("listenersets", "")].into_iter().chain(ROUTES)
+        {
+            // Which version is served depends on the bundle; the definition says.
+            let Some(version) = self.served(plural) else { continue };
+            let objects = self.list(cluster, &format!("/apis/{GATEWAY_API}/{version}/{plural}")).await?;
+            match plural {
+                "gatewayclasses" => self.classes = objects,
+                "gateways" => self.gateways = objects,
+                "listenersets" => self.listener_sets = objects,
+                _ => {
+                    let kind = ROUTES.into_iter().find(|(p, _)| *p == plural).map_or("", |(_, kind)| kind);
+                    self.routes.extend(objects.into_iter().map(|route| (kind, route)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The best version that the cluster serves of a kind of the Gateway API.
+    pub(super) fn served(&self, plural: &str) -> Option<String> {
+        let crd = self.crds.iter().find(|crd| {
+            text(crd, "/spec/group") == GATEWAY_API && text(crd, "/spec/names/plural") == plural
+        })?;
+        let mut versions: Vec<&str> = super::api::list(crd, "/spec/versions")
+            .iter()
+            .filter(|v| v["served"] == true)
+            .map(|v| text(v, "/name"))
+            .collect();
+        // v1 before v1beta1 before v1alpha3 before v1alpha2.
+        versions.sort_by_key(|v| (v.contains("alpha"), v.contains("beta"), std::cmp::Reverse(*v)));
+        versions.first().map(|v| (*v).to_owned())
+    }
+
+    async fn get(&mut self, cluster: &Cluster, path: &str) -> Result<Option<Value>, ClusterError> {
+        let answer = cluster.get(path).await;
+        self.unless_denied(path, answer)
+    }
+
+    async fn list(&mut self, cluster: &Cluster, path: &str) -> Result<Vec<Value>, ClusterError> {
+        let answer = cluster.list(path).await;
+        Ok(self.unless_denied(path, answer)?.unwrap_or_default())
+    }
+
+    fn unless_denied<T>(
+        &mut self,
+        path: &str,
+        answer: Result<Option<T>, ClusterError>,
+    ) -> Result<Option<T>, ClusterError> {
+        match answer {
+            Err(error) if error.code() == Some(403) => {
+                self.denied.insert(path.split('?').next().unwrap_or(path).to_owned());
+                Ok(None)
+            }
+            other => other,
+        }
+    }
+}
+
+async fn may_do_all(cluster: &Cluster) -> Result<bool, ClusterError> {
+    // To give a right one must have it; whoever installs gives rights on kinds of many groups.
+    let review = json!({
+        "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": {"verb": "*", "group": "*", "resource": "*"}},
+    });
+    let answer = cluster.post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", &review).await?;
+    Ok(answer.pointer("/status/allowed") == Some(&Value::Bool(true)))
+}
+
+/// Asks every running agent.
+pub(super) async fn ask_agents(
+    cluster: &Cluster,
+    system_pods: &[Value],
+) -> BTreeMap<String, Result<NodeReport, String>> {
+    stream::iter(agent_pods(system_pods))
+        .map(|(node, pod)| async move {
+            let answer = cluster.agents.ask(&pod, "/node").await;
+            let report = answer.and_then(|page| serde_json::from_value(page).map_err(|e| e.to_string()));
+            (node, report)
+        })
+        .buffer_unordered(AGENTS_AT_ONCE)
+        .collect()
+        .await
+}
+
+/// The agent's pod of each node that has one: the newest, of two while one replaces the other.
+pub(super) fn agent_pods(system_pods: &[Value]) -> BTreeMap<String, String> {
+    let mut found: BTreeMap<String, (&str, String)> = BTreeMap::new();
+    for pod in system_pods {
+        let agent = label(pod, "app.kubernetes.io/component") == Some("agent");
+        let running =
+            text(pod, "/status/phase") == "Running" && pod.pointer("/metadata/deletionTimestamp").is_none();
+        if !agent || !running {
+            continue;
+        }
+        let (node, made) = (text(pod, "/spec/nodeName").to_owned(), text(pod, "/metadata/creationTimestamp"));
+        let entry = found.entry(node).or_insert((made, String::new()));
+        if made >= entry.0 {
+            *entry = (made, text(pod, "/metadata/name").to_owned());
+        }
+    }
+    found.into_iter().map(|(node, (_, pod))| (node, pod)).collect()
+}
+
+/// Whether a namespace can be in the mesh at all.
+pub(super) fn never_joins(namespace: &str) -> bool {
+    matches!(namespace, "kube-system" | "kube-node-lease") || namespace == NAMESPACE
+}

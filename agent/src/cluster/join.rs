@@ -1,0 +1,194 @@
+//! `weft join` and `weft leave`: set the label, then follow until every pod is where it belongs. No pod is restarted.
+
+use super::{
+    NAMESPACE,
+    api::{Cluster, label, text},
+    args::MembershipArgs,
+    facts::{ask_agents, never_joins},
+    install::AGENTS,
+    members::{self, Member, State},
+    show::{Mark, Show, count},
+};
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
+use std::{collections::BTreeMap, process::ExitCode, time::Instant};
+use weft_core::model::MESH_LABEL;
+
+/// What joins or leaves.
+struct Target {
+    namespace: String,
+    pod: Option<String>,
+}
+
+impl Target {
+    fn read(args: &MembershipArgs) -> Result<Self> {
+        let target = match args.target.split_once('/') {
+            None => Self { namespace: args.target.clone(), pod: None },
+            Some(("ns" | "namespace", name)) => Self { namespace: name.to_owned(), pod: None },
+            Some(("pod" | "pods", name)) => {
+                Self { namespace: args.namespace.clone(), pod: Some(name.to_owned()) }
+            }
+            Some((kind, _)) => bail!("{kind}/…: only a NAMESPACE or pod/NAME can join or leave"),
+        };
+        ensure!(
+            !target.namespace.is_empty() && target.pod.as_deref() != Some(""),
+            "`{}` names nothing",
+            args.target
+        );
+        Ok(target)
+    }
+
+    fn namespace_path(&self) -> String {
+        format!("/api/v1/namespaces/{}", self.namespace)
+    }
+
+    fn path(&self) -> String {
+        match &self.pod {
+            None => self.namespace_path(),
+            Some(pod) => format!("{}/pods/{pod}", self.namespace_path()),
+        }
+    }
+
+    fn title(&self) -> String {
+        match &self.pod {
+            None => format!("namespace {}", self.namespace),
+            Some(pod) => format!("pod {}/{pod}", self.namespace),
+        }
+    }
+}
+
+/// Joins (`enter`) or leaves.
+pub(super) async fn run(
+    cluster: &Cluster,
+    args: &MembershipArgs,
+    enter: bool,
+    show: &Show,
+) -> Result<ExitCode> {
+    let target = Target::read(args)?;
+    if never_joins(&target.namespace) && enter {
+        bail!(
+            "{}: the cluster's own namespaces and {NAMESPACE} never join: the mesh needs them to start",
+            target.title()
+        );
+    }
+    ensure!(
+        cluster.get(AGENTS).await?.is_some(),
+        "DaemonSet {NAMESPACE}/weft-agent: not there, so nobody would capture a pod; `weft install` first"
+    );
+    let namespace = cluster.get(&target.namespace_path()).await?;
+    let namespace =
+        namespace.with_context(|| format!("namespace {}: there is none of this name", target.namespace))?;
+    let object = match target.pod {
+        None => namespace.clone(),
+        Some(_) => {
+            cluster.get(&target.path()).await?.with_context(|| format!("{}: not there", target.title()))?
+        }
+    };
+    let wanted = wanted_label(&target, enter, &namespace);
+    if label(&object, MESH_LABEL) == wanted {
+        show.line(Mark::Good, &format!("{}: its label was as it should be", target.title()));
+    } else {
+        cluster.merge(&target.path(), &json!({"metadata": {"labels": {MESH_LABEL: wanted}}})).await?;
+        show.line(Mark::Good, &format!("{}: {MESH_LABEL}={}", target.title(), wanted.unwrap_or("(none)")));
+    }
+    follow(cluster, args, &target, enter, show).await
+}
+
+/// The label's value. A pod needs to say `disabled` only where its namespace says `enabled`.
+fn wanted_label(target: &Target, enter: bool, namespace: &Value) -> Option<&'static str> {
+    match (enter, &target.pod) {
+        (true, _) => Some("enabled"),
+        (false, Some(_)) if label(namespace, MESH_LABEL) == Some("enabled") => Some("disabled"),
+        (false, _) => None,
+    }
+}
+
+async fn follow(
+    cluster: &Cluster,
+    args: &MembershipArgs,
+    target: &Target,
+    enter: bool,
+    show: &Show,
+) -> Result<ExitCode> {
+    let (end, mut told) = (Instant::now() + args.timeout, BTreeMap::new());
+    loop {
+        let all = look(cluster, target).await?;
+        for member in &all {
+            if told.insert(member.pod.clone(), member.state) != Some(member.state) {
+                say(member, enter, show);
+            }
+        }
+        let open: Vec<&Member> = all.iter().filter(|m| unsettled(m, enter)).collect();
+        if open.is_empty() || Instant::now() > end {
+            show.result(&json!({"target": target.title(), "settled": open.is_empty(), "pods": all}));
+            return Ok(conclude(&all, &open, enter, show));
+        }
+        tokio::time::sleep(cluster.pace).await;
+    }
+}
+
+/// Every pod that is concerned. Agents are asked only about what is open, for the reason.
+async fn look(cluster: &Cluster, target: &Target) -> Result<Vec<Member>> {
+    let namespace = cluster.get(&target.namespace_path()).await?.unwrap_or_default();
+    let mut pods = cluster.list(&format!("{}/pods", target.namespace_path())).await?.unwrap_or_default();
+    pods.retain(|pod| target.pod.as_deref().is_none_or(|name| text(pod, "/metadata/name") == name));
+    for pod in &mut pods {
+        pod["metadata"]["namespace"] = target.namespace.clone().into();
+    }
+    let path = format!("/apis/weft.dev/v1alpha1/namespaces/{}/workloadslices", target.namespace);
+    let slices = cluster.list(&path).await?.unwrap_or_default();
+    let namespaces = [namespace];
+    let mut all = members::members(&pods, &namespaces, &slices, &BTreeMap::new());
+    if all.iter().any(|m| m.state == State::Bypassing) {
+        let system = cluster.list("/api/v1/namespaces/weft-system/pods").await?.unwrap_or_default();
+        all = members::members(&pods, &namespaces, &slices, &ask_agents(cluster, &system).await);
+    }
+    Ok(all)
+}
+
+fn unsettled(member: &Member, enter: bool) -> bool {
+    member.state == if enter { State::Bypassing } else { State::Leaving }
+}
+
+fn say(member: &Member, enter: bool, show: &Show) {
+    let (pod, node, why) = (&member.pod, &member.node, &member.why);
+    match (member.state, enter) {
+        (State::Captured, true) => show.line(Mark::Good, &format!("{pod} on {node}: in the mesh")),
+        (State::Outside, false) => show.line(Mark::Good, &format!("{pod} on {node}: out of the mesh")),
+        (State::Excluded, true) => show.line(Mark::Warn, &format!("{pod} on {node}: cannot join: {why}")),
+        (State::Outside, true) => {
+            show.line(
+                Mark::Warn,
+                &format!("{pod} on {node}: stays out, its own label says {MESH_LABEL}=disabled"),
+            );
+        }
+        (State::Captured, false) => {
+            show.line(
+                Mark::Warn,
+                &format!("{pod} on {node}: stays in, its own label says {MESH_LABEL}=enabled"),
+            );
+        }
+        (State::Bypassing | State::Leaving, _) => {
+            show.line(Mark::Plain, &format!("{pod} on {node}: waiting: {why}"))
+        }
+        (State::Excluded, false) => {}
+    }
+}
+
+fn conclude(all: &[Member], open: &[&Member], enter: bool, show: &Show) -> ExitCode {
+    let place = if enter { "in the mesh" } else { "out of the mesh" };
+    let there = |m: &&Member| m.state == if enter { State::Captured } else { State::Outside };
+    let settled = all.iter().filter(there).count();
+    if open.is_empty() {
+        show.line(Mark::Good, &format!("{} {place}", count(settled, "pod")));
+        return ExitCode::SUCCESS;
+    }
+    for member in open {
+        show.line(Mark::Bad, &format!("{}: {}", member.pod, member.why));
+    }
+    show.line(
+        Mark::Bad,
+        &format!("{} not {place} in time; `weft check` says more", count(open.len(), "pod")),
+    );
+    ExitCode::FAILURE
+}

@@ -1,0 +1,324 @@
+//! `weft status`: one screen. [`summary`] is a function of [`Facts`]; the rest prints it.
+
+use super::{
+    api::{Cluster, condition, key, label, list, text},
+    args::StatusArgs,
+    bundle,
+    facts::{self, Facts, GATEWAY_API, Want},
+    members::{Member, State, members},
+    show::{Mark, Show, count, table},
+};
+use anyhow::Result;
+use serde::Serialize;
+use serde_json::Value;
+use std::{collections::BTreeMap, process::ExitCode};
+use weft_core::model::{MESH_LABEL, MTLS_LABEL};
+
+/// Lines of a list that people see; programs get all.
+const LINES_MAX: usize = 20;
+/// What is our own class.
+const CONTROLLER: &str = "weft.dev/gateway-controller";
+
+/// The screen.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Summary {
+    installed: bool,
+    image: String,
+    leader: String,
+    nodes: Vec<NodeLine>,
+    namespaces: Vec<NamespaceLine>,
+    /// Pods that are not where their label wants them.
+    pods: Vec<Member>,
+    plaintext: Vec<super::agents::PlaintextReport>,
+    dangling_parents: Vec<Dangling>,
+    unowned_classes: Vec<Unowned>,
+    /// What could not be read.
+    not_readable: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeLine {
+    node: String,
+    ready: bool,
+    agent: String,
+    version: String,
+    cni: String,
+    captured: usize,
+    wanted: usize,
+    problem: String,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NamespaceLine {
+    namespace: String,
+    mtls: String,
+    captured: usize,
+    bypassing: usize,
+    excluded: usize,
+}
+
+/// A parent that a route names and that is not there.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Dangling {
+    route: String,
+    parent: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    meant: Option<String>,
+}
+
+/// A class that nobody serves, or that there is not.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Unowned {
+    class: String,
+    why: String,
+    gateways: Vec<String>,
+}
+
+/// Shows the screen.
+pub(super) async fn run(cluster: &Cluster, _args: &StatusArgs, show: &Show) -> Result<ExitCode> {
+    let summary = summary(&facts::gather(cluster, Want::All).await?);
+    show.result(&serde_json::to_value(&summary)?);
+    if !show.json() {
+        print(&summary, show);
+    }
+    // Whether something is wrong is `check`'s to say; this shows, and fails only where there is nothing to show.
+    Ok(if summary.installed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The screen's content.
+pub(super) fn summary(facts: &Facts) -> Summary {
+    let all = members(&facts.pods, &facts.namespaces, &facts.slices, &facts.agents);
+    Summary {
+        installed: facts.daemon_set.is_some(),
+        image: facts.daemon_set.as_ref().map(bundle::image).unwrap_or_default().to_owned(),
+        leader: facts.lease.as_ref().map(|l| text(l, "/spec/holderIdentity")).unwrap_or_default().to_owned(),
+        nodes: nodes(facts, &all),
+        namespaces: namespaces(facts, &all),
+        plaintext: facts.agents.values().flatten().flat_map(|agent| agent.plaintext.clone()).collect(),
+        pods: all
+            .into_iter()
+            .filter(|m| matches!(m.state, State::Bypassing | State::Excluded | State::Leaving))
+            .collect(),
+        dangling_parents: dangling_parents(facts),
+        unowned_classes: unowned_classes(facts),
+        not_readable: facts.denied.iter().cloned().collect(),
+    }
+}
+
+fn nodes(facts: &Facts, all: &[Member]) -> Vec<NodeLine> {
+    let pods = facts::agent_pods(&facts.system_pods);
+    facts
+        .nodes
+        .iter()
+        .map(|node| {
+            let name = key(node);
+            let pod = pods.get(&name);
+            let object =
+                facts.system_pods.iter().find(|p| Some(text(p, "/metadata/name")) == pod.map(String::as_str));
+            let ready =
+                object.and_then(|p| condition(p, "Ready")).is_some_and(|c| text(c, "/status") == "True");
+            let (report, problem) = match facts.agents.get(&name) {
+                Some(Ok(report)) => (Some(report), String::new()),
+                Some(Err(reason)) => (None, reason.clone()),
+                None => (None, "no agent runs here".into()),
+            };
+            let of = |state| all.iter().filter(|m| m.node == name && m.state == state).count();
+            let captured = of(State::Captured);
+            NodeLine {
+                ready,
+                agent: pod.cloned().unwrap_or_default(),
+                version: report.map(|r| r.version.clone()).unwrap_or_default(),
+                cni: report.map(|r| r.cni.state.clone()).unwrap_or_default(),
+                captured,
+                wanted: captured + of(State::Bypassing),
+                problem,
+                node: name,
+            }
+        })
+        .collect()
+}
+
+fn namespaces(facts: &Facts, all: &[Member]) -> Vec<NamespaceLine> {
+    let mut found: BTreeMap<String, NamespaceLine> = BTreeMap::new();
+    let line = |namespace: &str, mtls: &str| NamespaceLine {
+        namespace: namespace.to_owned(),
+        mtls: mtls.to_owned(),
+        captured: 0,
+        bypassing: 0,
+        excluded: 0,
+    };
+    for namespace in facts.namespaces.iter().filter(|ns| label(ns, MESH_LABEL) == Some("enabled")) {
+        let name = key(namespace);
+        found.insert(name.clone(), line(&name, label(namespace, MTLS_LABEL).unwrap_or("default")));
+    }
+    for member in all {
+        let namespace = member.pod.split('/').next().unwrap_or_default();
+        if matches!(member.state, State::Outside | State::Leaving) {
+            continue;
+        }
+        // Pods that joined by a label of their own, in a namespace that did not.
+        let entry = found.entry(namespace.to_owned()).or_insert_with(|| line(namespace, "(some pods)"));
+        match member.state {
+            State::Captured => entry.captured += 1,
+            State::Bypassing => entry.bypassing += 1,
+            _ => entry.excluded += 1,
+        }
+    }
+    found.into_values().collect()
+}
+
+/// Parents that are not there. Where one of that name is in another namespace, that is probably the one that was meant.
+fn dangling_parents(facts: &Facts) -> Vec<Dangling> {
+    let mut found = Vec::new();
+    for (kind, route) in &facts.routes {
+        let own = text(route, "/metadata/namespace");
+        for parent in list(route, "/spec/parentRefs") {
+            let group = parent.get("group").and_then(Value::as_str).unwrap_or(GATEWAY_API);
+            let parent_kind = parent.get("kind").and_then(Value::as_str).unwrap_or("Gateway");
+            let objects = match (group, parent_kind) {
+                (GATEWAY_API, "Gateway") => &facts.gateways,
+                (GATEWAY_API, "ListenerSet") => &facts.listener_sets,
+                ("" | "core", "Service") => &facts.services,
+                _ => continue, // another implementation's
+            };
+            let (name, namespace) =
+                (text(parent, "/name"), parent.get("namespace").and_then(Value::as_str).unwrap_or(own));
+            let wanted = format!("{namespace}/{name}");
+            if objects.iter().any(|o| key(o) == wanted) {
+                continue;
+            }
+            let meant = objects.iter().find(|o| text(o, "/metadata/name") == name).map(key);
+            found.push(Dangling {
+                route: format!("{kind} {}", key(route)),
+                parent: format!("{parent_kind} {wanted}"),
+                meant,
+            });
+        }
+    }
+    found
+}
+
+/// Classes that no controller has accepted or refused, and names of classes that Gateways use and that are not there.
+fn unowned_classes(facts: &Facts) -> Vec<Unowned> {
+    let users = |class: &str| -> Vec<String> {
+        let uses = |gateway: &&Value| text(gateway, "/spec/gatewayClassName") == class;
+        facts.gateways.iter().filter(uses).map(key).collect()
+    };
+    let mut found = Vec::new();
+    for class in &facts.classes {
+        // `Unknown` with reason `Pending` is what the CRD's default says before anybody looked.
+        let looked_at = condition(class, "Accepted").is_some_and(|c| text(c, "/status") != "Unknown");
+        if !looked_at {
+            let controller = text(class, "/spec/controllerName");
+            let hint = if controller == CONTROLLER { "; is the weft-controller running?" } else { "" };
+            let why = format!("no controller {controller} has looked at it{hint}");
+            found.push(Unowned { class: key(class), why, gateways: users(&key(class)) });
+        }
+    }
+    let mut missing: Vec<&str> = facts.gateways.iter().map(|g| text(g, "/spec/gatewayClassName")).collect();
+    missing.sort_unstable();
+    missing.dedup();
+    for class in missing.into_iter().filter(|name| !facts.classes.iter().any(|c| key(c) == *name)) {
+        found.push(Unowned {
+            class: class.to_owned(),
+            why: "there is no such GatewayClass".into(),
+            gateways: users(class),
+        });
+    }
+    found
+}
+
+fn print(summary: &Summary, show: &Show) {
+    if !summary.installed {
+        show.line(Mark::Bad, "Weft is not installed: weft install");
+        return;
+    }
+    let leader = if summary.leader.is_empty() { "nobody" } else { &summary.leader };
+    show.plain(&format!("{} · leader: {leader}", summary.image));
+    print_nodes(summary, show);
+    print_namespaces(summary, show);
+    let lines = |mark: Mark, title: &str, lines: Vec<String>| {
+        if lines.is_empty() {
+            return;
+        }
+        show.title(&format!("\n{title}"));
+        for line in lines.iter().take(LINES_MAX) {
+            show.line(mark, line);
+        }
+        if lines.len() > LINES_MAX {
+            show.plain(&format!("  … and {} more (-o json)", lines.len() - LINES_MAX));
+        }
+    };
+    let of = |state| {
+        let pods = summary.pods.iter().filter(move |m| m.state == state);
+        pods.map(|m| format!("{} on {}: {}", m.pod, m.node, m.why)).collect::<Vec<_>>()
+    };
+    lines(Mark::Bad, "Pods that bypass the mesh", of(State::Bypassing));
+    lines(Mark::Plain, "Pods that are leaving", of(State::Leaving));
+    lines(Mark::Warn, "Pods that cannot join", of(State::Excluded));
+    let plaintext = summary.plaintext.iter().map(|p| {
+        format!(
+            "{} → {}: {}",
+            p.from,
+            p.to,
+            count(usize::try_from(p.connections).unwrap_or(usize::MAX), "connection")
+        )
+    });
+    lines(Mark::Warn, "Callers in clear, which strict would refuse", plaintext.collect());
+    let dangling = summary.dangling_parents.iter().map(|d| match &d.meant {
+        Some(meant) => {
+            format!("{}: parent {} is not there; {meant} is: set parentRefs.namespace", d.route, d.parent)
+        }
+        None => format!("{}: parent {} is not there", d.route, d.parent),
+    });
+    lines(Mark::Warn, "Routes whose parent is not there", dangling.collect());
+    let classes = summary.unowned_classes.iter().map(|c| {
+        let users = if c.gateways.is_empty() {
+            String::new()
+        } else {
+            format!(" (Gateways {})", c.gateways.join(", "))
+        };
+        format!("{}: {}{users}", c.class, c.why)
+    });
+    lines(Mark::Warn, "Classes that nobody serves", classes.collect());
+    lines(Mark::Warn, "Not readable by you", summary.not_readable.clone());
+}
+
+fn print_nodes(summary: &Summary, show: &Show) {
+    show.title("\nNodes");
+    let mut rows = vec![["NODE", "AGENT", "READY", "VERSION", "CNI", "PODS", ""].map(str::to_owned).to_vec()];
+    for n in &summary.nodes {
+        let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
+        rows.push(vec![
+            n.node.clone(),
+            or_dash(&n.agent),
+            if n.ready { "yes" } else { "no" }.into(),
+            or_dash(&n.version),
+            or_dash(&n.cni),
+            format!("{}/{}", n.captured, n.wanted),
+            n.problem.clone(),
+        ]);
+    }
+    show.plain(table(&rows).trim_end());
+}
+
+fn print_namespaces(summary: &Summary, show: &Show) {
+    show.title("\nNamespaces in the mesh");
+    if summary.namespaces.is_empty() {
+        show.plain("  none yet: weft join NAMESPACE");
+        return;
+    }
+    let mut rows =
+        vec![["NAMESPACE", "MTLS", "CAPTURED", "BYPASSING", "CANNOT JOIN"].map(str::to_owned).to_vec()];
+    for n in &summary.namespaces {
+        let cells = [n.captured, n.bypassing, n.excluded].map(|n| n.to_string());
+        rows.push([vec![n.namespace.clone(), n.mtls.clone()], cells.to_vec()].concat());
+    }
+    show.plain(table(&rows).trim_end());
+}
+
+#[cfg(test)]
+mod tests;
