@@ -48,6 +48,8 @@ pub struct Limits {
     pub connections_max: usize,
     /// TLS handshakes under way.
     pub handshakes_max: usize,
+    /// Bytes that copied connections have read and not yet written; beyond it they read in small pieces.
+    pub buffered_max: usize,
     /// Bytes of one request's or response's head.
     pub head_bytes_max: usize,
     /// Headers in one head.
@@ -65,6 +67,7 @@ impl Default for Limits {
         Self {
             connections_max: 16_384,
             handshakes_max: 32,
+            buffered_max: 64 * 1024 * 1024,
             head_bytes_max: 64 * 1024,
             headers_max: 128,
             streams_max: 256,

@@ -46,7 +46,7 @@ pub(crate) async fn serve(conn: Accepted) {
         Ok(application) => {
             drop(config);
             let copied =
-                copy::bidirectional(conn.io, application, Bytes::new(), conn.pod.share.drain()).await;
+                copy::bidirectional(conn.io, application, Bytes::new(), conn.pod.share.copying()).await;
             ended.copied(&copied);
         }
         Err(error) => {

@@ -13,7 +13,7 @@ use crate::{
     pods::Accepted,
     share::ConnectionGuard,
     telemetry::{Counter, Direction},
-    transport::connect::canonical,
+    transport::{connect::canonical, metered::Metered},
 };
 use bytes::{Bytes, BytesMut};
 use std::{
@@ -268,9 +268,9 @@ impl Captured {
             entrance: Entrance::Mesh { frontend: self.to },
         };
         if early.is_empty() {
-            http::serve(io, version, conn).await;
+            http::serve(Metered(io), version, conn).await;
         } else {
-            http::serve(Prefixed::new(early, io), version, conn).await;
+            http::serve(Prefixed::new(early, Metered(io)), version, conn).await;
         }
     }
 

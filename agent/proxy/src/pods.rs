@@ -3,7 +3,7 @@
 use crate::{
     context::{ShareKey, Sockets, Source},
     inbound, outbound,
-    share::{ConnectionGuard, Share},
+    share::{ConnectionGuard, Share, pause},
     telemetry::Counter,
     transport::{
         accept,
@@ -27,6 +27,8 @@ use weft_core::model::{ObjectKey, Workload};
 
 /// After a failed accept (no file descriptor left) the loop waits this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Connections that are accepted at once: a step of the pod's share should not take longer than its slice.
+const ACCEPTS_IN_A_ROW: u32 = 8;
 /// A peer that vanished without a word is noticed by TCP keepalive: after this time of silence…
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(180);
 /// …at this interval.
@@ -181,6 +183,7 @@ fn prepare(listener: std::net::TcpListener) -> io::Result<TcpListener> {
 
 async fn accept_loop(worker: Rc<Worker>, pod: Rc<Pod>, listener: TcpListener, entrance: Entrance) {
     let drain = pod.share.drain().clone();
+    let mut in_a_row = 0_u32;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -189,7 +192,14 @@ async fn accept_loop(worker: Rc<Worker>, pod: Rc<Pod>, listener: TcpListener, en
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((io, peer)) => place(&worker, &pod, io, (entrance, canonical(peer))),
+            Ok((io, peer)) => {
+                place(&worker, &pod, io, (entrance, canonical(peer)));
+                in_a_row = in_a_row.wrapping_add(1);
+                if in_a_row.is_multiple_of(ACCEPTS_IN_A_ROW) {
+                    // What was accepted is served before more is.
+                    pause().await;
+                }
+            }
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 tracing::warn!(pod = %pod.source.workload.pod, %error, "cannot accept");

@@ -1,34 +1,37 @@
-//! One tenant's share of a worker: a pod's or a Gateway's connections, run round-robin with those of the others.
+//! One tenant's share of a worker: a pod's or a Gateway's connections, served as fairly as those of the others.
 //!
-//! Every task of a connection is spawned through its [`Share`]. A share has an executor of its own, driven by one
-//! task of the worker's runtime; that task runs what is ready for one time slice, then goes to the end of the
-//! worker's queue. So a pod with ten thousand busy connections gets the same slice as a pod with one.
+//! Every task of a connection is spawned through its [`Share`]. A worker runs its shares in turn ([`scheduler`]): the
+//! one that was served least goes first, for one slice of time and of bytes. So a pod with ten thousand busy connections
+//! gets no more than a pod with one, and a pod that needs little goes before one that takes all it can get.
 
 use crate::{
     context::{Limits, ShareKey},
     drain::Drain,
 };
-use async_task::{Runnable, Task};
-use futures_util::{FutureExt, task::AtomicWaker};
-use parking_lot::Mutex;
+use async_task::Task;
+use buffers::Buffers;
+use futures_util::FutureExt;
+use scheduler::{Queue, Scheduler};
 use slab::Slab;
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
     panic::AssertUnwindSafe,
-    rc::{Rc, Weak},
+    rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
-    time::{Duration, Instant},
+    task::Poll,
+    time::Duration,
 };
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-/// How long a share's ready tasks run before the next share's turn. A single poll may overrun it: whatever moves
-/// bytes in a loop yields by itself.
-pub const SLICE: Duration = Duration::from_micros(100);
+pub mod buffers;
+mod fair;
+pub mod scheduler;
+pub mod timing;
+pub(crate) mod turn;
+
 /// A peer that answers slowly gives its handshake's turn to others after this time: else a few dozen that never
 /// answer would keep everybody out.
 const TURN_MAX: Duration = Duration::from_millis(250);
@@ -36,6 +39,8 @@ const TURN_MAX: Duration = Duration::from_millis(250);
 /// A share on one worker.
 pub struct Share {
     key: ShareKey,
+    /// Keeps it running.
+    _scheduler: Rc<Scheduler>,
     /// Tasks ready to run. Shared with their wakers, which may be called on any thread.
     queue: Arc<Queue>,
     /// Every task that has not ended, so that [`Share::close`] can end it; `None` once closed.
@@ -46,6 +51,7 @@ pub struct Share {
     idle: Notify,
     load: Arc<AtomicUsize>,
     drain: Drain,
+    buffers: Rc<Buffers>,
     counters: Counters,
 }
 
@@ -56,13 +62,17 @@ pub struct ShareLimits {
     pub connections_max: usize,
     /// TLS handshakes under way.
     pub handshakes_max: usize,
-    /// See [`SLICE`].
-    pub slice: Duration,
+    /// Bytes read and not yet written.
+    pub buffered_max: usize,
 }
 
 impl From<&Limits> for ShareLimits {
     fn from(limits: &Limits) -> Self {
-        Self { connections_max: limits.connections_max, handshakes_max: limits.handshakes_max, slice: SLICE }
+        Self {
+            connections_max: limits.connections_max,
+            handshakes_max: limits.handshakes_max,
+            buffered_max: limits.buffered_max,
+        }
     }
 }
 
@@ -77,12 +87,17 @@ pub struct Counters {
     pub handshakes_queued: Cell<u64>,
     /// Tasks that ended by a panic.
     pub panics: Cell<u64>,
+}
+
+/// How a share has used its worker since it was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
     /// Turns taken.
-    pub slices: Cell<u64>,
+    pub turns: u64,
     /// Turns that ended with tasks still ready.
-    pub slices_full: Cell<u64>,
-    /// Time spent running, in nanoseconds.
-    pub busy_ns: Cell<u64>,
+    pub turns_cut: u64,
+    /// Time spent running.
+    pub busy: Duration,
 }
 
 fn add(cell: &Cell<u64>, n: u64) {
@@ -90,13 +105,19 @@ fn add(cell: &Cell<u64>, n: u64) {
 }
 
 impl Share {
-    /// A share whose tasks run on this thread's runtime from now on. `load` counts the worker's open connections.
+    /// A share whose tasks `scheduler` runs from now on. `load` counts the worker's open connections.
     #[must_use]
-    pub fn start(key: ShareKey, limits: ShareLimits, drain: Drain, load: Arc<AtomicUsize>) -> Rc<Self> {
-        let queue = Arc::new(Queue::default());
-        let share = Rc::new(Self {
+    pub fn start(
+        scheduler: &Rc<Scheduler>,
+        key: ShareKey,
+        limits: ShareLimits,
+        drain: Drain,
+        load: Arc<AtomicUsize>,
+    ) -> Rc<Self> {
+        Rc::new(Self {
             key,
-            queue: queue.clone(),
+            _scheduler: scheduler.clone(),
+            queue: scheduler.queue(),
             tasks: RefCell::new(Some(Slab::new())),
             limits,
             handshakes: Arc::new(Semaphore::new(limits.handshakes_max)),
@@ -104,11 +125,9 @@ impl Share {
             idle: Notify::new(),
             load,
             drain,
+            buffers: Buffers::new(limits.buffered_max),
             counters: Counters::default(),
-        });
-        let weak = Rc::downgrade(&share);
-        tokio::task::spawn_local(std::future::poll_fn(move |cx| drive(&queue, &weak, limits.slice, cx)));
-        share
+        })
     }
 
     /// Whose it is.
@@ -127,6 +146,30 @@ impl Share {
     #[must_use]
     pub const fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// What its copied connections hold.
+    #[must_use]
+    pub const fn buffers(&self) -> &Rc<Buffers> {
+        &self.buffers
+    }
+
+    /// What a copied connection needs of its share.
+    #[must_use]
+    pub(crate) const fn copying(&self) -> (&Drain, &Rc<Buffers>) {
+        (&self.drain, &self.buffers)
+    }
+
+    /// Its part of the worker's time.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        let counts = &self.queue.counts;
+        let read = |number: &AtomicU64| number.load(Ordering::Relaxed);
+        Usage {
+            turns: read(&counts.turns),
+            turns_cut: read(&counts.turns_cut),
+            busy: Duration::from_nanos(read(&counts.busy_ns)),
+        }
     }
 
     /// Runs a task of one of the share's connections. A panic ends that task only. After [`Share::close`] the task
@@ -210,14 +253,7 @@ impl Share {
         let tasks = self.tasks.borrow_mut().take();
         // Cancelling puts each task in the queue a last time; dropped there, it drops its future.
         drop(tasks);
-        loop {
-            let ready = self.queue.ready.lock().pop_front();
-            if ready.is_none() {
-                break;
-            }
-        }
-        self.queue.closed.store(true, Ordering::Release);
-        self.queue.waker.wake();
+        self.queue.clear();
     }
 }
 
@@ -282,63 +318,17 @@ impl HandshakePermit {
     }
 }
 
-/// Ready tasks of one share, first come first served.
-#[derive(Default)]
-struct Queue {
-    ready: Mutex<VecDeque<Runnable>>,
-    /// Whether the driver sleeps and wants to be woken by the next push.
-    asleep: AtomicBool,
-    waker: AtomicWaker,
-    closed: AtomicBool,
-}
-
-impl Queue {
-    fn push(&self, task: Runnable) {
-        self.ready.lock().push_back(task);
-        if self.asleep.swap(false, Ordering::AcqRel) {
-            self.waker.wake();
+/// Lets the other tasks of the share go first: for loops that would otherwise run for as long as there is work.
+pub(crate) async fn pause() {
+    let mut paused = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut paused, true) {
+            return Poll::Ready(());
         }
-    }
-
-    /// Runs what is ready until nothing is, or the slice is over. True if tasks are left.
-    fn run(&self, begin: Instant, slice: Duration) -> bool {
-        loop {
-            let Some(task) = self.ready.lock().pop_front() else { return false };
-            task.run();
-            // The whole share is one tokio task: once tokio's cooperative budget of this poll is spent, every
-            // socket in here answers "pending" and wakes itself, so going on would only spin.
-            if begin.elapsed() >= slice || !tokio::task::coop::has_budget_remaining() {
-                return !self.ready.lock().is_empty();
-            }
-        }
-    }
-}
-
-/// One turn of the share. Sleeps at no cost while nothing is ready; ends when the share is closed or gone.
-fn drive(queue: &Queue, share: &Weak<Share>, slice: Duration, cx: &mut Context<'_>) -> Poll<()> {
-    if queue.closed.load(Ordering::Acquire) {
-        return Poll::Ready(());
-    }
-    let begin = Instant::now();
-    let mut more = queue.run(begin, slice);
-    if !more {
-        queue.waker.register(cx.waker());
-        queue.asleep.store(true, Ordering::Release);
-        // A push between the last look and the store has seen an awake driver: look again.
-        more = !queue.ready.lock().is_empty();
-    }
-    if let Some(share) = share.upgrade() {
-        add(&share.counters.slices, 1);
-        add(&share.counters.slices_full, u64::from(more));
-        add(&share.counters.busy_ns, begin.elapsed().as_nanos() as u64);
-    }
-    if more {
-        // The other shares' turn. tokio's own yield wakes only after a look at the sockets: woken at once, a busy
-        // share would keep events of the others waiting for `EVENT_INTERVAL` slices.
-        queue.asleep.store(false, Ordering::Release);
-        let _ = std::pin::pin!(tokio::task::yield_now()).poll(cx);
-    }
-    Poll::Pending
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 #[cfg(test)]

@@ -531,10 +531,10 @@ async fn connections_are_handed_to_the_less_busy_worker() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_that_does_not_answer_is_given_up() {
     let mesh = Mesh::with_limits(1, Limits { connect_timeout_ms: 200, ..Limits::default() });
-    let client = mesh.pod("a", "127.10.18.1", MtlsMode::Strict).await;
-    let silent = workload("b", "127.10.18.2".parse().unwrap(), true, MtlsMode::Strict);
+    let client = mesh.pod("a", "127.10.19.1", MtlsMode::Strict).await;
+    let silent = workload("b", "127.10.19.2".parse().unwrap(), true, MtlsMode::Strict);
     let config = identity(&mesh.store, &silent.identity).await.server_config().unwrap();
-    let listener = TcpListener::bind(("127.10.18.2", mesh.shared.hbone_port)).await.unwrap();
+    let listener = TcpListener::bind(("127.10.19.2", mesh.shared.hbone_port)).await.unwrap();
     let (tunnel, mut tunnels) = tokio::sync::mpsc::channel(64);
     tokio::spawn(async move {
         while let Ok((io, _)) = listener.accept().await {

@@ -8,9 +8,9 @@ use crate::{
     dial::Dialer,
     drain::Drain,
     http::HttpWorker,
-    share::{Share, ShareLimits},
+    share::{Share, ShareLimits, scheduler::Scheduler},
     telemetry::WorkerTelemetry,
-    transport::pool::Tunnels,
+    transport::{handshakes::Handshakes, pool::Tunnels},
 };
 use std::{
     cell::{Cell, RefCell},
@@ -58,6 +58,7 @@ pub struct Worker {
     pub(crate) gateways: RefCell<HashMap<weft_core::model::ObjectKey, Rc<crate::gateway::Tenant>>>,
     /// All workers, for handing connections over.
     pub(crate) peers: Arc<Peers>,
+    scheduler: Rc<Scheduler>,
     shares: RefCell<HashMap<ShareKey, Rc<Share>>>,
     /// Made when first asked for, dropped with [`Worker::close`]: its dialer holds the worker.
     http: RefCell<Option<Rc<HttpWorker<Dialer>>>>,
@@ -69,6 +70,7 @@ impl Worker {
         // The standard library's hasher is keyed at random: a seed without a dependency.
         let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), id);
         let telemetry = shared.telemetry.worker();
+        let scheduler = Scheduler::start(telemetry.timing());
         Rc::new(Self {
             id,
             shared,
@@ -79,6 +81,7 @@ impl Worker {
             pods: RefCell::default(),
             gateways: RefCell::default(),
             peers,
+            scheduler,
             shares: RefCell::default(),
             http: RefCell::default(),
             random: Cell::new(seed),
@@ -91,8 +94,8 @@ impl Worker {
             return share.clone();
         }
         let limits = ShareLimits::from(&self.shared.limits);
-        let share =
-            Share::start(key.clone(), limits, self.drain.child(), self.peers.handles[self.id].load.clone());
+        let load = self.peers.handles[self.id].load.clone();
+        let share = Share::start(&self.scheduler, key.clone(), limits, self.drain.child(), load);
         self.shares.borrow_mut().insert(key.clone(), share.clone());
         share
     }
@@ -181,6 +184,8 @@ impl std::fmt::Debug for Worker {
 pub(crate) struct Peers {
     handles: Vec<Handle>,
     stop: CancellationToken,
+    /// The thread for the tunnels' handshakes.
+    pub(crate) handshakes: Handshakes,
 }
 
 #[derive(Debug)]
@@ -236,8 +241,10 @@ impl Workers {
             handles.push(Handle { commands, load: Arc::default(), refused: AtomicU64::new(0) });
             queues.push(queue);
         }
-        let peers = Arc::new(Peers { handles, stop: CancellationToken::new() });
-        let mut threads = Vec::new();
+        let stop = CancellationToken::new();
+        let (handshakes, thread) = Handshakes::start(stop.clone())?;
+        let peers = Arc::new(Peers { handles, stop, handshakes });
+        let mut threads = vec![thread];
         for (id, queue) in queues.into_iter().enumerate() {
             let (shared, peers) = (shared.clone(), peers.clone());
             let (ready, started) = std::sync::mpsc::channel();
@@ -265,6 +272,12 @@ impl Workers {
     #[must_use]
     pub fn handovers_refused(&self) -> u64 {
         self.peers.handles.iter().map(|h| h.refused.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Handshakes that were done on a worker because too many were waiting for their thread.
+    #[must_use]
+    pub fn handshakes_inline(&self) -> u64 {
+        self.peers.handshakes.inline()
     }
 
     /// Runs an async closure on a worker and waits for its answer. The future may use what lives on that thread

@@ -2,20 +2,39 @@
 //!
 //! The victim and the attacker are pods of node A, their servers pods of node B, one CPU a node. The victim sends 500
 //! requests a second on a fixed schedule: alone, beside the attack, and beside the same attack among pods outside the
-//! mesh (`control`), which costs CPU too but no agent. Attacking programs run at a high niceness: in a cluster the weight
-//! of a BestEffort pod beside an agent that has a CPU request is about as small.
+//! mesh (`control`), in turn in every round.
+//!
+//! What is asked is what the *agent* lets one tenant do to another. On nodes of one CPU the programs would answer
+//! another question: an attacker that spins delays everybody by the kernel's time slices, with or without an agent. So
+//! the three kinds of programs have three classes of the kernel's scheduler:
+//!
+//! - attackers (clients and their servers) are `SCHED_IDLE`: an agent that has anything to do takes the CPU from them at
+//!   once. They still use all that is left, so what the agent does *for* them is as much as it can get;
+//! - agents run as usual. Their time on an attacker's behalf is what the victim meets;
+//! - the victim's client and server are instruments (niceness −20): when their answer is there they run, so that what is
+//!   measured is the way of the request and not the end of somebody's time slice.
+//!
+//! What remains besides the agents is the kernel's own work for the attack (packets are delivered in whatever context
+//! the CPU is in, and that cannot be interrupted): it is there in the control too, where no agent takes part in the
+//! attack. The agents' own account of it, the time from "ready" to "its turn", is read from their metrics.
 
 use super::{
     Options,
+    gateway::certificate,
     load::{Wrk, iperf, own},
     mesh::paced,
     peers::Who,
-    place::Place,
-    results::{Row, measure},
+    place::{Class, Place, argv},
+    results::{Figures, Row, measure},
     rig::{IPERF, Path, Rig},
 };
-use anyhow::{Result, bail};
-use std::{net::Ipv4Addr, thread, time::Duration};
+use anyhow::{Context as _, Result, bail};
+use std::{fs, net::Ipv4Addr, thread, time::Duration};
+
+/// The agents' port for HBONE, and of the TLS server that stands for it outside the mesh.
+const HBONE: u16 = 15008;
+/// Victim: requests a second, connections.
+const PACE: (u32, u32) = (500, 4);
 
 #[derive(Clone, Copy, Debug)]
 enum Attack {
@@ -58,20 +77,18 @@ pub(super) fn run(options: &Options, names: &[String]) -> Result<Vec<Row>> {
     }
     let mut rig = Rig::create(options)?;
     let inside = if options.takes_part(Who::Weft) { "shop" } else { "outside" };
-    let lines = lines(&mut rig, inside, options.attacker_nice)?;
+    let lines = lines(&mut rig, inside)?;
     let mut rows = Vec::new();
     for (name, title, attack) in chosen {
         eprintln!("fairness {name}: {title}");
         let mut row = Row::new(name, title);
         for round in 0..options.rounds {
             if round == 0 && !options.quick {
-                let _ = paced(&lines.victim, 500, 4, 1);
+                let _ = paced(&lines.victim, PACE.0, PACE.1, 1);
             }
             once(&rig, &mut row, &lines, ("alone", None), options);
             once(&rig, &mut row, &lines, ("beside", Some((*attack, false))), options);
-            if !matches!(attack, Attack::Handshakes) {
-                once(&rig, &mut row, &lines, ("control", Some((*attack, true))), options);
-            }
+            once(&rig, &mut row, &lines, ("control", Some((*attack, true))), options);
             rig.tidy(&mut row);
         }
         rows.push(row);
@@ -79,17 +96,36 @@ pub(super) fn run(options: &Options, names: &[String]) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn lines(rig: &mut Rig, inside: &str, nice: u8) -> Result<Lines> {
+fn lines(rig: &mut Rig, inside: &str) -> Result<Lines> {
     let victim = rig.pod(0, inside, "victim")?;
     let attacker = rig.pod(0, inside, "attacker")?;
     let outsider = rig.pod(0, "outside", "outsider")?;
-    let victim = rig.path(inside, &victim, "web")?;
-    let mut attack = rig.path(inside, &attacker, "target")?;
-    let mut control = rig.path("outside", &outsider, "apart")?;
+    let victim = rig.path_in((inside, Class::Instrument), &victim, "web")?;
+    let attack = rig.path_in((inside, Class::Background), &attacker, "target")?;
+    let control = rig.path_in(("outside", Class::Background), &outsider, "apart")?;
     let attacked = rig.sandbox.pod(&format!("{inside}/target"))?.ip;
-    attack.client = attack.client.nice(nice);
-    control.client = control.client.nice(nice);
+    let apart = rig.place(rig.sandbox.pod("outside/apart")?).class(Class::Background);
+    let server = tls_server(&rig.sandbox.dir().join("tls-apart"))?;
+    rig.serve(&apart, &server, HBONE, "tls-apart.log")?;
     Ok(Lines { victim, attack, control, attacked })
+}
+
+/// Handshakes without an agent: nginx with a certificate of the same kind.
+fn tls_server(dir: &std::path::Path) -> Result<Vec<String>> {
+    fs::create_dir_all(dir)?;
+    let (certificate, key) = certificate(dir)?;
+    let config = format!(
+        "daemon off;\npid {pid};\nworker_processes 1;\nevents {{ worker_connections 4096; }}\n\
+         http {{\n  access_log off;\n  server {{\n    listen {HBONE} ssl backlog=4096;\n    ssl_protocols TLSv1.3;\n\
+         ssl_certificate {};\n    ssl_certificate_key {};\n    return 200;\n  }}\n}}\n",
+        certificate.display(),
+        key.display(),
+        pid = dir.join("nginx.pid").display(),
+    );
+    let path = dir.join("nginx.conf");
+    fs::write(&path, config)?;
+    let (dir, path) = (dir.to_str().context("path")?, path.to_str().context("path")?);
+    Ok(argv(&["nginx", "-p", dir, "-e", "error.log", "-c", path]))
 }
 
 fn once(
@@ -100,7 +136,7 @@ fn once(
     options: &Options,
 ) {
     let seconds = options.seconds;
-    let mut strength = 0.0;
+    let (mut strength, mut waited) = (0.0, None);
     // Enough load on the victim's side for a p99, and the attack is there a second before and after.
     let figures = options.run_quiet(row, who, &["client", "server"], || {
         measure(&[], &[rig.agents.clone(), rig.servers()].concat(), || {
@@ -111,7 +147,9 @@ fn once(
                 if flood.is_some() {
                     thread::sleep(Duration::from_secs(1));
                 }
-                let load = paced(&lines.victim, 500, 4, seconds);
+                let before = Waits::read(rig)?;
+                let load = paced(&lines.victim, PACE.0, PACE.1, seconds);
+                waited = before.zip(Waits::read(rig)?);
                 if let Some(flood) = flood {
                     strength = flood.join().map_err(|_| anyhow::anyhow!("the attack panicked"))??;
                 }
@@ -119,11 +157,61 @@ fn once(
             })
         })
     });
-    if let (Some(_), Some(last)) = (figures, row.samples.get_mut(who).and_then(|s| s.last_mut()))
-        && attack.is_some()
-    {
+    let last = row.samples.get_mut(who).and_then(|s| s.last_mut());
+    let (Some(_), Some(last)) = (figures, last) else { return };
+    if attack.is_some() {
         eprintln!("           attack: {strength:.1} a second (Gbit/s for bytes)");
         last.insert("attack".into(), strength);
+    }
+    if let Some((before, after)) = waited {
+        after.since(&before, last);
+    }
+}
+
+/// The agents' histograms of how long work waits, both agents together.
+struct Waits(Vec<(&'static str, Vec<(f64, f64)>)>);
+
+impl Waits {
+    const FAMILIES: [(&'static str, &'static str); 2] =
+        [("wait_p99_us", "weft_share_wait_seconds"), ("stretch_p99_us", "weft_worker_stretch_seconds")];
+
+    /// `None` without agents.
+    fn read(rig: &Rig) -> Result<Option<Self>> {
+        let texts: Vec<String> =
+            (0..rig.agents.len()).map(|node| rig.metrics(node)).collect::<Result<_>>()?;
+        let of = |family: &str| {
+            let mut buckets: Vec<(f64, f64)> = Vec::new();
+            for line in texts.iter().flat_map(|t| t.lines()) {
+                let Some(rest) = line.strip_prefix(family).and_then(|l| l.strip_prefix("_bucket{le=\""))
+                else {
+                    continue;
+                };
+                let Some((bound, count)) = rest.split_once("\"} ") else { continue };
+                let (Ok(bound), Ok(count)) = (bound.replace("+Inf", "inf").parse(), count.parse::<f64>())
+                else {
+                    continue;
+                };
+                match buckets.iter_mut().find(|(b, _)| *b == bound) {
+                    Some((_, sum)) => *sum += count,
+                    None => buckets.push((bound, count)),
+                }
+            }
+            buckets
+        };
+        Ok((!texts.is_empty()).then(|| Self(Self::FAMILIES.iter().map(|(name, f)| (*name, of(f))).collect())))
+    }
+
+    /// The upper bound of the bucket in which the 99th percentile of what happened in between lies.
+    fn since(&self, before: &Self, figures: &mut Figures) {
+        for ((name, after), (_, before)) in self.0.iter().zip(&before.0) {
+            let counts: Vec<(f64, f64)> =
+                after.iter().zip(before).map(|((bound, a), (_, b))| (*bound, a - b)).collect();
+            let all = counts.last().map_or(0.0, |(_, n)| *n);
+            let bound = counts.iter().find(|(_, n)| *n >= all * 0.99).map(|(bound, _)| *bound);
+            if let Some(bound) = bound.filter(|b| all > 0.0 && b.is_finite()) {
+                figures.insert((*name).into(), bound * 1e6);
+            }
+        }
     }
 }
 
@@ -138,7 +226,11 @@ fn flood(rig: &Rig, lines: &Lines, attack: Attack, apart: bool, seconds: u64) ->
                 .run(&path.client)?;
             load.requests as f64 / load.seconds
         }
-        Attack::Handshakes => handshakes(&lines.control.client, lines.attacked, rig, seconds)?,
+        Attack::Handshakes => {
+            // From a pod outside the mesh in both cases: an enrolled pod's connections would be captured.
+            let target = if apart { lines.control.ip } else { lines.attacked };
+            handshakes(&lines.control.client, target, seconds)?
+        }
         Attack::Bulk => {
             let load = iperf(&path.client, &path.ip.to_string(), IPERF, &["-P4"], seconds)?;
             load.bytes as f64 * 8.0 / 1e9 / load.seconds
@@ -150,12 +242,8 @@ fn flood(rig: &Rig, lines: &Lines, attack: Attack, apart: bool, seconds: u64) ->
     Ok(strength)
 }
 
-/// From a pod outside the mesh: an enrolled pod's connections would be captured.
-fn handshakes(client: &Place, attacked: Ipv4Addr, rig: &Rig, seconds: u64) -> Result<f64> {
-    if rig.agents.is_empty() {
-        bail!("nobody listens on 15008 without agents");
-    }
-    let (target, time) = (format!("{attacked}:15008"), seconds.to_string());
+fn handshakes(client: &Place, target: Ipv4Addr, seconds: u64) -> Result<f64> {
+    let (target, time) = (format!("{target}:{HBONE}"), seconds.to_string());
     let args = ["handshakes", "--target", &target, "--connections", "32", "--seconds", &time, "--no-request"];
     let load = own(client, &args, Duration::from_secs(seconds + 60))?;
     Ok(load.requests as f64 / load.seconds)

@@ -393,7 +393,11 @@ pub(super) fn idle_bytes(place: &Place, idle: &Idle<'_>, dir: &Path, pids: &[u32
     Ok(figures)
 }
 
-fn certificate(dir: &Path) -> Result<(PathBuf, PathBuf)> {
+/// A self-signed certificate (ECDSA P-256) and its key, as PEM files in `dir`.
+///
+/// # Errors
+/// File system.
+pub(super) fn certificate(dir: &Path) -> Result<(PathBuf, PathBuf)> {
     let certified = rcgen::generate_simple_self_signed(vec!["bench.test".into()])?;
     let (certificate, key) = (dir.join("bench.crt"), dir.join("bench.key"));
     fs::write(&certificate, certified.cert.pem())?;

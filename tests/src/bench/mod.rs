@@ -65,9 +65,6 @@ pub struct Options {
     /// Also record where weft spends its time in h1-128 and mesh http-1k-64 (needs perf)
     #[arg(long, global = true)]
     profile_hot_path: bool,
-    /// Keep the CPU of attackers at this niceness; 19 is about the weight of a BestEffort pod
-    #[arg(long, global = true, default_value_t = 19)]
-    attacker_nice: u8,
 }
 
 #[derive(Clone, Debug, Subcommand)]

@@ -11,29 +11,43 @@ pub(super) struct Place {
     pub netns: Netns,
     /// CPU list as `taskset` takes it, e.g. `0` or `0-1`.
     pub cpus: String,
-    /// Niceness; 0 is usual.
-    pub nice: u8,
+    /// Against whom it yields the CPU.
+    pub class: Class,
+}
+
+/// What the kernel's scheduler thinks of a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// As everything usually runs.
+    Usual,
+    /// Only what nobody else wants (`SCHED_IDLE`), and off the CPU at once when somebody does.
+    Background,
+    /// Before everything else (niceness −20): an instrument, whose own waiting for the CPU is not to be measured.
+    Instrument,
 }
 
 impl Place {
     /// Programs of `netns` on `cpus`.
     #[must_use]
     pub(super) fn new(netns: &Netns, cpus: &str) -> Self {
-        Self { netns: netns.clone(), cpus: cpus.into(), nice: 0 }
+        Self { netns: netns.clone(), cpus: cpus.into(), class: Class::Usual }
     }
 
-    /// The same with another niceness.
+    /// The same in another class.
     #[must_use]
-    pub(super) fn nice(mut self, nice: u8) -> Self {
-        self.nice = nice;
+    pub(super) const fn class(mut self, class: Class) -> Self {
+        self.class = class;
         self
     }
 
     fn wrap(&self, argv: &[String]) -> Vec<String> {
         let mut all: Vec<String> = ["taskset", "--cpu-list", &self.cpus].map(str::to_owned).into();
-        if self.nice > 0 {
-            all.extend(["nice".into(), "-n".into(), self.nice.to_string()]);
-        }
+        let class: &[&str] = match self.class {
+            Class::Usual => &[],
+            Class::Background => &["chrt", "--idle", "0"],
+            Class::Instrument => &["nice", "-n", "-20"],
+        };
+        all.extend(class.iter().map(|w| (*w).to_owned()));
         all.extend_from_slice(argv);
         all
     }

@@ -174,7 +174,20 @@ const FAIRNESS: &[Table] = &[
         ratios: &[
             ("attack ÷ alone", ("beside", "p99_us"), ("alone", "p99_us")),
             ("control ÷ alone", ("control", "p99_us"), ("alone", "p99_us")),
+            ("attack ÷ control", ("beside", "p99_us"), ("control", "p99_us")),
         ],
+    },
+    Table {
+        heading: "The agents' own account, p99 in µs (bounds of histogram buckets): from ready to its turn; between two looks at the sockets",
+        columns: &[
+            ("wait, alone", ("alone", "wait_p99_us"), 1.0, 0),
+            ("beside the attack", ("beside", "wait_p99_us"), 1.0, 0),
+            ("beside the control", ("control", "wait_p99_us"), 1.0, 0),
+            ("stretch, alone", ("alone", "stretch_p99_us"), 1.0, 0),
+            ("beside the attack", ("beside", "stretch_p99_us"), 1.0, 0),
+            ("beside the control", ("control", "stretch_p99_us"), 1.0, 0),
+        ],
+        ratios: &[],
     },
     Table {
         heading: "The victim's median, µs",

@@ -3,7 +3,7 @@
 use super::{
     Options,
     peers::{Who, file_server},
-    place::{Place, argv},
+    place::{Class, Place, argv},
     results::{Figures, Row},
 };
 use anyhow::{Context as _, Result};
@@ -102,12 +102,26 @@ impl Rig {
     /// # Errors
     /// When something does not listen, or does not serve within a minute.
     pub(super) fn path(&mut self, namespace: &str, client: &Pod, server: &str) -> Result<Path> {
+        self.path_in((namespace, Class::Usual), client, server)
+    }
+
+    /// As [`Rig::path`], with client and server in a class of the scheduler's.
+    ///
+    /// # Errors
+    /// See there.
+    pub(super) fn path_in(
+        &mut self,
+        (namespace, class): (&str, Class),
+        client: &Pod,
+        server: &str,
+    ) -> Result<Path> {
         let pod = self.pod(1, namespace, server)?;
-        let (place, dir) = (self.place(&pod), self.sandbox.dir().join(format!("{namespace}-{server}")));
+        let (place, dir) =
+            (self.place(&pod).class(class), self.sandbox.dir().join(format!("{namespace}-{server}")));
         self.servers.push(place.serve(&file_server(&dir, HTTP)?, HTTP, &dir.join("nginx.log"))?);
         let iperf = argv(&["iperf3", "-s", "-p", &IPERF.to_string()]);
         self.servers.push(place.serve(&iperf, IPERF, &dir.join("iperf.log"))?);
-        let client = self.place(client);
+        let client = self.place(client).class(class);
         let path = if namespace == "shop" {
             let ip = self.service(server, &pod)?;
             Path { client, ip, http: 80, opaque: 81 }
@@ -131,6 +145,27 @@ impl Rig {
         let route = service_route(name, &format!("  - backendRefs: [{{name: {name}, port: 80}}]\n"));
         self.sandbox.apply(&format!("service-{name}"), &format!("{}---\n{route}", service_yaml(&of)))?;
         Ok(cluster_ip)
+    }
+
+    /// A server that belongs to the rig: counted as part of a run, ended with it.
+    ///
+    /// # Errors
+    /// When it does not listen within a minute.
+    pub(super) fn serve(&mut self, place: &Place, argv: &[String], port: u16, log: &str) -> Result<()> {
+        let log = self.sandbox.dir().join(log);
+        self.servers.push(place.serve(argv, port, &log)?);
+        Ok(())
+    }
+
+    /// What a node's agent says on `/metrics`.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub(super) fn metrics(&self, node: usize) -> Result<String> {
+        let place = Place::new(&self.sandbox.nodes()[node].netns, &node.to_string());
+        let query =
+            argv(&["curl", "-s", "-f", "--noproxy", "*", "-m", "5", "http://127.0.0.1:15020/metrics"]);
+        place.run(&query, Duration::from_secs(10))?.ok()
     }
 
     /// Empties the agents' access logs, which grow by megabytes a second here, and gives up a row whose agent died.

@@ -60,12 +60,17 @@ impl Chunks {
         }
     }
 
-    /// The first pieces, for a vectored write.
-    pub fn slices<'a>(&'a mut self, out: &mut [IoSlice<'a>; SLICES_MAX]) -> usize {
+    /// The first pieces, for a vectored write of at most `limit` bytes.
+    pub fn slices<'a>(&'a mut self, out: &mut [IoSlice<'a>; SLICES_MAX], mut limit: usize) -> usize {
         self.seal();
         let mut n = 0;
         for (slot, piece) in out.iter_mut().zip(&self.queue) {
-            *slot = IoSlice::new(piece);
+            if limit == 0 {
+                break;
+            }
+            let taken = &piece[..piece.len().min(limit)];
+            *slot = IoSlice::new(taken);
+            limit -= taken.len();
             n += 1;
         }
         n

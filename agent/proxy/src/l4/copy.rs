@@ -1,17 +1,22 @@
 //! Copies both directions of a connection until both have ended.
 //!
 //! Half-close is kept: the end of one direction is passed on, the other goes on. An error of either side resets the
-//! other. After each burst the task yields, so that a bulk flow does not hold up the others of its share.
+//! other. After each burst the task yields, so that a bulk flow does not hold up the others of its share; the sides
+//! themselves stop when the share's turn is over.
 
 use super::{
     chunks::Chunks,
     pipe::{Pipe, READ_MAX, ReadSize},
 };
-use crate::drain::Drain;
+use crate::{
+    drain::Drain,
+    share::buffers::{Buffers, Held},
+};
 use bytes::Bytes;
 use std::{
     future::poll_fn,
     io,
+    rc::Rc,
     task::{Context, Poll, ready},
 };
 
@@ -42,17 +47,18 @@ pub enum End {
     Expired,
 }
 
-/// Copies until both directions have ended. `early` was read from the downstream before. Both sides are closed when
-/// this returns: in order, or by a reset.
+/// Copies until both directions have ended. `early` was read from the downstream before; what waits to be written
+/// counts against `buffers`. Both sides are closed when this returns: in order, or by a reset.
 pub async fn bidirectional<D: Pipe, U: Pipe>(
     downstream: D,
     upstream: U,
     early: Bytes,
-    drain: &Drain,
+    (drain, buffers): (&Drain, &Rc<Buffers>),
 ) -> Copied {
-    let mut up = Flow { moved: early.len() as u64, ..Flow::default() };
+    let mut up = Flow::new(buffers);
+    up.moved = early.len() as u64;
     up.waiting.push(early);
-    let mut both = Both { downstream, upstream, up, down: Flow::default() };
+    let mut both = Both { downstream, upstream, up, down: Flow::new(buffers) };
     let end = tokio::select! {
         biased;
         end = poll_fn(|cx| both.poll(cx)) => end,
@@ -73,17 +79,18 @@ struct Both<D, U> {
 }
 
 /// One direction.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Flow {
     waiting: Chunks,
+    /// The share's account of `waiting`.
+    held: Held,
     size: ReadSize,
     moved: u64,
     state: FlowState,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FlowState {
-    #[default]
     Open,
     /// The source has ended; what waits is still to be written.
     Ending,
@@ -117,7 +124,28 @@ impl<D: Pipe, U: Pipe> Both<D, U> {
 }
 
 impl Flow {
+    fn new(buffers: &Rc<Buffers>) -> Self {
+        Self {
+            waiting: Chunks::default(),
+            held: Held::of(buffers),
+            size: ReadSize::default(),
+            moved: 0,
+            state: FlowState::Open,
+        }
+    }
+
     fn poll<S: Pipe, T: Pipe>(
+        &mut self,
+        source: &mut S,
+        sink: &mut T,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Failed>> {
+        let polled = self.poll_burst(source, sink, cx);
+        self.held.set(self.waiting.len());
+        polled
+    }
+
+    fn poll_burst<S: Pipe, T: Pipe>(
         &mut self,
         source: &mut S,
         sink: &mut T,
@@ -147,6 +175,9 @@ impl Flow {
             }
             // Idle from here on if nothing has come: hold no memory.
             self.waiting = Chunks::default();
+            if self.held.is_spent() {
+                self.size = ReadSize::default();
+            }
             let n =
                 ready!(source.poll_fill(cx, &mut self.waiting, &mut self.size)).map_err(Failed::Source)?;
             self.took(n);

@@ -3,6 +3,7 @@
 use super::chunks::{Chunks, SLICES_MAX};
 use crate::{
     dial::UpstreamIo,
+    share::turn,
     transport::{connect::reset_on_close, stream::TunnelStream},
 };
 use bytes::BytesMut;
@@ -76,6 +77,19 @@ impl ReadSize {
             self.0 = (self.0 / 2).max(READ_MIN);
         }
     }
+
+    /// A buffer of this size, or of what is left of the turn. From a read that the turn cut short, nothing is learned.
+    fn buffer(self, cx: &Context<'_>) -> Poll<BytesMut> {
+        let left = ready!(turn::poll(cx));
+        Poll::Ready(BytesMut::with_capacity(self.0.min(left)))
+    }
+
+    fn took(&mut self, n: usize, asked: usize) {
+        turn::spend(n);
+        if n < asked || asked >= self.0 {
+            self.learn(n);
+        }
+    }
 }
 
 impl Pipe for TcpStream {
@@ -87,11 +101,12 @@ impl Pipe for TcpStream {
     ) -> Poll<io::Result<usize>> {
         // The buffer is taken only once there is something to read.
         ready!(self.poll_read_ready(cx))?;
-        let mut buffer = BytesMut::with_capacity(size.get());
+        let mut buffer = ready!(size.buffer(cx));
+        let asked = buffer.capacity();
         // Not `try_read`: tokio's own read knows after a short one that the socket is empty, and saves the call (and
         // the buffer) that would say so.
         let n = ready!(tokio_util::io::poll_read_buf(Pin::new(self), cx, &mut buffer))?;
-        size.learn(n);
+        size.took(n, asked);
         into.push(buffer.freeze());
         Poll::Ready(Ok(n))
     }
@@ -223,9 +238,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Pipe for Plain<Io> {
         into: &mut Chunks,
         size: &mut ReadSize,
     ) -> Poll<io::Result<usize>> {
-        let mut buffer = BytesMut::with_capacity(size.get());
+        let mut buffer = ready!(size.buffer(cx));
+        let asked = buffer.capacity();
         let n = ready!(tokio_util::io::poll_read_buf(Pin::new(&mut self.0), cx, &mut buffer))?;
-        size.learn(n);
+        size.took(n, asked);
         into.push(buffer.freeze());
         Poll::Ready(Ok(n))
     }
@@ -250,13 +266,15 @@ fn poll_write_all<Io: AsyncWrite + Unpin>(
     from: &mut Chunks,
 ) -> Poll<io::Result<()>> {
     while !from.is_empty() {
+        let left = ready!(turn::poll(cx));
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-        let count = from.slices(&mut slices);
+        let count = from.slices(&mut slices, left);
         let n = ready!(Pin::new(&mut *io).poll_write_vectored(cx, &slices[..count]))?;
         if n == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
         from.advance(n);
+        turn::spend(n);
     }
     Poll::Ready(Ok(()))
 }

@@ -69,7 +69,7 @@ pub async fn serve<D: Pipe>(mut conn: L4Conn<D>, target: L4Target, early: Bytes)
 pub async fn relay<D: Pipe>(mut conn: L4Conn<D>, upstream: Upstream<UpstreamIo>, early: Bytes) {
     conn.ended.endpoint = Some(upstream.info.addr);
     conn.ended.destination_identity = upstream.info.identity;
-    let copied = copy::bidirectional(conn.downstream, upstream.io, early, conn.share.drain()).await;
+    let copied = copy::bidirectional(conn.downstream, upstream.io, early, conn.share.copying()).await;
     conn.ended.copied(&copied);
     conn.ended.record(&conn.worker);
 }

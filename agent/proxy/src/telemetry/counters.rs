@@ -1,7 +1,11 @@
 //! Plain counters of one worker: an array of atomics that only that worker writes, summed on scrape.
 
 use super::record::Direction;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use crate::share::timing::Timing;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 /// What is counted without labels that vary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,23 +181,27 @@ pub(super) fn help(family: &str) -> &'static str {
 
 /// The counters of one worker.
 #[derive(Debug)]
-pub(super) struct Counters([AtomicU64; COUNT]);
+pub(super) struct Counters {
+    cells: [AtomicU64; COUNT],
+    /// How long its shares wait for their turns.
+    pub(super) timing: Arc<Timing>,
+}
 
 impl Default for Counters {
     fn default() -> Self {
-        Self([const { AtomicU64::new(0) }; COUNT])
+        Self { cells: [const { AtomicU64::new(0) }; COUNT], timing: Arc::default() }
     }
 }
 
 impl Counters {
     /// Adds. Only the owning worker may call this: a load and a store, no locked instruction.
     pub(super) fn add(&self, counter: Counter, n: u64) {
-        add(&self.0[counter as usize], n);
+        add(&self.cells[counter as usize], n);
     }
 
     /// The value, from any thread.
     pub(super) fn get(&self, counter: Counter) -> u64 {
-        self.0[counter as usize].load(Relaxed)
+        self.cells[counter as usize].load(Relaxed)
     }
 }
 

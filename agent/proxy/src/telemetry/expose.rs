@@ -5,6 +5,7 @@ use super::{
     metrics::{BUCKETS, Edge, Exchange, Flow, Link, Outcome, Registry, Total},
     record::Direction,
 };
+use crate::share::timing::{BOUNDS, Durations, Timing};
 use std::{
     collections::BTreeMap,
     fmt::{Display, Write},
@@ -69,6 +70,7 @@ pub(super) fn render(view: &View<'_>, format: ContentType) -> String {
     out.family("weft_build", "Version of this agent.", "info");
     out.line("weft_build_info", &[("version", &env!("CARGO_PKG_VERSION"))], &1);
     plain(&mut out, view.workers);
+    shares(&mut out, view.workers);
     requests(&mut out, view.registry);
     flows(&mut out, view.registry);
     for (family, help, value) in view.own {
@@ -119,6 +121,34 @@ fn plain(out: &mut Text, workers: &[Arc<Counters>]) {
     }
 }
 
+/// What one pod's load costs another one in time: nothing else of the agent delays a connection by more than its own
+/// work.
+fn shares(out: &mut Text, workers: &[Arc<Counters>]) {
+    type DurationsOf = (&'static str, &'static str, fn(&Timing) -> &Durations);
+    let families: [DurationsOf; 2] = [
+        (
+            "weft_share_wait_seconds",
+            "Time from the moment when a pod's or Gateway's work was found ready to its turn on the worker.",
+            |timing| &timing.waits,
+        ),
+        (
+            "weft_worker_stretch_seconds",
+            "Time that a worker worked between two looks at its sockets.",
+            |timing| &timing.stretches,
+        ),
+    ];
+    for (family, help, of) in families {
+        out.family(family, help, "histogram");
+        let (mut buckets, mut nanos) = ([0; BOUNDS.len() + 1], 0_u64);
+        for worker in workers {
+            let (counts, sum) = of(&worker.timing).read();
+            buckets.iter_mut().zip(counts).for_each(|(all, one)| *all += one);
+            nanos = nanos.wrapping_add(sum);
+        }
+        out.histogram(family, &[], (&BOUNDS.map(|(_, text)| text), &buckets, nanos));
+    }
+}
+
 fn requests(out: &mut Text, registry: &Registry) {
     let outcomes = registry.outcomes.snapshot();
     let exchanges = registry.exchanges.snapshot();
@@ -134,7 +164,7 @@ fn requests(out: &mut Text, registry: &Registry) {
     out.family("weft_request_duration_seconds", "Time from a request's head to its last byte.", "histogram");
     for (labels, slots) in &exchanges {
         let edge = EdgeText::of(labels);
-        out.histogram("weft_request_duration_seconds", &edge.labels(), &Histogram::of(slots));
+        out.histogram("weft_request_duration_seconds", &edge.labels(), Histogram::of(slots).shown());
     }
     let bytes: [BytesOf<Exchange>; 2] = [
         ("weft_request_bytes", "Body bytes received from clients.", |p| &p.request_bytes),
@@ -181,7 +211,7 @@ fn aliases(
         "histogram",
     );
     for (gateway, histogram) in durations {
-        out.histogram(name, &gateway_labels(gateway), &histogram);
+        out.histogram(name, &gateway_labels(gateway), histogram.shown());
     }
 }
 
@@ -264,6 +294,16 @@ fn sum<S>(slots: &[Arc<S>], cell: impl Fn(&S) -> &AtomicU64) -> u64 {
     slots.iter().map(|slot| cell(slot).load(Relaxed)).fold(0, u64::wrapping_add)
 }
 
+const BOUND_TEXTS: [&str; BUCKETS.len()] = {
+    let mut texts = [""; BUCKETS.len()];
+    let mut i = 0;
+    while i < texts.len() {
+        texts[i] = BUCKETS[i].1;
+        i += 1;
+    }
+    texts
+};
+
 #[derive(Default)]
 struct Histogram {
     buckets: [u64; BUCKETS.len() + 1],
@@ -274,6 +314,10 @@ impl Histogram {
     fn of(slots: &[Arc<Exchange>]) -> Self {
         let buckets = std::array::from_fn(|i| sum(slots, |p| &p.buckets[i]));
         Self { buckets, nanos: sum(slots, |p| &p.nanos) }
+    }
+
+    const fn shown(&self) -> (&[&'static str], &[u64], u64) {
+        (&BOUND_TEXTS, &self.buckets, self.nanos)
     }
 
     fn add(&mut self, other: &Self) {
@@ -315,17 +359,22 @@ impl Text {
         self.sample(name, "", labels, value);
     }
 
-    fn histogram(&mut self, name: &str, labels: &[(&'static str, &dyn Display)], value: &Histogram) {
+    /// Bounds, how many in each bucket (one more than bounds), their sum in nanoseconds.
+    fn histogram(
+        &mut self,
+        name: &str,
+        labels: &[(&'static str, &dyn Display)],
+        (bounds, buckets, nanos): (&[&'static str], &[u64], u64),
+    ) {
         let mut labels = labels.to_vec();
         let mut count = 0;
-        let bounds = BUCKETS.iter().map(|(_, text)| text).chain([&"+Inf"]);
-        for (bucket, bound) in value.buckets.iter().zip(bounds) {
+        for (bucket, bound) in buckets.iter().zip(bounds.iter().chain([&"+Inf"])) {
             count += bucket;
             labels.push(("le", bound));
             self.sample(name, "_bucket", &labels, &count);
             labels.pop();
         }
-        let seconds = format!("{}.{:09}", value.nanos / 1_000_000_000, value.nanos % 1_000_000_000);
+        let seconds = format!("{}.{:09}", nanos / 1_000_000_000, nanos % 1_000_000_000);
         self.sample(name, "_sum", &labels, &seconds);
         self.sample(name, "_count", &labels, &count);
     }

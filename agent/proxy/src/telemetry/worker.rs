@@ -10,6 +10,7 @@ use super::{
     trace::{Draw, Sampler, SpanId, TraceContext},
     writer::Sink,
 };
+use crate::share::timing::Timing;
 use http::HeaderMap;
 use std::{
     cell::{Cell, RefCell},
@@ -117,6 +118,12 @@ impl WorkerTelemetry {
         if let Some(log) = &self.log {
             log.write(|line| access_log::connection(line, record, SystemTime::now()));
         }
+    }
+
+    /// Where the worker's scheduler counts how long shares wait.
+    #[must_use]
+    pub fn timing(&self) -> Arc<Timing> {
+        self.counters.timing.clone()
     }
 
     /// Counts one.

@@ -4,6 +4,7 @@
 use super::{
     CONNECTION_WINDOW, DATA_FRAME_BUDGET, FRAME_SIZE, SEND_BUFFER, STREAM_WINDOW,
     connect::{self, canonical},
+    metered::Metered,
     stream::TunnelStream,
     tls, tunnel,
 };
@@ -54,7 +55,7 @@ async fn serve_tunnel(
     let local = io.local_addr().map(canonical).map_err(|e| tunnel::broken(peer, &e))?;
     let identity =
         pod.source.identity.as_ref().ok_or_else(|| tls::no_certificate(&pod.source.workload.identity))?;
-    let (tls, client) = tls::accept(identity, io, &pod.share, limits).await?;
+    let (tls, client) = tls::accept(worker, identity, io, &pod.share).await?;
     let handshake = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -63,7 +64,7 @@ async fn serve_tunnel(
         .max_send_buffer_size(SEND_BUFFER)
         .max_concurrent_streams(STREAMS_MAX)
         .data_frame_budget(DATA_FRAME_BUDGET)
-        .handshake::<_, Bytes>(tls);
+        .handshake::<_, Bytes>(Metered(tls));
     let deadline = Duration::from_millis(limits.handshake_timeout_ms);
     let connection = tokio::time::timeout(deadline, handshake).await;
     let mut connection =
@@ -167,7 +168,7 @@ async fn serve_connect(
         return;
     };
     let stream = TunnelStream::new(send, request.into_body(), None);
-    let copied = copy::bidirectional(stream, application, Bytes::new(), context.pod.share.drain()).await;
+    let copied = copy::bidirectional(stream, application, Bytes::new(), context.pod.share.copying()).await;
     ended.copied(&copied);
 }
 

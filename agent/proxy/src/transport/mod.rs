@@ -7,6 +7,8 @@
 
 pub mod accept;
 pub mod connect;
+pub mod handshakes;
+pub mod metered;
 pub mod pool;
 pub mod stream;
 pub mod tls;

@@ -3,7 +3,9 @@
 //! The key names the pod and not just the identity because the server's pod sees the client pod's address.
 
 use super::{
-    connect, tls,
+    connect,
+    metered::Metered,
+    tls,
     tunnel::{OpenError, State, StreamGuard, Tunnel, broken, refused},
 };
 use crate::{
@@ -295,9 +297,9 @@ async fn establish(
     // Before the turn: endpoints that do not answer at all must not keep the pod from the others.
     let tcp = connect::tcp(&*source.sockets, key.from, to, limits).await?;
     let permit = share.handshake().await;
-    let tls = permit.during(tls::connect(source, &key.identity, (key.ip, tcp), limits)).await?;
+    let tls = permit.during(tls::connect(worker, source, &key.identity, (key.ip, tcp))).await?;
     let identity = Rc::new(key.identity.clone());
-    Tunnel::establish(tls, identity).await.map_err(|error| broken(to, &error))
+    Tunnel::establish(Metered(tls), identity).await.map_err(|error| broken(to, &error))
 }
 
 fn slow(key: &TunnelKey, deadline: Duration) -> ProxyError {

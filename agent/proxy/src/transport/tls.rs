@@ -1,9 +1,11 @@
 //! Mutual TLS handshakes with mesh identities.
 
+use super::{handshakes::Socket, metered::Metered};
 use crate::{
     context::{Limits, Source},
     error::{Blame, ProxyError, Reason, Retryable},
     share::Share,
+    worker::Worker,
 };
 use rustls_pki_types::ServerName;
 use std::{net::IpAddr, rc::Rc, time::Duration};
@@ -21,18 +23,20 @@ const TLS_BUFFER: usize = 1 << 20;
 /// # Errors
 /// `NoCertificate` without one of our own, `PeerIdentity` when the other side is somebody else, `ConnectTimeout`.
 pub async fn connect(
+    worker: &Worker,
     source: &Source,
     expected: &SpiffeId,
     (to, io): (IpAddr, TcpStream),
-    limits: &Limits,
-) -> Result<client::TlsStream<TcpStream>, ProxyError> {
+) -> Result<client::TlsStream<Metered<Socket>>, ProxyError> {
     let peers = PeerSet::one(expected.clone());
     let config = source.identity.as_ref().and_then(|identity| identity.client_config(&peers));
     let config = config.ok_or_else(|| no_certificate(&source.workload.identity))?;
     // Not compared: it keys session resumption only.
     let name = ServerName::IpAddress(to.into());
-    let handshake = TlsConnector::from(config).connect(name, io);
-    let mut stream = timed(handshake, limits).await?.map_err(|error| failed(Blame::Upstream, &error))?;
+    let handshake = move |io| TlsConnector::from(config).connect(name, io);
+    let handshake = worker.peers.handshakes.run(source.share.clone(), io, handshake);
+    let mut stream =
+        timed(handshake, &worker.shared.limits).await?.map_err(|error| failed(Blame::Upstream, &error))?;
     stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
     Ok(stream)
 }
@@ -42,19 +46,21 @@ pub async fn connect(
 /// # Errors
 /// As [`connect`]; a client without an acceptable certificate is `PeerIdentity`.
 pub async fn accept(
+    worker: &Worker,
     identity: &IdentityHandle,
     io: TcpStream,
     share: &Rc<Share>,
-    limits: &Limits,
-) -> Result<(server::TlsStream<TcpStream>, Rc<SpiffeId>), ProxyError> {
+) -> Result<(server::TlsStream<Metered<Socket>>, Rc<SpiffeId>), ProxyError> {
     let config = identity.server_config().ok_or_else(|| no_certificate(identity.identity()))?;
     let accepting = async {
         // A connection that says nothing needs no turn.
         io.readable().await?;
         let permit = share.handshake().await;
-        permit.during(TlsAcceptor::from(config).accept(io)).await
+        let handshake = move |io| TlsAcceptor::from(config).accept(io);
+        permit.during(worker.peers.handshakes.run(share.key().clone(), io, handshake)).await
     };
-    let mut stream = timed(accepting, limits).await?.map_err(|error| failed(Blame::Downstream, &error))?;
+    let mut stream =
+        timed(accepting, &worker.shared.limits).await?.map_err(|error| failed(Blame::Downstream, &error))?;
     stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
     let peer =
         stream.get_ref().1.peer_certificates().and_then(|chain| peer_identity(chain)).ok_or_else(|| {

@@ -6,7 +6,7 @@ use crate::{
     drain::Drain,
     error::{ProxyError, Reason, Retryable},
     http::{Entrance, GatewayEntrance, HttpConn, HttpVersion, HttpWorker, respond, serve},
-    share::{Share, ShareLimits},
+    share::{Share, ShareLimits, scheduler::Scheduler},
     telemetry::{Telemetry, TelemetryConfig},
 };
 use bytes::Bytes;
@@ -111,7 +111,13 @@ impl Bed {
         let shared = Arc::new(Shared::new(limits, telemetry.unwrap()));
         shared.config.store(Arc::new(config));
         let key = ShareKey::Pod(ObjectKey::new("client", "curl"));
-        let share = Share::start(key, ShareLimits::from(&limits), Drain::new(), Arc::default());
+        let share = Share::start(
+            &Scheduler::start(Arc::default()),
+            key,
+            ShareLimits::from(&limits),
+            Drain::new(),
+            Arc::default(),
+        );
         let plain = Plain::default();
         let dials = Rc::clone(&plain.dials);
         let http = HttpWorker::new(Arc::clone(&shared), plain, shared.telemetry.worker(), 42);

@@ -20,7 +20,8 @@ fn in_memory(
     let (client, downstream) = duplex(64);
     let (upstream, server) = duplex(64);
     let copying = async move {
-        bidirectional(Plain(downstream), Plain(upstream), Bytes::from_static(early), &drain).await
+        let buffers = Buffers::new(usize::MAX);
+        bidirectional(Plain(downstream), Plain(upstream), Bytes::from_static(early), (&drain, &buffers)).await
     };
     (client, server, copying)
 }
@@ -54,7 +55,8 @@ async fn a_reset_is_passed_on() {
     let (client, downstream) = tcp_pair().await;
     let (upstream, mut server) = tcp_pair().await;
     let drain = Drain::new();
-    let copying = bidirectional(downstream, upstream, Bytes::new(), &drain);
+    let buffers = Buffers::new(usize::MAX);
+    let copying = bidirectional(downstream, upstream, Bytes::new(), (&drain, &buffers));
     let resetting = async {
         crate::transport::connect::reset_on_close(&client);
         drop(client);
@@ -96,8 +98,12 @@ async fn bulk_arrives_whole_both_ways_at_once() {
         }
     };
     let drain = Drain::new();
-    let (a, b, copied) =
-        tokio::join!(push(client), push(server), bidirectional(downstream, upstream, Bytes::new(), &drain));
+    let buffers = Buffers::new(usize::MAX);
+    let (a, b, copied) = tokio::join!(
+        push(client),
+        push(server),
+        bidirectional(downstream, upstream, Bytes::new(), (&drain, &buffers))
+    );
     assert!(a && b);
     assert_eq!((copied.received, copied.sent), (3_000_000, 3_000_000));
 }

@@ -4,6 +4,7 @@ use super::*;
 use crate::{
     drain::Drain,
     l4::{copy, pipe::Plain},
+    share::buffers::Buffers,
     transport::{
         CONNECTION_WINDOW, DATA_FRAME_BUDGET, FRAME_SIZE, SEND_BUFFER, STREAM_WINDOW,
         tunnel::{OpenError, State, Tunnel},
@@ -225,7 +226,8 @@ async fn copy_to_slow_echo(stream: TunnelStream) {
         write.shutdown().await.unwrap();
     };
     let drain = Drain::new();
-    let copying = copy::bidirectional(stream, Plain(upstream), Bytes::new(), &drain);
+    let buffers = Buffers::new(usize::MAX);
+    let copying = copy::bidirectional(stream, Plain(upstream), Bytes::new(), (&drain, &buffers));
     let (copied, ()) = tokio::join!(copying, echo);
     assert!(matches!(copied.end, copy::End::Clean), "{copied:?}");
 }
