@@ -9,10 +9,13 @@ use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::error::Elapsed};
 
 /// What to call and how often.
 #[derive(Clone, Debug, clap::Args)]
@@ -37,6 +40,9 @@ pub struct CallArgs {
     /// A new connection for every request.
     #[arg(long)]
     pub no_keepalive: bool,
+    /// Go on until standard input ends, instead of --count
+    #[arg(long)]
+    pub until_eof: bool,
 }
 
 /// What came back. Printed as one JSON document.
@@ -50,6 +56,9 @@ pub struct Tally {
     pub timeline: BTreeMap<u64, BTreeMap<String, u64>>,
     /// Requests without an answer, by reason.
     pub failures: BTreeMap<String, u64>,
+    /// Connections that were opened, or tried to.
+    #[serde(default)]
+    pub opened: u64,
     /// Latencies in microseconds: median and 99th percentile.
     pub p50_us: u64,
     /// See `p50_us`.
@@ -78,14 +87,21 @@ impl Tally {
 /// # Errors
 /// For a URL without an IP address. Failed requests are counted, not errors.
 pub async fn run(args: CallArgs) -> Result<Tally> {
-    let authority = args.url.authority().context("the URL needs an address")?;
-    let host = authority.host().trim_matches(['[', ']']);
-    let Ok(ip) = host.parse() else { bail!("`{host}` is no IP address") };
-    let target = SocketAddr::new(ip, authority.port_u16().unwrap_or(80));
+    let target = target(&args.url)?;
+    let ended = Arc::new(AtomicBool::new(false));
+    if args.until_eof {
+        let ended = ended.clone();
+        // A thread that nobody waits for: a read of standard input cannot be taken back.
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            ended.store(true, Ordering::Relaxed);
+        });
+    }
     let (tally, start) = (Arc::new(Mutex::new(Tally::default())), Instant::now());
     let mut tasks = tokio::task::JoinSet::new();
     for connection in 0..args.connections.max(1) {
-        tasks.spawn(one_connection(args.clone(), connection, target, start, tally.clone()));
+        let load = Load { args: args.clone(), target, start, ended: ended.clone(), tally: tally.clone() };
+        tasks.spawn(load.one_connection(connection));
     }
     while tasks.join_next().await.is_some() {}
     let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -98,43 +114,65 @@ pub async fn run(args: CallArgs) -> Result<Tally> {
     Ok(tally)
 }
 
-async fn one_connection(
+/// Where the URL points.
+///
+/// # Errors
+/// For a URL without an IP address.
+pub(crate) fn target(url: &http::Uri) -> Result<SocketAddr> {
+    let authority = url.authority().context("the URL needs an address")?;
+    let host = authority.host().trim_matches(['[', ']']);
+    let Ok(ip) = host.parse() else { bail!("`{host}` is no IP address") };
+    Ok(SocketAddr::new(ip, authority.port_u16().unwrap_or(80)))
+}
+
+/// What every connection needs.
+struct Load {
     args: CallArgs,
-    connection: u64,
     target: SocketAddr,
     start: Instant,
+    ended: Arc<AtomicBool>,
     tally: Arc<Mutex<Tally>>,
-) {
-    let connections = args.connections.max(1);
-    let mut sender: Option<SendRequest<Empty<Bytes>>> = None;
-    for number in (connection..args.count).step_by(usize::try_from(connections).unwrap_or(1)) {
-        if let Some(rate) = args.rate {
-            let due = Duration::from_secs_f64(number as f64 / rate.max(1) as f64);
-            tokio::time::sleep_until((start + due).into()).await;
+}
+
+impl Load {
+    async fn one_connection(self, connection: u64) {
+        let connections = self.args.connections.max(1);
+        let count = if self.args.until_eof { u64::MAX } else { self.args.count };
+        let mut sender: Option<SendRequest<Empty<Bytes>>> = None;
+        for number in (connection..count).step_by(usize::try_from(connections).unwrap_or(1)) {
+            if let Some(rate) = self.args.rate {
+                let due = Duration::from_secs_f64(number as f64 / rate.max(1) as f64);
+                tokio::time::sleep_until((self.start + due).into()).await;
+            }
+            if self.ended.load(Ordering::Relaxed) {
+                return;
+            }
+            if self.args.no_keepalive || sender.as_ref().is_some_and(SendRequest::is_closed) {
+                sender = None;
+            }
+            let (sent, opens) = (Instant::now(), sender.is_none());
+            let request = one_request(&self.args, self.target, &mut sender);
+            let result = tokio::time::timeout(Duration::from_secs(30), request).await;
+            if !matches!(result, Ok(Ok(_))) {
+                sender = None;
+            }
+            self.note(result, sent, opens);
         }
-        let sent = Instant::now();
-        let result =
-            tokio::time::timeout(Duration::from_secs(30), one_request(&args, target, &mut sender)).await;
-        let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+    }
+
+    fn note(&self, result: Result<Result<(u16, String)>, Elapsed>, sent: Instant, opens: bool) {
+        let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        tally.opened += u64::from(opens);
         match result {
             Ok(Ok((code, service))) => {
                 *tally.codes.entry(code).or_default() += 1;
                 tally.latencies.push(u64::try_from(sent.elapsed().as_micros()).unwrap_or(u64::MAX));
-                let tenth = u64::try_from(start.elapsed().as_millis() / 100).unwrap_or(0);
+                let tenth = u64::try_from(self.start.elapsed().as_millis() / 100).unwrap_or(0);
                 *tally.timeline.entry(tenth).or_default().entry(service.clone()).or_default() += 1;
                 *tally.services.entry(service).or_default() += 1;
             }
-            Ok(Err(error)) => {
-                sender = None;
-                *tally.failures.entry(format!("{error:#}")).or_default() += 1;
-            }
-            Err(_) => {
-                sender = None;
-                *tally.failures.entry("no answer in 30 s".into()).or_default() += 1;
-            }
-        }
-        if args.no_keepalive {
-            sender = None;
+            Ok(Err(error)) => *tally.failures.entry(format!("{error:#}")).or_default() += 1,
+            Err(_) => *tally.failures.entry("no answer in 30 s".into()).or_default() += 1,
         }
     }
 }
@@ -144,7 +182,7 @@ async fn one_request(
     target: SocketAddr,
     sender: &mut Option<SendRequest<Empty<Bytes>>>,
 ) -> Result<(u16, String)> {
-    let connection = match sender.as_mut().filter(|s| !s.is_closed()) {
+    let connection = match sender.as_mut() {
         Some(connection) => connection,
         None => sender.insert(connect(target).await?),
     };
@@ -163,7 +201,7 @@ async fn one_request(
     Ok((code, service))
 }
 
-async fn connect(target: SocketAddr) -> Result<SendRequest<Empty<Bytes>>> {
+pub(crate) async fn connect(target: SocketAddr) -> Result<SendRequest<Empty<Bytes>>> {
     let stream = TcpStream::connect(target).await.with_context(|| format!("connect to {target}"))?;
     stream.set_nodelay(true)?;
     let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;

@@ -31,6 +31,10 @@ pub struct EchoArgs {
     /// Port that greets first, like SMTP, and then echoes lines.
     #[arg(long)]
     pub banner: Option<u16>,
+    /// `http://ADDRESS[:PORT]/path` to ask before each answer, as an application does that depends on another; the
+    /// headers of its caller's trace go along, and what came back is `upstream` in the answer
+    #[arg(long, value_name = "URL")]
+    pub forward: Option<http::Uri>,
 }
 
 /// Serves until killed.
@@ -39,10 +43,11 @@ pub struct EchoArgs {
 /// When a port cannot be bound.
 pub async fn run(args: EchoArgs) -> Result<()> {
     let name: Arc<str> = args.name.into();
+    let forward = args.forward.map(Arc::new);
     let mut tasks = tokio::task::JoinSet::new();
     if let Some(port) = args.http {
         let (listener, name) = (bind(port).await?, name.clone());
-        tasks.spawn(accept(listener, move |stream, peer| http(stream, peer, name.clone())));
+        tasks.spawn(accept(listener, move |stream, peer| http(stream, peer, name.clone(), forward.clone())));
     }
     if let Some(port) = args.tcp {
         tasks.spawn(accept(bind(port).await?, |stream, _| tcp(stream)));
@@ -78,8 +83,8 @@ async fn accept<F: Future<Output = ()> + Send + 'static>(
     }
 }
 
-async fn http(stream: TcpStream, peer: SocketAddr, name: Arc<str>) {
-    let service = service_fn(move |request| answer(request, peer, name.clone()));
+async fn http(stream: TcpStream, peer: SocketAddr, name: Arc<str>, forward: Option<Arc<http::Uri>>) {
+    let service = service_fn(move |request| answer(request, peer, name.clone(), forward.clone()));
     let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
     let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
 }
@@ -89,6 +94,7 @@ async fn answer(
     request: Request<Incoming>,
     peer: SocketAddr,
     name: Arc<str>,
+    forward: Option<Arc<http::Uri>>,
 ) -> Result<Response<Full<Bytes>>, hyper::Error> {
     let (head, body) = request.into_parts();
     let mut received = 0_usize;
@@ -101,7 +107,12 @@ async fn answer(
         .iter()
         .map(|(k, v)| (k.as_str(), String::from_utf8_lossy(v.as_bytes()).into_owned()))
         .collect();
+    let upstream = match forward {
+        Some(url) => Some(ask(&url, &head.headers).await.unwrap_or_else(|e| Upstream::failed(&e))),
+        None => None,
+    };
     let text = serde_json::json!({
+        "upstream": upstream.as_ref().map(|u| &u.body),
         "service": &*name,
         "peer": peer.ip().to_canonical().to_string(),
         "method": head.method.as_str(),
@@ -112,12 +123,48 @@ async fn answer(
     });
     let code = head.uri.path().strip_prefix("/status/").and_then(|c| c.parse::<StatusCode>().ok());
     let mut response = Response::new(Full::new(Bytes::from(text.to_string() + "\n")));
-    *response.status_mut() = code.unwrap_or(StatusCode::OK);
+    *response.status_mut() = code.or(upstream.map(|u| u.code)).unwrap_or(StatusCode::OK);
     response.headers_mut().insert("content-type", http::HeaderValue::from_static("application/json"));
     if let Ok(value) = http::HeaderValue::from_str(&name) {
         response.headers_mut().insert("x-service", value);
     }
     Ok(response)
+}
+
+/// What the server asked for answered.
+struct Upstream {
+    code: StatusCode,
+    body: String,
+}
+
+impl Upstream {
+    fn failed(error: &anyhow::Error) -> Self {
+        Self { code: StatusCode::BAD_GATEWAY, body: format!("{error:#}") }
+    }
+}
+
+/// What an application passes on, so that its caller's trace spans what it calls.
+const TRACE_HEADERS: [&str; 3] = ["traceparent", "tracestate", "baggage"];
+
+async fn ask(url: &http::Uri, caller: &http::HeaderMap) -> Result<Upstream> {
+    let authority = url.authority().context("the URL needs an address")?;
+    let mut request = Request::get(url.path_and_query().map_or("/", |p| p.as_str()))
+        .header("host", authority.as_str())
+        .header("user-agent", "weft-echo");
+    for name in TRACE_HEADERS {
+        for value in caller.get_all(name) {
+            request = request.header(name, value);
+        }
+    }
+    let request = request.body(http_body_util::Empty::new())?;
+    let exchange = async {
+        let mut connection = crate::call::connect(crate::call::target(url)?).await?;
+        let response = connection.send_request(request).await?;
+        let code = response.status();
+        let body = response.into_body().collect().await?.to_bytes();
+        anyhow::Ok(Upstream { code, body: String::from_utf8_lossy(&body).into_owned() })
+    };
+    tokio::time::timeout(Duration::from_secs(30), exchange).await.context("no answer in 30 s")?
 }
 
 async fn tcp(mut stream: TcpStream) {

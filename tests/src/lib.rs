@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod cluster;
 
 use anyhow::{Context, Result, bail};
 use std::{

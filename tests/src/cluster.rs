@@ -1,0 +1,292 @@
+//! A real Kubernetes to test in, reached by `kubectl` and `weft` as a user does.
+//!
+//! `WEFT_TEST_CLUSTER` names the state directory of a cluster of `tests/cluster` (`./dev test` brings one up), or `KUBECONFIG`
+//! any cluster with two nodes, without Weft, with the Gateway API of the experimental channel, and with Weft's image where it finds it
+//! (`WEFT_TEST_IMAGE`, `WEFT_TEST_JAEGER_IMAGE`).
+
+use crate::weft_binary;
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{Read as _, Seek as _, Write as _},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+use weft::call::Tally;
+
+/// How long a condition may take before the test fails. Generous: machines are shared.
+pub const LIMIT: Duration = Duration::from_secs(120);
+/// How often a condition is asked for: each asking is a `kubectl`, which is not free on two cores.
+const PACE: Duration = Duration::from_millis(300);
+/// Namespace of Weft's own pods.
+pub const SYSTEM: &str = "weft-system";
+
+/// The cluster under test.
+pub struct Cluster {
+    bed: Option<PathBuf>,
+    weft: PathBuf,
+    /// The image of Weft, also of the demo application.
+    pub image: String,
+    jaeger: Option<String>,
+}
+
+impl Cluster {
+    /// The cluster that the environment names.
+    ///
+    /// # Errors
+    /// When it names none.
+    pub fn from_env() -> Result<Self> {
+        let bed = std::env::var_os("WEFT_TEST_CLUSTER").map(PathBuf::from);
+        ensure!(
+            bed.is_some() || std::env::var_os("KUBECONFIG").is_some(),
+            "no cluster to test in: `./dev test` brings one up; or set WEFT_TEST_CLUSTER (state directory of tests/cluster/up) or KUBECONFIG"
+        );
+        if let Some(bed) = &bed {
+            ensure!(bed.join("ready").exists(), "no cluster is up in WEFT_TEST_CLUSTER={}", bed.display());
+        }
+        let image = |name: &str| std::env::var(name).ok();
+        let jaeger =
+            image("WEFT_TEST_JAEGER_IMAGE").or_else(|| bed.as_ref().map(|_| "weft.test/jaeger:1.62".into()));
+        Ok(Self {
+            bed,
+            weft: weft_binary()?.canonicalize()?,
+            image: image("WEFT_TEST_IMAGE").unwrap_or_else(|| "weft.test/weft:dev".into()),
+            jaeger,
+        })
+    }
+
+    /// Whether the cluster is that of `tests/cluster`, whose network and nodes tests may look into.
+    #[must_use]
+    pub fn is_bed(&self) -> bool {
+        self.bed.is_some()
+    }
+
+    /// A command beside the cluster, ended after `limit`.
+    fn command(&self, limit: Duration, argv: &[&str]) -> Command {
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=5", &limit.as_secs().to_string()]);
+        command.arg(format!("{}/cluster/inside", env!("CARGO_MANIFEST_DIR"))).args(argv);
+        if let Some(bed) = &self.bed {
+            command.env("WEFT_CLUSTER_DIR", bed).env_remove("KUBECONFIG");
+        }
+        command
+    }
+
+    /// Runs a command beside the cluster and gives what it printed.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn run(&self, argv: &[&str]) -> Result<String> {
+        Self::output(self.command(LIMIT, argv), "", &argv.join(" "))
+    }
+
+    /// `kubectl`.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
+        self.run(&[&["kubectl"], args].concat())
+    }
+
+    /// `kubectl … -o json`.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn json(&self, args: &[&str]) -> Result<Value> {
+        Ok(serde_json::from_str(&self.kubectl(&[args, &["-o", "json"]].concat())?)?)
+    }
+
+    /// `kubectl apply`.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn apply(&self, yaml: &str) -> Result<()> {
+        let command = self.command(LIMIT, &["kubectl", "apply", "-f", "-"]);
+        Self::output(command, yaml, "kubectl apply").map(drop)
+    }
+
+    /// The `weft` under test, with up to five minutes.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn weft(&self, args: &[&str]) -> Result<String> {
+        let weft = self.weft.to_str().context("path")?;
+        Self::output(
+            self.command(LIMIT * 3, &[&[weft], args].concat()),
+            "",
+            &format!("weft {}", args.join(" ")),
+        )
+    }
+
+    /// `weft install` with Jaeger.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn install(&self) -> Result<String> {
+        let jaeger = self.jaeger.as_ref().map(|image| format!("jaeger.image={image}"));
+        let mut args = vec!["install", "--image", &self.image, "--addon", "jaeger"];
+        args.extend(jaeger.iter().flat_map(|setting| ["--set", setting]));
+        self.weft(&args)
+    }
+
+    /// A command on a node of the test bed, as its root.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn on_node(&self, node: &str, argv: &[&str]) -> Result<String> {
+        let bed = self.bed.as_ref().context("only the test bed's nodes can be entered")?;
+        let mut command = Command::new("timeout");
+        command.arg(LIMIT.as_secs().to_string()).arg(format!("{}/cluster/ctl", env!("CARGO_MANIFEST_DIR")));
+        command.args(["node", node]).args(argv).env("WEFT_CLUSTER_DIR", bed);
+        Self::output(command, "", &argv.join(" "))
+    }
+
+    fn output(mut command: Command, input: &str, what: &str) -> Result<String> {
+        let mut stdin = tempfile::tempfile()?;
+        stdin.write_all(input.as_bytes())?;
+        stdin.rewind()?;
+        let output = command.stdin(stdin).output().with_context(|| what.to_owned())?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() {
+            bail!("`{what}`: {}\n{text}{}", output.status, String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(text)
+    }
+
+    /// Asks until `done` gives a value. What it said last is told when it never does.
+    ///
+    /// # Errors
+    /// When it does not within [`LIMIT`].
+    pub fn wait<T>(&self, what: &str, mut done: impl FnMut() -> Result<T>) -> Result<T> {
+        let start = Instant::now();
+        loop {
+            match done() {
+                Ok(value) => return Ok(value),
+                Err(error) if start.elapsed() > LIMIT => {
+                    return Err(error.context(format!("waited {LIMIT:?} for: {what}")));
+                }
+                Err(_) => std::thread::sleep(PACE),
+            }
+        }
+    }
+
+    /// Names of Weft's agents that are there, by node.
+    ///
+    /// # Errors
+    /// What `kubectl` says.
+    pub fn agents(&self) -> Result<BTreeMap<String, String>> {
+        let pods = self.json(&["-n", SYSTEM, "get", "pods", "-l", "app.kubernetes.io/component=agent"])?;
+        let pods = pods["items"].as_array().context("items")?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Ok(pods.iter().map(|pod| (text(&pod["spec"]["nodeName"]), text(&pod["metadata"]["name"]))).collect())
+    }
+
+    /// A line of a node's access log that holds every needle.
+    ///
+    /// # Errors
+    /// When none appears within [`LIMIT`].
+    pub fn log_line(&self, node: &str, needles: &[&str]) -> Result<Value> {
+        self.wait(&format!("a line with {needles:?} in the access log of {node}"), || {
+            let agent = self.agents()?.remove(node).context("no agent")?;
+            let log = self.kubectl(&["-n", SYSTEM, "logs", &agent, "-c", "agent"])?;
+            let line = log.lines().rev().find(|line| needles.iter().all(|needle| line.contains(needle)));
+            Ok(serde_json::from_str(line.with_context(|| tail(&log, 5))?)?)
+        })
+    }
+
+    /// `weft call` in a pod, given as `NAMESPACE/WORKLOAD`, e.g. `shop/deploy/web`.
+    ///
+    /// # Errors
+    /// When it cannot run.
+    pub fn call(&self, pod: &str, args: &[&str]) -> Result<Tally> {
+        let text = self.run(&call_argv(pod, args)?)?;
+        serde_json::from_str(&text).with_context(|| format!("`weft call` printed {text}"))
+    }
+
+    /// A `weft call` in a pod that goes on until it is told to end.
+    ///
+    /// # Errors
+    /// When it cannot run.
+    pub fn load(&self, pod: &str, args: &[&str]) -> Result<Load> {
+        let argv = call_argv(pod, &[args, &["--until-eof"]].concat())?;
+        let (out, err) = (tempfile::tempfile()?, tempfile::tempfile()?);
+        let mut command = self.command(LIMIT * 5, &argv);
+        let child =
+            command.stdin(Stdio::piped()).stdout(out.try_clone()?).stderr(err.try_clone()?).spawn()?;
+        Ok(Load { child, out, err })
+    }
+
+    /// What a person would want to see after a failure.
+    #[must_use]
+    pub fn diagnosis(&self) -> String {
+        let mut text = String::new();
+        let mut add = |title: &str, args: &[&str], lines: usize| {
+            let said = self.kubectl(args).unwrap_or_else(|error| format!("{error:#}"));
+            text += &format!("--- {title}\n{}\n", tail(&said, lines));
+        };
+        add("pods", &["get", "pods", "-A", "-o", "wide"], 60);
+        add("events", &["get", "events", "-A", "--sort-by=.lastTimestamp"], 30);
+        for agent in self.agents().unwrap_or_default().values() {
+            for container in ["agent", "holder"] {
+                add(&format!("{agent} {container}"), &["-n", SYSTEM, "logs", agent, "-c", container], 80);
+            }
+            add(
+                &format!("{agent} before its restart"),
+                &["-n", SYSTEM, "logs", agent, "-c", "agent", "--previous"],
+                40,
+            );
+        }
+        let controllers =
+            ["-n", SYSTEM, "logs", "-l", "app.kubernetes.io/component=controller", "--prefix", "--tail=60"];
+        add("controllers", &controllers, 120);
+        text
+    }
+}
+
+/// Load that runs in a pod. Ends when dropped: its standard input ends.
+pub struct Load {
+    child: Child,
+    out: File,
+    err: File,
+}
+
+impl Load {
+    /// Ends it and gives what it counted.
+    ///
+    /// # Errors
+    /// When it broke.
+    pub fn finish(mut self) -> Result<Tally> {
+        drop(self.child.stdin.take());
+        let status = self.child.wait()?;
+        let (mut out, mut err) = (String::new(), String::new());
+        self.out.rewind()?;
+        self.out.read_to_string(&mut out)?;
+        self.err.rewind()?;
+        self.err.read_to_string(&mut err)?;
+        ensure!(status.success(), "the load: {status}: {out}{err}");
+        serde_json::from_str(&out).with_context(|| format!("`weft call` printed {out}{err}"))
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn call_argv<'a>(pod: &'a str, args: &[&'a str]) -> Result<Vec<&'a str>> {
+    let (namespace, pod) = pod.split_once('/').context("NAMESPACE/POD")?;
+    let exec = ["kubectl", "-n", namespace, "exec", "-i", pod, "--", "weft", "call"];
+    Ok([&exec, args].concat())
+}
+
+/// The last lines.
+fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}

@@ -1,0 +1,429 @@
+//! Weft on a real Kubernetes, from nothing to nothing: install, join running pods, mutual TLS, one trace, a canary over two
+//! nodes, a Gateway, strict, an agent replaced under load, uninstall. One test, because each step stands on the one before.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use weft::call::Tally;
+use weft_tests::cluster::{Cluster, Load, SYSTEM};
+
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+/// Made by the test, and removed. `e2e-out` stays outside the mesh.
+const NAMESPACES: [&str; 3] = ["e2e-web", "e2e-shop", "e2e-out"];
+const CLIENT: &str = "e2e-web/deploy/client";
+const STRANGER: &str = "e2e-out/deploy/stranger";
+
+#[test]
+fn from_nothing_to_a_mesh_and_back() -> Result<()> {
+    let cluster = Cluster::from_env()?;
+    let result = Story::begin(&cluster).and_then(|story| story.run());
+    if result.is_err() {
+        eprintln!("{}", cluster.diagnosis());
+    }
+    result
+}
+
+/// What the steps share.
+struct Story<'a> {
+    cluster: &'a Cluster,
+    /// Where clients and the first version run, and where the second does.
+    nodes: [String; 2],
+    /// ClusterIP of each Service.
+    web: String,
+    cart: String,
+}
+
+impl<'a> Story<'a> {
+    /// A cluster without Weft, with the demo application in it.
+    fn begin(cluster: &'a Cluster) -> Result<Self> {
+        clear(cluster)?;
+        let nodes = cluster.json(&["get", "nodes"])?;
+        let mut names =
+            nodes["items"].as_array().context("nodes")?.iter().filter_map(|n| n["metadata"]["name"].as_str());
+        let mut node = || names.next().map(str::to_owned).context("the test needs two nodes");
+        let nodes = [node()?, node()?];
+        cluster.apply(&services())?;
+        let ip = |namespace: &str, name: &str| {
+            cluster.kubectl(&["-n", namespace, "get", "service", name, "-o", "jsonpath={.spec.clusterIP}"])
+        };
+        let (web, cart) = (ip("e2e-web", "web")?, ip("e2e-shop", "cart")?);
+        cluster.apply(&workloads(&cluster.image, &nodes, &cart))?;
+        Ok(Self { cluster, nodes, web, cart })
+    }
+
+    fn run(&self) -> Result<()> {
+        step("install", || self.install())?;
+        let kept = step("join running pods", || self.join())?;
+        step("mutual TLS", || self.mutual_tls())?;
+        step("gateway", || self.gateway())?;
+        step("one trace", || self.trace())?;
+        step("canary", || self.canary())?;
+        step("strict", || self.strict())?;
+        let tally = kept.finish()?;
+        ensure!(
+            tally.bad() == 0 && tally.opened == 1,
+            "the connection from before the mesh must live on: {tally:?}"
+        );
+        step("agent replaced", || self.replace_agent())?;
+        step("uninstall", || self.uninstall())?;
+        clear(self.cluster)
+    }
+
+    fn install(&self) -> Result<()> {
+        println!("{}", self.cluster.install()?);
+        for namespace in NAMESPACES {
+            self.cluster.kubectl(&[
+                "-n",
+                namespace,
+                "wait",
+                "--for=condition=Available",
+                "deployment",
+                "--all",
+                "--timeout=110s",
+            ])?;
+        }
+        // In clear, before the mesh: what is tested later is the mesh's doing.
+        let tally = self.call(CLIENT, &self.web, &["--count", "20"])?;
+        ensure!(tally.bad() == 0, "{tally:?}");
+        Ok(())
+    }
+
+    /// Labels two namespaces while a connection is in use, which must go on. Returns that connection.
+    fn join(&self) -> Result<Load> {
+        let pods = self.pod_uids()?;
+        // To the pod itself, not to its Service: a route may be made for that one later, and then each request has its own way.
+        let kept = self.cluster.load(CLIENT, &[&self.direct("cart-v1")?, "--connections=1", "--rate=20"])?;
+        self.cluster.kubectl(&["label", "namespace", "e2e-web", "e2e-shop", "weft.dev/mesh=enabled"])?;
+        self.cluster.wait("all pods to be captured", || {
+            for namespace in ["e2e-web", "e2e-shop"] {
+                let slices = self.cluster.json(&["-n", namespace, "get", "workloadslices"])?;
+                let slices = slices["items"].as_array().context("items")?.iter();
+                let workloads: Vec<&Value> =
+                    slices.filter_map(|s| s["workloads"].as_array()).flatten().collect();
+                let open: Vec<_> =
+                    workloads.iter().filter(|w| w["captured"] != true).map(|w| &w["name"]).collect();
+                ensure!(
+                    !workloads.is_empty() && open.is_empty(),
+                    "{namespace}: {} workloads, not captured: {open:?}",
+                    workloads.len()
+                );
+            }
+            Ok(())
+        })?;
+        ensure!(self.pod_uids()? == pods, "pods were restarted");
+        Ok(kept)
+    }
+
+    /// A new connection between the nodes is seen by both agents, with both identities.
+    fn mutual_tls(&self) -> Result<()> {
+        let url = self.direct("cart-v2")?;
+        let tally = self.cluster.call(CLIENT, &[&url, "--count=20", "--no-keepalive"])?;
+        ensure!(tally.bad() == 0, "{tally:?}");
+        // A Service, and the application that calls on to another namespace.
+        let tally = self.call(CLIENT, &self.web, &["--count", "20"])?;
+        ensure!(tally.bad() == 0, "{tally:?}");
+        let sides = [(&self.nodes[0], "\"outbound\""), (&self.nodes[1], "\"inbound\"")];
+        for (node, side) in sides {
+            let line = self.cluster.log_line(node, &[side, "sa/client", "sa/cart"])?;
+            ensure!(line["source_identity"] == "spiffe://cluster.local/ns/e2e-web/sa/client", "{line}");
+            ensure!(line["destination_identity"] == "spiffe://cluster.local/ns/e2e-shop/sa/cart", "{line}");
+        }
+        Ok(())
+    }
+
+    fn gateway(&self) -> Result<()> {
+        self.cluster.apply(&gateway(self.cluster.is_bed()))?;
+        self.programmed()?;
+        self.accepted("e2e-web", "web")?;
+        let url = self.edge_url()?;
+        self.cluster.wait(&format!("{url} to answer"), || self.curl(&[&url])).map(drop)
+    }
+
+    /// gateway → web → cart, as a real Jaeger tells it.
+    fn trace(&self) -> Result<()> {
+        let header = format!("traceparent: 00-{TRACE}-b7ad6b7169203331-01");
+        let answer = self.curl(&["-H", &header, &self.edge_url()?])?;
+        ensure!(answer.contains("cart-v"), "web must have asked cart: {answer}");
+        let path = format!("/api/v1/namespaces/{SYSTEM}/services/jaeger:16686/proxy/api/traces/{TRACE}");
+        self.cluster.wait("the spans in Jaeger", || {
+            let page: Value = serde_json::from_str(&self.cluster.kubectl(&["get", "--raw", &path])?)?;
+            println!("{page}");
+            Ok(())
+        })
+    }
+
+    /// 90/10 by a route on the Service, seen from a pod of another namespace, over both nodes.
+    fn canary(&self) -> Result<()> {
+        self.cluster.apply(CANARY)?;
+        self.accepted("e2e-shop", "cart")?;
+        let split = self.cluster.wait("both versions in about 90/10", || {
+            let tally = self.call(CLIENT, &self.cart, &["--count=1000", "--connections=8"])?;
+            ensure!(tally.bad() == 0, "no request may fail: {tally:?}");
+            let v2 = tally.services.get("cart-v2").copied().unwrap_or_default();
+            // Five standard deviations.
+            ensure!((50..=150).contains(&v2), "expected about 100 of 1,000 at cart-v2: {:?}", tally.services);
+            Ok(tally.services)
+        })?;
+        println!("canary: {split:?}");
+        let line = self.cluster.log_line(&self.nodes[0], &["\"cart-v2", "\"route\""])?;
+        ensure!(line["source_identity"] == "spiffe://cluster.local/ns/e2e-web/sa/client", "{line}");
+        Ok(())
+    }
+
+    /// A stranger is served in clear until the namespace is strict.
+    fn strict(&self) -> Result<()> {
+        let url = self.direct("cart-v2")?;
+        let before = self.cluster.call(STRANGER, &[&url, "--count=10", "--no-keepalive"])?;
+        ensure!(before.bad() == 0, "permissive must serve callers in clear: {before:?}");
+        self.cluster.kubectl(&["label", "namespace", "e2e-shop", "weft.dev/mtls=strict"])?;
+        self.cluster.wait("strict to refuse", || {
+            let tally = self.cluster.call(STRANGER, &[&url, "--count=10", "--no-keepalive"])?;
+            ensure!(tally.codes.is_empty(), "{tally:?}");
+            Ok(())
+        })?;
+        self.cluster.log_line(&self.nodes[1], &["denied"])?;
+        let inside = self.cluster.call(CLIENT, &[&url, "--count=50", "--no-keepalive"])?;
+        ensure!(inside.bad() == 0, "{inside:?}");
+        Ok(())
+    }
+
+    /// The agent of the clients' node is deleted under load: no new connection fails, the holder keeps the sockets.
+    fn replace_agent(&self) -> Result<()> {
+        let url = self.direct("cart-v2")?;
+        let fresh = self.cluster.load(CLIENT, &[&url, "--no-keepalive", "--connections=4", "--rate=50"])?;
+        let kept = self.cluster.load(CLIENT, &[&url, "--connections=4", "--rate=50"])?;
+        let old = self.cluster.agents()?.remove(&self.nodes[0]).context("no agent")?;
+        self.cluster.kubectl(&["-n", SYSTEM, "delete", "pod", &old, "--wait=false"])?;
+        self.cluster.wait("the new agent", || {
+            let new = self.cluster.agents()?.remove(&self.nodes[0]).context("no agent")?;
+            ensure!(new != old, "still the old agent");
+            let ready = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+            let ready = self.cluster.kubectl(&["-n", SYSTEM, "get", "pod", &new, "-o", ready])?;
+            ensure!(ready == "True", "{new}: ready {ready}");
+            Ok(())
+        })?;
+        let (fresh, kept) = (fresh.finish()?, kept.finish()?);
+        println!("new connections: {}\nkept: {}", brief(&fresh), brief(&kept));
+        ensure!(fresh.bad() == 0, "no new connection may fail: {}", brief(&fresh));
+        Ok(())
+    }
+
+    fn uninstall(&self) -> Result<()> {
+        let url = self.direct("cart-v2")?;
+        let pods = self.pod_uids()?;
+        println!("{}", self.cluster.weft(&["uninstall", "--purge"])?);
+        ensure!(self.pod_uids()? == pods, "pods were restarted");
+        for (pod, url) in [(CLIENT, url.clone()), (STRANGER, url), (CLIENT, format!("http://{}/", self.web))]
+        {
+            let tally = self.cluster.call(pod, &[&url, "--count=20", "--no-keepalive"])?;
+            ensure!(tally.bad() == 0, "pods must talk without Weft: {tally:?}");
+        }
+        if self.cluster.is_bed() {
+            for node in &self.nodes {
+                self.clean(node)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing of Weft is left on a node.
+    fn clean(&self, node: &str) -> Result<()> {
+        let files = self.cluster.on_node(
+            node,
+            &[
+                "find",
+                "/etc/cni",
+                "/opt/cni/bin",
+                "/run",
+                "/var/run",
+                "/var/lib",
+                "-xdev",
+                "-iname",
+                "*weft*",
+            ],
+        )?;
+        ensure!(files.trim().is_empty(), "{node} has files left:\n{files}");
+        let tables = self.cluster.on_node(node, &["nft", "list", "tables"])?;
+        ensure!(!tables.contains("weft"), "{node} has tables left:\n{tables}");
+        Ok(())
+    }
+
+    fn call(&self, pod: &str, ip: &str, args: &[&str]) -> Result<Tally> {
+        self.cluster.call(pod, &[&[format!("http://{ip}/").as_str()], args].concat())
+    }
+
+    /// From outside the cluster.
+    fn curl(&self, args: &[&str]) -> Result<String> {
+        self.cluster
+            .run(&[&["curl", "-sS", "--fail-with-body", "--noproxy", "*", "--max-time", "20"], args].concat())
+    }
+
+    /// The URL of the pod behind a Deployment of `e2e-shop`.
+    fn direct(&self, app: &str) -> Result<String> {
+        let ip = [
+            "-n",
+            "e2e-shop",
+            "get",
+            "pods",
+            "-l",
+            &format!("version={app}"),
+            "-o",
+            "jsonpath={.items[0].status.podIP}",
+        ];
+        Ok(format!("http://{}:8080/", self.cluster.kubectl(&ip)?))
+    }
+
+    fn edge_url(&self) -> Result<String> {
+        let address =
+            ["-n", "e2e-web", "get", "gateway", "edge", "-o", "jsonpath={.status.addresses[0].value}"];
+        Ok(format!("http://{}/", self.cluster.kubectl(&address)?))
+    }
+
+    fn pod_uids(&self) -> Result<String> {
+        let mut uids = String::new();
+        for namespace in NAMESPACES {
+            let path = "jsonpath={range .items[*]}{.metadata.uid} {.status.containerStatuses[0].restartCount}\n{end}";
+            uids += &self.cluster.kubectl(&[
+                "-n",
+                namespace,
+                "get",
+                "pods",
+                "--sort-by=.metadata.name",
+                "-o",
+                path,
+            ])?;
+        }
+        Ok(uids)
+    }
+
+    fn programmed(&self) -> Result<()> {
+        let wait = |condition: &str| {
+            let condition = format!("--for=condition={condition}");
+            self.cluster.kubectl(&["-n", "e2e-web", "wait", &condition, "gateway/edge", "--timeout=110s"])
+        };
+        wait("Accepted").and_then(|_| wait("Programmed")).map(drop)
+    }
+
+    /// Every parent of a route says Accepted and ResolvedRefs, of the generation that there is.
+    fn accepted(&self, namespace: &str, name: &str) -> Result<()> {
+        self.cluster.wait(&format!("route {namespace}/{name} to be accepted"), || {
+            let route = self.cluster.json(&["-n", namespace, "get", "httproute", name])?;
+            let parents = route["status"]["parents"].as_array().context("no status")?;
+            let holds = |parent: &Value, kind: &str| {
+                let conditions = parent["conditions"].as_array();
+                conditions.into_iter().flatten().any(|c| {
+                    c["type"] == kind
+                        && c["status"] == "True"
+                        && c["observedGeneration"] == route["metadata"]["generation"]
+                })
+            };
+            let all = parents.iter().all(|p| holds(p, "Accepted") && holds(p, "ResolvedRefs"));
+            ensure!(all && !parents.is_empty(), "{}", route["status"]);
+            Ok(())
+        })
+    }
+}
+
+/// Takes away what an earlier run may have left.
+fn clear(cluster: &Cluster) -> Result<()> {
+    let installed = !cluster.kubectl(&["get", "namespace", SYSTEM, "--ignore-not-found"])?.trim().is_empty();
+    ensure!(!installed || cluster.is_bed(), "Weft is installed in this cluster already");
+    if installed {
+        cluster.weft(&["uninstall", "--purge", "--force", "--timeout=60s"])?;
+    }
+    let mut delete = vec!["delete", "namespace", "--ignore-not-found", "--timeout=110s"];
+    delete.extend(NAMESPACES);
+    cluster.kubectl(&delete).map(drop)
+}
+
+fn step<T>(name: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
+    let start = std::time::Instant::now();
+    let result = run().with_context(|| format!("step: {name}"));
+    println!(
+        "== {name}: {} in {:.1} s",
+        if result.is_ok() { "done" } else { "FAILED" },
+        start.elapsed().as_secs_f64()
+    );
+    result
+}
+
+fn brief(tally: &Tally) -> String {
+    format!(
+        "{} good, {} bad, {} connections, {:?} {:?}",
+        tally.good(),
+        tally.bad(),
+        tally.opened,
+        tally.codes,
+        tally.failures
+    )
+}
+
+fn services() -> String {
+    let namespaces =
+        NAMESPACES.map(|n| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {n}}}\n"));
+    let service = |namespace: &str, name: &str, selector: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{namespace: {namespace}, name: {name}}}\n\
+             spec: {{selector: {{{selector}}}, ports: [{{name: http, port: 80, targetPort: 8080, appProtocol: http}}]}}\n"
+        )
+    };
+    let services = [
+        service("e2e-web", "web", "app: web"),
+        service("e2e-shop", "cart", "app: cart"),
+        service("e2e-shop", "cart-v1", "version: cart-v1"),
+        service("e2e-shop", "cart-v2", "version: cart-v2"),
+    ];
+    [&namespaces[..], &services[..]].concat().join("---\n")
+}
+
+/// `web` calls on to `cart`, whose versions run on different nodes. `client` and `stranger` only call.
+fn workloads(image: &str, nodes: &[String; 2], cart: &str) -> String {
+    let forward = format!(", --forward, \"http://{cart}/\"");
+    let workload = |namespace: &str, app: &str, version: &str, node: &str, more: &str| {
+        format!(
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{namespace: {namespace}, name: {version}}}\nspec:\n  \
+             selector: {{matchLabels: {{version: {version}}}}}\n  template:\n    \
+             metadata: {{labels: {{app: {app}, version: {version}}}}}\n    spec:\n      serviceAccountName: {app}\n      \
+             nodeSelector: {{kubernetes.io/hostname: {node}}}\n      terminationGracePeriodSeconds: 0\n      containers:\n      \
+             - {{name: app, image: \"{image}\", imagePullPolicy: IfNotPresent, args: [echo, --name, {version}, --http, \"8080\"{more}],\n         \
+             readinessProbe: {{tcpSocket: {{port: 8080}}, periodSeconds: 1}}}}\n"
+        )
+    };
+    let account = |namespace: &str, name: &str| {
+        format!("apiVersion: v1\nkind: ServiceAccount\nmetadata: {{namespace: {namespace}, name: {name}}}\n")
+    };
+    let [first, second] = nodes;
+    [
+        account("e2e-web", "client"),
+        account("e2e-web", "web"),
+        account("e2e-shop", "cart"),
+        account("e2e-out", "stranger"),
+        workload("e2e-web", "client", "client", first, ""),
+        workload("e2e-web", "web", "web", second, &forward),
+        workload("e2e-shop", "cart", "cart-v1", first, ""),
+        workload("e2e-shop", "cart", "cart-v2", second, ""),
+        workload("e2e-out", "stranger", "stranger", first, ""),
+    ]
+    .join("---\n")
+}
+
+/// On the test bed with an address of Weft's own; elsewhere the load balancer gives one.
+fn gateway(pool: bool) -> String {
+    let infrastructure = if pool {
+        "  infrastructure: {parametersRef: {group: weft.dev, kind: WeftGatewayConfig, name: pool}}\n"
+    } else {
+        ""
+    };
+    let config = "apiVersion: weft.dev/v1alpha1\nkind: WeftGatewayConfig\nmetadata: {namespace: e2e-web, name: pool}\n\
+                  spec: {addressMode: AddressPool, addressPool: {ranges: [10.90.129.1-10.90.129.9]}}\n---\n";
+    format!(
+        "{}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{namespace: e2e-web, name: edge}}\nspec:\n  \
+         gatewayClassName: weft\n{infrastructure}  listeners: [{{name: http, port: 80, protocol: HTTP}}]\n---\n\
+         apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{namespace: e2e-web, name: web}}\nspec:\n  \
+         parentRefs: [{{name: edge}}]\n  rules: [{{backendRefs: [{{name: web, port: 80}}]}}]\n",
+        if pool { config } else { "" }
+    )
+}
+
+const CANARY: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {namespace: e2e-shop, name: cart}\nspec:\n  \
+                      parentRefs: [{group: \"\", kind: Service, name: cart, port: 80}]\n  \
+                      rules: [{backendRefs: [{name: cart-v1, port: 80, weight: 90}, {name: cart-v2, port: 80, weight: 10}]}]\n";
