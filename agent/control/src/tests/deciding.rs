@@ -195,6 +195,7 @@ fn listener_set(of: &str, parent: &str, certificate: Option<&str>) -> ListenerSe
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn each_node_gets_what_its_gateways_may_use_and_no_more() {
     let mut snapshot = Snapshot::default();
     let secrets = [
