@@ -25,6 +25,7 @@ mod problem;
 pub mod provision;
 mod schema;
 pub mod status;
+mod taint;
 #[cfg(test)]
 #[allow(dead_code)] // each test module uses its part
 mod testing;
@@ -45,6 +46,7 @@ pub use lease::{Leadership, LeaseConfig, lead};
 pub use problem::{Problem, Severity};
 pub use provision::placements;
 pub use status::{Desired, StatusWriter, WriterConfig, known_in};
+pub use taint::keep_untainted;
 pub use tokens::TokenReviewer;
 pub use trust::{CaCraft, CaTexts, keep_ca};
 pub use watch::*;

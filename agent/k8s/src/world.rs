@@ -12,4 +12,6 @@ pub struct World {
     pub problems: Vec<Problem>,
     /// Settings; the defaults without an `AgentConfig` document.
     pub agent: AgentConfig,
+    /// `uninstall: "true"` beside the settings of a cluster: agents let every pod go and clean their node. Never of files.
+    pub uninstall: bool,
 }

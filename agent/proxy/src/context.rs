@@ -1,6 +1,6 @@
 //! What every connection can reach: process-wide, per worker, and per source of traffic.
 
-use crate::telemetry::Telemetry;
+use crate::{plaintext::PlaintextCallers, telemetry::Telemetry};
 use arc_swap::ArcSwap;
 use std::{
     io,
@@ -24,6 +24,8 @@ pub struct Shared {
     pub hbone_port: u16,
     /// Metrics, traces, access log of the process.
     pub telemetry: Arc<Telemetry>,
+    /// Who speaks to permissive pods in clear.
+    pub plaintext: PlaintextCallers,
 }
 
 /// The port of HBONE: inbound mutual TLS, on the pod's own address.
@@ -37,7 +39,13 @@ impl Shared {
     /// State that serves an empty Config.
     #[must_use]
     pub fn new(limits: Limits, telemetry: Arc<Telemetry>) -> Self {
-        Self { config: ArcSwap::default(), limits, hbone_port: HBONE_PORT, telemetry }
+        Self {
+            config: ArcSwap::default(),
+            limits,
+            hbone_port: HBONE_PORT,
+            telemetry,
+            plaintext: PlaintextCallers::default(),
+        }
     }
 }
 

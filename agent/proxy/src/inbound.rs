@@ -76,6 +76,8 @@ async fn connect(
         conn.worker.telemetry.count(Counter::DeniedPlaintext);
         return Err(denied(format!("plaintext from {} to {to}, which is strict", conn.peer)));
     }
+    let from = ended.source.as_ref().map(|source| &source.pod);
+    conn.worker.shared.plaintext.saw(conn.peer.ip().to_canonical(), from, &source.workload.pod);
     let limits = &conn.worker.shared.limits;
     connect::tcp(&*source.sockets, Some(conn.peer.ip()), to, limits).await
 }

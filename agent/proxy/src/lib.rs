@@ -21,6 +21,7 @@ pub mod http;
 pub mod inbound;
 pub mod l4;
 pub mod outbound;
+pub mod plaintext;
 pub mod pods;
 pub mod share;
 pub mod telemetry;

@@ -1,6 +1,6 @@
 //! Pages for people and probes: metrics, health, status, certificates. Small, on the control runtime.
 
-use super::{report, world::Seen};
+use super::{metrics, node::NodePage, report, world::Seen};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, header};
@@ -13,7 +13,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -43,6 +43,10 @@ pub(super) struct Pages {
     pub(super) identities: Option<weft_certs::IdentityStore>,
     /// Whether the first full configuration is served and pods that were captured are served again.
     pub(super) ready: AtomicBool,
+    /// The node, in a cluster; once it is served.
+    pub(super) node: OnceLock<Arc<NodePage>>,
+    /// Metrics beside the data plane's.
+    pub(super) more: OnceLock<metrics::More>,
 }
 
 /// Whom an address is for: what anybody on the network may ask of the node is less than what its operator sees.
@@ -163,7 +167,11 @@ impl Pages {
             "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "the first configuration is not served yet\n"),
             "/status" => self.status(),
             "/certificates" => page(json!(self.identities.as_ref().map(weft_certs::IdentityStore::infos))),
-            "/" => text(StatusCode::OK, "/status  /certificates  /metrics  /healthz  /readyz\n"),
+            "/node" => match self.node.get() {
+                Some(node) => page(json!(node.report())),
+                None => text(StatusCode::SERVICE_UNAVAILABLE, "no node of a cluster is served here (yet)\n"),
+            },
+            "/" => text(StatusCode::OK, "/status  /node  /certificates  /metrics  /healthz  /readyz\n"),
             _ => text(StatusCode::NOT_FOUND, "no such page; / lists them\n"),
         }
     }
@@ -171,7 +179,10 @@ impl Pages {
     fn metrics(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         let accept = request.headers().get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let kind = weft_proxy::telemetry::negotiate(accept);
-        let body = self.telemetry.render_metrics(kind.is_openmetrics());
+        let mut body = self.telemetry.render_metrics(kind.is_openmetrics());
+        if let Some(more) = self.more.get() {
+            metrics::append(&mut body, kind.is_openmetrics(), more);
+        }
         let mut response = Response::new(Full::new(Bytes::from(body)));
         response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind.as_str()));
         response
@@ -212,11 +223,11 @@ mod tests {
     #[test]
     fn status_and_certificates_are_for_the_operator_only() {
         let check = |door: Door, pages: &[&str]| {
-            let all = ["/", "/metrics", "/healthz", "/readyz", "/status", "/certificates"];
+            let all = ["/", "/metrics", "/healthz", "/readyz", "/status", "/node", "/certificates"];
             let shown: Vec<_> = all.into_iter().filter(|page| door.shows(page)).collect();
             assert_eq!(shown, pages, "{door:?}");
         };
-        check(Door::Admin, &["/", "/metrics", "/healthz", "/readyz", "/status", "/certificates"]);
+        check(Door::Admin, &["/", "/metrics", "/healthz", "/readyz", "/status", "/node", "/certificates"]);
         check(Door::Metrics, &["/metrics"]);
         check(Door::Health, &["/healthz", "/readyz"]);
     }

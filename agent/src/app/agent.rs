@@ -9,6 +9,7 @@
 use super::{
     admin::Door,
     cluster::{Cluster, Task, controller_address, follow_material, follow_roots, follow_worlds},
+    plugin::Plugin,
     serve::{Options, serve},
 };
 use crate::cli::AgentArgs;
@@ -17,7 +18,7 @@ use parking_lot::Mutex;
 use std::{process::ExitCode, sync::Arc, time::Duration};
 use tokio::sync::watch;
 use weft_certs::{IdentityStore, StoreConfig};
-use weft_cni::install::{InstallConfig, Installer};
+use weft_cni::install::InstallConfig;
 use weft_control::{ClientConfig, ControlClient};
 use weft_inpod::Announcer;
 use weft_k8s::{ClusterHandle, ClusterInputs, ClusterOptions, ClusterProvider, Role, WatchState};
@@ -69,12 +70,15 @@ async fn in_cluster(args: AgentArgs) -> Result<()> {
         follow_roots(provider.roots.clone(), roots_tx, move |bundle| store.set_trust_bundle(bundle.clone())),
     ];
     // In the configuration before pods are served: an ADD that comes early waits for us.
-    let installer = args.cni_conf_dir.as_ref().map(|_| Installer::new(install_config(&args)).start());
-    let installer = installer.transpose().context("the CNI plugin's installer cannot be started")?;
+    let plugin = Plugin::new(args.cni_conf_dir.as_ref().map(|_| install_config(&args)));
+    if !worlds.borrow().uninstall {
+        plugin.start().context("the CNI plugin's installer cannot be started")?;
+    }
     let cluster = Cluster {
         node: args.node.as_str().into(),
         announcer: Announcer::new(args.run_dir.join("addresses")),
         control,
+        watched: provider.state.clone(),
         captured,
         tasks: Mutex::new(tasks),
     };
@@ -83,7 +87,7 @@ async fn in_cluster(args: AgentArgs) -> Result<()> {
         node: args.node,
         run_dir: Some(args.run_dir),
         state_dir: Some(args.state_dir),
-        installer: Mutex::new(installer),
+        plugin,
         workers: args.workers,
         access_log: args.access_log,
         doors: [(Door::Admin, args.admin), (Door::Metrics, args.metrics), (Door::Health, args.health)],

@@ -15,7 +15,7 @@ use weft_core::{
     model::{ObjectKey, Snapshot, Str},
 };
 use weft_inpod::Announcer;
-use weft_k8s::{Captured, Material, World};
+use weft_k8s::{Captured, Material, WatchState, World};
 
 /// The controller's port.
 pub(super) const CONTROL_PORT: u16 = 15012;
@@ -30,6 +30,8 @@ pub(super) struct Cluster {
     pub(super) announcer: Announcer,
     /// The way to the controller.
     pub(super) control: ControlClient,
+    /// How the watches of the cluster stand.
+    pub(super) watched: watch::Receiver<Arc<WatchState>>,
     /// To the provider: which of this node's pods are captured.
     pub(super) captured: watch::Sender<Arc<Captured>>,
     /// Tasks that end with this.
@@ -93,10 +95,11 @@ impl Cluster {
         }));
     }
 
-    /// Holds and announces the addresses that Gateways have on this node, beside the node's own.
-    pub(super) async fn hold_addresses(&self, config: &Config, snapshot: &Snapshot) {
+    /// Holds and announces the addresses that Gateways have on this node, beside the node's own; none with no configuration.
+    pub(super) async fn hold_addresses(&self, config: Option<&Config>, snapshot: &Snapshot) {
         let Some(node) = snapshot.nodes.get(&self.node) else { return };
-        let bound = config.gateways.values().flat_map(|g| g.addresses.iter().copied());
+        let bound =
+            config.into_iter().flat_map(|c| c.gateways.values()).flat_map(|g| g.addresses.iter().copied());
         let wanted: BTreeSet<IpAddr> = bound.filter(|ip| !node.addresses.contains(ip)).collect();
         if let Err(error) = self.announcer.hold(&node.addresses, wanted).await {
             tracing::warn!("addresses of Gateways: {error}");

@@ -14,15 +14,17 @@ use super::{
     admin::{self, Door, Pages},
     cluster::Task,
     duties::{self, Duties},
+    metrics,
     world::{Pipeline, Seen},
 };
 use crate::cli::ControllerArgs;
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
 use std::{
+    collections::BTreeSet,
     process::ExitCode,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -35,7 +37,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use weft_certs::Ca;
-use weft_control::{ControlServer, Leading, ServerConfig, WorldAuthorizer};
+use weft_control::{Agents, ControlServer, Leading, ServerConfig, WorldAuthorizer};
+use weft_core::model::Str;
 use weft_k8s::{
     CaCraft, CaTexts, ClusterInputs, ClusterOptions, ClusterProvider, Leadership, LeaseConfig, Role,
     TokenReviewer, WatchState, World,
@@ -44,6 +47,9 @@ use weft_proxy::telemetry::{self, Telemetry, TelemetryConfig};
 
 /// Agents that are away are looked at this often; everything else comes by itself.
 const TICK: Duration = Duration::from_secs(1);
+
+/// Names the key of the taint that nodes lose once their agent serves.
+const NODE_TAINT: &str = "WEFT_REMOVE_NODE_TAINT";
 
 /// Runs until SIGTERM or SIGINT, then gives the Lease back.
 ///
@@ -75,6 +81,8 @@ async fn control(args: ControllerArgs) -> Result<()> {
         seen: Arc::new(Mutex::new(Seen::default())),
         identities: None,
         ready: AtomicBool::new(false),
+        node: OnceLock::new(),
+        more: OnceLock::new(),
     });
     for at in [(Door::Admin, args.admin), (Door::Metrics, args.metrics), (Door::Health, args.health)] {
         admin::serve(at, pages.clone(), stop.clone()).await?;
@@ -110,7 +118,7 @@ async fn control(args: ControllerArgs) -> Result<()> {
     ));
     let listener =
         TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
-    let tasks = vec![
+    let mut tasks = vec![
         Task::spawn(weft_k8s::keep_ca(
             client.clone(),
             args.namespace.clone(),
@@ -122,8 +130,17 @@ async fn control(args: ControllerArgs) -> Result<()> {
         follow_leadership(leadership.clone(), server.clone()),
         serve_agents(server.clone(), listener, stop.clone()),
     ];
+    // The taint's key; a right of its own comes with the setting.
+    if let Ok(key) = std::env::var(NODE_TAINT) {
+        let (ready_tx, ready) = watch::channel(BTreeSet::new());
+        tasks.push(follow_reported(server.agents(), ready_tx));
+        tasks.push(Task::spawn(weft_k8s::keep_untainted(client.clone(), key, ready, leadership.clone())));
+    }
     let duties = Duties::start(client, &args.pod_name, leadership.clone(), (materials_tx, serving_tx));
     let watched = provider.state.clone();
+    let (progress, events) = duties.counts();
+    let counted = metrics::Controller { progress, events, server: server.clone(), watched: watched.clone() };
+    let _ = pages.more.set(Box::new(move |out| metrics::controller(&counted, out))); // set once, here
     let replica = Replica { args, telemetry, pages, stop, server, watched, _tasks: tasks };
     let ended = replica.until_stopped((worlds, first), leadership, duties).await;
     election.release().await;
@@ -229,6 +246,21 @@ fn follow_leadership(mut leadership: watch::Receiver<Leadership>, server: Contro
             tracing::info!(leader = leading.leader, holder = %leading.holder, "leadership");
             server.set_leading(leading);
             if leadership.changed().await.is_err() {
+                return;
+            }
+        }
+    })
+}
+
+/// Nodes whose agent is connected and has said what it serves.
+fn follow_reported(mut agents: watch::Receiver<Arc<Agents>>, to: watch::Sender<BTreeSet<Str>>) -> Task {
+    Task::spawn(async move {
+        loop {
+            let now = agents.borrow_and_update().clone();
+            let ready = now.iter().filter(|(_, agent)| agent.reported && agent.gone.is_none());
+            let ready: BTreeSet<Str> = ready.map(|(node, _)| node.clone()).collect();
+            to.send_if_modified(|then| std::mem::replace(then, ready.clone()) != ready);
+            if agents.changed().await.is_err() {
                 return;
             }
         }

@@ -13,8 +13,11 @@ use weft_core::{
     model::{AddressMode, Kind, ObjectKey, ObjectRef, Snapshot, Str},
 };
 use weft_k8s::{
-    Desired, Leadership, Recorder, RecorderConfig, StatusWriter, WatchState, Watched, WriterConfig, known_in,
+    Desired, Leadership, Recorder, RecorderConfig, StatusWriter, WatchState, Watched, WriterConfig,
+    events::EventCounts,
+    known_in,
     provision::{self, ADDRESS_MODE, ADDRESS_OWNER, Provisioner, ProvisionerOptions},
+    status::Progress,
     workloads::{self, SliceOptions, SlicePublisher},
 };
 
@@ -35,6 +38,9 @@ pub(super) struct Duties {
     /// What each Gateway of ours must be at before it is programmed.
     expected: BTreeMap<ObjectKey, Expected>,
     update: Option<Update>,
+    /// What the writer was told of last.
+    known: Snapshot,
+    events: Arc<EventCounts>,
     /// When a node last could not serve a Gateway.
     failed: BTreeMap<(ObjectKey, Str), Instant>,
 }
@@ -56,6 +62,7 @@ impl Duties {
             RecorderConfig { instance: instance.to_owned(), qps: EVENTS_QPS },
             leadership.clone(),
         );
+        let counts = events.counts();
         Self {
             writer: StatusWriter::start(client.clone(), WriterConfig::default(), leadership, Some(events)),
             provisioner: Provisioner::start(client.clone(), ProvisionerOptions::default()),
@@ -64,8 +71,15 @@ impl Duties {
             serving,
             expected: BTreeMap::new(),
             update: None,
+            known: Snapshot::default(),
+            events: counts,
             failed: BTreeMap::new(),
         }
+    }
+
+    /// What was written and told, for metrics.
+    pub(super) fn counts(&self) -> (Arc<Progress>, Arc<EventCounts>) {
+        (self.writer.progress(), self.events.clone())
     }
 
     /// Takes what was resolved: statuses are written, material is handed out.
@@ -81,7 +95,10 @@ impl Duties {
             known: Arc::new(move |object: &ObjectRef| known_in(&known, object)),
             served: Arc::new(kinds.collect()),
         };
-        self.writer.publish(desired, &update.changed);
+        let mut changed: Vec<ObjectRef> = update.changed.iter().cloned().collect();
+        changed.extend(made_anew(&self.known, snapshot, update.statuses.keys()));
+        self.writer.publish(desired, &changed);
+        self.known = snapshot.clone();
         let serving = serving(snapshot);
         let marks = watermarks(snapshot).into_iter();
         let ours = |key: &ObjectKey| update.config.gateways.contains_key(key);
@@ -153,6 +170,18 @@ impl Duties {
     }
 }
 
+/// Objects that were deleted and made again between two worlds: the same status is to be written once more.
+fn made_anew<'a>(
+    before: &'a Snapshot,
+    now: &'a Snapshot,
+    objects: impl Iterator<Item = &'a ObjectRef> + 'a,
+) -> impl Iterator<Item = ObjectRef> + 'a {
+    let uid = |snapshot: &Snapshot, object: &ObjectRef| known_in(snapshot, object).map(|known| known.uid);
+    let anew =
+        move |object: &&ObjectRef| uid(before, object).is_some_and(|was| uid(now, object) != Some(was));
+    objects.filter(anew).cloned()
+}
+
 fn replace<T: PartialEq>(sender: &watch::Sender<Arc<T>>, value: T) {
     sender.send_if_modified(|now| {
         let changed = **now != value;
@@ -216,4 +245,45 @@ fn gather(snapshot: &Snapshot, refs: &BTreeSet<ObjectRef>) -> Material {
         }
     }
     material
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_core::model::{GatewayClass, Meta};
+
+    #[test]
+    fn an_object_made_again_is_told_apart() {
+        let meta = |key| Meta {
+            key,
+            uid: "".into(),
+            generation: 1,
+            created: 0,
+            labels: weft_core::model::Labels::new(),
+            annotations: weft_core::model::Labels::new(),
+            origin: None,
+        };
+        let class = |name: &str, uid: &str| {
+            let key = ObjectKey::new("", name);
+            let mut meta = meta(key);
+            meta.uid = uid.into();
+            let class =
+                GatewayClass { meta, controller: "c".into(), parameters_ref: None, description: None };
+            (Str::from(name), Arc::new(class))
+        };
+        let of = |classes: &[(&str, &str)]| Snapshot {
+            classes: classes.iter().map(|(name, uid)| class(name, uid)).collect(),
+            ..Snapshot::default()
+        };
+        let (before, now) =
+            (of(&[("same", "1"), ("anew", "1")]), of(&[("same", "1"), ("anew", "2"), ("new", "1")]));
+        let objects: Vec<ObjectRef> = now
+            .classes
+            .keys()
+            .map(|name| ObjectRef { kind: Kind::GatewayClass, key: ObjectKey::new("", name.clone()) })
+            .collect();
+        let names: Vec<_> =
+            made_anew(&before, &now, objects.iter()).map(|o| o.key.name.to_string()).collect();
+        assert_eq!(names, ["anew"]);
+    }
 }

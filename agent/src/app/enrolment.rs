@@ -1,7 +1,13 @@
 //! Which pods of this node are in the mesh, as the Snapshot says.
 
 use parking_lot::RwLock;
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 use tokio::sync::watch;
 use weft_cni::protocol::Enrolled;
 use weft_core::model::{MESH_LABEL, MtlsMode, Namespace, ObjectKey, Pod, Snapshot, Str, Workload};
@@ -24,13 +30,20 @@ pub(super) struct Running {
 pub(super) struct WorldEnrolment {
     node: Str,
     world: RwLock<Option<Snapshot>>,
+    /// Weft is being uninstalled: nobody is enrolled.
+    leaving: AtomicBool,
     changed: watch::Sender<u64>,
 }
 
 impl WorldEnrolment {
     /// For the pods of a node.
     pub(super) fn new(node: &str) -> Arc<Self> {
-        Arc::new(Self { node: node.into(), world: RwLock::new(None), changed: watch::Sender::new(0) })
+        Arc::new(Self {
+            node: node.into(),
+            world: RwLock::new(None),
+            leaving: AtomicBool::new(false),
+            changed: watch::Sender::new(0),
+        })
     }
 
     /// Takes a new world, and says so if an answer may differ.
@@ -42,6 +55,13 @@ impl WorldEnrolment {
             // Only pods and namespaces are asked for: the rest need not be kept alive.
             let (pods, namespaces) = (snapshot.pods.clone(), snapshot.namespaces.clone());
             *world = Some(Snapshot { pods, namespaces, ..Snapshot::default() });
+            self.changed.send_modify(|version| *version += 1);
+        }
+    }
+
+    /// Whether Weft is being uninstalled. To be told before the world that says so.
+    pub(super) fn set_leaving(&self, leaving: bool) {
+        if self.leaving.swap(leaving, Ordering::AcqRel) != leaving {
             self.changed.send_modify(|version| *version += 1);
         }
     }
@@ -67,7 +87,7 @@ impl WorldEnrolment {
                 && !(pod.finished || pod.ips.is_empty() || pod.meta.uid.is_empty())
         };
         let running = world.pods.iter().filter(|(key, pod)| {
-            is_here(pod) && is_enrolled(pod, world.namespaces.get(&key.namespace).map(|n| &**n))
+            is_here(pod) && self.is_enrolled(pod, world.namespaces.get(&key.namespace).map(|n| &**n))
         });
         let one = |(key, pod): (&ObjectKey, &Arc<Pod>)| {
             let uid = runtime_uid(pod).to_owned();
@@ -86,21 +106,26 @@ impl WorldEnrolment {
     }
 }
 
-fn runtime_uid(pod: &Pod) -> &str {
-    pod.meta.annotations.get(STATIC_UID).unwrap_or(&pod.meta.uid)
+impl WorldEnrolment {
+    fn is_enrolled(&self, pod: &Pod, namespace: Option<&Namespace>) -> bool {
+        !self.leaving.load(Ordering::Acquire) && Workload::wants_mesh(pod, namespace)
+    }
 }
 
-fn is_enrolled(pod: &Pod, namespace: Option<&Namespace>) -> bool {
-    Workload::wants_mesh(pod, namespace)
+fn runtime_uid(pod: &Pod) -> &str {
+    pod.meta.annotations.get(STATIC_UID).unwrap_or(&pod.meta.uid)
 }
 
 impl Enrolment for WorldEnrolment {
     fn decide(&self, namespace: &str, name: &str) -> Decision {
         let world = self.world.read();
         let Some(world) = world.as_ref() else { return Decision::Unknown };
+        if self.leaving.load(Ordering::Acquire) {
+            return Decision::NotEnrolled;
+        }
         // A pod may have a label of its own either way: without the pod, its namespace does not decide alone.
         let Some(pod) = world.pods.get(&ObjectKey::new(namespace, name)) else { return Decision::Unknown };
-        if !is_enrolled(pod, world.namespaces.get(namespace).map(|n| &**n)) {
+        if !self.is_enrolled(pod, world.namespaces.get(namespace).map(|n| &**n)) {
             return Decision::NotEnrolled;
         }
         let annotations = pod.meta.annotations.iter().map(|(k, v)| (&**k, &**v));
@@ -114,6 +139,9 @@ impl Enrolment for WorldEnrolment {
     fn table(&self) -> Option<Enrolled> {
         let world = self.world.read();
         let world = world.as_ref()?;
+        if self.leaving.load(Ordering::Acquire) {
+            return Some(Enrolled::default());
+        }
         let labelled =
             |labels: &weft_core::model::Labels, value| labels.get(MESH_LABEL).is_some_and(|v| &**v == value);
         let mut table = Enrolled::default();
@@ -126,7 +154,7 @@ impl Enrolment for WorldEnrolment {
         for (key, pod) in
             world.pods.iter().filter(|(_, pod)| pod.node.as_ref().is_none_or(|n| *n == self.node))
         {
-            let enrolled = is_enrolled(pod, world.namespaces.get(&key.namespace).map(|n| &**n));
+            let enrolled = self.is_enrolled(pod, world.namespaces.get(&key.namespace).map(|n| &**n));
             let by_namespace = table.namespaces.contains(&*key.namespace);
             if enrolled && !by_namespace {
                 table.pods.insert(key.to_string());

@@ -52,7 +52,6 @@ pub(super) struct Joining {
 
 impl Joining {
     /// Pods that should be captured and cannot be found; for status and metrics.
-    #[allow(dead_code)] // read by the status page once there is one for pods
     pub(super) fn missing(&self) -> watch::Receiver<Missing> {
         self.missing.clone()
     }

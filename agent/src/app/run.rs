@@ -2,6 +2,7 @@
 
 use super::{
     admin::Door,
+    plugin::Plugin,
     report,
     serve::{Options, serve},
     world::settings,
@@ -37,7 +38,7 @@ async fn from_files(args: RunArgs) -> Result<()> {
         node: args.node,
         run_dir: args.run_dir,
         state_dir: None,
-        installer: parking_lot::Mutex::default(),
+        plugin: Plugin::new(None),
         workers: args.workers,
         access_log: args.access_log,
         doors: [(Door::Admin, args.admin), (Door::Metrics, args.metrics), (Door::Health, args.health)],

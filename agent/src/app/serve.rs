@@ -2,10 +2,15 @@
 
 use super::{
     admin::{self, Door, Pages},
-    cluster::Cluster,
+    cluster::{Cluster, Task},
     enrolment::WorldEnrolment,
     gateways::Gateways,
     joiner::{self, Joiner, Joining},
+    leave::{Leaver, Leaving},
+    metrics,
+    node::{NodePage, OnNode},
+    otlp,
+    plugin::Plugin,
     pods::PodServing,
     world::{Pipeline, Seen},
 };
@@ -15,7 +20,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -28,7 +33,6 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use weft_certs::IdentityStore;
-use weft_cni::install::InstallHandle;
 use weft_core::{
     engine::{Feedback, Update},
     model::{ObjectKey, Snapshot},
@@ -56,7 +60,7 @@ pub(super) struct Options {
     /// What must survive a reboot; with it the plugin knows who is enrolled before this agent runs.
     pub(super) state_dir: Option<PathBuf>,
     /// The plugin's installation, kept up while this agent is the node's.
-    pub(super) installer: Mutex<Option<InstallHandle>>,
+    pub(super) plugin: Arc<Plugin>,
     /// Data plane threads.
     pub(super) workers: Option<usize>,
     /// A file, `-`, `off`; else as the configuration says.
@@ -103,7 +107,7 @@ struct NodePart {
 /// What keeps it from starting: the CA, an address in use.
 pub(super) async fn serve(options: Options, mut worlds: watch::Receiver<Arc<World>>) -> Result<()> {
     let first = worlds.borrow_and_update().clone();
-    let agent = Agent::start(options, &first.agent)?;
+    let agent = Agent::start(options, &first)?;
     agent.open_doors().await?;
     let placed = agent.options.cluster.is_some();
     let mut pipeline = Pipeline::new(placed, agent.enrolment.clone(), agent.pages.seen.clone());
@@ -114,6 +118,7 @@ pub(super) async fn serve(options: Options, mut worlds: watch::Receiver<Arc<Worl
     if let (Some(cluster), Some(manager)) = (&agent.options.cluster, &manager) {
         cluster.follow_captured(manager.captured(), |pod| pod.uid.as_str().into());
     }
+    agent.tell_node(&worlds, node.as_ref());
     let mut gateways = Gateways::new(agent.plane.clone(), agent.pages.identities.clone(), manager);
     agent.publish(&mut pipeline, &mut gateways, update).await;
     tracing::info!(node = agent.options.node, "serving {}", agent.options.what);
@@ -123,8 +128,15 @@ pub(super) async fn serve(options: Options, mut worlds: watch::Receiver<Arc<Worl
 }
 
 impl Agent {
-    fn start(mut options: Options, config: &AgentConfig) -> Result<Self> {
-        let telemetry = telemetry::init(telemetry_config(&options, config))?;
+    fn start(mut options: Options, world: &World) -> Result<Self> {
+        let config = &world.agent;
+        let (telemetry, unresolved) = telemetry_config(&options, world);
+        let telemetry = telemetry::init(telemetry)?;
+        if let Some(problem) = unresolved {
+            tracing::error!(
+                "no spans are exported: {problem}; the endpoint is read at the start: restart the agent then"
+            );
+        }
         let shared = Arc::new(Shared::new(limits(config), telemetry.clone()));
         let workers = options.workers.unwrap_or_else(default_workers);
         let plane = Arc::new(DataPlane::new(Workers::start(workers, shared.clone())?));
@@ -135,6 +147,8 @@ impl Agent {
             seen: Arc::new(Mutex::new(Seen::default())),
             identities,
             ready: AtomicBool::new(false),
+            node: OnceLock::new(),
+            more: OnceLock::new(),
         });
         Ok(Self {
             options,
@@ -170,17 +184,58 @@ impl Agent {
             proc_root: "/proc".into(),
             manager: manager.clone(),
             enrolment: self.enrolment.clone(),
-            witness: self.options.installer.lock().as_ref().map(InstallHandle::witness),
+            witness: self.options.plugin.witness(),
             gone_patience: joiner::GONE_PATIENCE,
         };
         Ok(NodePart { manager, serving, joining: joiner.start(), superseded })
+    }
+
+    /// What the node's page and the metrics show of this agent, and what leaves the node when Weft is uninstalled.
+    fn tell_node(&self, worlds: &watch::Receiver<Arc<World>>, node: Option<&NodePart>) {
+        let (tell, leaving) = watch::channel(Leaving::No);
+        let on_node = node.map(|node| OnNode {
+            counts: node.manager.counts(),
+            captured: node.manager.captured(),
+            missing: node.joining.missing(),
+            leaving,
+        });
+        let (Some(cluster), Some(on_node), Some(run_dir)) =
+            (&self.options.cluster, on_node, &self.options.run_dir)
+        else {
+            return;
+        };
+        let leaver = Leaver {
+            worlds: worlds.clone(),
+            counts: on_node.counts.clone(),
+            captured: on_node.captured.clone(),
+            plugin: self.options.plugin.clone(),
+            // Sockets and the holder's state are in use until the processes end.
+            litter: vec![run_dir.join("cache")],
+            tell,
+        };
+        cluster.tasks.lock().push(Task::spawn(leaver.run()));
+        let page = Arc::new(NodePage {
+            node: self.options.node.clone(),
+            nft: NodePage::ask_nft(),
+            controller: cluster.control.state(),
+            watched: cluster.watched.clone(),
+            plugin: self.options.plugin.clone(),
+            enrolment: self.enrolment.clone(),
+            identities: self.pages.identities.clone(),
+            shared: self.shared.clone(),
+            on_node,
+        });
+        let shown = page.clone();
+        let _ = self.pages.more.set(Box::new(move |out| metrics::agent(&shown, out))); // set once, here
+        let _ = self.pages.node.set(page);
     }
 
     /// Puts a Config into effect, opens and closes listeners, and reports what could not be bound.
     async fn publish(&self, pipeline: &mut Pipeline, gateways: &mut Gateways, update: Update) {
         self.shared.config.store(update.config.clone());
         if let Some(cluster) = &self.options.cluster {
-            cluster.hold_addresses(&update.config, pipeline.snapshot()).await;
+            let config = (!pipeline.leaving()).then_some(&*update.config);
+            cluster.hold_addresses(config, pipeline.snapshot()).await;
         }
         let feedback = gateways.sync(&update.config).await;
         self.settle(pipeline, feedback, Some(update));
@@ -307,9 +362,7 @@ impl Agent {
         }
         drop(ready);
         // The successor's is at work already; nothing is taken back.
-        if let Some(installer) = self.options.installer.lock().take() {
-            installer.stop();
-        }
+        self.options.plugin.stop();
         // Stop taking new work; pods stay captured, and their listeners stay open in the holder.
         gateways.stop_accepting().await;
         drop(gateways);
@@ -370,7 +423,9 @@ fn limits(config: &AgentConfig) -> Limits {
     }
 }
 
-fn telemetry_config(options: &Options, config: &AgentConfig) -> TelemetryConfig {
+/// Also says why spans cannot be sent: before telemetry starts there is no log.
+fn telemetry_config(options: &Options, world: &World) -> (TelemetryConfig, Option<String>) {
+    let config = &world.agent;
     let mut telemetry = TelemetryConfig::default();
     telemetry.log.filter = std::env::var("WEFT_LOG").unwrap_or_else(|_| "info".into());
     telemetry.access_log.output = match (options.access_log.as_deref(), &config.access_log) {
@@ -388,5 +443,15 @@ fn telemetry_config(options: &Options, config: &AgentConfig) -> TelemetryConfig 
     for problem in problems {
         eprintln!("weft: {problem}");
     }
-    telemetry
+    // A process with files has the machine's DNS.
+    let named = telemetry.trace.endpoint.as_deref().filter(|_| options.cluster.is_some());
+    match named.map(|endpoint| otlp::resolve(endpoint, &world.snapshot)) {
+        Some(Ok(endpoint)) => telemetry.trace.endpoint = Some(endpoint),
+        Some(Err(problem)) => {
+            telemetry.trace.endpoint = None;
+            return (telemetry, Some(problem));
+        }
+        None => {}
+    }
+    (telemetry, None)
 }

@@ -75,6 +75,7 @@ impl Pipeline {
         }
         self.world = world;
         let update = self.apply();
+        self.enrolment.set_leaving(self.world.uninstall);
         self.enrolment.update(&self.world.snapshot);
         self.say_lint();
         update
@@ -101,6 +102,11 @@ impl Pipeline {
     /// The world in effect.
     pub(super) fn snapshot(&self) -> &Snapshot {
         &self.world.snapshot
+    }
+
+    /// Whether Weft is being uninstalled.
+    pub(super) fn leaving(&self) -> bool {
+        self.world.uninstall
     }
 
     /// As [`Engine::gateway_material`].

@@ -37,6 +37,22 @@ pub struct NodeReport {
     /// Empty; `leaving` while pods are let go because of `uninstall: "true"` in weft-config; `done` when no pod is captured
     /// and the plugin and its configuration are gone.
     pub uninstall: String,
+    /// What is wrong with the watches of the cluster, each with its remedy.
+    pub findings: Vec<String>,
+    /// Of the node's pods and Gateways.
+    pub certificates: Vec<CertificateReport>,
+}
+
+/// An identity's certificate.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CertificateReport {
+    /// SPIFFE ID.
+    pub identity: String,
+    /// Last moment of validity (RFC 3339); empty while there is none.
+    pub not_after: String,
+    /// Why the last one could not be had.
+    pub problem: String,
 }
 
 /// The plugin on a node.
@@ -79,6 +95,8 @@ pub struct PlaintextReport {
     pub to: String,
     /// Connections since the agent's start.
     pub connections: u64,
+    /// Seconds since the last one.
+    pub last_seconds: u64,
 }
 
 /// Asks by `kubectl exec`'s way.

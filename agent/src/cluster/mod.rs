@@ -22,7 +22,7 @@ mod fake;
 #[cfg(test)]
 mod tests;
 
-pub use agents::{CniReport, NodeReport, PlaintextReport, PodReport};
+pub use agents::{CertificateReport, CniReport, NodeReport, PlaintextReport, PodReport};
 pub use api::ClusterError;
 pub use args::{AdminArgs, CheckArgs, HealthArgs, InstallArgs, MembershipArgs, StatusArgs, UninstallArgs};
 pub use ask::{admin, health};

@@ -1,7 +1,7 @@
 //! One object of a watch to what is kept of it.
 
 use super::{
-    kinds::{SETTINGS, TRUST_ROOTS, Watched},
+    kinds::{SETTINGS, TRUST_ROOTS, UNINSTALL, Watched},
     raw::Raw,
     state::Bundle,
 };
@@ -28,8 +28,10 @@ pub(super) enum Body {
     Node(Arc<Node>),
     Slice(WorkloadSlice),
     GatewayConfig(Arc<GatewayConfig>),
-    /// The one entry of a ConfigMap that counts.
-    Text(Str),
+    /// The trust roots.
+    Roots(Str),
+    /// The settings' document, and whether Weft is being removed.
+    Settings(Option<Str>, bool),
     Definition(Option<Bundle>),
 }
 
@@ -71,8 +73,11 @@ pub(super) fn admit(kind: Watched, version: &str, raw: Raw) -> Option<Item> {
             let (config, problems) = convert::convert_gateway_config(&value, &source).unwrap_or_default();
             (config.map(|c| Body::GatewayConfig(Arc::new(c))), problems)
         }
-        Watched::Settings => (text(&value, SETTINGS.1), Vec::new()),
-        Watched::TrustRoots => (text(&value, TRUST_ROOTS.1), Vec::new()),
+        Watched::Settings => {
+            let uninstall = text(&value, UNINSTALL).as_deref() == Some("true");
+            (Some(Body::Settings(text(&value, SETTINGS.1), uninstall)), Vec::new())
+        }
+        Watched::TrustRoots => (text(&value, TRUST_ROOTS.1).map(Body::Roots), Vec::new()),
         Watched::Definition => (Some(Body::Definition(bundle(&value))), Vec::new()),
     };
     Some(Item { key, body, problems })
@@ -123,9 +128,9 @@ fn speaks_to_us(key: &str) -> bool {
     key.starts_with("weft.dev/") || key.starts_with("resource.opentelemetry.io/")
 }
 
-fn text(value: &Value, key: &str) -> Option<Body> {
+fn text(value: &Value, key: &str) -> Option<Str> {
     let data: &Map<String, Value> = value.get("data")?.as_object()?;
-    data.get(key)?.as_str().map(|t| Body::Text(t.into()))
+    data.get(key)?.as_str().map(Str::from)
 }
 
 fn bundle(value: &Value) -> Option<Bundle> {

@@ -27,6 +27,8 @@ pub enum Watched {
 
 /// The ConfigMap of settings, and its key.
 pub const SETTINGS: (&str, &str) = ("weft-config", "config.yaml");
+/// Beside [`SETTINGS`]: `true` while Weft is being removed.
+pub(super) const UNINSTALL: &str = "uninstall";
 /// The ConfigMap of trust roots, and its key.
 pub const TRUST_ROOTS: (&str, &str) = ("weft-ca-root", "root.pem");
 

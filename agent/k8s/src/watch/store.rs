@@ -33,6 +33,7 @@ pub(super) struct Store {
     snapshot: Snapshot,
     problems: BTreeMap<(Watched, ObjectKey), Vec<Problem>>,
     agent: AgentConfig,
+    uninstall: bool,
     roots: Option<Str>,
     /// Pods from the Pod watch.
     pods: Objects<Pod>,
@@ -67,6 +68,7 @@ impl Store {
             snapshot: self.snapshot.clone(),
             problems: self.problems.values().flatten().cloned().collect(),
             agent: self.agent.clone(),
+            uninstall: self.uninstall,
         }
     }
 
@@ -194,15 +196,19 @@ impl Store {
                 self.definitions.insert(key.name.clone(), bundle);
                 false
             }
-            Body::Text(text) => {
+            Body::Roots(text) => {
                 self.settings.insert(kind, key.clone());
-                if kind == Watched::TrustRoots {
-                    self.roots = Some(text);
-                    return (false, new, Vec::new());
-                }
-                let (agent, problems) = settings(key, &text, &self.agent);
-                let changed = agent != self.agent;
-                self.agent = agent;
+                self.roots = Some(text);
+                false
+            }
+            Body::Settings(text, uninstall) => {
+                self.settings.insert(kind, key.clone());
+                let (agent, problems) = match text {
+                    Some(text) => settings(key, &text, &self.agent),
+                    None => (AgentConfig::default(), Vec::new()),
+                };
+                let changed = agent != self.agent || uninstall != self.uninstall;
+                (self.agent, self.uninstall) = (agent, uninstall);
                 return (changed, new, problems);
             }
         };
@@ -232,6 +238,7 @@ impl Store {
             Watched::Settings => {
                 self.settings.remove(&kind);
                 self.agent = AgentConfig::default();
+                self.uninstall = false;
             }
             // Roots stay: without any, nothing could be verified, and a deleted ConfigMap is made again.
             Watched::TrustRoots => {

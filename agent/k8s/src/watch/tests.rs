@@ -414,7 +414,14 @@ async fn settings_and_roots_come_from_two_config_maps() {
     let bed = bed_of(api, agent()).await;
     assert_eq!(&*bed.worlds.borrow().agent.trust_domain, DEFAULT_TRUST_DOMAIN);
     bed.api.put(settings("one.example"));
-    bed.world("settings", |w| &*w.agent.trust_domain == "one.example").await;
+    bed.world("settings", |w| &*w.agent.trust_domain == "one.example" && !w.uninstall).await;
+    let mut removed = settings("one.example");
+    removed["data"]["uninstall"] = json!("true");
+    bed.api.put(removed);
+    let world = bed.world("uninstall", |w| w.uninstall).await;
+    assert_eq!(&*world.agent.trust_domain, "one.example");
+    bed.api.put(settings("one.example"));
+    bed.world("no uninstall", |w| !w.uninstall).await;
     bed.api.put(settings("NO DOMAIN"));
     let world = bed.world("a problem", |w| !w.problems.is_empty()).await;
     assert_eq!(&*world.agent.trust_domain, "one.example", "the last good value stays");

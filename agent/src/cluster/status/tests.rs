@@ -13,7 +13,12 @@ fn facts() -> Facts {
     let gateway = |namespace: &str, name: &str, class: &str| json!({"metadata": {"namespace": namespace, "name": name}, "spec": {"gatewayClassName": class}});
     let report = NodeReport {
         version: "1".into(),
-        plaintext: vec![PlaintextReport { from: "10.0.0.9".into(), to: "shop/web".into(), connections: 3 }],
+        plaintext: vec![PlaintextReport {
+            from: "10.0.0.9".into(),
+            to: "shop/web".into(),
+            connections: 3,
+            last_seconds: 0,
+        }],
         ..NodeReport::default()
     };
     Facts {

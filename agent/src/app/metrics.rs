@@ -1,0 +1,202 @@
+//! What is counted outside the data plane, in the Prometheus formats.
+
+use super::node::NodePage;
+use std::{
+    fmt::{Display, Write as _},
+    sync::Arc,
+};
+use tokio::sync::watch;
+use weft_control::ControlServer;
+use weft_k8s::{
+    WatchState,
+    events::EventCounts,
+    status::{Counted, Progress},
+};
+
+/// Writes what a process counts beside the data plane.
+pub(super) type More = Box<dyn Fn(&mut Text) + Send + Sync>;
+
+/// Where OpenMetrics ends.
+const END: &str = "# EOF\n";
+
+/// Lines of metrics.
+pub(super) struct Text {
+    out: String,
+    open: bool,
+}
+
+/// Appends to what was rendered; OpenMetrics keeps its end at the end.
+pub(super) fn append(body: &mut String, open: bool, more: &More) {
+    let mut text = Text { out: String::new(), open };
+    more(&mut text);
+    let ended = body.ends_with(END);
+    if ended {
+        body.truncate(body.len() - END.len());
+    }
+    body.push_str(&text.out);
+    if ended {
+        body.push_str(END);
+    }
+}
+
+impl Text {
+    /// A counter; `name` without `_total`. `label` names what tells the values apart.
+    fn counter(&mut self, name: &str, help: &str, label: &str, values: &[(&str, u64)]) {
+        let total = format!("{name}_total");
+        self.family(if self.open { name } else { &total }, help, "counter");
+        for (what, value) in values {
+            self.line(&total, &[(label, what)], value);
+        }
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
+        self.family(name, help, "gauge");
+        self.line(name, &[], &value);
+    }
+
+    fn family(&mut self, name: &str, help: &str, kind: &str) {
+        let _ = writeln!(self.out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn line(&mut self, name: &str, labels: &[(&str, &str)], value: &dyn Display) {
+        let one = |(label, value): &(&str, &str)| {
+            let value = value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
+            format!("{label}=\"{value}\"")
+        };
+        let labels: Vec<String> = labels.iter().filter(|(label, _)| !label.is_empty()).map(one).collect();
+        let braced = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+        let _ = writeln!(self.out, "{name}{braced} {value}");
+    }
+}
+
+/// What the controller counts.
+pub(super) struct Controller {
+    pub(super) progress: Arc<Progress>,
+    pub(super) events: Arc<EventCounts>,
+    pub(super) server: ControlServer,
+    pub(super) watched: watch::Receiver<Arc<WatchState>>,
+}
+
+/// The controller's metrics.
+pub(super) fn controller(counted: &Controller, out: &mut Text) {
+    watches(&counted.watched.borrow(), out);
+    statuses(&counted.progress, out);
+    let events = &counted.events;
+    out.counter(
+        "weft_events",
+        "Events of the Kubernetes API by what became of them.",
+        "result",
+        &[
+            ("sent", events.sent()),
+            ("counted", events.counted()),
+            ("dropped", events.dropped()),
+            ("failed", events.failed()),
+        ],
+    );
+    calls(&counted.server.counters().into_iter().collect::<Vec<_>>(), out);
+    let agents = counted.server.agents();
+    let connected = agents.borrow().values().filter(|agent| agent.gone.is_none()).count();
+    out.gauge("weft_agents_connected", "Agents whose stream stands.", connected);
+}
+
+/// `signed`, `refused_<reason>` and the like, as the server has them.
+fn calls(counters: &[(String, u64)], out: &mut Text) {
+    let of = |prefix: &str| -> Vec<(&str, u64)> {
+        counters.iter().filter_map(|(word, n)| Some((word.strip_prefix(prefix)?, *n))).collect()
+    };
+    let (refused, dropped) = (of("refused_"), of("dropped_"));
+    let signed = counters.iter().find(|(word, _)| word == "signed").map_or(0, |(_, n)| *n);
+    out.counter("weft_certificates_signed", "Certificates signed.", "", &[("", signed)]);
+    out.counter("weft_agent_calls_refused", "Calls of agents refused, by reason.", "reason", &refused);
+    out.counter(
+        "weft_agent_streams_dropped",
+        "Streams of agents ended by us, by reason.",
+        "reason",
+        &dropped,
+    );
+}
+
+fn statuses(progress: &Progress, out: &mut Text) {
+    let word = |what: Counted| format!("{what:?}").to_ascii_lowercase();
+    let counts: Vec<(String, u64)> = Counted::ALL.iter().map(|c| (word(*c), progress.count(*c))).collect();
+    let counts: Vec<(&str, u64)> = counts.iter().map(|(word, n)| (word.as_str(), *n)).collect();
+    out.counter("weft_status_work", "What the status writer has done.", "what", &counts);
+    out.gauge("weft_status_queued", "Statuses that wait to be compared or written.", progress.queued());
+    out.gauge("weft_status_running", "Statuses being compared or written.", progress.running());
+    let lag = progress.lag().as_secs_f64();
+    out.gauge("weft_status_lag_seconds", "How long the oldest waiting status has waited.", lag);
+    out.gauge("weft_leader", "Whether this replica leads.", u8::from(progress.leads()));
+}
+
+/// The agent's metrics, beside the data plane's.
+pub(super) fn agent(page: &NodePage, out: &mut Text) {
+    watches(&page.watched.borrow(), out);
+    let cni = page.plugin.report();
+    out.family("weft_cni_state", "How the CNI plugin stands on this node.", "gauge");
+    for state in ["installed", "waiting", "failed", "removed"] {
+        out.line("weft_cni_state", &[("state", state)], &u8::from(cni.state == state));
+    }
+    let reinserted = page.plugin.reinserted();
+    out.counter("weft_cni_reinsertions", "How often the entry was put back.", "", &[("", reinserted)]);
+    let counts = *page.on_node.counts.borrow();
+    out.family("weft_node_pods", "Pods of this node by where they stand.", "gauge");
+    let missing = page.on_node.missing.borrow().len();
+    for (state, n) in [("captured", counts.captured), ("pending", counts.pending), ("failed", missing)] {
+        out.line("weft_node_pods", &[("state", state)], &n);
+    }
+    out.gauge("weft_holder_connected", "Whether the holder answers.", u8::from(counts.holder));
+    let connected = u8::from(page.controller.borrow().connected);
+    out.gauge("weft_controller_connected", "Whether the stream to the controller stands.", connected);
+    let callers = page.shared.plaintext.list().len();
+    out.gauge("weft_plaintext_callers", "Pairs of caller and permissive pod seen in clear.", callers);
+    let forgotten = page.shared.plaintext.forgotten();
+    out.counter(
+        "weft_plaintext_callers_forgotten",
+        "Pairs forgotten for want of room.",
+        "",
+        &[("", forgotten)],
+    );
+}
+
+fn watches(state: &WatchState, out: &mut Text) {
+    let kinds = || state.kinds.iter().filter(|(_, kind)| kind.version.is_some());
+    out.family("weft_watch_objects", "Objects in effect, by kind.", "gauge");
+    kinds().for_each(|(k, s)| out.line("weft_watch_objects", &[("kind", k.as_str())], &s.objects));
+    out.family("weft_watch_synced", "Whether changes of a kind arrive.", "gauge");
+    kinds().for_each(|(k, s)| out.line("weft_watch_synced", &[("kind", k.as_str())], &u8::from(s.synced)));
+    let values: Vec<(&str, u64)> = kinds().map(|(k, s)| (k.as_str(), s.failures)).collect();
+    out.counter("weft_watch_failures", "How often list or watch failed, by kind.", "kind", &values);
+    out.gauge("weft_watch_findings", "What is wrong with watches and versions.", state.findings().len());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_and_gauges_in_both_formats() {
+        let check = |open: bool, before: &str, expected: &str| {
+            let more: More = Box::new(|out| {
+                calls(&[("refused_bad\"token".into(), 2), ("signed".into(), 3)], out);
+                out.gauge("weft_leader", "Leads.", 1);
+            });
+            let mut body = before.to_owned();
+            append(&mut body, open, &more);
+            assert_eq!(body, expected);
+        };
+        let lines = |family: &str| {
+            format!(
+                "# HELP weft_certificates_signed{family} Certificates signed.\n\
+                 # TYPE weft_certificates_signed{family} counter\nweft_certificates_signed_total 3\n\
+                 # HELP weft_agent_calls_refused{family} Calls of agents refused, by reason.\n\
+                 # TYPE weft_agent_calls_refused{family} counter\n\
+                 weft_agent_calls_refused_total{{reason=\"bad\\\"token\"}} 2\n\
+                 # HELP weft_agent_streams_dropped{family} Streams of agents ended by us, by reason.\n\
+                 # TYPE weft_agent_streams_dropped{family} counter\n\
+                 # HELP weft_leader Leads.\n# TYPE weft_leader gauge\nweft_leader 1\n"
+            )
+        };
+        check(false, "a 1\n", &format!("a 1\n{}", lines("_total")));
+        check(true, "a 1\n# EOF\n", &format!("a 1\n{}# EOF\n", lines("")));
+    }
+}
