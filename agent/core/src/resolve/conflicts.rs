@@ -5,24 +5,31 @@ use crate::{config::Transport, model::Protocol};
 use std::sync::Arc;
 
 /// Marks conflicting listeners. `listeners` come by precedence, those of one object together: an earlier object wins
-/// over a later one (GEP-1713); within an object every conflicting listener loses (gateway_types.go, Listeners).
+/// over a later one (GEP-1713); of those left, within an object, every conflicting listener loses (gateway_types.go,
+/// Listeners). What has lost to an earlier object takes nobody with it (ListenerSetProtocolConflict).
 pub(super) fn mark_conflicts(listeners: &mut [ResolvedListener]) {
     let mut winners: Vec<Arc<AttachPoint>> = Vec::new();
     let mut start = 0;
     while start < listeners.len() {
         let set = listeners[start].attach.id.set.clone();
         let len = listeners[start..].iter().take_while(|l| l.attach.id.set == set).count();
-        let group: Vec<_> = listeners[start..start + len].iter().map(candidate).collect();
-        for (i, listener) in listeners[start..start + len].iter_mut().enumerate() {
-            let Some(own) = &group[i] else { continue };
-            let siblings = group.iter().enumerate().filter(|(j, _)| *j != i).filter_map(|(_, o)| o.as_ref());
-            if let Some(problem) = winners.iter().chain(siblings).find_map(|other| conflict(own, other)) {
-                reject(listener, problem);
-            }
-        }
-        let survivors = listeners[start..start + len].iter().filter_map(candidate);
-        winners.extend(survivors);
+        let object = &mut listeners[start..start + len];
+        reject_conflicting(object, &winners);
+        let siblings: Vec<_> = object.iter().filter_map(candidate).collect();
+        reject_conflicting(object, &siblings);
+        winners.extend(object.iter().filter_map(candidate));
         start += len;
+    }
+}
+
+/// Rejects those that conflict with any of `others`, itself apart.
+fn reject_conflicting(object: &mut [ResolvedListener], others: &[Arc<AttachPoint>]) {
+    for listener in object {
+        let Some(own) = candidate(listener) else { continue };
+        let mut others = others.iter().filter(|other| !Arc::ptr_eq(other, &own));
+        if let Some(problem) = others.find_map(|other| conflict(&own, other)) {
+            reject(listener, problem);
+        }
     }
 }
 

@@ -35,7 +35,7 @@ pub(crate) fn gateway_status(
         listeners: own.iter().map(|l| listener(gateway, l, generation, feedback, &attached)).collect(),
         attached_listener_sets: {
             let counted =
-                gateway.sets.iter().filter(|s| set_listeners(gateway, s).any(|l| l.accepted.is_ok()));
+                gateway.sets.iter().filter(|s| set_listeners(gateway, s).any(|l| valid_in_set(l).is_ok()));
             i32::try_from(counted.count()).unwrap_or(i32::MAX)
         },
     }
@@ -53,7 +53,7 @@ pub(crate) fn listener_set_status(
     let conditions = match &set.admitted {
         Err(problem) => vec![Condition::no("Accepted", problem), Condition::no("Programmed", problem)],
         Ok(()) => {
-            let accepted = listeners_accepted(&listeners);
+            let accepted = listeners_accepted(&listeners, valid_in_set);
             let serving = listeners.iter().any(|l| l.serves() && unbound(gateway, l, feedback).is_none());
             let programmed = match (&accepted, feedback.pending.get(&gateway.gateway.meta.key)) {
                 (Err(problem), _) => Condition::no("Programmed", problem),
@@ -79,18 +79,27 @@ fn set_listeners<'a>(
     gateway.listeners.iter().filter(|l| l.attach.id.set.as_ref() == Some(&set.set.meta.key))
 }
 
+/// A set's listener that cannot serve for want of a certificate counts as not valid (ListenerSetReferenceGrant); a
+/// Gateway's own does not (GatewaySecretInvalidReferenceGrant and its siblings ask for nothing of the kind).
+fn valid_in_set(listener: &ResolvedListener) -> Result<(), &Problem> {
+    listener.accepted.as_ref().and(listener.servable.as_ref()).copied()
+}
+
 fn accepted(gateway: &ResolvedGateway, own: &[&ResolvedListener]) -> Condition {
     match &gateway.accepted {
         Err(problem) => Condition::no("Accepted", problem),
-        Ok(()) => accepted_condition(&listeners_accepted(own)),
+        Ok(()) => accepted_condition(&listeners_accepted(own, |l| l.accepted.as_ref().copied())),
     }
 }
 
 /// `True/Accepted`, or `True/ListenersNotValid` while at least one listener is valid, else `False`.
-fn listeners_accepted(listeners: &[&ResolvedListener]) -> Result<Option<String>, Problem> {
+fn listeners_accepted(
+    listeners: &[&ResolvedListener],
+    valid: fn(&ResolvedListener) -> Result<(), &Problem>,
+) -> Result<Option<String>, Problem> {
     let bad: Vec<_> = listeners
         .iter()
-        .filter_map(|l| Some(format!("{}: {}", l.attach.id.name, l.accepted.as_ref().err()?.message)))
+        .filter_map(|l| Some(format!("{}: {}", l.attach.id.name, valid(l).err()?.message)))
         .collect();
     if bad.is_empty() {
         return Ok(None);

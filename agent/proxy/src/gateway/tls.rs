@@ -35,6 +35,8 @@ type Tls = TlsStream<Prefixed<TcpStream>>;
 
 /// The listener that a server name belongs to, as far as this connection needs it.
 enum Chosen {
+    /// No listener has the name; whether the port has HTTPS listeners only.
+    Nobody(bool),
     Https(Arc<TlsTermination>),
     Terminate(Arc<TlsTermination>, Option<Arc<L4Rule>>),
     Passthrough(Option<Arc<L4Rule>>),
@@ -60,14 +62,11 @@ pub(super) async fn serve(context: Context, mut io: TcpStream) {
         Err(_) => return failed(&context, io, "no TLS ClientHello in time"),
     };
     match choose(&context, sni.as_deref()) {
-        None => unrecognized(&context, io, sni.as_deref()).await,
-        Some(Chosen::Passthrough(None)) => {
-            context.refuse(
-                io,
-                "tls",
-                &no_route(format!("no TLSRoute for server name {}", shown(sni.as_deref()))),
-            );
-        }
+        None | Some(Chosen::Nobody(true)) => unrecognized(&context, io, sni.as_deref()).await,
+        // Nobody has said that TLS ends here, so no TLS is spoken: a TLSRoute's client meets a closed connection, as
+        // the conformance suite demands (TLSRouteHostnameIntersection takes no alert for a refusal).
+        Some(Chosen::Nobody(false)) => unrouted(&context, io, "listener", sni.as_deref()),
+        Some(Chosen::Passthrough(None)) => unrouted(&context, io, "TLSRoute", sni.as_deref()),
         Some(Chosen::Passthrough(rule)) => context.opaque(io, "tls", rule, early).await,
         Some(Chosen::Https(tls)) => {
             let Some(io) = accept(&context, (early, io), &tls, deadline).await else { return };
@@ -88,7 +87,11 @@ pub(super) async fn serve(context: Context, mut io: TcpStream) {
 fn choose(context: &Context, sni: Option<&str>) -> Option<Chosen> {
     let config = context.worker.shared.config.load();
     let (_, PortConfig::Tls(hosts)) = context.find(&config)? else { return None };
-    Some(match &**hosts.get(sni)? {
+    let Some(listener) = hosts.get(sni) else {
+        let https = |listener: &TlsListener| matches!(listener, TlsListener::Https { .. });
+        return Some(Chosen::Nobody(hosts.iter().all(|(_, listener)| https(listener))));
+    };
+    Some(match &**listener {
         TlsListener::Https { tls, .. } => Chosen::Https(tls.clone()),
         TlsListener::Terminate { tls, routes } => Chosen::Terminate(tls.clone(), routes.get(sni).cloned()),
         TlsListener::Passthrough { routes } => Chosen::Passthrough(routes.get(sni).cloned()),
@@ -165,6 +168,10 @@ fn failed(context: &Context, io: TcpStream, detail: &str) {
 async fn unrecognized(context: &Context, io: TcpStream, sni: Option<&str>) {
     alert(io, AlertDescription::UnrecognisedName).await;
     record(context, &no_route(format!("no listener for server name {}", shown(sni))));
+}
+
+fn unrouted(context: &Context, io: TcpStream, missing: &str, sni: Option<&str>) {
+    context.refuse(io, "tls", &no_route(format!("no {missing} for server name {}", shown(sni))));
 }
 
 fn shown(sni: Option<&str>) -> &str {

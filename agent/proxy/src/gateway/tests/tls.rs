@@ -115,7 +115,7 @@ async fn clients_show_certificates_as_the_listener_demands() {
     }
 }
 
-/// What passes TLS on: a rule, no rule, a rule that cannot be served.
+/// What passes TLS on: a rule, no rule, a rule that cannot be served, no listener (TLSRouteHostnameIntersection).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn passthrough_and_termination_reach_the_routes_of_the_server_name() {
     let mut bed = Bed::new("127.21.4.1");
@@ -145,7 +145,7 @@ async fn passthrough_and_termination_reach_the_routes_of_the_server_name() {
     assert_eq!(ask(&client(&[&inner], None, &[]), to, "pass.test").await.unwrap(), ok("shop"));
     let io = connect(&client(&[&outer], None, &["h2"]), to, "end.test").await.unwrap();
     assert_eq!(exchange(io, b"there").await.unwrap(), "hi there");
-    for name in ["bad.test", "none.test"] {
+    for name in ["bad.test", "none.test", "nobody.test"] {
         let ended = async {
             let mut io = connect(&client(&[&outer], None, &[]), to, name).await?;
             io.read(&mut [0; 1]).await
