@@ -38,7 +38,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use weft_certs::Ca;
 use weft_control::{Agents, ControlServer, Leading, ServerConfig, WorldAuthorizer};
-use weft_core::model::Str;
+use weft_core::model::{Str, gateway_object_name};
 use weft_k8s::{
     CaCraft, CaTexts, ClusterInputs, ClusterOptions, ClusterProvider, Leadership, LeaseConfig, Role,
     TokenReviewer, WatchState, World,
@@ -102,20 +102,9 @@ async fn control(args: ControllerArgs) -> Result<()> {
     let (ca_tx, ca) = watch::channel(None);
     let (materials_tx, materials) = watch::channel(Arc::default());
     let (serving_tx, serving) = watch::channel(Arc::default());
-    let authorize = WorldAuthorizer {
-        worlds: worlds.clone(),
-        snapshot: |world: &World| &world.snapshot,
-        serving,
-        gateway_account: |gateway| format!("{gateway}-weft").into(),
-        trust_domain: trust_domain.clone(),
-    };
-    let server = ControlServer::new(ServerConfig::new(
-        &trust_domain,
-        ca,
-        Arc::new(TokenReviewer::new(client.clone())),
-        Arc::new(authorize),
-        materials,
-    ));
+    let authorize = authorizer(&worlds, serving, &trust_domain);
+    let reviewer = Arc::new(TokenReviewer::new(client.clone()));
+    let server = ControlServer::new(ServerConfig::new(&trust_domain, ca, reviewer, authorize, materials));
     let listener =
         TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
     let mut tasks = vec![
@@ -148,6 +137,21 @@ async fn control(args: ControllerArgs) -> Result<()> {
     replica.stop.cancel();
     replica.telemetry.shutdown(Duration::from_secs(5)).await;
     ended
+}
+
+/// Who may have which identity, by the world.
+fn authorizer(
+    worlds: &watch::Receiver<Arc<World>>,
+    serving: watch::Receiver<Arc<weft_control::Serving>>,
+    trust_domain: &Str,
+) -> Arc<WorldAuthorizer<World>> {
+    Arc::new(WorldAuthorizer {
+        worlds: worlds.clone(),
+        snapshot: |world: &World| &world.snapshot,
+        serving,
+        gateway_account: |gateway| gateway_object_name(gateway).into(),
+        trust_domain: trust_domain.clone(),
+    })
 }
 
 impl Replica {

@@ -95,7 +95,7 @@ impl Duties {
             known: Arc::new(move |object: &ObjectRef| known_in(&known, object)),
             served: Arc::new(kinds.collect()),
         };
-        let mut changed: Vec<ObjectRef> = update.changed.iter().cloned().collect();
+        let mut changed: Vec<ObjectRef> = update.changed.to_vec();
         changed.extend(made_anew(&self.known, snapshot, update.statuses.keys()));
         self.writer.publish(desired, &changed);
         self.known = snapshot.clone();
