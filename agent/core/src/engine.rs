@@ -92,13 +92,15 @@ impl Engine {
             self.state = State::default();
             self.state.work = work;
         }
-        let changes = replace(&mut self.state.world, snapshot);
+        let mut changes = replace(&mut self.state.world, snapshot);
+        let replaced = std::mem::take(&mut changes.replaced);
         let mut touched = self.state.update(&self.settings, changes);
         if *feedback != self.feedback {
             touched.gateways.extend(self.concerned(feedback));
             self.feedback = feedback.clone();
         }
         self.report(&touched, started_anew);
+        replaced.into_iter().for_each(|object| self.statuses.again(object));
         if touched.config || started_anew {
             let version = self.config.version + 1;
             self.config = Arc::new(Config { version, ..self.state.config.clone() });

@@ -491,6 +491,11 @@ impl Inner {
         if !wanted.is_empty() && wanted != text(&new, "/metadata/resourceVersion") {
             return failure(409, "Conflict", "the object has been modified");
         }
+        // The real one says so even of an apply that would create.
+        let wanted = text(given, "/metadata/uid");
+        if !wanted.is_empty() && wanted != text(&new, "/metadata/uid") {
+            return failure(409, "Conflict", "uid mismatch");
+        }
         match *method {
             Method::GET => return ok(&scope.shown(&new, true)),
             Method::DELETE => {

@@ -1,7 +1,7 @@
 //! What differs between two Snapshots.
 
 use crate::{
-    model::{Kind, Node, ObjectKey, Snapshot},
+    model::{Kind, Meta, Node, ObjectKey, ObjectRef, Snapshot},
     resolve::{Slot, Source, Unit, World, policy_targets},
 };
 use std::{
@@ -30,6 +30,18 @@ pub(super) struct Changes {
     pub(super) services: BTreeSet<ObjectKey>,
     /// Services whose endpoints depend on what changed.
     pub(super) endpoints: BTreeSet<ObjectKey>,
+    /// Deleted and made anew between two Snapshots: the new one has no status, however equal it is to the old one.
+    pub(super) replaced: Vec<ObjectRef>,
+}
+
+impl Changes {
+    fn note(&mut self, kind: Kind, was: Option<&Meta>, is: Option<&Meta>) {
+        if let (Some(was), Some(is)) = (was, is)
+            && was.uid != is.uid
+        {
+            self.replaced.push(ObjectRef { kind, key: is.key.clone() });
+        }
+    }
 }
 
 /// Replaces the Snapshot of a World, keeps its indexes, and says what changed.
@@ -37,15 +49,18 @@ pub(super) fn replace(world: &mut World, new: Snapshot) -> Changes {
     let old = std::mem::replace(&mut world.snapshot, new);
     let new = &world.snapshot;
     let mut c = Changes::default();
-    diff(&old.classes, &new.classes, |name, _, _| {
+    diff(&old.classes, &new.classes, |name, was, is| {
+        c.note(Kind::GatewayClass, was.map(|o| &o.meta), is.map(|o| &o.meta));
         c.sources.insert(Source::Class(name.clone()));
         c.units.insert(Unit::Class(name.clone()));
     });
-    diff(&old.gateways, &new.gateways, |key, _, _| {
+    diff(&old.gateways, &new.gateways, |key, was, is| {
+        c.note(Kind::Gateway, was.map(|o| &o.meta), is.map(|o| &o.meta));
         c.sources.insert(Source::Gateway(key.clone()));
         c.units.insert(Unit::Gateway(key.clone()));
     });
     diff(&old.listener_sets, &new.listener_sets, |key, was, is| {
+        c.note(Kind::ListenerSet, was.map(|o| &o.meta), is.map(|o| &o.meta));
         c.sources.insert(Source::ListenerSet(key.clone()));
         for set in [was, is].into_iter().flatten().filter(|s| s.parent_kind.is(Kind::Gateway)) {
             c.sources.insert(Source::ListenerSets(set.parent.clone()));
@@ -54,10 +69,12 @@ pub(super) fn replace(world: &mut World, new: Snapshot) -> Changes {
             |s: &&Arc<crate::model::ListenerSet>| s.parent_kind.is(Kind::Gateway).then(|| s.parent.clone());
         reindex(&mut world.sets_of, key, was.as_ref().and_then(parent), is.as_ref().and_then(parent));
     });
-    diff(&old.routes, &new.routes, |id, _, _| {
+    diff(&old.routes, &new.routes, |id, was, is| {
+        c.note(id.0.kind(), was.map(|o| &o.meta), is.map(|o| &o.meta));
         c.units.insert(Unit::Route(id.clone()));
     });
     diff(&old.tls_policies, &new.tls_policies, |key, was, is| {
+        c.note(Kind::BackendTlsPolicy, was.map(|o| &o.meta), is.map(|o| &o.meta));
         c.units.insert(Unit::Policy(key.clone()));
         let targets = |p: Option<&Arc<crate::model::BackendTlsPolicy>>| {
             p.map(|p| policy_targets(p)).unwrap_or_default()

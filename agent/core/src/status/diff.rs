@@ -28,6 +28,13 @@ impl Statuses {
         self.changed.insert(object);
     }
 
+    /// Says the status of an object again, if it has one.
+    pub(crate) fn again(&mut self, object: ObjectRef) {
+        if self.all.contains_key(&object) {
+            self.changed.insert(object);
+        }
+    }
+
     /// Everything, shared.
     pub(crate) fn all(&self) -> Arc<BTreeMap<ObjectRef, Arc<ObjectStatus>>> {
         self.all.clone()

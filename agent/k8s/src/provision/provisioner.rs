@@ -418,7 +418,23 @@ async fn carry_out(client: &Client, change: &Change) -> Result<Outcome, kube::Er
     }
 }
 
+/// Accounts are listed seldom: one that went with an earlier Gateway of the same name is still remembered by its uid.
 async fn apply(api: &Api<DynamicObject>, wanted: &Wanted, uid: Option<&str>) -> Result<Outcome, kube::Error> {
+    match apply_to(api, wanted, uid).await {
+        Err(kube::Error::Api(status))
+            if status.code == 409 && uid.is_some() && wanted.kind() == ObjectKind::ServiceAccount =>
+        {
+            apply_to(api, wanted, None).await
+        }
+        outcome => outcome,
+    }
+}
+
+async fn apply_to(
+    api: &Api<DynamicObject>,
+    wanted: &Wanted,
+    uid: Option<&str>,
+) -> Result<Outcome, kube::Error> {
     let name = &*wanted.key.name;
     let mut uid = uid.map(str::to_owned);
     // A forced apply would take over an object that the watch has not shown yet, or that it does not show at all.

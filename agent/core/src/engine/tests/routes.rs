@@ -451,6 +451,24 @@ fn everybody_elses_parents_are_left_alone() {
     assert!(Arc::ptr_eq(&out.0.config, &engine.apply(w.0, &feedback).config), "nothing changed");
 }
 
+/// Conformance HTTPRouteBackendRequestHeaderModifier follows HTTPRouteRequestHeaderModifier, whose route has the same
+/// name; both changes may come in one Snapshot.
+#[test]
+fn a_route_made_anew_is_told_its_status_again() {
+    let mut w = world();
+    w.gateway(gateway("infra/gw", vec![http("a", 80, "")]));
+    w.route(http_route("shop/r", &["Gateway infra/gw"], vec![rule("/", &["web"])]));
+    let mut engine = crate::engine::Engine::new(settings());
+    let feedback = crate::engine::Feedback::default();
+    let before = Applied(engine.apply(w.0.clone(), &feedback));
+    let mut anew = http_route("shop/r", &["Gateway infra/gw"], vec![rule("/", &["web"])]);
+    anew.meta.uid = "another".into();
+    w.route(anew);
+    let after = Applied(engine.apply(w.0, &feedback));
+    assert_eq!(after.http_route("shop/r"), before.http_route("shop/r"));
+    assert_eq!(after.0.changed, [crate::model::ObjectRef { kind: Kind::HttpRoute, key: key("shop/r") }]);
+}
+
 #[test]
 fn session_persistence_is_not_claimed() {
     let mut w = world();

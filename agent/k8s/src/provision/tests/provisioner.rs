@@ -157,6 +157,31 @@ async fn what_is_refused_is_tried_again_and_said() {
     s.problem(|p| p.is_none()).await;
 }
 
+/// As when a conformance run follows another: the garbage collector took everything, and the ServiceAccounts, which are
+/// not watched, are still remembered.
+#[tokio::test]
+async fn a_gateway_that_comes_again_gets_its_objects_again() {
+    let mut s = Setup::new();
+    s.provisioner.set_leader(true);
+    s.publish();
+    s.written("web").await;
+    let gateway = s.world.gateways.remove(&key("infra/web"));
+    for (plural, name) in
+        [("services", "web-weft"), ("serviceaccounts", "web-weft"), ("endpointslices", "web-weft-ipv4")]
+    {
+        s.api.delete(plural, "infra", name);
+    }
+    s.watch();
+    s.publish();
+    assert!(gateway.is_some());
+    add(&mut s.world, &GATEWAYS.replace("uid-web", "uid-web-again"));
+    s.publish();
+    s.written("web").await;
+    s.problem(|p| p.is_none()).await;
+    let account = s.api.object("serviceaccounts", "infra", "web-weft").expect("it was waited for");
+    assert_eq!(account["metadata"]["ownerReferences"][0]["uid"], "uid-web-again");
+}
+
 #[tokio::test]
 async fn objects_of_others_are_left_alone() {
     let s = Setup::new();
