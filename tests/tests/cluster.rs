@@ -121,7 +121,7 @@ impl<'a> Story<'a> {
         // A Service, and the application that calls on to another namespace.
         let tally = self.call(CLIENT, &self.web, &["--count", "20"])?;
         ensure!(tally.bad() == 0, "{tally:?}");
-        let sides = [(&self.nodes[0], "\"outbound\""), (&self.nodes[1], "\"inbound\"")];
+        let sides = [(&self.nodes[0], "\"mesh\""), (&self.nodes[1], "\"inbound\"")];
         for (node, side) in sides {
             let line = self.cluster.log_line(node, &[side, "sa/client", "sa/cart"])?;
             ensure!(line["source_identity"] == "spiffe://cluster.local/ns/e2e-web/sa/client", "{line}");
@@ -385,7 +385,7 @@ fn workloads(image: &str, nodes: &[String; 2], cart: &str) -> String {
              metadata: {{labels: {{app: {app}, version: {version}}}}}\n    spec:\n      serviceAccountName: {app}\n      \
              nodeSelector: {{kubernetes.io/hostname: {node}}}\n      terminationGracePeriodSeconds: 0\n      containers:\n      \
              - {{name: app, image: \"{image}\", imagePullPolicy: IfNotPresent, args: [echo, --name, {version}, --http, \"8080\"{more}],\n         \
-             readinessProbe: {{tcpSocket: {{port: 8080}}, periodSeconds: 1}}}}\n"
+             readinessProbe: {{tcpSocket: {{port: 8080}}, periodSeconds: 5}}}}\n"
         )
     };
     let account = |namespace: &str, name: &str| {
