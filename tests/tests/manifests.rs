@@ -244,6 +244,8 @@ fn the_controller_may_watch_what_it_watches_and_write_what_it_writes_and_nothing
         "tlsroutes",
         "udproutes",
     ] {
+        // What was changed by somebody else in between is read again before its status is written.
+        add(GATEWAY_API, kind, &["get"], "*");
         add(GATEWAY_API, &format!("{kind}/status"), &["patch"], "*");
     }
     add(GATEWAY_API, "gateways/finalizers", &["update"], "*");

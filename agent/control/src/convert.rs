@@ -10,6 +10,7 @@ use weft_core::{
 
 use crate::{
     delta::{Chunk, Malformed, Opened},
+    parameters,
     report::{AppliedGateway, Material, Watermark},
     wire,
 };
@@ -181,7 +182,7 @@ pub(crate) fn material_to_map(material: &Material) -> MaterialMap {
         ((MaterialKind::Secret, key.clone()), MaterialValue::Secret(Arc::new(value)))
     });
     let config_maps = material.config_maps.iter().map(|(key, map)| {
-        let value = ConfigMap { meta: bare(&map.meta), ca: map.ca.clone(), parameters: None };
+        let value = ConfigMap { meta: bare(&map.meta), ..(**map).clone() };
         ((MaterialKind::ConfigMap, key.clone()), MaterialValue::ConfigMap(Arc::new(value)))
     });
     secrets.chain(config_maps).collect()
@@ -214,9 +215,12 @@ impl Chunk for wire::Material {
     type Value = MaterialValue;
 
     fn set(&mut self, id: &Self::Key, value: &MaterialValue) -> usize {
-        let (meta, content) = match value {
-            MaterialValue::Secret(secret) => (&secret.meta, Some(secret_to_wire(&secret.data))),
-            MaterialValue::ConfigMap(map) => (&map.meta, map.ca.as_ref().map(config_map_to_wire)),
+        let (meta, content, parameters) = match value {
+            MaterialValue::Secret(secret) => (&secret.meta, Some(secret_to_wire(&secret.data)), None),
+            MaterialValue::ConfigMap(map) => {
+                let parameters = map.parameters.as_ref().map(parameters::to_wire);
+                (&map.meta, map.ca.as_ref().map(config_map_to_wire), parameters)
+            }
         };
         let object = wire::MaterialObject {
             id: Some(id_to_wire(id)),
@@ -224,6 +228,7 @@ impl Chunk for wire::Material {
             generation: meta.generation,
             created: meta.created,
             content,
+            parameters,
         };
         push(&mut self.objects, object)
     }
@@ -297,7 +302,8 @@ fn material_object(object: wire::MaterialObject) -> Result<MaterialEntry, Malfor
                 Some(wire::Content::Invalid(why)) => Some(Err(text(&why))),
                 Some(wire::Content::Tls(_)) | None => None,
             };
-            MaterialValue::ConfigMap(Arc::new(ConfigMap { meta, ca, parameters: None }))
+            let parameters = object.parameters.map(parameters::from_wire).transpose()?;
+            MaterialValue::ConfigMap(Arc::new(ConfigMap { meta, ca, parameters }))
         }
     };
     Ok((id, value, size))

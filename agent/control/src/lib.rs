@@ -17,6 +17,7 @@ mod delta;
 mod feedback;
 mod istio;
 mod materials;
+mod parameters;
 mod report;
 mod server;
 mod wire;

@@ -1,5 +1,6 @@
 //! Which Secrets and ConfigMaps each node needs, and no others: key pairs only where a Gateway that refers to them,
-//! and may, is served. CA certificates of BackendTLSPolicies go to every node, since every node's pods are clients.
+//! and may, is served. CA certificates of BackendTLSPolicies go to every node, since every node's pods are clients, and
+//! so do the parameters of our GatewayClasses; those of a Gateway go where it is served.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,8 +8,8 @@ use std::{
 };
 
 use weft_core::model::{
-    BackendTlsPolicy, Gateway, GroupKind, Kind, ListenerSet, ObjectKey, ObjectReference, SecretData,
-    Snapshot, Str,
+    BackendTlsPolicy, CONTROLLER_NAME, Gateway, GroupKind, Kind, ListenerSet, ObjectKey, ObjectReference,
+    ParametersRef, SecretData, Snapshot, Str,
 };
 
 use crate::{
@@ -37,6 +38,8 @@ pub fn materials<'a>(
     }
     let mut everywhere = Collector { snapshot, material: Material::default() };
     snapshot.tls_policies.values().for_each(|policy| everywhere.policy(policy));
+    let ours = snapshot.classes.values().filter(|class| &*class.controller == CONTROLLER_NAME);
+    ours.filter_map(|class| class.parameters_ref.as_ref()).for_each(|p| everywhere.parameters(p, None));
     let everywhere = everywhere.material;
     let mut made: BTreeMap<BTreeSet<&ObjectKey>, Arc<Material>> = BTreeMap::new();
     let mut material_of = |node: &Str| {
@@ -71,6 +74,10 @@ impl Collector<'_> {
         {
             self.key_pair((Kind::Gateway, namespace), reference);
         }
+        let infrastructure = gateway.infrastructure.as_ref();
+        if let Some(reference) = infrastructure.and_then(|i| i.parameters_ref.as_ref()) {
+            self.parameters(reference, Some(namespace));
+        }
         for set in sets {
             let listeners = set.listeners.iter().filter_map(|listener| listener.tls.as_ref());
             for reference in listeners.flat_map(|tls| &tls.certificate_refs) {
@@ -82,6 +89,17 @@ impl Collector<'_> {
             .flat_map(|tls| tls.default.iter().chain(tls.per_port.iter().filter_map(|(_, v)| v.as_ref())));
         for reference in validations.flat_map(|validation| &validation.ca_refs) {
             self.ca((Kind::Gateway, namespace), reference);
+        }
+    }
+
+    /// As the core reads `parametersRef`.
+    fn parameters(&mut self, reference: &ParametersRef, default_namespace: Option<&Str>) {
+        if reference.kind.is(Kind::ConfigMap)
+            && let Some(namespace) = reference.namespace.as_ref().or(default_namespace)
+            && let key = ObjectKey::new(namespace.clone(), reference.name.clone())
+            && let Some(map) = self.snapshot.config_maps.get(&key)
+        {
+            self.material.config_maps.insert(key, map.clone());
         }
     }
 

@@ -269,6 +269,43 @@ pub(crate) struct MaterialObject {
     /// What it holds; none: nothing that we use.
     #[prost(oneof = "Content", tags = "5, 6, 7")]
     pub(crate) content: Option<Content>,
+    /// A ConfigMap's `config.yaml`, read as a `WeftGatewayConfig`; none: it has none.
+    #[prost(message, optional, tag = "8")]
+    pub(crate) parameters: Option<Parameters>,
+}
+
+/// `WeftGatewayConfig` as written: what is absent is left to the layer below.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Parameters {
+    /// What is wrong with it; then nothing else is said.
+    #[prost(string, optional, tag = "1")]
+    pub(crate) invalid: Option<String>,
+    /// `addressMode`, as written.
+    #[prost(string, optional, tag = "2")]
+    pub(crate) mode: Option<String>,
+    /// `addressPool`: first and last address of each range, one after the other.
+    #[prost(message, optional, tag = "3")]
+    pub(crate) pool: Option<Texts>,
+    /// `externalTrafficPolicy` is Cluster; false: Local.
+    #[prost(bool, optional, tag = "4")]
+    pub(crate) any_node: Option<bool>,
+    /// `loadBalancerClass`.
+    #[prost(string, optional, tag = "5")]
+    pub(crate) load_balancer_class: Option<String>,
+    /// `sourceRanges`, CIDR.
+    #[prost(message, optional, tag = "6")]
+    pub(crate) source_ranges: Option<Texts>,
+    /// `nodeSelector`: label and value, one after the other.
+    #[prost(message, optional, tag = "7")]
+    pub(crate) node_selector: Option<Texts>,
+}
+
+/// A list that may be absent.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Texts {
+    /// Its entries.
+    #[prost(string, repeated, tag = "1")]
+    pub(crate) texts: Vec<String>,
 }
 
 /// What a [`MaterialObject`] holds.

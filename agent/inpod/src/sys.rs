@@ -39,7 +39,6 @@ pub(crate) fn since_boot_ns() -> u64 {
 }
 
 /// Every neighbour on an interface, for a packet socket.
-
 pub(crate) fn ethernet_broadcast(protocol: u16, interface: u32) -> io::Result<socket2::SockAddr> {
     // SAFETY: the closure fills the whole address, of the kind and length that it says.
     let ((), address) = unsafe {

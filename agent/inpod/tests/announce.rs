@@ -1,4 +1,5 @@
 //! Addresses of Gateways on a node, in a namespace of its own. Needs root.
+#![allow(clippy::unwrap_used)] // clippy knows #[test] functions, not the helpers of an integration test
 
 use std::{collections::BTreeSet, net::IpAddr, process::Command};
 use weft_inpod::Announcer;

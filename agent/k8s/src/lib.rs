@@ -46,7 +46,7 @@ pub use problem::{Problem, Severity};
 pub use provision::placements;
 pub use status::{Desired, StatusWriter, WriterConfig, known_in};
 pub use tokens::TokenReviewer;
-pub use trust::{CaTexts, keep_ca};
+pub use trust::{CaCraft, CaTexts, keep_ca};
 pub use watch::*;
 pub use world::World;
 

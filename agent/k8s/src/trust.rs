@@ -47,7 +47,7 @@ enum Trouble {
     #[error("{0}: the API server did not answer within {ANSWER:?}")]
     Silent(&'static str),
     #[error("{0}: {1}")]
-    Api(&'static str, kube::Error),
+    Api(&'static str, Box<kube::Error>),
     #[error(
         "Secret {SECRET}: data[\"{0}\"] is missing or no text; delete the Secret to have a new CA made, or repair it"
     )]
@@ -56,23 +56,32 @@ enum Trouble {
     Make(String),
 }
 
-/// Keeps the CA's texts: reads the Secret, and makes it with `make` when there is none and we lead. `roots` gives what is
-/// published of a CA's texts.
+/// How a CA is made and read: certificates are not this crate's.
+#[derive(Clone, Debug)]
+pub struct CaCraft {
+    /// Whose CA it is.
+    pub trust_domain: String,
+    /// Makes one for a trust domain.
+    pub make: fn(&str) -> Result<CaTexts, String>,
+    /// What is published of a CA's texts; `None` when they are no CA.
+    pub roots: fn(&CaTexts) -> Option<String>,
+}
+
+/// Keeps the CA's texts: reads the Secret, and makes it when there is none and we lead.
 pub async fn keep_ca(
     client: Client,
     namespace: String,
     mut leadership: watch::Receiver<Leadership>,
     found: watch::Sender<Option<Arc<CaTexts>>>,
-    (make, roots): (fn(&str) -> Result<CaTexts, String>, fn(&CaTexts) -> Option<String>),
-    trust_domain: String,
+    craft: CaCraft,
 ) {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), &namespace);
     let maps: Api<ConfigMap> = Api::namespaced(client, &namespace);
     loop {
         let leads = leadership.borrow_and_update().leads();
-        let pause = match look(&secrets, leads, || make(&trust_domain)).await {
+        let pause = match look(&secrets, leads, || (craft.make)(&craft.trust_domain)).await {
             Ok(Some(texts)) => {
-                let published = if leads { publish(&maps, roots(&texts)).await } else { Ok(()) };
+                let published = if leads { publish(&maps, (craft.roots)(&texts)).await } else { Ok(()) };
                 found.send_if_modified(|now| {
                     let changed = now.as_deref() != Some(&texts);
                     if changed {
@@ -102,7 +111,7 @@ async fn within<T>(
     call: impl Future<Output = Result<T, kube::Error>>,
 ) -> Result<T, Trouble> {
     let answer = timeout(ANSWER, call).await.map_err(|_| Trouble::Silent(what))?;
-    answer.map_err(|e| Trouble::Api(what, e))
+    answer.map_err(|e| Trouble::Api(what, Box::new(e)))
 }
 
 /// The CA's texts; `None` when there are none and it is not ours to make them.
@@ -131,7 +140,9 @@ async fn look(
             Ok(Some(texts))
         }
         // Another replica was faster: its CA is the mesh's.
-        Err(Trouble::Api(_, kube::Error::Api(status))) if status.code == 409 => Ok(None),
+        Err(Trouble::Api(_, error)) if matches!(&*error, kube::Error::Api(status) if status.code == 409) => {
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }

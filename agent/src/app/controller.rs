@@ -37,8 +37,8 @@ use tokio_util::sync::CancellationToken;
 use weft_certs::Ca;
 use weft_control::{ControlServer, Leading, ServerConfig, WorldAuthorizer};
 use weft_k8s::{
-    CaTexts, ClusterInputs, ClusterOptions, ClusterProvider, Leadership, LeaseConfig, Role, TokenReviewer,
-    World,
+    CaCraft, CaTexts, ClusterInputs, ClusterOptions, ClusterProvider, Leadership, LeaseConfig, Role,
+    TokenReviewer, WatchState, World,
 };
 use weft_proxy::telemetry::{self, Telemetry, TelemetryConfig};
 
@@ -62,6 +62,8 @@ struct Replica {
     telemetry: Arc<Telemetry>,
     pages: Arc<Pages>,
     stop: CancellationToken,
+    server: ControlServer,
+    watched: watch::Receiver<Arc<WatchState>>,
     _tasks: Vec<Task>,
 }
 
@@ -114,16 +116,16 @@ async fn control(args: ControllerArgs) -> Result<()> {
             args.namespace.clone(),
             leadership.clone(),
             texts_tx,
-            (make_ca, roots_of),
-            trust_domain.to_string(),
+            CaCraft { trust_domain: trust_domain.to_string(), make: make_ca, roots: roots_of },
         )),
         follow_ca(texts, ca_tx),
         follow_leadership(leadership.clone(), server.clone()),
         serve_agents(server.clone(), listener, stop.clone()),
     ];
     let duties = Duties::start(client, &args.pod_name, leadership.clone(), (materials_tx, serving_tx));
-    let replica = Replica { args, telemetry, pages, stop, _tasks: tasks };
-    let ended = replica.until_stopped((worlds, first), server, leadership, duties, &provider).await;
+    let watched = provider.state.clone();
+    let replica = Replica { args, telemetry, pages, stop, server, watched, _tasks: tasks };
+    let ended = replica.until_stopped((worlds, first), leadership, duties).await;
     election.release().await;
     provider.stop().await;
     replica.stop.cancel();
@@ -135,13 +137,11 @@ impl Replica {
     async fn until_stopped(
         &self,
         (mut worlds, first): (watch::Receiver<Arc<World>>, Arc<World>),
-        server: ControlServer,
         mut leadership: watch::Receiver<Leadership>,
         mut duties: Duties,
-        provider: &weft_k8s::ClusterHandle,
     ) -> Result<()> {
         let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let mut agents = server.agents();
+        let mut agents = self.server.agents();
         let mut pipeline = Pipeline::new(true, duties::nobody(), self.pages.seen.clone());
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -152,7 +152,7 @@ impl Replica {
         loop {
             if let Some(update) = update.take() {
                 pipeline.show(std::iter::once(update.clone()));
-                duties.published(update, &pipeline, &provider.state.borrow());
+                duties.published(update, &pipeline, &self.watched.borrow());
             }
             let reports = agents.borrow_and_update().clone();
             let leads = leadership.borrow_and_update().leads();

@@ -4,9 +4,9 @@ use weft_core::{
     config::Transport,
     engine::Feedback,
     model::{
-        BackendTlsPolicy, FrontendTls, FrontendValidation, GrantFrom, GrantTo, GroupKind, Hostname, Kind,
-        Listener, ListenerSet, ListenerTls, ObjectReference, Placement, PlacementAddress, Protocol,
-        ReferenceGrant, TlsMode,
+        BackendTlsPolicy, CONTROLLER_NAME, FrontendTls, FrontendValidation, GatewayClass, GrantFrom, GrantTo,
+        GroupKind, Hostname, Infrastructure, Kind, Listener, ListenerSet, ListenerTls, ObjectReference,
+        ParametersRef, Placement, PlacementAddress, Protocol, ReferenceGrant, TlsMode,
     },
 };
 
@@ -207,7 +207,14 @@ fn each_node_gets_what_its_gateways_may_use_and_no_more() {
         "infra/unused",
     ];
     snapshot.secrets = secrets.iter().map(|of| (key(of), secret(of))).collect();
-    let maps = ["infra/clients-ca", "shop/backend-ca", "infra/unused-ca"];
+    let maps = [
+        "infra/clients-ca",
+        "shop/backend-ca",
+        "infra/unused-ca",
+        "infra/of-edge",
+        "weft-system/pool",
+        "weft-system/not-ours",
+    ];
     snapshot.config_maps = maps.iter().map(|of| (key(of), config_map(of, b"ca".to_vec()))).collect();
 
     let mut edge = gateway("infra/edge", 1);
@@ -217,6 +224,20 @@ fn each_node_gets_what_its_gateways_may_use_and_no_more() {
     let ca_refs = vec![reference(Kind::ConfigMap, "clients-ca"), reference(Kind::Secret, "unused")];
     let validation = FrontendValidation { ca_refs, insecure_fallback: false };
     edge.frontend_tls = Some(FrontendTls { default: Some(validation), per_port: Vec::new() });
+    let parameters = |name: &str, namespace: Option<&str>| {
+        let namespace = namespace.map(Into::into);
+        Some(ParametersRef { kind: Kind::ConfigMap.into(), name: name.into(), namespace })
+    };
+    let parameters_ref = parameters("of-edge", None);
+    edge.infrastructure = Some(Infrastructure { parameters_ref, ..Infrastructure::default() });
+    for (name, controller, map) in
+        [("weft", CONTROLLER_NAME, "pool"), ("other", "example.com/other", "not-ours")]
+    {
+        let parameters_ref = parameters(map, Some("weft-system"));
+        let (meta, controller) = (meta(&format!("/{name}")), controller.into());
+        let class = GatewayClass { meta, controller, parameters_ref, description: None };
+        snapshot.classes.insert(name.into(), Arc::new(class));
+    }
     let mut inner = gateway("infra/inner", 1);
     inner.listeners = vec![tls_listener("inner")];
     snapshot.gateways = [edge, inner].map(|gateway| (gateway.meta.key.clone(), Arc::new(gateway))).into();
@@ -249,10 +270,11 @@ fn each_node_gets_what_its_gateways_may_use_and_no_more() {
         assert_eq!(names(&made[node].secrets), secrets, "{node}");
         assert_eq!(names(&made[node].config_maps), config_maps, "{node}");
     };
-    check("n1", &edge, &["infra/clients-ca", "shop/backend-ca"]);
-    check("n2", &edge, &["infra/clients-ca", "shop/backend-ca"]);
-    check("n3", &["infra/inner"], &["shop/backend-ca"]);
-    check("n4", &[], &["shop/backend-ca"]);
+    let of_edge = ["infra/clients-ca", "infra/of-edge", "shop/backend-ca", "weft-system/pool"];
+    check("n1", &edge, &of_edge);
+    check("n2", &edge, &of_edge);
+    check("n3", &["infra/inner"], &["shop/backend-ca", "weft-system/pool"]);
+    check("n4", &[], &["shop/backend-ca", "weft-system/pool"]);
     assert!(Arc::ptr_eq(&made["n1"], &made["n2"]));
 
     snapshot.secrets.remove(&key("infra/inner"));

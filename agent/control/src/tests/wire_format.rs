@@ -2,7 +2,10 @@
 
 use proptest::prelude::*;
 use prost::Message;
-use weft_core::config::Transport;
+use weft_core::{
+    config::Transport,
+    model::{AddressMode, GatewaySettings, IpRange, TrafficPolicy},
+};
 
 use super::*;
 use crate::{
@@ -69,6 +72,37 @@ fn everything_of_material_travels_but_labels_and_annotations() {
     labelled.secrets.insert(key("infra/cert"), Arc::new(secret));
     let map = material_to_map(&labelled);
     assert!(diff::<wire::Material>(Some(&material_to_map(&all)), &map).is_empty());
+}
+
+#[test]
+fn parameters_of_config_maps_travel_field_by_field() {
+    let labels = [("disk".into(), "ssd".into()), ("zone".into(), "".into())];
+    let every = GatewaySettings {
+        mode: Some(AddressMode::AddressPool),
+        pool: Some(vec![
+            IpRange::of("10.90.128.0/17".parse().unwrap()),
+            IpRange::of("2001:db8::/64".parse().unwrap()),
+        ]),
+        traffic_policy: Some(TrafficPolicy::Cluster),
+        load_balancer_class: Some("metal".into()),
+        source_ranges: Some(vec!["192.0.2.0/24".parse().unwrap(), "::/0".parse().unwrap()]),
+        node_selector: Some(labels.into()),
+    };
+    // Empty is not absent: it overrides what the class says.
+    let (pool, source_ranges, node_selector) = (Some(vec![]), Some(vec![]), Some(BTreeMap::new()));
+    let traffic_policy = Some(TrafficPolicy::Local);
+    let empty =
+        GatewaySettings { pool, source_ranges, node_selector, traffic_policy, ..GatewaySettings::default() };
+    let cases =
+        [Ok(every), Ok(empty), Ok(GatewaySettings::default()), Err("spec.pool: unknown field".into())];
+    let mut all = Material::default();
+    for (i, read) in cases.into_iter().enumerate() {
+        let of = format!("infra/c{i}");
+        let map = ConfigMap { parameters: Some(read), ..(*config_map(&of, b"ca".to_vec())).clone() };
+        all.config_maps.insert(key(&of), Arc::new(map));
+    }
+    let mirror = travel::<wire::Material>(&BTreeMap::new(), &material_to_map(&all));
+    assert_eq!(material_from_map(mirror.entries()), all);
 }
 
 #[test]

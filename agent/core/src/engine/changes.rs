@@ -57,9 +57,6 @@ pub(super) fn replace(world: &mut World, new: Snapshot) -> Changes {
     diff(&old.routes, &new.routes, |id, _, _| {
         c.units.insert(Unit::Route(id.clone()));
     });
-    diff(&old.grants, &new.grants, |key, _, _| {
-        c.sources.insert(Source::Grants(key.namespace.clone()));
-    });
     diff(&old.tls_policies, &new.tls_policies, |key, was, is| {
         c.units.insert(Unit::Policy(key.clone()));
         let targets = |p: Option<&Arc<crate::model::BackendTlsPolicy>>| {
@@ -88,6 +85,16 @@ pub(super) fn replace(world: &mut World, new: Snapshot) -> Changes {
     diff(&old.pods, &new.pods, |key, _, _| {
         c.pods.insert(key.clone());
     });
+    read_whole(&old, new, &mut c);
+    nodes(&old, new, &mut c);
+    c
+}
+
+/// Kinds of which a unit reads whole objects by name.
+fn read_whole(old: &Snapshot, new: &Snapshot, c: &mut Changes) {
+    diff(&old.grants, &new.grants, |key, _, _| {
+        c.sources.insert(Source::Grants(key.namespace.clone()));
+    });
     diff(&old.secrets, &new.secrets, |key, _, _| {
         c.sources.insert(Source::Secret(key.clone()));
     });
@@ -97,6 +104,12 @@ pub(super) fn replace(world: &mut World, new: Snapshot) -> Changes {
     diff(&old.placements, &new.placements, |key, _, _| {
         c.sources.insert(Source::Placement(key.clone()));
     });
+    diff(&old.gateway_configs, &new.gateway_configs, |key, _, _| {
+        c.sources.insert(Source::GatewayConfig(key.clone()));
+    });
+}
+
+fn nodes(old: &Snapshot, new: &Snapshot, c: &mut Changes) {
     diff(&old.nodes, &new.nodes, |_, was, is| {
         c.pod_cidrs |= was.map(|n| &n.pod_cidrs) != is.map(|n| &n.pod_cidrs);
         let addresses = |n: Option<&Arc<Node>>| n.map(|n| n.addresses.clone()).unwrap_or_default();
@@ -106,10 +119,6 @@ pub(super) fn replace(world: &mut World, new: Snapshot) -> Changes {
     });
     // An address that moves from one node to another is lost before it is won.
     c.node_ips.sort_by_key(|(_, won)| *won);
-    diff(&old.gateway_configs, &new.gateway_configs, |key, _, _| {
-        c.sources.insert(Source::GatewayConfig(key.clone()));
-    });
-    c
 }
 
 /// Walks two sorted maps at once. The same `Arc`, or equal content, is no change.
