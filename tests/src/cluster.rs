@@ -132,7 +132,9 @@ impl Cluster {
     /// When it fails, with what it said.
     pub fn install(&self) -> Result<String> {
         let jaeger = self.jaeger.as_ref().map(|image| format!("jaeger.image={image}"));
-        let mut args = vec!["install", "--image", &self.image, "--addon", "jaeger"];
+        // A deleted agent's pod is replaced only when it has ended, and kept connections are let finish for so long.
+        let mut args =
+            vec!["install", "--image", &self.image, "--addon", "jaeger", "--set", "agent.drainSeconds=10"];
         args.extend(jaeger.iter().flat_map(|setting| ["--set", setting]));
         self.weft(&args)
     }

@@ -146,7 +146,13 @@ impl<'a> Story<'a> {
         let path = format!("/api/v1/namespaces/{SYSTEM}/services/jaeger:16686/proxy/api/traces/{TRACE}");
         self.cluster.wait("the spans in Jaeger", || {
             let page: Value = serde_json::from_str(&self.cluster.kubectl(&["get", "--raw", &path])?)?;
-            println!("{page}");
+            let text = page.to_string();
+            // Each hop is made by the caller's node and names whom it reached.
+            for needle in
+                ["\"serviceName\":\"edge\"", "\"serviceName\":\"web\"", "e2e-web/sa/web", "e2e-shop/sa/cart"]
+            {
+                ensure!(text.contains(needle), "no {needle} in {text}");
+            }
             Ok(())
         })
     }
