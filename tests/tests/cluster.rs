@@ -233,20 +233,9 @@ impl<'a> Story<'a> {
 
     /// Nothing of Weft is left on a node.
     fn clean(&self, node: &str) -> Result<()> {
-        let files = self.cluster.on_node(
-            node,
-            &[
-                "find",
-                "/etc/cni",
-                "/opt/cni/bin",
-                "/run",
-                "/var/run",
-                "/var/lib",
-                "-xdev",
-                "-iname",
-                "*weft*",
-            ],
-        )?;
+        let files = self
+            .cluster
+            .on_node(node, &["find", "/etc/cni", "/opt/cni/bin", "/run", "-xdev", "-iname", "*weft*"])?;
         ensure!(files.trim().is_empty(), "{node} has files left:\n{files}");
         let tables = self.cluster.on_node(node, &["nft", "list", "tables"])?;
         ensure!(!tables.contains("weft"), "{node} has tables left:\n{tables}");
