@@ -40,7 +40,7 @@ pub struct CallArgs {
     /// A new connection for every request.
     #[arg(long)]
     pub no_keepalive: bool,
-    /// Go on until standard input ends, instead of --count
+    /// Go on until standard input ends, instead of --count; says `calling` on standard error after the first answer
     #[arg(long)]
     pub until_eof: bool,
 }
@@ -165,6 +165,9 @@ impl Load {
         tally.opened += u64::from(opens);
         match result {
             Ok(Ok((code, service))) => {
+                if self.args.until_eof && tally.codes.is_empty() {
+                    eprintln!("calling");
+                }
                 *tally.codes.entry(code).or_default() += 1;
                 tally.latencies.push(u64::try_from(sent.elapsed().as_micros()).unwrap_or(u64::MAX));
                 let tenth = u64::try_from(self.start.elapsed().as_millis() / 100).unwrap_or(0);

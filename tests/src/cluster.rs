@@ -1,8 +1,9 @@
 //! A real Kubernetes to test in, reached by `kubectl` and `weft` as a user does.
 //!
-//! `WEFT_TEST_CLUSTER` names the state directory of a cluster of `tests/cluster` (`./dev test` brings one up), or `KUBECONFIG`
-//! any cluster with two nodes, without Weft, with the Gateway API of the experimental channel, and with Weft's image where it finds it
-//! (`WEFT_TEST_IMAGE`, `WEFT_TEST_JAEGER_IMAGE`).
+//! `WEFT_TEST_CLUSTER` names the state directory of a cluster of `tests/cluster` (`./dev test` brings one up), or the
+//! kubeconfig file of any cluster with two nodes, without Weft, with the experimental channel of the Gateway API, and with
+//! images where it finds them (`WEFT_TEST_IMAGE`, `WEFT_TEST_JAEGER_IMAGE`). Not `KUBECONFIG`: who has that in the
+//! environment for other work must not find Weft installed by `cargo test`.
 
 use crate::weft_binary;
 use anyhow::{Context, Result, bail, ensure};
@@ -10,7 +11,8 @@ use serde_json::Value;
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{Read as _, Seek as _, Write as _},
+    io::{Seek as _, Write as _},
+    os::unix::fs::FileExt as _,
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -26,6 +28,7 @@ pub const SYSTEM: &str = "weft-system";
 
 /// The cluster under test.
 pub struct Cluster {
+    place: PathBuf,
     bed: Option<PathBuf>,
     weft: PathBuf,
     /// The image of Weft, also of the demo application.
@@ -39,18 +42,18 @@ impl Cluster {
     /// # Errors
     /// When it names none.
     pub fn from_env() -> Result<Self> {
-        let bed = std::env::var_os("WEFT_TEST_CLUSTER").map(PathBuf::from);
-        ensure!(
-            bed.is_some() || std::env::var_os("KUBECONFIG").is_some(),
-            "no cluster to test in: `./dev test` brings one up; or set WEFT_TEST_CLUSTER (state directory of tests/cluster/up) or KUBECONFIG"
-        );
-        if let Some(bed) = &bed {
-            ensure!(bed.join("ready").exists(), "no cluster is up in WEFT_TEST_CLUSTER={}", bed.display());
-        }
+        let place = std::env::var_os("WEFT_TEST_CLUSTER").map(PathBuf::from).context(
+            "no cluster to test in: `./dev test` brings one up; or set WEFT_TEST_CLUSTER to the state directory of one of \
+             tests/cluster, or to a kubeconfig file",
+        )?;
+        let bed = place.is_dir().then(|| place.clone());
+        let up = if bed.is_some() { place.join("ready").exists() } else { place.is_file() };
+        ensure!(up, "no cluster is up in {}, which WEFT_TEST_CLUSTER names", place.display());
         let image = |name: &str| std::env::var(name).ok();
         let jaeger =
             image("WEFT_TEST_JAEGER_IMAGE").or_else(|| bed.as_ref().map(|_| "weft.test/jaeger:1.62".into()));
         Ok(Self {
+            place,
             bed,
             weft: weft_binary()?.canonicalize()?,
             image: image("WEFT_TEST_IMAGE").unwrap_or_else(|| "weft.test/weft:dev".into()),
@@ -69,8 +72,10 @@ impl Cluster {
         let mut command = Command::new("timeout");
         command.args(["--kill-after=5", &limit.as_secs().to_string()]);
         command.arg(format!("{}/cluster/inside", env!("CARGO_MANIFEST_DIR"))).args(argv);
-        if let Some(bed) = &self.bed {
-            command.env("WEFT_CLUSTER_DIR", bed).env_remove("KUBECONFIG");
+        if self.is_bed() {
+            command.env("WEFT_CLUSTER_DIR", &self.place).env_remove("KUBECONFIG");
+        } else {
+            command.env("KUBECONFIG", &self.place);
         }
         command
     }
@@ -127,7 +132,9 @@ impl Cluster {
     /// When it fails, with what it said.
     pub fn install(&self) -> Result<String> {
         let jaeger = self.jaeger.as_ref().map(|image| format!("jaeger.image={image}"));
-        let mut args = vec!["install", "--image", &self.image, "--addon", "jaeger"];
+        // A deleted agent's pod is replaced only when it has ended, and kept connections are let finish for so long.
+        let mut args =
+            vec!["install", "--image", &self.image, "--addon", "jaeger", "--set", "agent.drainSeconds=10"];
         args.extend(jaeger.iter().flat_map(|setting| ["--set", setting]));
         self.weft(&args)
     }
@@ -206,7 +213,7 @@ impl Cluster {
         serde_json::from_str(&text).with_context(|| format!("`weft call` printed {text}"))
     }
 
-    /// A `weft call` in a pod that goes on until it is told to end.
+    /// A `weft call` in a pod that has its first answer and goes on until it is told to end.
     ///
     /// # Errors
     /// When it cannot run.
@@ -216,7 +223,13 @@ impl Cluster {
         let mut command = self.command(LIMIT * 5, &argv);
         let child =
             command.stdin(Stdio::piped()).stdout(out.try_clone()?).stderr(err.try_clone()?).spawn()?;
-        Ok(Load { child, out, err })
+        let mut load = Load { child, out, err };
+        self.wait("the load's first answer", || {
+            let said = text_of(&mut load.err)?;
+            ensure!(said.contains("calling"), "{said}");
+            Ok(())
+        })?;
+        Ok(load)
     }
 
     /// What a person would want to see after a failure.
@@ -261,11 +274,7 @@ impl Load {
     pub fn finish(mut self) -> Result<Tally> {
         drop(self.child.stdin.take());
         let status = self.child.wait()?;
-        let (mut out, mut err) = (String::new(), String::new());
-        self.out.rewind()?;
-        self.out.read_to_string(&mut out)?;
-        self.err.rewind()?;
-        self.err.read_to_string(&mut err)?;
+        let (out, err) = (text_of(&mut self.out)?, text_of(&mut self.err)?);
         ensure!(status.success(), "the load: {status}: {out}{err}");
         serde_json::from_str(&out).with_context(|| format!("`weft call` printed {out}{err}"))
     }
@@ -283,6 +292,13 @@ fn call_argv<'a>(pod: &'a str, args: &[&'a str]) -> Result<Vec<&'a str>> {
     let (namespace, pod) = pod.split_once('/').context("NAMESPACE/POD")?;
     let exec = ["kubectl", "-n", namespace, "exec", "-i", pod, "--", "weft", "call"];
     Ok([&exec, args].concat())
+}
+
+/// What a child has written so far. The file's position is shared with the child, which appends.
+fn text_of(file: &mut File) -> Result<String> {
+    let mut bytes = vec![0; usize::try_from(file.metadata()?.len())?];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// The last lines.

@@ -121,7 +121,7 @@ impl<'a> Story<'a> {
         // A Service, and the application that calls on to another namespace.
         let tally = self.call(CLIENT, &self.web, &["--count", "20"])?;
         ensure!(tally.bad() == 0, "{tally:?}");
-        let sides = [(&self.nodes[0], "\"outbound\""), (&self.nodes[1], "\"inbound\"")];
+        let sides = [(&self.nodes[0], "\"mesh\""), (&self.nodes[1], "\"inbound\"")];
         for (node, side) in sides {
             let line = self.cluster.log_line(node, &[side, "sa/client", "sa/cart"])?;
             ensure!(line["source_identity"] == "spiffe://cluster.local/ns/e2e-web/sa/client", "{line}");
@@ -146,7 +146,13 @@ impl<'a> Story<'a> {
         let path = format!("/api/v1/namespaces/{SYSTEM}/services/jaeger:16686/proxy/api/traces/{TRACE}");
         self.cluster.wait("the spans in Jaeger", || {
             let page: Value = serde_json::from_str(&self.cluster.kubectl(&["get", "--raw", &path])?)?;
-            println!("{page}");
+            let text = page.to_string();
+            // Each hop is made by the caller's node and names whom it reached.
+            for needle in
+                ["\"serviceName\":\"edge\"", "\"serviceName\":\"web\"", "e2e-web/sa/web", "e2e-shop/sa/cart"]
+            {
+                ensure!(text.contains(needle), "no {needle} in {text}");
+            }
             Ok(())
         })
     }
@@ -227,20 +233,9 @@ impl<'a> Story<'a> {
 
     /// Nothing of Weft is left on a node.
     fn clean(&self, node: &str) -> Result<()> {
-        let files = self.cluster.on_node(
-            node,
-            &[
-                "find",
-                "/etc/cni",
-                "/opt/cni/bin",
-                "/run",
-                "/var/run",
-                "/var/lib",
-                "-xdev",
-                "-iname",
-                "*weft*",
-            ],
-        )?;
+        let files = self
+            .cluster
+            .on_node(node, &["find", "/etc/cni", "/opt/cni/bin", "/run", "-xdev", "-iname", "*weft*"])?;
         ensure!(files.trim().is_empty(), "{node} has files left:\n{files}");
         let tables = self.cluster.on_node(node, &["nft", "list", "tables"])?;
         ensure!(!tables.contains("weft"), "{node} has tables left:\n{tables}");
@@ -385,7 +380,7 @@ fn workloads(image: &str, nodes: &[String; 2], cart: &str) -> String {
              metadata: {{labels: {{app: {app}, version: {version}}}}}\n    spec:\n      serviceAccountName: {app}\n      \
              nodeSelector: {{kubernetes.io/hostname: {node}}}\n      terminationGracePeriodSeconds: 0\n      containers:\n      \
              - {{name: app, image: \"{image}\", imagePullPolicy: IfNotPresent, args: [echo, --name, {version}, --http, \"8080\"{more}],\n         \
-             readinessProbe: {{tcpSocket: {{port: 8080}}, periodSeconds: 1}}}}\n"
+             readinessProbe: {{tcpSocket: {{port: 8080}}, periodSeconds: 5}}}}\n"
         )
     };
     let account = |namespace: &str, name: &str| {
