@@ -116,6 +116,11 @@ impl Gateways {
         }
     }
 
+    /// Whether any listener is open.
+    pub(super) fn any_open(&self) -> bool {
+        self.listeners.places().next().is_some()
+    }
+
     /// Leaves new connections to the next agent; the holder keeps the sockets.
     pub(super) async fn stop_accepting(&mut self) {
         self.listeners.stop_accepting().await;

@@ -26,7 +26,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::{oneshot, watch},
     task::JoinHandle,
     time::Instant,
@@ -48,6 +48,28 @@ use weft_proxy::{
 
 /// Readiness waits at most this long for pods that an earlier agent served.
 const ADOPTION_PATIENCE: Duration = Duration::from_secs(15);
+
+/// Connections that are still there when an agent without a successor ends.
+const ALONE_GRACE: Duration = Duration::from_secs(5);
+
+/// Why an agent ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// It was told to.
+    Stopped,
+    /// It was told to, and served until its time was over.
+    Alone,
+    /// A newer one serves.
+    Superseded,
+}
+
+/// Never, without an instant.
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
 
 /// How to serve.
 pub(super) struct Options {
@@ -122,8 +144,14 @@ pub(super) async fn serve(options: Options, mut worlds: watch::Receiver<Arc<Worl
     let mut gateways = Gateways::new(agent.plane.clone(), agent.pages.identities.clone(), manager);
     agent.publish(&mut pipeline, &mut gateways, update).await;
     tracing::info!(node = agent.options.node, "serving {}", agent.options.what);
-    agent.until_stopped((worlds, first), pipeline, gateways, node).await?;
-    agent.shut_down().await;
+    let mut term = signal(SignalKind::terminate())?;
+    let in_pod = agent.options.cluster.is_some();
+    let ended = agent.until_stopped((worlds, first), pipeline, gateways, (node, &mut term)).await?;
+    agent.shut_down(ended).await;
+    if ended == Ended::Superseded && in_pod {
+        // The kubelet would start a container that ends anew, and that one take over in turn.
+        term.recv().await;
+    }
     Ok(())
 }
 
@@ -315,10 +343,11 @@ impl Agent {
         (mut worlds, first): (watch::Receiver<Arc<World>>, Arc<World>),
         mut pipeline: Pipeline,
         mut gateways: Gateways,
-        node: Option<NodePart>,
-    ) -> Result<()> {
-        let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        (node, term): (Option<NodePart>, &mut Signal),
+    ) -> Result<Ended> {
+        let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
+        let (mut adopted, mut leaving) = (false, None::<Instant>);
         let (manager, tasks, superseded) = match node {
             Some(NodePart { manager, serving, joining, superseded }) => {
                 (Some(manager), Some((serving, joining)), superseded)
@@ -334,10 +363,11 @@ impl Agent {
         tokio::pin!(superseded);
         // Beside the loop: an edit or SIGTERM must not wait for a holder that is away.
         let mut ready = Box::pin(self.adopt(manager.clone(), first));
-        loop {
+        let ended = loop {
             tokio::select! {
-                () = &mut ready, if !self.pages.ready.load(Ordering::Acquire) => {
-                    self.pages.ready.store(true, Ordering::Release);
+                () = &mut ready, if !adopted => {
+                    adopted = true;
+                    self.pages.ready.store(leaving.is_none(), Ordering::Release);
                     tracing::info!("ready");
                 }
                 changed = worlds.changed() => {
@@ -352,14 +382,19 @@ impl Agent {
                 }
                 // The access log is opened anew by telemetry; the directory is followed anyway.
                 _ = hangup.recv() => tracing::info!("SIGHUP: files are followed without it"),
-                _ = term.recv() => break,
-                _ = interrupt.recv() => break,
+                _ = term.recv() => match self.leave(manager.as_deref(), &gateways) {
+                    Some(until) if leaving.is_none() => leaving = Some(until),
+                    Some(_) => {}
+                    None => break Ended::Stopped,
+                },
+                _ = interrupt.recv() => break Ended::Stopped,
+                () = sleep_until(leaving) => break Ended::Alone,
                 () = &mut superseded => {
                     tracing::info!("a newer agent serves from now on");
-                    break;
+                    break Ended::Superseded;
                 }
             }
-        }
+        };
         drop(ready);
         // The successor's is at work already; nothing is taken back.
         self.options.plugin.stop();
@@ -379,7 +414,20 @@ impl Agent {
         if let Some(serving) = serving {
             serving.abort();
         }
-        Ok(())
+        Ok(ended)
+    }
+
+    /// SIGTERM: until when to go on. In a cluster with something to serve, and nobody yet who does so instead, new
+    /// connections would wait until the next agent comes, which is not before this one has ended.
+    fn leave(&self, manager: Option<&ManagerHandle>, gateways: &Gateways) -> Option<Instant> {
+        self.options.cluster.as_ref()?;
+        let serves = manager.is_some_and(|m| m.counts().borrow().captured > 0) || gateways.any_open();
+        if !serves {
+            return None;
+        }
+        self.pages.ready.store(false, Ordering::Release);
+        tracing::info!("told to end: serving until a newer agent does, at most {:?}", self.options.drain);
+        Some(Instant::now() + self.options.drain)
     }
 
     async fn open_doors(&self) -> Result<()> {
@@ -396,9 +444,9 @@ impl Agent {
         Ok(())
     }
 
-    async fn shut_down(self) {
+    async fn shut_down(self, ended: Ended) {
         self.doors.cancel();
-        let grace = self.options.drain;
+        let grace = if ended == Ended::Alone { ALONE_GRACE } else { self.options.drain };
         self.pages.ready.store(false, Ordering::Release);
         tracing::info!("draining for at most {grace:?}");
         self.plane.drain(grace).await;
