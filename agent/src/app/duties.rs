@@ -25,6 +25,8 @@ use weft_k8s::{
 const SETTLE: Duration = Duration::from_secs(10);
 /// A node that could not serve a Gateway is not asked again before this has passed.
 const UNABLE: Duration = Duration::from_secs(60);
+/// A node is believed to be unable after this time.
+const TAKEOVER: Duration = Duration::from_secs(3);
 /// Events a second.
 const EVENTS_QPS: u32 = 20;
 
@@ -41,8 +43,8 @@ pub(super) struct Duties {
     /// What the writer was told of last.
     known: Snapshot,
     events: Arc<EventCounts>,
-    /// When a node last could not serve a Gateway.
-    failed: BTreeMap<(ObjectKey, Str), Instant>,
+    /// Since when a node could not serve a Gateway, and when that was so last.
+    failed: BTreeMap<(ObjectKey, Str), (Instant, Instant)>,
 }
 
 /// The controller has no pods of its own.
@@ -134,15 +136,18 @@ impl Duties {
     /// about, it would look served whenever nobody has tried yet.
     fn unable(&mut self, agents: &Agents, nodes: &BTreeSet<Str>) -> BTreeMap<ObjectKey, BTreeSet<Str>> {
         let now = Instant::now();
-        self.failed.retain(|_, at| now.duration_since(*at) < UNABLE);
+        self.failed.retain(|_, (_, last)| now.duration_since(*last) < UNABLE);
         for (node, report) in agents.iter() {
             let failing = |a: &AppliedGateway| !a.unbound.is_empty() || !a.unusable.is_empty();
             for (gateway, _) in report.applied.iter().filter(|(_, applied)| failing(applied)) {
-                self.failed.insert((gateway.clone(), node.clone()), now);
+                let at = (gateway.clone(), node.clone());
+                self.failed.entry(at).and_modify(|(_, last)| *last = now).or_insert((now, now));
             }
         }
         let mut unable: BTreeMap<ObjectKey, BTreeSet<Str>> = BTreeMap::new();
-        for (gateway, node) in self.failed.keys() {
+        // Not at once: while one agent takes over from another, the ports are the old one's for a moment.
+        let lasting = |(since, last): &(Instant, Instant)| last.duration_since(*since) >= TAKEOVER;
+        for ((gateway, node), _) in self.failed.iter().filter(|(_, times)| lasting(times)) {
             unable.entry(gateway.clone()).or_default().insert(node.clone());
         }
         unable.retain(|_, failed| !nodes.is_subset(failed));
