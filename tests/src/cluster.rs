@@ -1,6 +1,6 @@
 //! A real Kubernetes to test in, reached by `kubectl` and `weft` as a user does.
 //!
-//! `WEFT_TEST_CLUSTER` names the state directory of a cluster of `tests/cluster` (`./dev test` brings one up), or the
+//! `WEFT_TEST_CLUSTER` names the state directory of a cluster of `tests/cluster` (`./dev cluster-test` brings one up), or the
 //! kubeconfig file of any cluster with two nodes, without Weft, with the experimental channel of the Gateway API, and with
 //! images where it finds them (`WEFT_TEST_IMAGE`, `WEFT_TEST_JAEGER_IMAGE`). Not `KUBECONFIG`: who has that in the
 //! environment for other work must not find Weft installed by `cargo test`.
@@ -43,7 +43,7 @@ impl Cluster {
     /// When it names none.
     pub fn from_env() -> Result<Self> {
         let place = std::env::var_os("WEFT_TEST_CLUSTER").map(PathBuf::from).context(
-            "no cluster to test in: `./dev test` brings one up; or set WEFT_TEST_CLUSTER to the state directory of one of \
+            "no cluster to test in: `./dev cluster-test` brings one up; or set WEFT_TEST_CLUSTER to the state directory of one of \
              tests/cluster, or to a kubeconfig file",
         )?;
         let bed = place.is_dir().then(|| place.clone());

@@ -1,4 +1,4 @@
-//! Kubernetes kinds to the core model, from files and from a cluster.
+//! Kubernetes kinds to the core model, from files and from watches, and what the controller writes back.
 //!
 //! - [`convert`] is the border: an object in, a model and [`Problem`]s out; defaults and validation of the CRDs happen
 //!   there, the same for every source.
