@@ -233,9 +233,10 @@ impl<'a> Story<'a> {
 
     /// Nothing of Weft is left on a node.
     fn clean(&self, node: &str) -> Result<()> {
-        let files = self
-            .cluster
-            .on_node(node, &["find", "/etc/cni", "/opt/cni/bin", "/run", "-xdev", "-iname", "*weft*"])?;
+        // The directories that the kubelet made for the agent's mounts stay, empty.
+        let find = ["find", "/etc/cni", "/opt/cni/bin", "/run", "/var/lib/weft", "-xdev"];
+        let ours = ["(", "-iname", "*weft*", "-o", "-path", "*/weft/*", ")", "!", "-type", "d"];
+        let files = self.cluster.on_node(node, &[&find[..], &ours].concat())?;
         ensure!(files.trim().is_empty(), "{node} has files left:\n{files}");
         let tables = self.cluster.on_node(node, &["nft", "list", "tables"])?;
         ensure!(!tables.contains("weft"), "{node} has tables left:\n{tables}");

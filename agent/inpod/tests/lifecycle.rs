@@ -321,8 +321,19 @@ async fn the_plugins_table_outlives_a_reboot() {
     until_copied(&["a"]).await;
     world.set("b", enrolled());
     until_copied(&["a", "b"]).await;
-    handle.stop().await;
     assert_eq!(copy(), std::fs::read(dir.path().join("enrolment.json")).unwrap());
+    // With nobody enrolled there is nothing that the plugin would have to know.
+    world.set("a", Decision::Plain);
+    world.set("b", Decision::Plain);
+    let removed = async {
+        while state_dir.join("enrolment.json").exists() || dir.path().join("enrolment.json").exists() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, removed).await.unwrap();
+    world.set("a", enrolled());
+    until_copied(&["a"]).await;
+    handle.stop().await;
     let left: Vec<_> = std::fs::read_dir(&state_dir).unwrap().collect();
     assert_eq!(left.len(), 1, "no temporary file stays: {left:?}");
 }

@@ -2,7 +2,12 @@
 //! the key `uninstall` of ConfigMap `weft-config`; without it the node is in the mesh again.
 
 use super::plugin::Plugin;
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::watch;
 use weft_core::model::ObjectKey;
 use weft_inpod::{Captured, Counts};
@@ -100,6 +105,12 @@ impl Leaver {
             Err(error) => tracing::error!("the CNI plugin's installer cannot be started: {error}"),
         }
     }
+}
+
+/// Removes what is in the run directory when the last agent of an uninstalled node ends. The directory itself is a mount here.
+pub(super) fn clear(run_dir: &Path) {
+    let entries = std::fs::read_dir(run_dir).into_iter().flatten().flatten();
+    entries.for_each(|entry| remove(&entry.path()));
 }
 
 fn remove(path: &PathBuf) {

@@ -6,7 +6,7 @@ use super::{
     enrolment::WorldEnrolment,
     gateways::Gateways,
     joiner::{self, Joiner, Joining},
-    leave::{Leaver, Leaving},
+    leave::{self, Leaver, Leaving},
     metrics,
     node::{NodePage, OnNode},
     otlp,
@@ -140,14 +140,18 @@ pub(super) async fn serve(options: Options, mut worlds: watch::Receiver<Arc<Worl
     if let (Some(cluster), Some(manager)) = (&agent.options.cluster, &manager) {
         cluster.follow_captured(manager.captured(), |pod| pod.uid.as_str().into());
     }
-    agent.tell_node(&worlds, node.as_ref());
+    let leaving = agent.tell_node(&worlds, node.as_ref());
     let mut gateways = Gateways::new(agent.plane.clone(), agent.pages.identities.clone(), manager);
     agent.publish(&mut pipeline, &mut gateways, update).await;
     tracing::info!(node = agent.options.node, "serving {}", agent.options.what);
     let mut term = signal(SignalKind::terminate())?;
     let in_pod = agent.options.cluster.is_some();
     let ended = agent.until_stopped((worlds, first), pipeline, gateways, (node, &mut term)).await?;
+    let run_dir = agent.options.run_dir.clone();
     agent.shut_down(ended).await;
+    if let (Leaving::Done, Some(run_dir)) = (*leaving.borrow(), run_dir) {
+        leave::clear(&run_dir);
+    }
     if ended == Ended::Superseded && in_pod {
         // The kubelet would start a container that ends anew, and that one take over in turn.
         term.recv().await;
@@ -219,8 +223,13 @@ impl Agent {
     }
 
     /// What the node's page and the metrics show of this agent, and what leaves the node when Weft is uninstalled.
-    fn tell_node(&self, worlds: &watch::Receiver<Arc<World>>, node: Option<&NodePart>) {
+    fn tell_node(
+        &self,
+        worlds: &watch::Receiver<Arc<World>>,
+        node: Option<&NodePart>,
+    ) -> watch::Receiver<Leaving> {
         let (tell, leaving) = watch::channel(Leaving::No);
+        let told = leaving.clone();
         let on_node = node.map(|node| OnNode {
             counts: node.manager.counts(),
             captured: node.manager.captured(),
@@ -230,14 +239,14 @@ impl Agent {
         let (Some(cluster), Some(on_node), Some(run_dir)) =
             (&self.options.cluster, on_node, &self.options.run_dir)
         else {
-            return;
+            return told;
         };
         let leaver = Leaver {
             worlds: worlds.clone(),
             counts: on_node.counts.clone(),
             captured: on_node.captured.clone(),
             plugin: self.options.plugin.clone(),
-            // Sockets and the holder's state are in use until the processes end.
+            // Sockets and the holder's state are in use until the processes end: see `leave::clear`.
             litter: vec![run_dir.join("cache")],
             tell,
         };
@@ -256,6 +265,7 @@ impl Agent {
         let shown = page.clone();
         let _ = self.pages.more.set(Box::new(move |out| metrics::agent(&shown, out))); // set once, here
         let _ = self.pages.node.set(page);
+        told
     }
 
     /// Puts a Config into effect, opens and closes listeners, and reports what could not be bound.

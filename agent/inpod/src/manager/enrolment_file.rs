@@ -27,14 +27,15 @@ impl EnrolmentFile {
     }
 
     /// Writes the table if there is one and it differs from the files: at once in the run directory (a tmpfs), the copy on a
-    /// thread for what blocks. A failure is logged: the plugin then goes by the older table.
+    /// thread for what blocks. To the plugin no table and an empty one are the same, so an empty one is removed: it is what
+    /// Weft leaves behind when it is uninstalled. A failure is logged: the plugin then goes by the older table.
     pub(super) fn write(&mut self, table: Option<Enrolled>, tasks: &TaskTracker) {
         let Some(table) = table else { return };
         let json = match serde_json::to_vec_pretty(&table) {
-            Ok(json) => json,
+            Ok(json) => (table != Enrolled::default()).then_some(json),
             Err(error) => return tracing::error!(%error, "the table of enrolled pods is not written"),
         };
-        said(&self.run_dir, write(&self.run_dir, &json, false));
+        said(&self.run_dir, put(&self.run_dir, json.as_deref(), false));
         let Some(state_dir) = self.state_dir.clone() else { return };
         self.newest += 1;
         let (number, copied) = (self.newest, self.copied.clone());
@@ -42,10 +43,7 @@ impl EnrolmentFile {
             let mut copied = copied.lock();
             if number > *copied {
                 *copied = number;
-                said(
-                    &state_dir,
-                    fs::create_dir_all(&state_dir).and_then(|()| write(&state_dir, &json, true)),
-                );
+                said(&state_dir, put(&state_dir, json.as_deref(), true));
             }
         });
     }
@@ -53,7 +51,18 @@ impl EnrolmentFile {
 
 fn said(dir: &Path, result: io::Result<()>) {
     if let Err(error) = result {
-        tracing::error!(%error, dir = %dir.display(), "cannot write enrolment.json");
+        tracing::error!(%error, dir = %dir.display(), "cannot write or remove enrolment.json");
+    }
+}
+
+/// Writes the file, or removes it.
+fn put(dir: &Path, json: Option<&[u8]>, durable: bool) -> io::Result<()> {
+    match json {
+        Some(json) => fs::create_dir_all(dir).and_then(|()| write(dir, json, durable)),
+        None => match fs::remove_file(enrolment_path(dir)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        },
     }
 }
 
