@@ -186,7 +186,11 @@ impl Cluster {
     /// # Errors
     /// What `kubectl` says.
     pub fn page(&self, pod: &str, port: u16, path: &str) -> Result<String> {
-        self.kubectl(&["get", "--raw", &format!("/api/v1/namespaces/{SYSTEM}/pods/{pod}:{port}/proxy/{path}")])
+        self.kubectl(&[
+            "get",
+            "--raw",
+            &format!("/api/v1/namespaces/{SYSTEM}/pods/{pod}:{port}/proxy/{path}"),
+        ])
     }
 
     /// The pod of the controller that leads.

@@ -80,8 +80,10 @@ pub(crate) fn agent_token(story: &Story<'_>, node: &str) -> Result<String> {
     token(story.cluster, SYSTEM, "weft-agent", &["--audience", AUDIENCE], Some(&agent))
 }
 
-/// The token of a pod that is gone is refused.
-pub(crate) fn refused_when_gone(story: &Story<'_>, token: &str) -> Result<()> {
+/// The token of an agent that is gone is refused.
+pub(crate) fn refused_when_gone(story: &Story<'_>, agent: &str, token: &str) -> Result<()> {
+    let agent = format!("pod/{agent}");
+    story.cluster.kubectl(&["-n", SYSTEM, "wait", "--for=delete", &agent, "--timeout=110s"])?;
     let row = Row {
         what: "with the token of a pod that is gone",
         token,
@@ -105,7 +107,16 @@ fn token(
 }
 
 fn pod_of(cluster: &Cluster, namespace: &str, selector: &str) -> Result<String> {
-    cluster.kubectl(&["-n", namespace, "get", "pods", "-l", selector, "-o", "jsonpath={.items[0].metadata.name}"])
+    cluster.kubectl(&[
+        "-n",
+        namespace,
+        "get",
+        "pods",
+        "-l",
+        selector,
+        "-o",
+        "jsonpath={.items[0].metadata.name}",
+    ])
 }
 
 /// The node that holds a Gateway's address.
@@ -185,11 +196,15 @@ impl<'a> Ca<'a> {
         let csr = params.serialize_request(&KeyPair::generate()?)?.pem()?;
         let body = self.dir.path().join("request");
         std::fs::write(&body, framed(&request(&csr, &id(wanted))))?;
-        let url = format!("https://{NAME}:{}/istio.v1.auth.IstioCertificateService/CreateCertificate", self.way.port);
+        let url = format!(
+            "https://{NAME}:{}/istio.v1.auth.IstioCertificateService/CreateCertificate",
+            self.way.port
+        );
         let resolve = format!("{NAME}:{}:127.0.0.1", self.way.port);
         let root = self.dir.path().join("root.pem").display().to_string();
         let (body, bearer) = (format!("@{}", body.display()), format!("authorization: Bearer {token}"));
-        let mut args = vec!["curl", "-sS", "--http2", "--noproxy", "*", "--max-time", "30", "--resolve", &resolve];
+        let mut args =
+            vec!["curl", "-sS", "--http2", "--noproxy", "*", "--max-time", "30", "--resolve", &resolve];
         args.extend(["--cacert", &root, "-H", "content-type: application/grpc", "-H", "te: trailers"]);
         if !token.is_empty() {
             args.extend(["-H", &bearer]);

@@ -10,9 +10,9 @@ mod screens;
 mod sharing;
 
 use anyhow::{Context, Result, ensure};
+use objects::{CANARY, gateway, services, workloads};
 use serde_json::Value;
 use weft::call::Tally;
-use objects::{CANARY, gateway, services, workloads};
 use weft_tests::cluster::{Cluster, Load, SYSTEM};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -233,7 +233,7 @@ impl<'a> Story<'a> {
         let (fresh, kept) = (fresh.finish()?, kept.finish()?);
         println!("new connections: {}\nkept: {}", brief(&fresh), brief(&kept));
         ensure!(fresh.bad() == 0, "no new connection may fail: {}", brief(&fresh));
-        authority::refused_when_gone(self, &token)
+        authority::refused_when_gone(self, &old, &token)
     }
 
     fn uninstall(&self) -> Result<()> {

@@ -139,7 +139,15 @@ pub(crate) fn agent_away(story: &Story<'_>) -> Result<()> {
     ready(cluster, "e2e-out", "open")?;
     cluster.wait("the kubelet to say why the pod in the mesh does not start", || {
         let about = "--field-selector=involvedObject.name=closed";
-        let events = cluster.kubectl(&["-n", "e2e-web", "get", "events", about, "-o", "jsonpath={.items[*].message}"])?;
+        let events = cluster.kubectl(&[
+            "-n",
+            "e2e-web",
+            "get",
+            "events",
+            about,
+            "-o",
+            "jsonpath={.items[*].message}",
+        ])?;
         ensure!(events.contains("not starting it unprotected"), "{events}");
         Ok(())
     })?;
@@ -167,7 +175,9 @@ pub(crate) fn relabelled(story: &Story<'_>) -> Result<()> {
     let cluster = story.cluster;
     let url = story.direct("cart-v2")?;
     let pods = story.pod_uids()?;
-    let load = cluster.load(CLIENT, &[&url, "--connections=2", "--rate=20"])?;
+    // Routed requests: each finds its own way. (What is copied to a pod that leaves ends with its agent's patience.)
+    let service = format!("http://{}/", story.cart);
+    let load = cluster.load(CLIENT, &[&service, "--connections=2", "--rate=20"])?;
     let left = cluster.weft(&["leave", "e2e-shop"])?;
     println!("{left}");
     ensure!(left.contains("2 pods out of the mesh"), "{left}");
@@ -193,7 +203,9 @@ fn serves(story: &Story<'_>, version: &str, node: &str) -> Result<()> {
     cluster.kubectl(&["-n", "e2e-shop", "rollout", "status", &deployment, "--timeout=110s"])?;
     let name = cluster.wait("one pod", || {
         let pods = cluster.json(&["-n", "e2e-shop", "get", "pods", "-l", &format!("version={version}")])?;
-        let [pod] = &pods["items"].as_array().context("items")?[..] else { anyhow::bail!("{}", pods["items"]) };
+        let [pod] = &pods["items"].as_array().context("items")?[..] else {
+            anyhow::bail!("{}", pods["items"])
+        };
         Ok(pod["metadata"]["name"].as_str().context("name")?.to_owned())
     })?;
     ready(cluster, "e2e-shop", &name)?;

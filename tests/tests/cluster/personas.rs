@@ -81,7 +81,8 @@ fn rows<'a>(
     namespace: &'a str,
     may: bool,
 ) -> Vec<Ask<'a>> {
-    let one = |verb: &&'a str, resource: &&'a str| Ask { who, verb, group, resource, namespace, name: "", may };
+    let one =
+        |verb: &&'a str, resource: &&'a str| Ask { who, verb, group, resource, namespace, name: "", may };
     resources.iter().flat_map(|resource| verbs.iter().map(move |verb| one(verb, resource))).collect()
 }
 
@@ -89,10 +90,24 @@ fn agents() -> Vec<Ask<'static>> {
     let mut all = Vec::new();
     for namespace in ["", "default", "kube-system", SYSTEM, "e2e-shop"] {
         all.extend(rows(AGENT, &READ, ("", &["secrets"]), namespace, false));
-        all.extend(rows(AGENT, &WRITE, ("", &["secrets", "configmaps", "pods", "services"]), namespace, false));
+        all.extend(rows(
+            AGENT,
+            &WRITE,
+            ("", &["secrets", "configmaps", "pods", "services"]),
+            namespace,
+            false,
+        ));
         all.extend(rows(AGENT, &["create"], ("", &["pods/exec", "serviceaccounts/token"]), namespace, false));
     }
-    all.push(Ask { who: AGENT, verb: "get", group: "", resource: "secrets", namespace: SYSTEM, name: "weft-ca", may: false });
+    all.push(Ask {
+        who: AGENT,
+        verb: "get",
+        group: "",
+        resource: "secrets",
+        namespace: SYSTEM,
+        name: "weft-ca",
+        may: false,
+    });
     let watch = ["list", "watch"];
     all.extend(rows(AGENT, &watch, ("", &["pods", "services", "namespaces", "nodes"]), "", true));
     all.extend(rows(AGENT, &watch, (GATEWAY_API, &ROUTES), "", true));
@@ -126,11 +141,23 @@ fn controller() -> Vec<Ask<'static>> {
     all.extend(rows(CONTROLLER, &["get"], ("", &["secrets"]), "e2e-shop", false));
     all.extend(rows(CONTROLLER, &WRITE, ("", &["secrets", "configmaps", "pods"]), "e2e-shop", false));
     all.extend(rows(CONTROLLER, &["create"], ("", &["pods/exec", "serviceaccounts/token"]), "", false));
-    all.extend(rows(CONTROLLER, &["patch"], (GATEWAY_API, &["httproutes/status", "gateways/status"]), "", true));
+    all.extend(rows(
+        CONTROLLER,
+        &["patch"],
+        (GATEWAY_API, &["httproutes/status", "gateways/status"]),
+        "",
+        true,
+    ));
     all.extend(rows(CONTROLLER, &WRITE, (GATEWAY_API, &ROUTES), "", false));
     all.extend(rows(CONTROLLER, &WRITE, (GATEWAY_API, &["gateways", "gatewayclasses"]), "", false));
     all.extend(rows(CONTROLLER, &["patch", "update", "delete"], ("", &["namespaces", "nodes"]), "", false));
-    all.extend(rows(CONTROLLER, &["create", "patch", "bind", "escalate"], (RBAC, &["clusterroles"]), "", false));
+    all.extend(rows(
+        CONTROLLER,
+        &["create", "patch", "bind", "escalate"],
+        (RBAC, &["clusterroles"]),
+        "",
+        false,
+    ));
     all.extend(rows(CONTROLLER, &["impersonate"], ("", &["users", "groups", "serviceaccounts"]), "", false));
     all.extend(rows(CONTROLLER, &["create"], ("authentication.k8s.io", &["tokenreviews"]), "", true));
     all
@@ -155,7 +182,13 @@ fn people() -> Vec<Ask<'static>> {
         all.extend(rows(group, &["patch"], ("", &["namespaces"]), "e2e-shop", false));
     }
     // What opens a namespace to others is for its admins.
-    all.extend(rows(DEVELOPERS, &["create", "patch"], (GATEWAY_API, &["referencegrants"]), "e2e-shop", false));
+    all.extend(rows(
+        DEVELOPERS,
+        &["create", "patch"],
+        (GATEWAY_API, &["referencegrants"]),
+        "e2e-shop",
+        false,
+    ));
     all.extend(rows(LEADS, &["create", "patch"], (GATEWAY_API, &["referencegrants"]), "e2e-shop", true));
     all.extend(rows(VIEWERS, &READ, (GATEWAY_API, &ROUTES), "e2e-shop", true));
     all.extend(rows(VIEWERS, &READ, ("weft.dev", &["workloadslices"]), "e2e-shop", true));
@@ -181,7 +214,8 @@ fn check(cluster: &Cluster, table: &[Ask<'_>]) -> Result<()> {
 
 fn review(ask: &Ask<'_>) -> Value {
     let (resource, subresource) = ask.resource.split_once('/').unwrap_or((ask.resource, ""));
-    let (user, groups) = match ask.who.strip_prefix("system:serviceaccount:").and_then(|n| n.split_once(':')) {
+    let (user, groups) = match ask.who.strip_prefix("system:serviceaccount:").and_then(|n| n.split_once(':'))
+    {
         Some((namespace, _)) => {
             let own = format!("system:serviceaccounts:{namespace}");
             (ask.who, json!(["system:authenticated", "system:serviceaccounts", own]))

@@ -24,7 +24,7 @@ pub(crate) fn run(story: &Story<'_>) -> Result<()> {
     let all = ["edge", "second"];
     route.ours_are(&all)?;
     // A careful controller that applies: the list is atomic in the CRD, so it repeats the others' entries.
-    route.write(How::Apply, |list| list.push(entry("as applied")))?;
+    route.write(How::Apply, |list| replace(list, "as applied"))?;
     route.settles(&all, Some("as applied"))?;
     // Our status follows the spec, and theirs stays what it was, old generation and all.
     route.patch(&json!({"hostnames": ["shared.test"]}))?;
@@ -34,17 +34,16 @@ pub(crate) fn run(story: &Story<'_>) -> Result<()> {
     route.settles(&all, None)?;
     route.write(How::Update, |list| list.insert(0, entry("as updated, before ours")))?;
     route.settles(&all, Some("as updated, before ours"))?;
-    // A careless one applies itself alone, which takes everybody else's entries away.
-    route.write(How::Apply, |list| *list = vec![entry("alone")])?;
-    route.settles(&all, Some("alone"))?;
+    route.write(How::Apply, |list| replace(list, "allein, für sich"))?;
+    route.settles(&all, Some("allein, für sich"))?;
     route.patch(&json!({"parentRefs": parents(&["edge", "foreign"])}))?;
-    route.settles(&["edge"], Some("alone"))?;
+    route.settles(&["edge"], Some("allein, für sich"))?;
     route.patch(&json!({"parentRefs": parents(&["foreign"])}))?;
-    route.settles(&[], Some("alone"))?;
+    route.settles(&[], Some("allein, für sich"))?;
     route.patch(&json!({"parentRefs": parents(&["edge", "second", "foreign"])}))?;
-    route.settles(&all, Some("alone"))?;
+    route.settles(&all, Some("allein, für sich"))?;
     route.a_restart_writes_nothing()?;
-    route.settles(&all, Some("alone"))?;
+    route.settles(&all, Some("allein, für sich"))?;
     route.managers()?;
     clear(cluster)
 }
@@ -104,12 +103,17 @@ fn entry(message: &str) -> Value {
         "controllerName": FOREIGN,
         "parentRef": {"group": "gateway.networking.k8s.io", "kind": "Gateway", "namespace": NAMESPACE, "name": "foreign"},
         "conditions": [
-            {"type": "Programmed", "status": "Unknown", "reason": "Später", "message": message,
+            {"type": "Programmed", "status": "Unknown", "reason": "Later", "message": message,
                 "observedGeneration": 1, "lastTransitionTime": "2020-01-01T00:00:00Z"},
             {"type": "Accepted", "status": "True", "reason": "Accepted", "message": "",
                 "observedGeneration": 1, "lastTransitionTime": "2021-01-01T00:00:00Z"},
         ],
     })
+}
+
+fn replace(list: &mut Vec<Value>, message: &str) {
+    list.retain(|e| e["controllerName"] != FOREIGN);
+    list.push(entry(message));
 }
 
 /// Each class of ours by its own parameters; another's is left as it was born.
@@ -226,16 +230,16 @@ impl Route<'_> {
     fn a_restart_writes_nothing(&self) -> Result<()> {
         let before = self.get()?;
         let old = self.cluster.leader()?;
-        let rollout = |what: &str| {
-            self.cluster.kubectl(&["-n", SYSTEM, "rollout", what, "deployment/weft-controller"])
-        };
+        let rollout =
+            |what: &str| self.cluster.kubectl(&["-n", SYSTEM, "rollout", what, "deployment/weft-controller"]);
         rollout("restart")?;
         rollout("status")?;
         self.cluster.wait("another leader that has compared every status", || {
             let leader = self.cluster.leader()?;
             ensure!(leader != old, "{old} leads");
             let page = self.cluster.page(&leader, 15020, "metrics")?;
-            let surveys = page.lines().find_map(|l| l.strip_prefix("weft_status_work_total{what=\"surveys\"} "));
+            let surveys =
+                page.lines().find_map(|l| l.strip_prefix("weft_status_work_total{what=\"surveys\"} "));
             let queued = page.lines().find_map(|l| l.strip_prefix("weft_status_queued "));
             let surveys: u64 = surveys.context("no surveys")?.parse()?;
             ensure!(surveys >= SURVEYS && queued == Some("0"), "{surveys} surveys, {queued:?} queued");
