@@ -7,7 +7,7 @@
 
 use crate::weft_binary;
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
     fs::File,
@@ -124,6 +124,104 @@ impl Cluster {
             "",
             &format!("weft {}", args.join(" ")),
         )
+    }
+
+    /// The same where failing is an answer too, e.g. of `weft check`.
+    ///
+    /// # Errors
+    /// When it cannot run, or does not end in time.
+    pub fn weft_says(&self, args: &[&str]) -> Result<Said> {
+        let weft = self.weft.to_str().context("path")?;
+        let output = self.command(LIMIT, &[&[weft], args].concat()).stdin(Stdio::null()).output()?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        // `timeout` ends with 124 when the time is up, and with 137 when it had to kill.
+        match output.status.code() {
+            Some(code @ 0..=100) => Ok(Said { code, out, err }),
+            _ => bail!("weft {}: {}\n{out}{err}", args.join(" "), output.status),
+        }
+    }
+
+    /// `kubectl create`, which gives what the API server made of each object, and stores nothing of reviews.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn create(&self, objects: &[Value]) -> Result<Vec<Value>> {
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
+        let command = self.command(LIMIT, &["kubectl", "create", "-f", "-", "-o", "json"]);
+        let made = Self::output(command, &list, "kubectl create")?;
+        let mut found = Vec::new();
+        for document in serde_json::Deserializer::from_str(&made).into_iter::<Value>() {
+            let mut document = document?;
+            match document["items"].take() {
+                Value::Array(items) => found.extend(items),
+                _ => found.push(document),
+            }
+        }
+        Ok(found)
+    }
+
+    /// A way to a port of a pod: an address where commands beside the cluster reach it.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn forward(&self, namespace: &str, pod: &str, port: u16) -> Result<Forward> {
+        let (pod, port) = (format!("pod/{pod}"), format!(":{port}"));
+        let (out, err) = (tempfile::tempfile()?, tempfile::tempfile()?);
+        let argv = ["kubectl", "-n", namespace, "port-forward", "--address=127.0.0.1", &pod, &port];
+        let mut command = self.command(LIMIT * 5, &argv);
+        let child = command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(err.try_clone()?).spawn()?;
+        let mut forward = Forward { child, port: 0 };
+        let (mut out, mut err) = (out, err);
+        forward.port = self.wait("the way to a pod's port", || {
+            let said = text_of(&mut out)?;
+            let at = said.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next());
+            at.and_then(|port| port.parse().ok()).with_context(|| text_of(&mut err).unwrap_or_default())
+        })?;
+        Ok(forward)
+    }
+
+    /// A page of a pod, by the API server's proxy.
+    ///
+    /// # Errors
+    /// What `kubectl` says.
+    pub fn page(&self, pod: &str, port: u16, path: &str) -> Result<String> {
+        self.kubectl(&[
+            "get",
+            "--raw",
+            &format!("/api/v1/namespaces/{SYSTEM}/pods/{pod}:{port}/proxy/{path}"),
+        ])
+    }
+
+    /// The pod of the controller that leads.
+    ///
+    /// # Errors
+    /// When none does.
+    pub fn leader(&self) -> Result<String> {
+        let lease = self.json(&["-n", SYSTEM, "get", "lease", "weft-controller"])?;
+        let holder = lease["spec"]["holderIdentity"].as_str().filter(|name| !name.is_empty());
+        Ok(holder.context("no controller leads")?.to_owned())
+    }
+
+    /// A switch of the test bed: `ctl stop node n2`.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn ctl(&self, args: &[&str]) -> Result<String> {
+        let bed = self.bed.as_ref().context("only the test bed has switches")?;
+        let mut command = Command::new("timeout");
+        command.arg((LIMIT * 2).as_secs().to_string());
+        command.arg(format!("{}/cluster/ctl", env!("CARGO_MANIFEST_DIR"))).args(args);
+        command.env("WEFT_CLUSTER_DIR", bed);
+        Self::output(command, "", &format!("ctl {}", args.join(" ")))
+    }
+
+    /// A file of the test bed's own, e.g. `pki/sa.key`.
+    ///
+    /// # Errors
+    /// When the cluster is another.
+    pub fn bed_file(&self, path: &str) -> Result<PathBuf> {
+        Ok(self.bed.as_ref().context("only the test bed shows its files")?.join(path))
     }
 
     /// `weft install` with Jaeger.
@@ -256,6 +354,34 @@ impl Cluster {
             ["-n", SYSTEM, "logs", "-l", "app.kubernetes.io/component=controller", "--prefix", "--tail=60"];
         add("controllers", &controllers, 120);
         text
+    }
+}
+
+/// What a program said, and how it ended.
+#[derive(Debug)]
+pub struct Said {
+    /// Its exit code.
+    pub code: i32,
+    /// On standard output.
+    pub out: String,
+    /// On standard error.
+    pub err: String,
+}
+
+/// A way to a port of a pod. Ends when dropped.
+pub struct Forward {
+    child: Child,
+    /// On 127.0.0.1, beside the cluster.
+    pub port: u16,
+}
+
+impl Drop for Forward {
+    fn drop(&mut self) {
+        // Not killed: `timeout` hands a TERM on to what it runs.
+        if let Ok(id) = i32::try_from(self.child.id()) {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGTERM);
+        }
+        let _ = self.child.wait();
     }
 }
 

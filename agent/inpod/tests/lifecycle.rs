@@ -323,8 +323,8 @@ async fn the_plugins_table_outlives_a_reboot() {
     until_copied(&["a", "b"]).await;
     assert_eq!(copy(), std::fs::read(dir.path().join("enrolment.json")).unwrap());
     // With nobody enrolled there is nothing that the plugin would have to know.
-    world.set("a", Decision::Plain);
-    world.set("b", Decision::Plain);
+    world.set("a", Decision::NotEnrolled);
+    world.set("b", Decision::NotEnrolled);
     let removed = async {
         while state_dir.join("enrolment.json").exists() || dir.path().join("enrolment.json").exists() {
             tokio::task::yield_now().await;

@@ -224,9 +224,10 @@ impl Work {
 
 impl Joiner {
     async fn tell(&self, key: ObjectKey, record: PodRecord, netns: Netns) {
-        match self.manager.add(record, netns).await {
-            Ok(()) => tracing::info!("pod {key}: joined while running"),
-            Err(reason) => tracing::warn!("pod {key} runs and is not captured yet: {reason}"),
+        // Before: whoever reads that a pod is captured has read then whether it ran in clear until now.
+        tracing::info!("pod {key}: runs already, and joins");
+        if let Err(reason) = self.manager.add(record, netns).await {
+            tracing::warn!("pod {key} runs and is not captured yet: {reason}");
         }
     }
 }

@@ -4,6 +4,7 @@ use super::{enrolment::WorldEnrolment, joiner::Missing, leave::Leaving, plugin::
 use crate::cluster::{CertificateReport, NodeReport, PlaintextReport, PodReport};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, UdpSocket},
     process::Command,
     sync::{Arc, OnceLock},
 };
@@ -125,12 +126,22 @@ fn controller(state: &ClientState) -> String {
 }
 
 fn plaintext(caller: PlaintextCaller) -> PlaintextReport {
+    let of_the_node = caller.from.parse().is_ok_and(is_ours);
     PlaintextReport {
-        from: caller.from,
+        from: if of_the_node {
+            format!("{} (the node: probes of the kubelet?)", caller.from)
+        } else {
+            caller.from
+        },
         to: caller.to.to_string(),
         connections: caller.connections,
         last_seconds: caller.last.elapsed().as_secs(),
     }
+}
+
+/// Whether it is an address of this machine, whose network namespace is ours.
+fn is_ours(address: IpAddr) -> bool {
+    UdpSocket::bind((address, 0)).is_ok()
 }
 
 fn findings(watched: &WatchState) -> Vec<String> {

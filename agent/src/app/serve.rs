@@ -49,6 +49,9 @@ use weft_proxy::{
 /// Readiness waits at most this long for pods that an earlier agent served.
 const ADOPTION_PATIENCE: Duration = Duration::from_secs(15);
 
+/// A pod that leaves is served on for so long: by way of the controller its peers hear of it within a second or two.
+const LINGER: Duration = Duration::from_secs(5);
+
 /// Connections that are still there when an agent without a successor ends.
 const ALONE_GRACE: Duration = Duration::from_secs(5);
 
@@ -198,7 +201,13 @@ impl Agent {
 
     fn start_node(&self, run_dir: &Path) -> Result<NodePart> {
         let (manager, events) = PodManager::start(
-            ManagerConfig { state_dir: self.options.state_dir.clone(), ..ManagerConfig::new(run_dir) },
+            ManagerConfig {
+                state_dir: self.options.state_dir.clone(),
+                // The data plane ends what is left by then.
+                drain_deadline: self.options.drain + Duration::from_secs(5),
+                linger: LINGER,
+                ..ManagerConfig::new(run_dir)
+            },
             self.enrolment.clone(),
         )?;
         let serving = PodServing {

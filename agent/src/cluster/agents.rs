@@ -1,6 +1,6 @@
 //! What agents say of their node: their admin page `/node`, asked by `exec` in their pod, since the page is for the node only.
 
-use super::api::AskAgent;
+use super::api::{AskAgent, list, text};
 use futures_util::{FutureExt as _, future::BoxFuture};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, api::AttachParams};
@@ -97,6 +97,19 @@ pub struct PlaintextReport {
     pub connections: u64,
     /// Seconds since the last one.
     pub last_seconds: u64,
+}
+
+/// Why the agent of this pod cannot be asked: its container does not run. `None` when it does, or nobody has said yet.
+pub(super) fn not_running(pod: &Value) -> Option<String> {
+    let agent = list(pod, "/status/containerStatuses").iter().find(|c| text(c, "/name") == "agent")?;
+    if agent.pointer("/state/running").is_some() {
+        return None;
+    }
+    let state = ["/state/waiting", "/state/terminated"].into_iter().find_map(|state| agent.pointer(state))?;
+    Some(match (text(state, "/reason"), text(state, "/message")) {
+        (reason, "") => reason.to_owned(),
+        (reason, message) => format!("{reason}: {message}"),
+    })
 }
 
 /// Asks by `kubectl exec`'s way.

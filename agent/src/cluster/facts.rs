@@ -2,7 +2,7 @@
 
 use super::{
     NAMESPACE,
-    agents::NodeReport,
+    agents::{self, NodeReport},
     api::{Cluster, ClusterError, key, label, text},
     install::{AGENTS, CONFIG, CONTROLLER},
 };
@@ -231,6 +231,10 @@ pub(super) async fn ask_agents(
 ) -> BTreeMap<String, Result<NodeReport, String>> {
     stream::iter(agent_pods(system_pods))
         .map(|(node, pod)| async move {
+            let object = system_pods.iter().find(|object| text(object, "/metadata/name") == pod);
+            if let Some(why) = object.and_then(agents::not_running) {
+                return (node, Err(format!("it does not run: {why}")));
+            }
             let answer = cluster.agents.ask(&pod, "/node").await;
             let report = answer.and_then(|page| serde_json::from_value(page).map_err(|e| e.to_string()));
             (node, report)

@@ -70,12 +70,14 @@ pub struct ManagerConfig {
     pub ready_deadline: Duration,
     /// How long connections of a pod that leaves the mesh may go on.
     pub drain_deadline: Duration,
+    /// How long a pod that leaves the mesh is served on, so that its peers hear of it before they find nobody there.
+    pub linger: Duration,
     /// Whether to listen for the CNI plugin on `cni.sock`.
     pub serve_cni: bool,
 }
 
 impl ManagerConfig {
-    /// The defaults for a run directory: no copy of the table, 10 s, 30 s, with CNI.
+    /// The defaults for a run directory: no copy of the table, 10 s, 30 s, not at all, with CNI.
     #[must_use]
     pub fn new(run_dir: impl Into<PathBuf>) -> Self {
         Self {
@@ -83,6 +85,7 @@ impl ManagerConfig {
             state_dir: None,
             ready_deadline: Duration::from_secs(10),
             drain_deadline: Duration::from_secs(30),
+            linger: Duration::ZERO,
             serve_cni: true,
         }
     }
@@ -167,6 +170,7 @@ impl PodManager {
             events,
             ready_deadline: config.ready_deadline,
             drain_deadline: config.drain_deadline,
+            linger: config.linger,
         };
         let server = if config.serve_cni {
             let listener = UnixListener::from_std(bind(&socket_path(&config.run_dir))?)?;

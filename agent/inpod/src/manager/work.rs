@@ -30,6 +30,7 @@ pub(super) struct Kit {
     pub(super) events: mpsc::Sender<PodEvent>,
     pub(super) ready_deadline: Duration,
     pub(super) drain_deadline: Duration,
+    pub(super) linger: Duration,
 }
 
 /// The agent's side of a pod. Work owns it while it runs.
@@ -122,6 +123,8 @@ pub(super) async fn release(kit: &Kit, sandbox: &mut Sandbox) -> Result<(), Stri
     set_rules(kit, sandbox, CaptureConfig::default(), Mode::Drain).await?;
     kit.link.ask(Request::SetCaptured(id.clone(), false)).await.map_err(text)?;
     if !matches!(std::mem::replace(&mut sandbox.served, Served::No), Served::No) {
+        // That its capture does not stand any more is being told; until peers have heard it they come to its port 15008.
+        tokio::time::sleep(kit.linger).await;
         let (drained, ended) = oneshot::channel();
         let record = sandbox.record.clone();
         emit(kit, PodEvent::Released { record, gone: false, drained }).await?;

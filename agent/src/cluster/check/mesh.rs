@@ -112,12 +112,7 @@ fn agents(report: &mut Report<'_>) {
     let facts = report.facts;
     for (node, answer) in &facts.agents {
         match answer {
-            Err(reason) => report.add(
-                "WEFT-C023",
-                Level::Warning,
-                format!("{node}: its agent does not answer: {reason}"),
-                "the question is an exec in the agent's pod: it needs the right pods/exec in weft-system",
-            ),
+            Err(reason) => unanswered(report, node, reason),
             Ok(agent) if agent.nft.is_empty() && !agent.kernel.is_empty() => report.add(
                 "WEFT-C024",
                 Level::Error,
@@ -133,6 +128,19 @@ fn agents(report: &mut Report<'_>) {
             Ok(_) => {}
         }
     }
+}
+
+fn unanswered(report: &mut Report<'_>, node: &str, reason: &str) {
+    let pod = facts::agent_pods(&report.facts.system_pods).remove(node).unwrap_or_default();
+    let object = report.facts.system_pods.iter().find(|object| text(object, "/metadata/name") == pod);
+    let remedy = match object.and_then(crate::cluster::agents::not_running) {
+        Some(_) => format!(
+            "kubectl -n weft-system describe pod {pod}; until it runs, no pod in the mesh starts there"
+        ),
+        None => "the question is an exec in the agent's pod: it needs the right pods/exec in weft-system"
+            .to_owned(),
+    };
+    report.add("WEFT-C023", Level::Warning, format!("{node}: its agent does not answer: {reason}"), remedy);
 }
 
 fn plugin(report: &mut Report<'_>) {

@@ -1,7 +1,16 @@
 //! Weft on a real Kubernetes, from nothing to nothing: install, join running pods, mutual TLS, one trace, a canary over two
-//! nodes, a Gateway, strict, an agent replaced under load, uninstall. One test, because each step stands on the one before.
+//! nodes, a Gateway, who may do what, strict, leaving and joining again, nodes in trouble, an agent replaced under load,
+//! uninstall. One test, because each step stands on the one before.
+
+mod authority;
+mod nodes;
+mod objects;
+mod personas;
+mod screens;
+mod sharing;
 
 use anyhow::{Context, Result, ensure};
+use objects::{CANARY, gateway, services, workloads};
 use serde_json::Value;
 use weft::call::Tally;
 use weft_tests::cluster::{Cluster, Load, SYSTEM};
@@ -51,19 +60,32 @@ impl<'a> Story<'a> {
     }
 
     fn run(&self) -> Result<()> {
+        step("before the installation", || screens::before(self.cluster))?;
         step("install", || self.install())?;
         let kept = step("join running pods", || self.join())?;
         step("mutual TLS", || self.mutual_tls())?;
         step("gateway", || self.gateway())?;
         step("one trace", || self.trace())?;
         step("canary", || self.canary())?;
+        step("who may do what", || personas::run(self))?;
+        step("who gets which certificate", || authority::run(self))?;
+        step("two controllers on one route", || sharing::run(self))?;
+        step("screens when all is well", || screens::good(self))?;
+        step("screens when something is wrong", || screens::bad(self))?;
+        step("leaving and joining again", || nodes::relabelled(self))?;
         step("strict", || self.strict())?;
         let tally = kept.finish()?;
         ensure!(
             tally.bad() == 0 && tally.opened == 1,
             "the connection from before the mesh must live on: {tally:?}"
         );
+        step("agent away", || nodes::agent_away(self))?;
         step("agent replaced", || self.replace_agent())?;
+        if self.cluster.is_bed() {
+            step("another CNI rewrites its configuration", || nodes::rewritten(self))?;
+            step("the power of a node fails", || nodes::rebooted(self))?;
+            step("a new node", || nodes::new_node(self))?;
+        }
         step("uninstall", || self.uninstall())?;
         clear(self.cluster)
     }
@@ -198,6 +220,7 @@ impl<'a> Story<'a> {
         let fresh = self.cluster.load(CLIENT, &[&url, "--no-keepalive", "--connections=4", "--rate=50"])?;
         let kept = self.cluster.load(CLIENT, &[&url, "--connections=4", "--rate=50"])?;
         let old = self.cluster.agents()?.remove(&self.nodes[0]).context("no agent")?;
+        let token = authority::agent_token(self, &self.nodes[0])?;
         self.cluster.kubectl(&["-n", SYSTEM, "delete", "pod", &old, "--wait=false"])?;
         self.cluster.wait("the new agent", || {
             let new = self.cluster.agents()?.remove(&self.nodes[0]).context("no agent")?;
@@ -210,7 +233,7 @@ impl<'a> Story<'a> {
         let (fresh, kept) = (fresh.finish()?, kept.finish()?);
         println!("new connections: {}\nkept: {}", brief(&fresh), brief(&kept));
         ensure!(fresh.bad() == 0, "no new connection may fail: {}", brief(&fresh));
-        Ok(())
+        authority::refused_when_gone(self, &old, &token)
     }
 
     fn uninstall(&self) -> Result<()> {
@@ -326,6 +349,7 @@ fn clear(cluster: &Cluster) -> Result<()> {
     if installed {
         cluster.weft(&["uninstall", "--purge", "--force", "--timeout=60s"])?;
     }
+    sharing::clear(cluster)?;
     let mut delete = vec!["delete", "namespace", "--ignore-not-found", "--timeout=110s"];
     delete.extend(NAMESPACES);
     cluster.kubectl(&delete).map(drop)
@@ -352,74 +376,3 @@ fn brief(tally: &Tally) -> String {
         tally.failures
     )
 }
-
-fn services() -> String {
-    let namespaces =
-        NAMESPACES.map(|n| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {n}}}\n"));
-    let service = |namespace: &str, name: &str, selector: &str| {
-        format!(
-            "apiVersion: v1\nkind: Service\nmetadata: {{namespace: {namespace}, name: {name}}}\n\
-             spec: {{selector: {{{selector}}}, ports: [{{name: http, port: 80, targetPort: 8080, appProtocol: http}}]}}\n"
-        )
-    };
-    let services = [
-        service("e2e-web", "web", "app: web"),
-        service("e2e-shop", "cart", "app: cart"),
-        service("e2e-shop", "cart-v1", "version: cart-v1"),
-        service("e2e-shop", "cart-v2", "version: cart-v2"),
-    ];
-    [&namespaces[..], &services[..]].concat().join("---\n")
-}
-
-/// `web` calls on to `cart`, whose versions run on different nodes. `client` and `stranger` only call.
-fn workloads(image: &str, nodes: &[String; 2], cart: &str) -> String {
-    let forward = format!(", --forward, \"http://{cart}/\"");
-    let workload = |namespace: &str, app: &str, version: &str, node: &str, more: &str| {
-        format!(
-            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{namespace: {namespace}, name: {version}}}\nspec:\n  \
-             selector: {{matchLabels: {{version: {version}}}}}\n  template:\n    \
-             metadata: {{labels: {{app: {app}, version: {version}}}}}\n    spec:\n      serviceAccountName: {app}\n      \
-             nodeSelector: {{kubernetes.io/hostname: {node}}}\n      terminationGracePeriodSeconds: 0\n      containers:\n      \
-             - {{name: app, image: \"{image}\", imagePullPolicy: IfNotPresent, args: [echo, --name, {version}, --http, \"8080\"{more}],\n         \
-             readinessProbe: {{tcpSocket: {{port: 8080}}, periodSeconds: 5}}}}\n"
-        )
-    };
-    let account = |namespace: &str, name: &str| {
-        format!("apiVersion: v1\nkind: ServiceAccount\nmetadata: {{namespace: {namespace}, name: {name}}}\n")
-    };
-    let [first, second] = nodes;
-    [
-        account("e2e-web", "client"),
-        account("e2e-web", "web"),
-        account("e2e-shop", "cart"),
-        account("e2e-out", "stranger"),
-        workload("e2e-web", "client", "client", first, ""),
-        workload("e2e-web", "web", "web", second, &forward),
-        workload("e2e-shop", "cart", "cart-v1", first, ""),
-        workload("e2e-shop", "cart", "cart-v2", second, ""),
-        workload("e2e-out", "stranger", "stranger", first, ""),
-    ]
-    .join("---\n")
-}
-
-/// On the test bed with an address of Weft's own; elsewhere the load balancer gives one.
-fn gateway(pool: bool) -> String {
-    let infrastructure = if pool {
-        "  infrastructure: {parametersRef: {group: weft.dev, kind: WeftGatewayConfig, name: pool}}\n"
-    } else {
-        ""
-    };
-    let config = "apiVersion: weft.dev/v1alpha1\nkind: WeftGatewayConfig\nmetadata: {namespace: e2e-web, name: pool}\n\
-                  spec: {addressMode: AddressPool, addressPool: {ranges: [10.90.129.1-10.90.129.9]}}\n---\n";
-    format!(
-        "{}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{namespace: e2e-web, name: edge}}\nspec:\n  \
-         gatewayClassName: weft\n{infrastructure}  listeners: [{{name: http, port: 80, protocol: HTTP}}]\n---\n\
-         apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{namespace: e2e-web, name: web}}\nspec:\n  \
-         parentRefs: [{{name: edge}}]\n  rules: [{{backendRefs: [{{name: web, port: 80}}]}}]\n",
-        if pool { config } else { "" }
-    )
-}
-
-const CANARY: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {namespace: e2e-shop, name: cart}\nspec:\n  \
-                      parentRefs: [{group: \"\", kind: Service, name: cart, port: 80}]\n  \
-                      rules: [{backendRefs: [{name: cart-v1, port: 80, weight: 90}, {name: cart-v2, port: 80, weight: 10}]}]\n";
