@@ -158,7 +158,8 @@ fn mirrored(body: Incoming) -> Response<Body> {
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Some((Err(error), None)),
                 None => {
-                    let status = [(http::HeaderName::from_static("grpc-status"), http::HeaderValue::from_static("0"))];
+                    let status =
+                        [(http::HeaderName::from_static("grpc-status"), http::HeaderValue::from_static("0"))];
                     return Some((Ok(Frame::trailers(status.into_iter().collect())), None));
                 }
             }

@@ -289,7 +289,8 @@ impl Load {
             line.send(&self.args, self.target, number).await
         };
         let answered = tokio::time::timeout(PATIENCE, exchange).await;
-        answered.unwrap_or_else(|_| Err(Failed { reason: format!("no answer in {PATIENCE:?}"), stood: stands }))
+        answered
+            .unwrap_or_else(|_| Err(Failed { reason: format!("no answer in {PATIENCE:?}"), stood: stands }))
     }
 }
 

@@ -5,7 +5,8 @@ use crate::echo::{self, EchoArgs};
 fn serve(host: u8) -> std::net::Ipv4Addr {
     let ip = std::net::Ipv4Addr::new(127, 61, 0, host);
     tokio::spawn(async move {
-        let args = EchoArgs { name: "e".into(), http: Some(8080), tcp: Some(9000), banner: None, forward: None };
+        let args =
+            EchoArgs { name: "e".into(), http: Some(8080), tcp: Some(9000), banner: None, forward: None };
         echo::serve_on(ip.into(), args).await.unwrap();
     });
     ip

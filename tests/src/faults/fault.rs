@@ -1,6 +1,9 @@
 //! The faults, in the order in which they are done, and what each may cost.
 
-use super::{inject, world::{Class, NODES, World}};
+use super::{
+    inject,
+    world::{Class, NODES, World},
+};
 use anyhow::Result;
 
 /// Whose traffic a fault may touch.
@@ -44,7 +47,9 @@ const fn nothing(_: Class) -> Option<&'static str> {
 const fn replaced(class: Class) -> Option<&'static str> {
     match class {
         Class::Kept | Class::New => None,
-        Class::Grpc => Some("GOAWAY asks for a new connection; a call that goes on all the same is ended when the drain is over"),
+        Class::Grpc => Some(
+            "GOAWAY asks for a new connection; a call that goes on all the same is ended when the drain is over",
+        ),
         Class::Tcp => Some("opaque bytes cannot be told to reconnect: cut when the drain is over"),
     }
 }
@@ -60,7 +65,9 @@ const fn deleted(class: Class) -> Option<&'static str> {
 const fn killed(class: Class) -> Option<&'static str> {
     Some(match class {
         Class::Kept => "the connection was the dead agent's; the next one waits in the holder's accept queue",
-        Class::New => "connections that the dead agent had accepted; those after it wait in the holder's accept queue",
+        Class::New => {
+            "connections that the dead agent had accepted; those after it wait in the holder's accept queue"
+        }
         Class::Grpc | Class::Tcp => "the stream was the dead agent's",
     })
 }
@@ -79,8 +86,12 @@ pub(super) fn faults(api_server_away: u64) -> Vec<Fault> {
         fault("controller: leader killed (-9)", Hits::Nothing, nothing, inject::kill_leader),
         fault("controller: both replaced", Hits::Nothing, nothing, inject::replace_controllers),
         fault("kubelet of n1 restarted", Hits::Nothing, nothing, |w| inject::restart_part(w, "kubelet")),
-        fault("containerd of n1 restarted", Hits::Nothing, nothing, |w| inject::restart_part(w, "containerd")),
-        fault("kube-proxy of n1 restarted", Hits::Nothing, nothing, |w| inject::restart_part(w, "kube-proxy")),
+        fault("containerd of n1 restarted", Hits::Nothing, nothing, |w| {
+            inject::restart_part(w, "containerd")
+        }),
+        fault("kube-proxy of n1 restarted", Hits::Nothing, nothing, |w| {
+            inject::restart_part(w, "kube-proxy")
+        }),
         fault("holder of n1 killed (-9)", Hits::FirstNode, nothing, |w| inject::kill_container(w, "holder")),
         fault("agent of n1 killed (-9)", Hits::FirstNode, killed, |w| inject::kill_container(w, "agent")),
         fault("agent's pod of n1 deleted", Hits::FirstNode, deleted, inject::delete_agent),

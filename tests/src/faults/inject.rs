@@ -43,7 +43,8 @@ pub(super) fn routes(world: &World<'_>) -> Notes {
 /// Every route's status is of its last edition.
 fn accepted(world: &World<'_>) -> Result<()> {
     world.cluster.wait("the routes to be accepted", || {
-        let routes = world.cluster.json(&["-n", super::world::NAMESPACE, "get", "httproutes,grpcroutes,tcproutes"])?;
+        let routes =
+            world.cluster.json(&["-n", super::world::NAMESPACE, "get", "httproutes,grpcroutes,tcproutes"])?;
         for route in routes["items"].as_array().context("items")? {
             let generation = &route["metadata"]["generation"];
             let parents = route["status"]["parents"].as_array().context("no status")?;
@@ -61,7 +62,9 @@ fn accepted(world: &World<'_>) -> Result<()> {
 
 /// The replica that leads is killed.
 pub(super) fn kill_leader(world: &World<'_>) -> Notes {
-    let lease = |path: &str| world.system(&["get", "lease", "weft-controller", "-o", &format!("jsonpath={{.spec.{path}}}")]);
+    let lease = |path: &str| {
+        world.system(&["get", "lease", "weft-controller", "-o", &format!("jsonpath={{.spec.{path}}}")])
+    };
     let (leader, renewed) = (lease("holderIdentity")?, lease("renewTime")?);
     ensure!(!leader.is_empty(), "nobody leads");
     let before = count(world, &leader, "controller")?;
@@ -89,7 +92,12 @@ pub(super) fn replace_controllers(world: &World<'_>) -> Notes {
 pub(super) fn restart_part(world: &World<'_>, part: &str) -> Notes {
     let before = restarts(world)?;
     world.cluster.ctl(&["restart", part, NODES[0]])?;
-    world.cluster.kubectl(&["wait", "--for=condition=Ready", &format!("node/{}", NODES[0]), "--timeout=110s"])?;
+    world.cluster.kubectl(&[
+        "wait",
+        "--for=condition=Ready",
+        &format!("node/{}", NODES[0]),
+        "--timeout=110s",
+    ])?;
     same_restarts(world, &before)
 }
 
@@ -117,7 +125,10 @@ fn kill(world: &World<'_>, pod: &str, container: &str) -> Result<()> {
     let node = pod["spec"]["nodeName"].as_str().context("nodeName")?;
     let id = status(&pod, container).and_then(|s| s["containerID"].as_str()).context("no container ID")?;
     let id = id.split_once("://").map_or(id, |(_, id)| id);
-    world.cluster.on_node(node, &["ctr", "-n", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", id]).map(drop)
+    world
+        .cluster
+        .on_node(node, &["ctr", "-n", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", id])
+        .map(drop)
 }
 
 fn status<'p>(pod: &'p Value, container: &str) -> Option<&'p Value> {
@@ -176,7 +187,10 @@ pub(super) fn stop_api_server(world: &World<'_>, seconds: u64) -> Notes {
     all_ready(world, AGENT)?;
     let mut notes = vec![
         format!("away for {seconds} s"),
-        format!("a route changed as soon as it was back is in effect on both nodes {:.1} s after that", served[0]),
+        format!(
+            "a route changed as soon as it was back is in effect on both nodes {:.1} s after that",
+            served[0]
+        ),
         format!("one changed then, to a pod just made anew, {:.1} s after that", served[1]),
     ];
     notes.extend(same_restarts(world, &before)?);
@@ -189,7 +203,8 @@ fn served_by(world: &World<'_>, ip: &str, version: &str) -> Result<()> {
     for node in NODES {
         let pod = format!("from-{node}-to-{}", NODES[1]);
         world.cluster.wait(&format!("{version} to answer on {node}"), || {
-            let exec = ["exec", &pod, "-c", "kept", "--", "weft", "call", &url, "--count=10", "--no-keepalive"];
+            let exec =
+                ["exec", &pod, "-c", "kept", "--", "weft", "call", &url, "--count=10", "--no-keepalive"];
             let tally: Tally = serde_json::from_str(&world.kubectl(&exec)?)?;
             ensure!(tally.bad() == 0 && tally.services.get(version) == Some(&10), "{tally:?}");
             Ok(())

@@ -54,7 +54,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 fn measure(cluster: &Cluster, args: &Args) -> Result<ExitCode> {
     let mut world = World::build(cluster)?;
-    let chosen = |fault: &Fault| args.only.is_empty() || args.only.iter().any(|text| fault.name.contains(text.as_str()));
+    let chosen = |fault: &Fault| {
+        args.only.is_empty() || args.only.iter().any(|text| fault.name.contains(text.as_str()))
+    };
     let mut rows = Vec::new();
     for fault in faults(args.api_server_away).iter().filter(|fault| chosen(fault)) {
         let row = one(&mut world, fault)?;
@@ -63,7 +65,8 @@ fn measure(cluster: &Cluster, args: &Args) -> Result<ExitCode> {
         // After each, so that a run that breaks has said what it found.
         std::fs::write(&args.out, report::markdown(&rows, &report::Machine::here(), args.api_server_away))?;
     }
-    let broken: Vec<&str> = rows.iter().filter(|row| row.outcome() == Outcome::Broken).map(|row| row.name).collect();
+    let broken: Vec<&str> =
+        rows.iter().filter(|row| row.outcome() == Outcome::Broken).map(|row| row.name).collect();
     println!("written: {}", args.out.display());
     if broken.is_empty() {
         return Ok(ExitCode::SUCCESS);

@@ -65,7 +65,9 @@ impl Row {
 
     pub(super) fn outcome(&self) -> Outcome {
         let outcomes = || self.cells.iter().map(Cell::outcome);
-        if outcomes().any(|o| o == Outcome::Broken) || self.notes.iter().any(|note| note.starts_with("not served")) {
+        if outcomes().any(|o| o == Outcome::Broken)
+            || self.notes.iter().any(|note| note.starts_with("not served"))
+        {
             Outcome::Broken
         } else if outcomes().all(|o| o == Outcome::Clean) {
             Outcome::Clean
@@ -113,7 +115,13 @@ pub(super) fn brief(row: &Row) -> String {
     let mut text = format!("   {:?} in {} s; {}", row.outcome(), row.seconds, row.notes.join("; "));
     for cell in row.cells.iter().filter(|cell| !cell.is_clean() || cell.counted.good() == 0) {
         let mark = if cell.outcome() == Outcome::Broken { "!!" } else { "  " };
-        let _ = write!(text, "\n   {mark} {} {}: {}", cell.path, cell.class.name(), super::world::brief(&cell.counted));
+        let _ = write!(
+            text,
+            "\n   {mark} {} {}: {}",
+            cell.path,
+            cell.class.name(),
+            super::world::brief(&cell.counted)
+        );
     }
     text
 }
@@ -166,7 +174,11 @@ fn detail(row: &Row) -> String {
         Hits::FirstNode => "crossed by paths that touch n1",
         Hits::EveryNode => "crossed by every path",
     };
-    let mut text = format!("\n### {}\n\n{}\n\n", row.name, [&[hits.to_owned()], &row.notes[..]].concat().join("; ") + ".");
+    let mut text = format!(
+        "\n### {}\n\n{}\n\n",
+        row.name,
+        [&[hits.to_owned()], &row.notes[..]].concat().join("; ") + "."
+    );
     text += "| path | kept HTTP/1.1 | new connections | gRPC stream | opaque TCP |\n|---|---|---|---|---|\n";
     for cells in row.cells.chunks(Class::ALL.len()) {
         let cell = |cell: &Cell| {
@@ -174,7 +186,12 @@ fn detail(row: &Row) -> String {
             let text = format!("{} · {} · {resets} · {gap_ms}", cell.counted.good(), cell.counted.bad());
             if cell.outcome() == Outcome::Broken { format!("**{text}**") } else { text }
         };
-        let _ = writeln!(text, "| {} | {} |", cells[0].path, cells.iter().map(cell).collect::<Vec<_>>().join(" | "));
+        let _ = writeln!(
+            text,
+            "| {} | {} |",
+            cells[0].path,
+            cells.iter().map(cell).collect::<Vec<_>>().join(" | ")
+        );
     }
     text += &explanations(row);
     text

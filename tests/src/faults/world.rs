@@ -167,13 +167,15 @@ impl<'a> World<'a> {
             self.cluster.apply(&super::yaml::client(&self.cluster.image, &name, from, &ip))?;
             self.paths.push(Path::inside(&name, from, to));
         }
-        self.kubectl(&["wait", "--for=condition=Ready", "pod", "-l", "role=client", "--timeout=110s"]).map(drop)
+        self.kubectl(&["wait", "--for=condition=Ready", "pod", "-l", "role=client", "--timeout=110s"])
+            .map(drop)
     }
 
     /// Clients outside, through Gateways.
     fn start_outside(&mut self) -> Result<()> {
         for gateway in super::yaml::GATEWAYS {
-            let programmed = ["wait", "--for=condition=Programmed", &format!("gateway/{gateway}"), "--timeout=110s"];
+            let programmed =
+                ["wait", "--for=condition=Programmed", &format!("gateway/{gateway}"), "--timeout=110s"];
             self.kubectl(&programmed)?;
         }
         for (gateway, to) in [("edge-a", NODES[0]), ("edge-a", NODES[1]), ("edge-b", NODES[1])] {
@@ -214,8 +216,10 @@ impl<'a> World<'a> {
         self.cluster.wait("all pods to be captured", || {
             let slices = self.cluster.json(&["-n", NAMESPACE, "get", "workloadslices"])?;
             let slices = slices["items"].as_array().context("items")?.iter();
-            let workloads: Vec<_> = slices.filter_map(|slice| slice["workloads"].as_array()).flatten().collect();
-            let open: Vec<_> = workloads.iter().filter(|w| w["captured"] != true).map(|w| &w["name"]).collect();
+            let workloads: Vec<_> =
+                slices.filter_map(|slice| slice["workloads"].as_array()).flatten().collect();
+            let open: Vec<_> =
+                workloads.iter().filter(|w| w["captured"] != true).map(|w| &w["name"]).collect();
             ensure!(workloads.len() >= 7 && open.is_empty(), "{} workloads, open: {open:?}", workloads.len());
             Ok(())
         })
@@ -231,7 +235,11 @@ impl<'a> World<'a> {
                 let last = &all[all.len().saturating_sub(STEADY)..];
                 let well = |t: &Tally| t.good() > 0 && t.bad() == 0 && t.gap_ms < SILENCE_MS;
                 if last.len() < STEADY || !last.iter().all(well) {
-                    bad.push(format!("{path} {}: {}", class.name(), last.last().map_or_else(String::new, brief)));
+                    bad.push(format!(
+                        "{path} {}: {}",
+                        class.name(),
+                        last.last().map_or_else(String::new, brief)
+                    ));
                 }
             }
             ensure!(bad.is_empty(), "{}", bad.join("; "));
@@ -266,7 +274,15 @@ impl<'a> World<'a> {
             }
         };
         let since = format!("--since={}s", now_ms().saturating_sub(from) / 1000 + 3);
-        let logs = ["logs", "-l", "role=client", "--all-containers", "--prefix", "--tail=-1", "--max-log-requests=20"];
+        let logs = [
+            "logs",
+            "-l",
+            "role=client",
+            "--all-containers",
+            "--prefix",
+            "--tail=-1",
+            "--max-log-requests=20",
+        ];
         for line in self.kubectl(&[&logs[..], &[&since]].concat())?.lines() {
             // [pod/NAME/CONTAINER] LINE
             let Some((place, line)) = line.split_once(' ') else { continue };

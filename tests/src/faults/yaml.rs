@@ -84,7 +84,8 @@ pub(super) fn gateways() -> String {
 
 /// The Gateways' routes, in an edition that shows in a header of each answer.
 pub(super) fn gateway_routes(edition: u32) -> String {
-    let parents = |section: &str| GATEWAYS.map(|gw| format!("{{name: {gw}, sectionName: {section}}}")).join(", ");
+    let parents =
+        |section: &str| GATEWAYS.map(|gw| format!("{{name: {gw}, sectionName: {section}}}")).join(", ");
     let mut objects = Vec::new();
     for node in NODES {
         let server = format!("web-{node}");
