@@ -1,13 +1,19 @@
-//! Small servers for the demo and the tests: HTTP (1.1, h2c, upgrades), TCP echo, and a server that speaks first.
+//! Small servers for the demo and the tests: HTTP (1.1, h2c, upgrades), streams as gRPC has them, TCP echo, and a server
+//! that speaks first.
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
-use hyper::{Request, Response, StatusCode, body::Incoming, service::service_fn};
+use futures_util::stream::unfold;
+use http_body_util::{BodyExt as _, Either, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    Request, Response, StatusCode,
+    body::{Frame, Incoming},
+    service::service_fn,
+};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::{
     collections::BTreeMap,
-    net::{Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -42,6 +48,11 @@ pub struct EchoArgs {
 /// # Errors
 /// When a port cannot be bound.
 pub async fn run(args: EchoArgs) -> Result<()> {
+    serve_on(Ipv6Addr::UNSPECIFIED.into(), args).await
+}
+
+pub(crate) async fn serve_on(ip: IpAddr, args: EchoArgs) -> Result<()> {
+    let bind = |port| bind(SocketAddr::new(ip, port));
     let name: Arc<str> = args.name.into();
     let forward = args.forward.map(Arc::new);
     let mut tasks = tokio::task::JoinSet::new();
@@ -60,8 +71,7 @@ pub async fn run(args: EchoArgs) -> Result<()> {
     Ok(())
 }
 
-async fn bind(port: u16) -> Result<TcpListener> {
-    let addr = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+async fn bind(addr: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr}"))
 }
 
@@ -89,14 +99,21 @@ async fn http(stream: TcpStream, peer: SocketAddr, name: Arc<str>, forward: Opti
     let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
 }
 
-/// `/status/503` answers that code; everything else is described in JSON.
+/// A description, or the caller's own messages.
+type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, hyper::Error>>;
+
+/// `/status/503` answers that code; gRPC gets back what it sends, as it sends it; everything else is described in JSON.
 async fn answer(
     request: Request<Incoming>,
     peer: SocketAddr,
     name: Arc<str>,
     forward: Option<Arc<http::Uri>>,
-) -> Result<Response<Full<Bytes>>, hyper::Error> {
+) -> Result<Response<Body>, hyper::Error> {
     let (head, body) = request.into_parts();
+    let kind = head.headers.get("content-type").map_or(&b""[..], http::HeaderValue::as_bytes);
+    if kind.starts_with(b"application/grpc") {
+        return Ok(mirrored(body));
+    }
     let mut received = 0_usize;
     let mut body = body;
     while let Some(frame) = body.frame().await {
@@ -122,13 +139,35 @@ async fn answer(
         "bytes": received,
     });
     let code = head.uri.path().strip_prefix("/status/").and_then(|c| c.parse::<StatusCode>().ok());
-    let mut response = Response::new(Full::new(Bytes::from(text.to_string() + "\n")));
+    let mut response = Response::new(Either::Left(Full::new(Bytes::from(text.to_string() + "\n"))));
     *response.status_mut() = code.or(upstream.map(|u| u.code)).unwrap_or(StatusCode::OK);
     response.headers_mut().insert("content-type", http::HeaderValue::from_static("application/json"));
     if let Ok(value) = http::HeaderValue::from_str(&name) {
         response.headers_mut().insert("x-service", value);
     }
     Ok(response)
+}
+
+/// Every message back at once, and gRPC status 0 when the caller has sent its last.
+fn mirrored(body: Incoming) -> Response<Body> {
+    let frames = unfold(Some(body), |body| async move {
+        let mut body = body?;
+        loop {
+            match body.frame().await {
+                Some(Ok(frame)) if frame.is_data() => return Some((Ok(frame), Some(body))),
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Some((Err(error), None)),
+                None => {
+                    let status =
+                        [(http::HeaderName::from_static("grpc-status"), http::HeaderValue::from_static("0"))];
+                    return Some((Ok(Frame::trailers(status.into_iter().collect())), None));
+                }
+            }
+        }
+    });
+    let mut response = Response::new(Either::Right(StreamBody::new(frames).boxed_unsync()));
+    response.headers_mut().insert("content-type", http::HeaderValue::from_static("application/grpc"));
+    response
 }
 
 /// What the server asked for answered.

@@ -68,7 +68,7 @@ impl Cluster {
     }
 
     /// A command beside the cluster, ended after `limit`.
-    fn command(&self, limit: Duration, argv: &[&str]) -> Command {
+    pub(crate) fn command(&self, limit: Duration, argv: &[&str]) -> Command {
         let mut command = Command::new("timeout");
         command.args(["--kill-after=5", &limit.as_secs().to_string()]);
         command.arg(format!("{}/cluster/inside", env!("CARGO_MANIFEST_DIR"))).args(argv);
@@ -242,11 +242,24 @@ impl Cluster {
     /// # Errors
     /// When it fails, with what it said.
     pub fn on_node(&self, node: &str, argv: &[&str]) -> Result<String> {
-        let bed = self.bed.as_ref().context("only the test bed's nodes can be entered")?;
+        self.ctl(&[&["node", node], argv].concat())
+    }
+
+    /// `tests/cluster/ctl`, for what can be done to the test bed only.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn ctl(&self, args: &[&str]) -> Result<String> {
+        let bed = self.bed.as_ref().context("only the test bed's nodes and parts can be reached so")?;
         let mut command = Command::new("timeout");
         command.arg(LIMIT.as_secs().to_string()).arg(format!("{}/cluster/ctl", env!("CARGO_MANIFEST_DIR")));
-        command.args(["node", node]).args(argv).env("WEFT_CLUSTER_DIR", bed);
-        Self::output(command, "", &argv.join(" "))
+        command.args(args).env("WEFT_CLUSTER_DIR", bed);
+        Self::output(command, "", &args.join(" "))
+    }
+
+    /// The program under test, to be run beside the cluster.
+    pub(crate) fn weft_program(&self) -> &std::path::Path {
+        &self.weft
     }
 
     fn output(mut command: Command, input: &str, what: &str) -> Result<String> {

@@ -55,6 +55,9 @@ const LINGER: Duration = Duration::from_secs(5);
 /// Connections that are still there when an agent without a successor ends.
 const ALONE_GRACE: Duration = Duration::from_secs(5);
 
+/// The kubelet kills what has not ended this long (and a little) after the drain that it was told of: see the DaemonSet.
+const KILL_AFTER_DRAIN: Duration = Duration::from_secs(20);
+
 /// Why an agent ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
@@ -62,8 +65,8 @@ enum Ended {
     Stopped,
     /// It was told to, and served until its time was over.
     Alone,
-    /// A newer one serves.
-    Superseded,
+    /// A newer one serves. This one may have been told to end before that, and was going to serve until then.
+    Superseded(Option<Instant>),
 }
 
 /// Never, without an instant.
@@ -155,7 +158,7 @@ pub(super) async fn serve(options: Options, mut worlds: watch::Receiver<Arc<Worl
     if let (Leaving::Done, Some(run_dir)) = (*leaving.borrow(), run_dir) {
         leave::clear(&run_dir);
     }
-    if ended == Ended::Superseded && in_pod {
+    if ended == Ended::Superseded(None) && in_pod {
         // The kubelet would start a container that ends anew, and that one take over in turn.
         term.recv().await;
     }
@@ -410,7 +413,7 @@ impl Agent {
                 () = sleep_until(leaving) => break Ended::Alone,
                 () = &mut superseded => {
                     tracing::info!("a newer agent serves from now on");
-                    break Ended::Superseded;
+                    break Ended::Superseded(leaving);
                 }
             }
         };
@@ -465,7 +468,15 @@ impl Agent {
 
     async fn shut_down(self, ended: Ended) {
         self.doors.cancel();
-        let grace = if ended == Ended::Alone { ALONE_GRACE } else { self.options.drain };
+        let drain = self.options.drain;
+        let grace = match ended {
+            Ended::Alone => ALONE_GRACE,
+            // The time that it waited for its successor is gone.
+            Ended::Superseded(Some(until)) => {
+                drain.min((until + KILL_AFTER_DRAIN).saturating_duration_since(Instant::now()))
+            }
+            Ended::Superseded(None) | Ended::Stopped => drain,
+        };
         self.pages.ready.store(false, Ordering::Release);
         tracing::info!("draining for at most {grace:?}");
         self.plane.drain(grace).await;

@@ -85,8 +85,10 @@ pub enum Ended {
     Stopped,
 }
 
-/// The whole of `weft holder`: serves until SIGTERM or SIGINT. After a handover it sleeps until then: if it
-/// ended, its container would be restarted and take everything back. Call it before any thread is started.
+/// The whole of `weft holder`: serves until SIGTERM or SIGINT. Then it goes on while an agent is connected: a pod's containers
+/// are told to end together, and that agent serves until its successor does, whose holder comes to this one for the sockets.
+/// After a handover it sleeps until it is told to end: if it ended, its container would be restarted and take everything back.
+/// Call it before any thread is started.
 ///
 /// # Errors
 /// As [`run`], or when signals cannot be received.
@@ -100,7 +102,7 @@ pub fn run_process(run_dir: PathBuf) -> Result<Ended, RunError> {
         .and_then(|()| SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC))
         .map_err(|e| RunError::Signals(e.into()))?;
     let stop = received.as_fd().try_clone_to_owned().map_err(RunError::Signals)?;
-    let ended = run(HolderConfig { run_dir, stop: Some(stop) })?;
+    let ended = run_until(HolderConfig { run_dir, stop: Some(stop) }, Told::WhenAlone)?;
     if ended == Ended::HandedOver {
         received.read_signal().map_err(|e| RunError::Signals(e.into()))?;
     }
@@ -112,6 +114,18 @@ pub fn run_process(run_dir: PathBuf) -> Result<Ended, RunError> {
 /// # Errors
 /// Only when the sockets in `run_dir` cannot be made, or `poll` fails.
 pub fn run(config: HolderConfig) -> Result<Ended, RunError> {
+    run_until(config, Told::AtOnce)
+}
+
+/// When a holder that is told to end does so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    AtOnce,
+    /// When no agent is connected.
+    WhenAlone,
+}
+
+fn run_until(config: HolderConfig, told: Told) -> Result<Ended, RunError> {
     raise_open_files_limit();
     make_run_dir(&config.run_dir)?;
     let until = Instant::now() + HANDOVER_PATIENCE;
@@ -126,6 +140,8 @@ pub fn run(config: HolderConfig) -> Result<Ended, RunError> {
         successors: bind(&handoff_path(&config.run_dir))?,
         peers: Vec::new(),
         stop: config.stop,
+        told,
+        stopping: false,
     };
     // Only now that agents find us may the old one go.
     if let Some(old) = old
@@ -146,7 +162,10 @@ struct Holder {
     agents: UnixListener,
     successors: UnixListener,
     peers: Vec<Peer>,
+    /// None once it was heard.
     stop: Option<OwnedFd>,
+    told: Told,
+    stopping: bool,
 }
 
 /// A connection from an agent. It is the active one once it has said Hello.
@@ -161,7 +180,12 @@ impl Holder {
     fn turn(&mut self) -> Result<Option<Ended>, RunError> {
         let ready = self.wait()?;
         if ready.stop {
-            return Ok(Some(Ended::Stopped));
+            if self.told == Told::AtOnce {
+                return Ok(Some(Ended::Stopped));
+            }
+            tracing::info!("told to end: holding while an agent is there and no other holder");
+            self.stop = None;
+            self.stopping = true;
         }
         // From the back: removing one does not move those still to be looked at.
         for index in ready.peers.into_iter().rev() {
@@ -170,7 +194,14 @@ impl Holder {
         if ready.agent {
             self.welcome();
         }
-        Ok((ready.successor && self.hand_over()).then_some(Ended::HandedOver))
+        if ready.successor && self.hand_over() {
+            return Ok(Some(Ended::HandedOver));
+        }
+        Ok((self.stopping && !self.has_agent()).then_some(Ended::Stopped))
+    }
+
+    fn has_agent(&self) -> bool {
+        self.peers.iter().any(|peer| peer.started.is_some())
     }
 
     fn wait(&self) -> Result<Ready, RunError> {

@@ -48,3 +48,40 @@ fn a_holder_that_refuses_is_asked_again_and_never_pushed_aside() {
     assert!(matches!(take_over_until(dir.path(), None, later()), Ok(Predecessor::Gave(..))));
     old.join().unwrap();
 }
+
+/// A holder that ends when it is alone, with an agent; then it is told to end.
+fn told_to_end(run_dir: &Path) -> (thread::JoinHandle<Ended>, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let config = HolderConfig { run_dir: run_dir.into(), stop: Some(ours.into()) };
+    let holder = thread::spawn(move || run_until(config, Told::WhenAlone).unwrap());
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let agent = loop {
+        match UnixStream::connect(socket_path(run_dir)) {
+            Ok(agent) => break agent,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        thread::yield_now();
+    };
+    send_message(agent.as_fd(), &Ask::Hello { version: VERSION, started: 1 }, &[]).unwrap();
+    assert!(client::read_items(agent.as_fd()).unwrap().is_empty());
+    drop(theirs);
+    (holder, agent)
+}
+
+#[test]
+fn a_holder_that_is_told_to_end_does_so_after_its_agent() {
+    let dir = TempDir::new().unwrap();
+    let (holder, agent) = told_to_end(dir.path());
+    send_message(agent.as_fd(), &Ask::ClosePod { container_id: "a".into() }, &[]).unwrap();
+    let answer: Answer = read_frame(agent.as_fd()).unwrap().unwrap().message().unwrap();
+    assert_eq!(answer, Answer::Ok, "it still serves");
+    drop(agent);
+    assert_eq!(holder.join().unwrap(), Ended::Stopped);
+
+    let (holder, agent) = told_to_end(dir.path());
+    let (table, old) = take_over(dir.path()).unwrap().expect("it still hands over");
+    assert_eq!(table.len(), 0);
+    send_message(old.as_fd(), &Handoff::Taken, &[]).unwrap();
+    assert_eq!(holder.join().unwrap(), Ended::HandedOver);
+    drop(agent);
+}

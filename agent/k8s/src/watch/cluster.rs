@@ -73,6 +73,8 @@ pub(super) struct Cluster {
     epoch: u64,
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
     streaming: Arc<AtomicBool>,
+    /// Whose watch was opened last, by its epoch: tells those who wait that the server answers.
+    opened: watch::Sender<u64>,
     discovered: bool,
     discover_at: Instant,
     /// What is left of [`AFTER_DEFINITION`].
@@ -112,6 +114,7 @@ impl Cluster {
             epoch: 0,
             events: mpsc::channel(QUEUE),
             streaming: Arc::new(AtomicBool::new(true)),
+            opened: watch::Sender::new(0),
             discovered: false,
             discover_at: Instant::now(),
             again: [].iter(),
@@ -335,6 +338,7 @@ impl Cluster {
             events: self.events.0.clone(),
             streaming: self.streaming.clone(),
             retry: self.options.retry,
+            opened: self.opened.clone(),
         };
         let following = Following {
             version,

@@ -7,7 +7,7 @@ use super::{
     admit::{self, Item},
     kinds::Watched,
     raw::{Page, Raw},
-    retry::{Backoff, Retry, spread},
+    retry::{Backoff, Retry, jitter, spread},
     state::{Fault, fault},
 };
 use futures_util::{AsyncBufReadExt, StreamExt, stream::BoxStream};
@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, timeout},
 };
 use weft_core::model::ObjectKey;
@@ -37,6 +37,9 @@ const WATCH_SECONDS: u32 = 280;
 const SILENCE: Duration = Duration::from_secs(150);
 /// A watch that ends sooner, without an event, counts as a failure: no busy loop.
 const SHORT: Duration = Duration::from_secs(1);
+/// After another kind's watch stands again, which says that the API server is back. About this long, so that they do not all
+/// come at once.
+const AFTER_ANOTHER: Duration = Duration::from_millis(250);
 /// Objects of one page.
 const PAGE: u32 = 500;
 
@@ -102,6 +105,8 @@ pub(super) struct Follower {
     /// Cleared for all by the first who is refused.
     pub(super) streaming: Arc<AtomicBool>,
     pub(super) retry: Retry,
+    /// Whose watch was opened last, by its epoch.
+    pub(super) opened: watch::Sender<u64>,
 }
 
 impl Follower {
@@ -110,7 +115,9 @@ impl Follower {
         // The version to go on from; none before the first list and after a gap.
         let mut from: Option<String> = None;
         let mut backoff = Backoff::new(self.retry);
+        let mut opened = self.opened.subscribe();
         loop {
+            opened.mark_unchanged();
             let started = Instant::now();
             let streaming = self.streaming.load(Ordering::Relaxed);
             let (known, mut seen) = (from.is_some(), false);
@@ -136,10 +143,26 @@ impl Follower {
                     if self.say(What::Down(*failure)).await.is_err() {
                         return;
                     }
-                    backoff.wait(after).await;
+                    // The server's own wish counts for more than that others are served.
+                    let back = self.another_opened(&mut opened);
+                    tokio::select! {
+                        () = backoff.wait(after) => {}
+                        () = back, if after.is_zero() => {}
+                    }
                 }
             }
         }
+    }
+
+    /// Until the watch of another kind was opened. Without it, what follows the API server's return comes in over the longest
+    /// wait of all, and a world that is partly old lasts as long.
+    async fn another_opened(&self, opened: &mut watch::Receiver<u64>) {
+        while opened.changed().await.is_ok() {
+            if *opened.borrow_and_update() != self.epoch {
+                return tokio::time::sleep(jitter(AFTER_ANOTHER)).await;
+            }
+        }
+        std::future::pending().await
     }
 
     /// All objects by pages.
@@ -214,7 +237,10 @@ impl Follower {
         let request = request.map_err(|e| self.failed(&kube::Error::BuildRequest(e)))?;
         // Not kube's `request_events`: that takes the body of a refusal for events, and logs what it cannot parse.
         match timeout(ANSWER, self.client.request_stream(request)).await {
-            Ok(Ok(body)) => Ok(body.lines().boxed()),
+            Ok(Ok(body)) => {
+                self.opened.send_replace(self.epoch);
+                Ok(body.lines().boxed())
+            }
             Ok(Err(kube::Error::Api(status))) if initial && cannot_stream(&status) => Err(Stop::NoStreaming),
             Ok(Err(error)) => Err(self.failed(&error)),
             Err(_) => Err(silent()),

@@ -23,10 +23,16 @@ fn agent() -> Role {
     Role::Agent { node: "n1".into() }
 }
 
+const SOON: Retry = Retry { first: Duration::from_millis(1), longest: Duration::from_millis(5) };
+
 fn start(api: &FakeApi, role: Role, inputs: ClusterInputs) -> ClusterHandle {
+    start_with(api, role, inputs, SOON)
+}
+
+fn start_with(api: &FakeApi, role: Role, inputs: ClusterInputs, retry: Retry) -> ClusterHandle {
     let options = ClusterOptions {
         debounce: Duration::from_millis(1),
-        retry: Retry { first: Duration::from_millis(1), longest: Duration::from_millis(5) },
+        retry,
         forbidden_grace: Duration::from_millis(50),
         discover_every: Duration::from_millis(100),
         ..ClusterOptions::new(role)
@@ -36,6 +42,10 @@ fn start(api: &FakeApi, role: Role, inputs: ClusterInputs) -> ClusterHandle {
 
 async fn bed_of(api: FakeApi, role: Role) -> Bed {
     let handle = start(&api, role, ClusterInputs::none());
+    bed_with(api, handle).await
+}
+
+async fn bed_with(api: FakeApi, handle: ClusterHandle) -> Bed {
     let ready = tokio::time::timeout(Duration::from_secs(30), handle.worlds()).await;
     let worlds = ready.expect("a first world").expect("the provider runs");
     Bed { api, handle, worlds }
@@ -388,6 +398,24 @@ async fn a_kind_that_is_forbidden_does_not_stop_the_rest() {
     assert!(fault.remedy.contains(&format!("list and watch on httproutes.{GATEWAY}")), "{fault:?}");
     bed.api.fail("httproutes", None);
     bed.routes("granted at last", &["a"]).await;
+}
+
+#[tokio::test]
+async fn a_watch_that_stands_again_says_that_the_server_is_back() {
+    let api = FakeApi::new();
+    api.put(route("a"));
+    api.fail("httproutes", Some(503));
+    // So long that only another kind's luck can end the wait.
+    let retry = Retry { first: Duration::from_secs(3600), longest: Duration::from_secs(3600) };
+    let handle = start_with(&api, agent(), ClusterInputs::none(), retry);
+    let mut state = handle.state.clone();
+    let failed = state.wait_for(|s| s.kinds[&Watched::Model(Kind::HttpRoute)].error.is_some());
+    tokio::time::timeout(Duration::from_secs(30), failed).await.expect("a fault").expect("the provider runs");
+    api.fail("httproutes", None);
+    // A watch that ends at once is a failure too, unless it has said something.
+    api.bookmark();
+    api.end_watches();
+    bed_with(api, handle).await.routes("at once", &["a"]).await;
 }
 
 #[tokio::test]
