@@ -125,7 +125,10 @@ async fn control(args: ControllerArgs) -> Result<()> {
         tasks.push(follow_reported(server.agents(), ready_tx));
         tasks.push(Task::spawn(weft_k8s::keep_untainted(client.clone(), key, ready, leadership.clone())));
     }
-    let duties = Duties::start(client, &args.pod_name, leadership.clone(), (materials_tx, serving_tx));
+    let duties = {
+        let (leadership, lives) = (leadership.clone(), provider.lives.clone());
+        Duties::start(client, &args.pod_name, leadership, lives, (materials_tx, serving_tx))
+    };
     let watched = provider.state.clone();
     let (progress, events) = duties.counts();
     let counted = metrics::Controller { progress, events, server: server.clone(), watched: watched.clone() };

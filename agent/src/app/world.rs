@@ -11,7 +11,7 @@ use std::{
 use weft_core::{
     config::Config,
     engine::{Engine, Feedback, Settings, Update},
-    model::{ObjectKey, ObjectRef, Snapshot},
+    model::{Kind, ObjectKey, ObjectRef, Snapshot},
     status::ObjectStatus,
 };
 use weft_k8s::{AgentConfig, Problem, Severity, World};
@@ -165,9 +165,13 @@ impl Pipeline {
             last = Some(update);
         }
         let Some(update) = last else { return };
+        let before = self.seen.lock().statuses.clone();
         for object in &changed {
-            match update.statuses.get(object) {
-                Some(status) => tracing::info!("{object}: {}", report::summary(status)),
+            let said = before.get(object).map(|status| report::summary(status));
+            match update.statuses.get(object).map(|status| report::summary(status)) {
+                // Numbers of routes are in the status, not in its summary.
+                now if now == said && matches!(object.kind, Kind::Gateway | Kind::ListenerSet) => {}
+                Some(now) => tracing::info!("{object}: {now}"),
                 None => tracing::info!("{object}: removed"),
             }
         }
@@ -196,7 +200,6 @@ fn say_problems(before: &[Problem], now: &[Problem]) {
 
 /// `metadata.generation` of everything that has a status.
 pub(super) fn generations(snapshot: &Snapshot) -> BTreeMap<ObjectRef, i64> {
-    use weft_core::model::Kind;
     let mut all = BTreeMap::new();
     let mut add = |kind, meta: &weft_core::model::Meta| {
         all.insert(ObjectRef { kind, key: meta.key.clone() }, meta.generation);

@@ -105,8 +105,13 @@ impl Api {
     /// Everything of a collection, and then each change, until `take` is satisfied or the server ends the watch. The
     /// time is that of the line's arrival.
     pub(super) async fn follow(&self, path: &str, mut take: impl FnMut(&Value, Instant) -> bool) -> Result<()> {
-        let query = "watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true\
-                     &timeoutSeconds=3600";
+        // Not a streaming list: an older etcd cannot.
+        let list = self.json(Method::GET, path, None).await?;
+        if list["items"].as_array().context("items")?.iter().any(|object| take(object, Instant::now())) {
+            return Ok(());
+        }
+        let version = list["metadata"]["resourceVersion"].as_str().context("resourceVersion")?;
+        let query = format!("watch=1&resourceVersion={version}&allowWatchBookmarks=true&timeoutSeconds=3600");
         let request = Request::get(format!("{path}?{query}")).body(Vec::new())?;
         let stream = self.0.request_stream(request).await.with_context(|| format!("watch {path}"))?;
         let mut lines = std::pin::pin!(stream.lines());
