@@ -189,7 +189,7 @@ impl Replica {
             let leads = leadership.borrow_and_update().leads();
             led_since = if leads { led_since.or(Some(Instant::now())) } else { None };
             duties.agents(&reports, &pipeline, led_since);
-            if let Some(better) = pipeline.feedback(duties.feedback(&reports, &pipeline, led_since)) {
+            if let Some(better) = pipeline.feedback(duties.feedback(&reports)) {
                 update = Some(better);
                 continue;
             }

@@ -21,8 +21,6 @@ use weft_k8s::{
     workloads::{self, SliceOptions, SlicePublisher},
 };
 
-/// After this time as leader the agents that there are have connected.
-const SETTLE: Duration = Duration::from_secs(10);
 /// A node that could not serve a Gateway is not asked again before this has passed.
 const UNABLE: Duration = Duration::from_secs(60);
 /// A node is believed to be unable after this time.
@@ -130,7 +128,7 @@ impl Duties {
         self.provisioner.publish(pipeline.snapshot(), &config, &serving);
         let reported = agents.iter().filter(|(_, report)| report.reported);
         let captured: workloads::Captured =
-            reported.map(|(node, report)| (node.clone(), BTreeMap::clone(&report.captured))).collect();
+            reported.map(|(node, report)| (node.clone(), report.captured.clone())).collect();
         self.slices.publish(pipeline.snapshot(), &Arc::new(captured));
     }
 
@@ -156,18 +154,10 @@ impl Duties {
         unable
     }
 
-    /// What `Programmed` has to wait for.
-    pub(super) fn feedback(
-        &self,
-        agents: &Agents,
-        pipeline: &Pipeline,
-        led_since: Option<Instant>,
-    ) -> Feedback {
-        // A new leader knows no agent yet: what stands in the statuses stays until they had the time to connect.
-        let settled = led_since.is_some_and(|since| since.elapsed() >= SETTLE);
-        if !settled && agents.is_empty() {
-            return pipeline.said().clone();
-        }
+    /// What `Programmed` has to wait for. Who does not lead, or only just does, knows no agent and says that of every Gateway:
+    /// the writer lets what the cluster says stand until agents had the time to connect (`Holds::settling`), and nothing
+    /// is called programmed that no agent has told of.
+    pub(super) fn feedback(&self, agents: &Agents) -> Feedback {
         let mut feedback =
             weft_control::feedback(&self.expected, &self.serving.borrow(), agents, jiff::Timestamp::now());
         for (gateway, why) in self.provisioner.problems().borrow().iter() {

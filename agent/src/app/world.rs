@@ -12,7 +12,7 @@ use weft_core::{
     config::Config,
     engine::{Engine, Feedback, Settings, Update},
     model::{Kind, ObjectKey, ObjectRef, Snapshot},
-    status::ObjectStatus,
+    status::AllStatuses,
 };
 use weft_k8s::{AgentConfig, Problem, Severity, World};
 
@@ -20,7 +20,7 @@ use weft_k8s::{AgentConfig, Problem, Severity, World};
 #[derive(Clone, Debug, Default)]
 pub(super) struct Seen {
     /// Status of every object of ours.
-    pub(super) statuses: Arc<BTreeMap<ObjectRef, Arc<ObjectStatus>>>,
+    pub(super) statuses: Arc<AllStatuses>,
     /// What they were made from.
     pub(super) world: Arc<World>,
     /// The Config in effect.
@@ -52,7 +52,9 @@ pub(super) struct Pipeline {
     placed: bool,
     cost: Cost,
     /// What was said of references that lead nowhere and the like.
-    lint: Vec<(ObjectRef, String)>,
+    lint: BTreeSet<(ObjectRef, String)>,
+    /// The Snapshot that it is about.
+    linted: Snapshot,
 }
 
 /// Without an address map a Gateway binds every address of the machine.
@@ -80,7 +82,8 @@ impl Pipeline {
             seen,
             placed,
             cost: Cost::default(),
-            lint: Vec::new(),
+            lint: BTreeSet::new(),
+            linted: Snapshot::default(),
         }
     }
 
@@ -95,18 +98,32 @@ impl Pipeline {
         let start = Instant::now();
         self.enrolment.set_leaving(self.world.uninstall);
         self.enrolment.update(&self.world.snapshot);
-        self.say_lint();
         self.cost.telling += start.elapsed();
         update
     }
 
-    /// Logs references that lead nowhere and the like, once.
+    /// Logs references that lead nowhere and the like, once. Looks at the whole world, so only when something has changed
+    /// that refers or is referred to.
     fn say_lint(&mut self) {
-        let now = self.engine.lint();
-        for (object, message) in now.iter().filter(|entry| !self.lint.contains(entry)) {
+        let (was, is) = (&self.linted, &self.world.snapshot);
+        let same = was.classes.is(&is.classes)
+            && was.gateways.is(&is.gateways)
+            && was.listener_sets.is(&is.listener_sets)
+            && was.routes.is(&is.routes)
+            && was.grants.is(&is.grants)
+            && was.tls_policies.is(&is.tls_policies)
+            && was.services.is(&is.services);
+        if same {
+            return;
+        }
+        let start = Instant::now();
+        self.linted = self.world.snapshot.clone();
+        let now: BTreeSet<_> = self.engine.lint().into_iter().collect();
+        for (object, message) in now.difference(&self.lint) {
             tracing::warn!("{object}: {message}");
         }
         self.lint = now;
+        self.cost.telling += start.elapsed();
     }
 
     /// Takes what the data plane reports; `None` when nothing differs.
@@ -158,13 +175,14 @@ impl Pipeline {
 
     /// Shows the statuses of the last of these updates, and says what they changed. Call it when the data plane serves
     /// what they say.
-    pub(super) fn show(&self, updates: impl Iterator<Item = Update>) {
+    pub(super) fn show(&mut self, updates: impl Iterator<Item = Update>) {
         let (mut changed, mut last) = (BTreeSet::new(), None);
         for update in updates {
             changed.extend(update.changed.iter().cloned());
             last = Some(update);
         }
         let Some(update) = last else { return };
+        self.say_lint();
         let before = self.seen.lock().statuses.clone();
         for object in &changed {
             let said = before.get(object).map(|status| report::summary(status));
@@ -185,6 +203,9 @@ impl Pipeline {
 
 /// Logs problems that were not there before, and those that are gone.
 fn say_problems(before: &[Problem], now: &[Problem]) {
+    if before == now {
+        return;
+    }
     for problem in now.iter().filter(|p| !before.contains(p)) {
         match problem.severity {
             Severity::Error => tracing::error!("{problem}"),

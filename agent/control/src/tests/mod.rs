@@ -15,7 +15,7 @@ use tokio::{sync::watch, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use weft_certs::{Ca, TrustBundle};
 use weft_core::model::{
-    CaBundle, ConfigMap, FromNamespaces, Gateway, KeyPair, Meta, ObjectKey, Objects, Pod, PrivateKey, Secret,
+    CaBundle, ConfigMap, FromNamespaces, Gateway, KeyPair, Meta, ObjectKey, Pod, PrivateKey, Secret,
     SecretData, Snapshot, Str,
 };
 
@@ -270,8 +270,8 @@ async fn connected(client: &ControlClient) {
     until(&mut client.state(), |state| state.connected).await;
 }
 
-fn names<T>(of: &Objects<T>) -> Vec<String> {
-    of.keys().map(ToString::to_string).collect()
+fn names<'a, T: 'a>(of: impl IntoIterator<Item = (&'a ObjectKey, &'a T)>) -> Vec<String> {
+    of.into_iter().map(|(key, _)| key.to_string()).collect()
 }
 
 fn node(name: &str) -> Str {

@@ -43,7 +43,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use weft_core::{
     model::{CONTROLLER_NAME, Kind, ObjectRef, RouteKind, Snapshot, Str},
-    status::ObjectStatus,
+    status::AllStatuses,
 };
 
 /// Under this name the API server keeps which fields are ours.
@@ -96,7 +96,7 @@ pub type KnownFn = dyn Fn(&ObjectRef) -> Option<Known> + Send + Sync;
 #[derive(Clone)]
 pub struct Desired {
     /// By object. What is not in here is none of ours: entries of ours in it are removed.
-    pub statuses: Arc<BTreeMap<ObjectRef, Arc<ObjectStatus>>>,
+    pub statuses: Arc<AllStatuses>,
     /// What the watch knows about an object; None: it does not exist. See [`known_in`].
     pub known: Arc<KnownFn>,
     /// The version in which the cluster serves each kind; kinds that it does not serve are absent.
