@@ -15,7 +15,7 @@ use crate::resolve::Unit;
 use crate::{
     config::{Config, Transport},
     model::{ObjectKey, ObjectRef, Snapshot, Str},
-    status::{ObjectStatus, Statuses},
+    status::{AllStatuses, Statuses},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,7 +40,7 @@ pub struct Update {
     /// What to serve.
     pub config: Arc<Config>,
     /// The status of every object of ours.
-    pub statuses: Arc<BTreeMap<ObjectRef, Arc<ObjectStatus>>>,
+    pub statuses: Arc<AllStatuses>,
     /// Objects whose status differs from the update before, removed ones included.
     pub changed: Vec<ObjectRef>,
 }

@@ -1,14 +1,14 @@
 //! Conditions for people and machines: what `kubectl get` would show, from the files.
 
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
+use std::fmt::Write as _;
 use weft_core::{
     model::{ObjectRef, ParentRef},
-    status::{Condition, ConditionStatus, ListenerStatus, ObjectStatus},
+    status::{AllStatuses, Condition, ConditionStatus, ListenerStatus, ObjectStatus},
 };
 
 /// A table of every object with its conditions; reasons and messages of those that are not as one wishes.
-pub(super) fn table(statuses: &BTreeMap<ObjectRef, Arc<ObjectStatus>>) -> String {
+pub(super) fn table(statuses: &AllStatuses) -> String {
     let mut text = String::new();
     for (object, status) in statuses {
         let _ = writeln!(text, "{object}");

@@ -63,6 +63,9 @@ pub struct CallArgs {
     /// Go on until standard input ends, instead of --count; says `calling` on standard error after the first answer
     #[arg(long)]
     pub until_eof: bool,
+    /// Says on standard error when another service answers than before: `changed`, microseconds since the epoch, its name
+    #[arg(long)]
+    pub changes: bool,
     /// Print what was counted every so many seconds, and begin counting anew
     #[arg(long, value_name = "SECONDS")]
     pub report: Option<u64>,
@@ -98,7 +101,7 @@ pub async fn run(args: CallArgs) -> Result<Tally> {
             ended.store(true, Ordering::Relaxed);
         });
     }
-    let counts = Counts { tally: Arc::default(), start: Instant::now() };
+    let counts = Counts { tally: Arc::default(), start: Instant::now(), changes: args.changes };
     let reporting = args.report.map(|seconds| tokio::spawn(report(counts.clone(), seconds)));
     let mut tasks = tokio::task::JoinSet::new();
     for connection in 0..args.connections.max(1) {
@@ -201,6 +204,8 @@ impl Line {
 struct Counts {
     tally: Arc<Mutex<Tally>>,
     start: Instant,
+    /// Whether to say who answers from now on.
+    changes: bool,
 }
 
 impl Counts {
@@ -221,6 +226,9 @@ impl Counts {
                         *tally.codes.entry(code).or_default() += 1;
                         let tenth = u64::try_from(self.start.elapsed().as_millis() / 100).unwrap_or(0);
                         *tally.timeline.entry(tenth).or_default().entry(service.clone()).or_default() += 1;
+                        if self.changes {
+                            tally.tell_change(&service);
+                        }
                         *tally.services.entry(service).or_default() += 1;
                     }
                 }

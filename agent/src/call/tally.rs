@@ -41,6 +41,9 @@ pub struct Tally {
     latencies: Vec<u64>,
     #[serde(skip)]
     last_answer: Option<Instant>,
+    /// Who was told to answer.
+    #[serde(skip)]
+    told: Option<String>,
 }
 
 impl Tally {
@@ -77,6 +80,15 @@ impl Tally {
         self.last_answer = Some(Instant::now());
     }
 
+    /// Says so when another service answers than before.
+    pub(super) fn tell_change(&mut self, service: &str) {
+        if self.told.as_deref() != Some(service) {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            eprintln!("changed {} {service}", now.as_micros());
+            self.told = Some(service.to_owned());
+        }
+    }
+
     /// Whether nothing was answered yet.
     pub(super) const fn is_fresh(&self) -> bool {
         self.last_answer.is_none()
@@ -101,7 +113,7 @@ impl Tally {
 
     /// What was counted so far; counting begins anew.
     pub(super) fn take(&mut self) -> Self {
-        let next = Self { last_answer: self.last_answer, ..Self::default() };
+        let next = Self { last_answer: self.last_answer, told: self.told.take(), ..Self::default() };
         let mut taken = std::mem::replace(self, next);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         taken.at_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);

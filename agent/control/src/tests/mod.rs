@@ -270,8 +270,8 @@ async fn connected(client: &ControlClient) {
     until(&mut client.state(), |state| state.connected).await;
 }
 
-fn names<T>(of: &BTreeMap<ObjectKey, T>) -> Vec<String> {
-    of.keys().map(ToString::to_string).collect()
+fn names<'a, T: 'a>(of: impl IntoIterator<Item = (&'a ObjectKey, &'a T)>) -> Vec<String> {
+    of.into_iter().map(|(key, _)| key.to_string()).collect()
 }
 
 fn node(name: &str) -> Str {

@@ -28,7 +28,7 @@ async fn reports_go_up_and_material_comes_down() {
     client.report(applied(&[("infra/edge", 4), ("infra/more", 1)]));
     client.captured([(key("shop/web"), "u-1".into())].into());
     let all = until(&mut agents, |agents| has(agents, 4, 1) && agents["n1"].applied.len() == 2).await;
-    assert_eq!(names(&all["n1"].captured), ["shop/web"]);
+    assert_eq!(names(&*all["n1"].captured), ["shop/web"]);
 
     bench.material("n1", material(&["infra/cert2"], &["infra/ca"]));
     let got = until(&mut client.material(), |m| m.secrets.contains_key(&key("infra/cert2"))).await;

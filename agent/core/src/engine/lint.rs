@@ -8,7 +8,10 @@ use crate::{
     resolve::{policy_targets, unused_grants},
     spelling::closest,
 };
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 /// Other places are listed up to here: more are no help.
 const MAX_LISTED: usize = 3;
@@ -110,12 +113,12 @@ impl<'a> DeadReferences<'a> {
     /// What is wrong with the `index`th parentRef of a route. Missing Services have a condition.
     fn parent(&self, route: &Route, index: usize) -> Option<String> {
         let parent = &route.parents[index];
-        let at = format!("spec.parentRefs[{index}]");
         let namespace = parent.namespace.as_ref().unwrap_or(&route.meta.key.namespace);
         let key = ObjectKey::new(namespace.clone(), parent.name.clone());
-        if parent.kind.is(Kind::Service) {
+        if parent.kind.is(Kind::Service) || parent.kind.is(Kind::Gateway) && self.serves(&key) {
             return None;
         }
+        let at = format!("spec.parentRefs[{index}]");
         if parent.kind.is(Kind::Gateway) {
             return self.gateway(&key, &at);
         }
@@ -130,6 +133,12 @@ impl<'a> DeadReferences<'a> {
         };
         let why = self.listener_set(set)?;
         Some(format!("{at}: ListenerSet {key} belongs to no Gateway of Weft: {why}"))
+    }
+
+    /// Whether a Gateway is there, and ours.
+    fn serves(&self, key: &ObjectKey) -> bool {
+        let class = |gateway: &Arc<Gateway>| self.snapshot.classes.get(&gateway.class);
+        self.snapshot.gateways.get(key).and_then(class).is_some_and(|class| is_ours(class))
     }
 
     /// What is wrong with a reference at `at` to a Gateway.

@@ -57,6 +57,9 @@ type Crossing = (Kind, Str, Kind, ObjectKey);
 
 /// Grants that permit no reference of the world: useless, and a hole left open.
 pub(crate) fn unused_grants(snapshot: &Snapshot) -> Vec<&ReferenceGrant> {
+    if snapshot.grants.is_empty() {
+        return Vec::new();
+    }
     let crossings = crossings(snapshot);
     let used = |grant: &ReferenceGrant| {
         crossings.iter().any(|(from, from_ns, to, key)| {

@@ -1,16 +1,13 @@
 //! All statuses, and which of them changed.
 
-use super::ObjectStatus;
+use super::{AllStatuses, ObjectStatus};
 use crate::model::ObjectRef;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 /// The status of every object of ours.
 #[derive(Debug, Default)]
 pub(crate) struct Statuses {
-    all: Arc<BTreeMap<ObjectRef, Arc<ObjectStatus>>>,
+    all: Arc<AllStatuses>,
     changed: BTreeSet<ObjectRef>,
 }
 
@@ -36,7 +33,7 @@ impl Statuses {
     }
 
     /// Everything, shared.
-    pub(crate) fn all(&self) -> Arc<BTreeMap<ObjectRef, Arc<ObjectStatus>>> {
+    pub(crate) fn all(&self) -> Arc<AllStatuses> {
         self.all.clone()
     }
 

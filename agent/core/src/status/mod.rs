@@ -14,8 +14,10 @@ pub(crate) use self::{
     tls_policy::{Ancestor, policy_status},
 };
 
-use crate::model::{GroupKind, ObjectKey, ParentRef, Str};
+use crate::model::{GroupKind, ObjectKey, ObjectRef, ParentRef, Str};
 use crate::resolve::{Problem, reason};
+use crate::sorted::Sorted;
+use std::sync::Arc;
 
 /// One `metav1.Condition` without its transition time (the writer keeps that).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +83,9 @@ pub enum ConditionStatus {
     False,
     Unknown,
 }
+
+/// Statuses by object.
+pub type AllStatuses = Sorted<ObjectRef, Arc<ObjectStatus>>;
 
 /// The status of one object.
 #[derive(Clone, Debug, PartialEq, Eq)]

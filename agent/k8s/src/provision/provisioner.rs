@@ -18,6 +18,7 @@ use kube::{
         Preconditions,
     },
 };
+use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -30,7 +31,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use weft_core::{
-    config::Config,
+    config::{Config, GatewayConfig},
     model::{Labels, ObjectKey, Snapshot, Str, fnv1a},
 };
 
@@ -71,8 +72,29 @@ pub struct Provisioner {
     work: watch::Sender<Option<Arc<Work>>>,
     leader: watch::Sender<bool>,
     problems: watch::Receiver<Arc<BTreeMap<ObjectKey, Str>>>,
+    published: Mutex<Option<Published>>,
     stop: CancellationToken,
     task: Option<JoinHandle<()>>,
+}
+
+/// What a [`Work`] was made of: the same again needs no second look.
+#[derive(Debug)]
+struct Published {
+    world: Snapshot,
+    gateways: Arc<BTreeMap<ObjectKey, Arc<GatewayConfig>>>,
+    serving: Serving,
+}
+
+impl Published {
+    fn is(&self, world: &Snapshot, config: &Config, serving: &Serving) -> bool {
+        self.world.classes.is(&world.classes)
+            && self.world.gateways.is(&world.gateways)
+            && self.world.services.is(&world.services)
+            && self.world.endpoint_slices.is(&world.endpoint_slices)
+            && self.world.nodes.is(&world.nodes)
+            && Arc::ptr_eq(&self.gateways, &config.gateways)
+            && self.serving == *serving
+    }
 }
 
 /// What was published last.
@@ -93,7 +115,7 @@ impl Provisioner {
         let stop = CancellationToken::new();
         let runner = Runner { client, options, work: work_in, leader: leader_in, problems: problems_out };
         let task = tokio::spawn(runner.run(stop.clone()));
-        Self { work, leader, problems, stop, task: Some(task) }
+        Self { work, leader, problems, published: Mutex::default(), stop, task: Some(task) }
     }
 
     /// Whether this controller leads. A loser's requests under way are dropped.
@@ -104,6 +126,25 @@ impl Provisioner {
     /// The world, what was compiled of it, and who serves. Costs the Gateways, Services and slices; nothing is done when
     /// nothing that counts has changed.
     pub fn publish(&self, world: &Snapshot, config: &Config, serving: &Serving) {
+        let mut published = self.published.lock();
+        if published.as_ref().is_some_and(|last| last.is(world, config, serving)) {
+            return;
+        }
+        // Only what counts: the rest need not be kept alive.
+        let of = Snapshot {
+            classes: world.classes.clone(),
+            gateways: world.gateways.clone(),
+            services: world.services.clone(),
+            endpoint_slices: world.endpoint_slices.clone(),
+            nodes: world.nodes.clone(),
+            ..Snapshot::default()
+        };
+        *published = Some(Published {
+            world: of,
+            gateways: config.gateways.clone(),
+            serving: serving.clone(),
+        });
+        drop(published);
         let work = Work { world: relevant(world), demands: demands(config), serving: serving.clone() };
         self.work.send_if_modified(|last| {
             let new = last.as_ref().is_none_or(|last| **last != work);

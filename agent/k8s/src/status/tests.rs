@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use tokio::{sync::watch, time::Instant};
 use weft_core::{
     model::{GroupKind, ObjectKey, ParentRef},
-    status::{Condition, ConditionStatus, ListenerStatus, RouteParentStatus},
+    status::{Condition, ConditionStatus, ListenerStatus, ObjectStatus, RouteParentStatus},
 };
 
 /// A controller over an API server.
 struct Setup {
     leadership: watch::Sender<Leadership>,
     writer: StatusWriter,
-    statuses: BTreeMap<ObjectRef, Arc<ObjectStatus>>,
+    statuses: AllStatuses,
     known: BTreeMap<ObjectRef, (String, i64)>,
 }
 
@@ -25,7 +25,7 @@ impl Setup {
     fn with(server: &ApiServer, config: WriterConfig) -> Self {
         let (leadership, follow) = watch::channel(Leadership::alone());
         let writer = StatusWriter::start(server.client(), config, follow, None);
-        Self { leadership, writer, statuses: BTreeMap::new(), known: BTreeMap::new() }
+        Self { leadership, writer, statuses: AllStatuses::default(), known: BTreeMap::new() }
     }
 
     /// Sets the status of an object that exists in the cluster and is known; None: it is none of ours.

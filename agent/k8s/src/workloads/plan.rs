@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 use weft_core::model::{MTLS_LABEL, ObjectKey, Pod, Snapshot, Str, Workload as CoreWorkload, app_name};
 
@@ -61,7 +62,7 @@ pub type Slices = BTreeMap<Str, BTreeMap<u32, Slice>>;
 
 /// Pods whose capture stands with their uid, by node: the agents' reports. A node that is not in the map has not reported
 /// (yet): what the slices say of its pods stays.
-pub type Captured = BTreeMap<Str, BTreeMap<ObjectKey, Str>>;
+pub type Captured = BTreeMap<Str, Arc<BTreeMap<ObjectKey, Str>>>;
 
 /// One slice to write, or to delete (without workloads).
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -83,7 +83,10 @@ fn entries_say_what_agents_need() {
         add(&mut world, &text);
     }
     let captured =
-        Captured::from([("n1".into(), BTreeMap::from([(ObjectKey::new("shop", "a"), Str::from("uid-a"))]))]);
+        Captured::from([(
+            "n1".into(),
+            Arc::new(BTreeMap::from([(ObjectKey::new("shop", "a"), Str::from("uid-a"))])),
+        )]);
     let changes = plan_slices(&world, &captured, &Slices::new());
     let lines: Vec<String> = changes
         .iter()
@@ -121,7 +124,7 @@ fn entries_say_what_agents_need() {
     let changes = plan_slices(&world, &Captured::new(), &slices);
     assert_eq!(changes.len(), 1);
     assert!(!changes[0].workloads["a"].captured);
-    assert_eq!(plan_slices(&world, &Captured::from([("n1".into(), BTreeMap::new())]), &slices).len(), 1);
+    assert_eq!(plan_slices(&world, &Captured::from([("n1".into(), Arc::default())]), &slices).len(), 1);
     // A namespace that is gone took its slices along.
     world.pods.clear();
     assert!(plan_slices(&world, &captured, &slices).iter().all(|c| c.workloads.is_empty()));
