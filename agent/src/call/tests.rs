@@ -24,6 +24,7 @@ async fn check(host: u8, protocol: Protocol, port: u16, codes: u64, messages: u6
         rate: None,
         no_keepalive: false,
         until_eof: false,
+        changes: false,
         report: None,
     };
     // Until the server listens.
