@@ -209,19 +209,6 @@ impl Cluster {
         Ok(holder.context("no controller leads")?.to_owned())
     }
 
-    /// A switch of the test bed: `ctl stop node n2`.
-    ///
-    /// # Errors
-    /// When it fails, with what it said.
-    pub fn ctl(&self, args: &[&str]) -> Result<String> {
-        let bed = self.bed.as_ref().context("only the test bed has switches")?;
-        let mut command = Command::new("timeout");
-        command.arg((LIMIT * 2).as_secs().to_string());
-        command.arg(format!("{}/cluster/ctl", env!("CARGO_MANIFEST_DIR"))).args(args);
-        command.env("WEFT_CLUSTER_DIR", bed);
-        Self::output(command, "", &format!("ctl {}", args.join(" ")))
-    }
-
     /// A file of the test bed's own, e.g. `pki/sa.key`.
     ///
     /// # Errors
@@ -251,16 +238,17 @@ impl Cluster {
         self.ctl(&[&["node", node], argv].concat())
     }
 
-    /// `tests/cluster/ctl`, for what can be done to the test bed only.
+    /// A switch of the test bed: `ctl stop node n2`.
     ///
     /// # Errors
     /// When it fails, with what it said.
     pub fn ctl(&self, args: &[&str]) -> Result<String> {
         let bed = self.bed.as_ref().context("only the test bed's nodes and parts can be reached so")?;
         let mut command = Command::new("timeout");
-        command.arg(LIMIT.as_secs().to_string()).arg(format!("{}/cluster/ctl", env!("CARGO_MANIFEST_DIR")));
+        command.arg((LIMIT * 2).as_secs().to_string());
+        command.arg(format!("{}/cluster/ctl", env!("CARGO_MANIFEST_DIR")));
         command.args(args).env("WEFT_CLUSTER_DIR", bed);
-        Self::output(command, "", &args.join(" "))
+        Self::output(command, "", &format!("ctl {}", args.join(" ")))
     }
 
     /// The program under test, to be run beside the cluster.
