@@ -225,10 +225,14 @@ mod tests {
         let path = Path::inside("p", from, from);
         let (good, bad, resets) = counted;
         let failures = if bad > 0 { [("reset".to_owned(), bad)].into() } else { BTreeMap::new() };
-        let tally = Tally { messages: good, resets, failures, ..Tally::default() };
+        let tally = |messages, resets, failures| {
+            let mut tally = Tally::default();
+            (tally.messages, tally.resets, tally.failures) = (messages, resets, failures);
+            tally
+        };
         let mut all: BTreeMap<_, _> =
-            Class::ALL.map(|c| (("p".to_owned(), c), Tally { messages: 1, ..Tally::default() })).into();
-        all.insert(("p".into(), class), tally);
+            Class::ALL.map(|c| (("p".to_owned(), c), tally(1, 0, BTreeMap::new()))).into();
+        all.insert(("p".into(), class), tally(good, resets, failures));
         let row = Row::new(fault, &[path], all);
         assert_eq!(row.outcome(), outcome, "{}", brief(&row));
         let bold = markdown(&[row], &Machine::here(), 60).contains("**");

@@ -119,7 +119,9 @@ pub(super) fn now_ms() -> u64 {
 /// Takes Weft and the loads away.
 pub(super) fn clear(cluster: &Cluster) -> Result<()> {
     cluster.kubectl(&["delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=110s"])?;
-    cluster.weft(&["uninstall", "--purge", "--force", "--timeout=60s"]).map(drop)
+    cluster.weft(&["uninstall", "--purge", "--force", "--timeout=60s"])?;
+    // The next run installs into it.
+    cluster.kubectl(&["wait", "--for=delete", &format!("namespace/{SYSTEM}"), "--timeout=110s"]).map(drop)
 }
 
 impl<'a> World<'a> {
