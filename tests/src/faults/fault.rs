@@ -17,12 +17,14 @@ pub(super) enum Hits {
     EveryNode,
 }
 
+/// Breaks something and waits until it is whole again. Returns what is to be said of it.
+type Inject = Box<dyn Fn(&World<'_>) -> Result<Vec<String>>>;
+
 /// How something is broken, and what that may cost.
 pub(super) struct Fault {
     pub(super) name: &'static str,
     pub(super) hits: Hits,
-    /// Breaks it and waits until it is whole again. Returns what is to be said of it.
-    pub(super) inject: Box<dyn Fn(&World<'_>) -> Result<Vec<String>>>,
+    pub(super) inject: Inject,
     /// Why a class may fail on a path that crosses what was hit; `None`: it may not.
     pub(super) costs: fn(Class) -> Option<&'static str>,
 }

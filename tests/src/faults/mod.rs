@@ -57,13 +57,15 @@ fn measure(cluster: &Cluster, args: &Args) -> Result<ExitCode> {
     let chosen = |fault: &Fault| {
         args.only.is_empty() || args.only.iter().any(|text| fault.name.contains(text.as_str()))
     };
+    // Now: the tree may have another commit by the end.
+    let machine = report::Machine::here();
     let mut rows = Vec::new();
     for fault in faults(args.api_server_away).iter().filter(|fault| chosen(fault)) {
         let row = one(&mut world, fault)?;
         println!("{}", report::brief(&row));
         rows.push(row);
         // After each, so that a run that breaks has said what it found.
-        std::fs::write(&args.out, report::markdown(&rows, &report::Machine::here(), args.api_server_away))?;
+        std::fs::write(&args.out, report::markdown(&rows, &machine, args.api_server_away))?;
     }
     let broken: Vec<&str> =
         rows.iter().filter(|row| row.outcome() == Outcome::Broken).map(|row| row.name).collect();

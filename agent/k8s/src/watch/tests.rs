@@ -409,7 +409,10 @@ async fn a_watch_that_stands_again_says_that_the_server_is_back() {
     let retry = Retry { first: Duration::from_secs(3600), longest: Duration::from_secs(3600) };
     let handle = start_with(&api, agent(), ClusterInputs::none(), retry);
     let mut state = handle.state.clone();
-    let failed = state.wait_for(|s| s.kinds[&Watched::Model(Kind::HttpRoute)].error.is_some());
+    let failed = state.wait_for(|s| {
+        let kind = s.kinds.get(&Watched::Model(Kind::HttpRoute));
+        kind.is_some_and(|kind| kind.error.is_some())
+    });
     tokio::time::timeout(Duration::from_secs(30), failed).await.expect("a fault").expect("the provider runs");
     api.fail("httproutes", None);
     // A watch that ends at once is a failure too, unless it has said something.
