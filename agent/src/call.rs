@@ -13,7 +13,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 use tokio::{net::TcpStream, time::error::Elapsed};
 
@@ -43,6 +43,9 @@ pub struct CallArgs {
     /// Go on until standard input ends, instead of --count; says `calling` on standard error after the first answer
     #[arg(long)]
     pub until_eof: bool,
+    /// Says on standard error when another service answers than before: `changed`, microseconds since the epoch, its name
+    #[arg(long)]
+    pub changes: bool,
 }
 
 /// What came back. Printed as one JSON document.
@@ -65,6 +68,9 @@ pub struct Tally {
     pub p99_us: u64,
     #[serde(skip)]
     latencies: Vec<u64>,
+    /// Who answered last.
+    #[serde(skip)]
+    last: Option<String>,
 }
 
 impl Tally {
@@ -170,6 +176,11 @@ impl Load {
                 }
                 *tally.codes.entry(code).or_default() += 1;
                 tally.latencies.push(u64::try_from(sent.elapsed().as_micros()).unwrap_or(u64::MAX));
+                if self.args.changes && tally.last.as_ref() != Some(&service) {
+                    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                    eprintln!("changed {} {service}", now.as_micros());
+                    tally.last = Some(service.clone());
+                }
                 let tenth = u64::try_from(self.start.elapsed().as_millis() / 100).unwrap_or(0);
                 *tally.timeline.entry(tenth).or_default().entry(service.clone()).or_default() += 1;
                 *tally.services.entry(service).or_default() += 1;

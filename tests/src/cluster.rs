@@ -67,8 +67,14 @@ impl Cluster {
         self.bed.is_some()
     }
 
+    /// The API server's audit log; none of a cluster of the user's.
+    #[must_use]
+    pub fn audit_log(&self) -> Option<PathBuf> {
+        self.bed.as_ref().map(|bed| bed.join("log/audit.log"))
+    }
+
     /// A command beside the cluster, ended after `limit`.
-    fn command(&self, limit: Duration, argv: &[&str]) -> Command {
+    pub(crate) fn command(&self, limit: Duration, argv: &[&str]) -> Command {
         let mut command = Command::new("timeout");
         command.args(["--kill-after=5", &limit.as_secs().to_string()]);
         command.arg(format!("{}/cluster/inside", env!("CARGO_MANIFEST_DIR"))).args(argv);
@@ -414,7 +420,7 @@ impl Drop for Load {
     }
 }
 
-fn call_argv<'a>(pod: &'a str, args: &[&'a str]) -> Result<Vec<&'a str>> {
+pub(crate) fn call_argv<'a>(pod: &'a str, args: &[&'a str]) -> Result<Vec<&'a str>> {
     let (namespace, pod) = pod.split_once('/').context("NAMESPACE/POD")?;
     let exec = ["kubectl", "-n", namespace, "exec", "-i", pod, "--", "weft", "call"];
     Ok([&exec, args].concat())

@@ -5,6 +5,7 @@
 
 pub mod bench;
 pub mod cluster;
+pub mod scale;
 
 use anyhow::{Context, Result, bail};
 use std::{

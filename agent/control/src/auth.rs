@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::watch;
 use tonic::Status;
-use weft_core::model::{ObjectKey, Pod, Snapshot, SpiffeId, Str};
+use weft_core::model::{ObjectKey, Objects, Pod, Snapshot, SpiffeId, Str};
 
 /// Who a token speaks for: a pod on a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -204,7 +204,7 @@ fn may_have(
 
 /// The objects of one namespace: they stand together, because keys are ordered by the text `namespace/name`.
 fn in_namespace<'a, T>(
-    objects: &'a BTreeMap<ObjectKey, Arc<T>>,
+    objects: &'a Objects<T>,
     namespace: &Str,
 ) -> impl Iterator<Item = &'a Arc<T>> {
     let first = ObjectKey::new(namespace.clone(), "");

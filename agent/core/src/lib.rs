@@ -22,6 +22,7 @@ pub mod matching;
 pub mod model;
 mod resolve;
 pub mod shards;
+pub mod sorted;
 pub mod spelling;
 pub mod status;
 pub mod timing;

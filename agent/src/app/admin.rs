@@ -1,6 +1,11 @@
 //! Pages for people and probes: metrics, health, status, certificates. Small, on the control runtime.
 
-use super::{metrics, node::NodePage, report, world::Seen};
+use super::{
+    metrics,
+    node::NodePage,
+    report,
+    world::{Seen, generations},
+};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, header};
@@ -189,18 +194,20 @@ impl Pages {
     }
 
     fn status(&self) -> Response<Full<Bytes>> {
-        let seen = self.seen.lock();
+        // Not rendered under the lock: who takes changes in waits for it.
+        let seen = self.seen.lock().clone();
+        let generations = generations(&seen.world.snapshot);
         let objects: Vec<_> = seen
             .statuses
             .iter()
             .map(|(object, status)| {
                 let mut value = report::json(object, status);
-                value["generation"] = json!(seen.generations.get(object));
+                value["generation"] = json!(generations.get(object));
                 value
             })
             .collect();
-        let problems: Vec<String> = seen.problems.iter().map(ToString::to_string).collect();
-        page(json!({"configVersion": seen.version, "objects": objects, "problems": problems}))
+        let problems: Vec<String> = seen.world.problems.iter().map(ToString::to_string).collect();
+        page(json!({"configVersion": seen.config.version, "objects": objects, "problems": problems}))
     }
 }
 

@@ -125,11 +125,19 @@ async fn control(args: ControllerArgs) -> Result<()> {
         tasks.push(follow_reported(server.agents(), ready_tx));
         tasks.push(Task::spawn(weft_k8s::keep_untainted(client.clone(), key, ready, leadership.clone())));
     }
-    let duties = Duties::start(client, &args.pod_name, leadership.clone(), (materials_tx, serving_tx));
+    let duties = {
+        let (leadership, lives) = (leadership.clone(), provider.lives.clone());
+        Duties::start(client, &args.pod_name, leadership, lives, (materials_tx, serving_tx))
+    };
     let watched = provider.state.clone();
     let (progress, events) = duties.counts();
     let counted = metrics::Controller { progress, events, server: server.clone(), watched: watched.clone() };
-    let _ = pages.more.set(Box::new(move |out| metrics::controller(&counted, out))); // set once, here
+    let seen = pages.seen.clone();
+    let more: metrics::More = Box::new(move |out| {
+        metrics::controller(&counted, out);
+        metrics::process(&seen.lock().clone(), out);
+    });
+    let _ = pages.more.set(more); // set once, here
     let replica = Replica { args, telemetry, pages, stop, server, watched, _tasks: tasks };
     let ended = replica.until_stopped((worlds, first), leadership, duties).await;
     election.release().await;
@@ -172,8 +180,10 @@ impl Replica {
         self.pages.ready.store(true, Ordering::Release);
         loop {
             if let Some(update) = update.take() {
-                pipeline.show(std::iter::once(update.clone()));
-                duties.published(update, &pipeline, &self.watched.borrow());
+                let start = Instant::now();
+                duties.published(update.clone(), &pipeline, &self.watched.borrow());
+                pipeline.served(start.elapsed());
+                pipeline.show(std::iter::once(update));
             }
             let reports = agents.borrow_and_update().clone();
             let leads = leadership.borrow_and_update().leads();

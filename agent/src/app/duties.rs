@@ -17,7 +17,7 @@ use weft_k8s::{
     events::EventCounts,
     known_in,
     provision::{self, ADDRESS_MODE, ADDRESS_OWNER, Provisioner, ProvisionerOptions},
-    status::Progress,
+    status::{Known, Lives, Progress},
     workloads::{self, SliceOptions, SlicePublisher},
 };
 
@@ -40,8 +40,8 @@ pub(super) struct Duties {
     /// What each Gateway of ours must be at before it is programmed.
     expected: BTreeMap<ObjectKey, Expected>,
     update: Option<Update>,
-    /// What the writer was told of last.
-    known: Snapshot,
+    /// The statuses that the watches have brought.
+    lives: Arc<Lives>,
     events: Arc<EventCounts>,
     /// Since when a node could not serve a Gateway, and when that was so last.
     failed: BTreeMap<(ObjectKey, Str), (Instant, Instant)>,
@@ -57,6 +57,7 @@ impl Duties {
         client: weft_k8s::Client,
         instance: &str,
         leadership: watch::Receiver<Leadership>,
+        lives: Arc<Lives>,
         (materials, serving): (watch::Sender<Arc<Materials>>, watch::Sender<Arc<Serving>>),
     ) -> Self {
         let events = Recorder::start(
@@ -73,7 +74,7 @@ impl Duties {
             serving,
             expected: BTreeMap::new(),
             update: None,
-            known: Snapshot::default(),
+            lives,
             events: counts,
             failed: BTreeMap::new(),
         }
@@ -91,16 +92,17 @@ impl Duties {
             let Watched::Model(kind) = *kind else { return None };
             Some((kind, Str::from(state.version?)))
         });
-        let known = snapshot.clone();
+        let (known, lives) = (snapshot.clone(), self.lives.clone());
         let desired = Desired {
             statuses: update.statuses.clone(),
-            known: Arc::new(move |object: &ObjectRef| known_in(&known, object)),
+            known: Arc::new(move |object: &ObjectRef| {
+                let live = lives.get(object);
+                known_in(&known, object).map(|known| Known { live, ..known })
+            }),
             served: Arc::new(kinds.collect()),
         };
-        let mut changed: Vec<ObjectRef> = update.changed.to_vec();
-        changed.extend(made_anew(&self.known, snapshot, update.statuses.keys()));
-        self.writer.publish(desired, &changed);
-        self.known = snapshot.clone();
+        // Objects that were made anew under the same name are among them.
+        self.writer.publish(desired, &update.changed);
         let serving = serving(snapshot);
         let marks = watermarks(snapshot).into_iter();
         let ours = |key: &ObjectKey| update.config.gateways.contains_key(key);
@@ -175,18 +177,6 @@ impl Duties {
     }
 }
 
-/// Objects that were deleted and made again between two worlds: the same status is to be written once more.
-fn made_anew<'a>(
-    before: &'a Snapshot,
-    now: &'a Snapshot,
-    objects: impl Iterator<Item = &'a ObjectRef> + 'a,
-) -> impl Iterator<Item = ObjectRef> + 'a {
-    let uid = |snapshot: &Snapshot, object: &ObjectRef| known_in(snapshot, object).map(|known| known.uid);
-    let anew =
-        move |object: &&ObjectRef| uid(before, object).is_some_and(|was| uid(now, object) != Some(was));
-    objects.filter(anew).cloned()
-}
-
 fn replace<T: PartialEq>(sender: &watch::Sender<Arc<T>>, value: T) {
     sender.send_if_modified(|now| {
         let changed = **now != value;
@@ -250,45 +240,4 @@ fn gather(snapshot: &Snapshot, refs: &BTreeSet<ObjectRef>) -> Material {
         }
     }
     material
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use weft_core::model::{GatewayClass, Meta};
-
-    #[test]
-    fn an_object_made_again_is_told_apart() {
-        let meta = |key| Meta {
-            key,
-            uid: "".into(),
-            generation: 1,
-            created: 0,
-            labels: weft_core::model::Labels::new(),
-            annotations: weft_core::model::Labels::new(),
-            origin: None,
-        };
-        let class = |name: &str, uid: &str| {
-            let key = ObjectKey::new("", name);
-            let mut meta = meta(key);
-            meta.uid = uid.into();
-            let class =
-                GatewayClass { meta, controller: "c".into(), parameters_ref: None, description: None };
-            (Str::from(name), Arc::new(class))
-        };
-        let of = |classes: &[(&str, &str)]| Snapshot {
-            classes: classes.iter().map(|(name, uid)| class(name, uid)).collect(),
-            ..Snapshot::default()
-        };
-        let (before, now) =
-            (of(&[("same", "1"), ("anew", "1")]), of(&[("same", "1"), ("anew", "2"), ("new", "1")]));
-        let objects: Vec<ObjectRef> = now
-            .classes
-            .keys()
-            .map(|name| ObjectRef { kind: Kind::GatewayClass, key: ObjectKey::new("", name.clone()) })
-            .collect();
-        let names: Vec<_> =
-            made_anew(&before, &now, objects.iter()).map(|o| o.key.name.to_string()).collect();
-        assert_eq!(names, ["anew"]);
-    }
 }

@@ -1,6 +1,6 @@
 //! What is counted outside the data plane, in the Prometheus formats.
 
-use super::node::NodePage;
+use super::{node::NodePage, world::Seen};
 use std::{
     fmt::{Display, Write as _},
     sync::Arc,
@@ -156,6 +156,52 @@ pub(super) fn agent(page: &NodePage, out: &mut Text) {
         "",
         &[("", forgotten)],
     );
+}
+
+/// What the process itself costs, and what changes of the world do.
+pub(super) fn process(seen: &Seen, out: &mut Text) {
+    let cost = &seen.cost;
+    out.counter("weft_config_updates", "Changes of the world that were taken in.", "", &[("", cost.updates)]);
+    out.family(
+        if out.open { "weft_config_update_seconds" } else { "weft_config_update_seconds_total" },
+        "Time that taking them in took, by stage.",
+        "counter",
+    );
+    for (stage, took) in [("resolve", cost.resolving), ("tell", cost.telling), ("serve", cost.serving)] {
+        out.line("weft_config_update_seconds_total", &[("stage", stage)], &took.as_secs_f64());
+    }
+    let config = &seen.config;
+    out.gauge("weft_config_version", "Version of the Config in effect.", config.version);
+    out.family("weft_config_objects", "What is in the Config in effect.", "gauge");
+    let objects = [
+        ("gateways", config.gateways.len()),
+        ("frontends", config.frontends.len()),
+        ("workloads", config.workloads.len()),
+        ("backends", config.endpoints.len()),
+    ];
+    objects.iter().for_each(|(what, n)| out.line("weft_config_objects", &[("what", what)], n));
+    // The names that client libraries of Prometheus give them.
+    if let Some((resident, cpu)) = kernel_says() {
+        out.gauge("process_resident_memory_bytes", "Resident memory.", resident);
+        out.family(
+            if out.open { "process_cpu_seconds" } else { "process_cpu_seconds_total" },
+            "User and system time.",
+            "counter",
+        );
+        out.line("process_cpu_seconds_total", &[], &cpu);
+    }
+}
+
+/// Resident bytes, and seconds of CPU.
+fn kernel_says() -> Option<(u64, f64)> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let resident = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?.trim().strip_suffix(" kB")?;
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // After the name, which may hold spaces: state is field 3, utime and stime are 14 and 15 of proc(5).
+    let mut times = stat.rsplit_once(')')?.1.split_whitespace().skip(11).map_while(|t| t.parse::<f64>().ok());
+    // 100 ticks a second on every Linux that Rust runs on.
+    let cpu = (times.next()? + times.next()?) / 100.0;
+    Some((resident.trim().parse::<u64>().ok()? * 1024, cpu))
 }
 
 fn watches(state: &WatchState, out: &mut Text) {

@@ -271,20 +271,26 @@ impl Agent {
             shared: self.shared.clone(),
             on_node,
         });
-        let shown = page.clone();
-        let _ = self.pages.more.set(Box::new(move |out| metrics::agent(&shown, out))); // set once, here
+        let (shown, seen) = (page.clone(), self.pages.seen.clone());
+        let more: metrics::More = Box::new(move |out| {
+            metrics::agent(&shown, out);
+            metrics::process(&seen.lock().clone(), out);
+        });
+        let _ = self.pages.more.set(more); // set once, here
         let _ = self.pages.node.set(page);
         told
     }
 
     /// Puts a Config into effect, opens and closes listeners, and reports what could not be bound.
     async fn publish(&self, pipeline: &mut Pipeline, gateways: &mut Gateways, update: Update) {
+        let start = Instant::now();
         self.shared.config.store(update.config.clone());
         if let Some(cluster) = &self.options.cluster {
             let config = (!pipeline.leaving()).then_some(&*update.config);
             cluster.hold_addresses(config, pipeline.snapshot()).await;
         }
         let feedback = gateways.sync(&update.config).await;
+        pipeline.served(start.elapsed());
         self.settle(pipeline, feedback, Some(update));
     }
 

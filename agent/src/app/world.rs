@@ -6,25 +6,40 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
+    time::{Duration, Instant},
 };
 use weft_core::{
+    config::Config,
     engine::{Engine, Feedback, Settings, Update},
-    model::{ObjectKey, ObjectRef, Snapshot},
+    model::{Kind, ObjectKey, ObjectRef, Snapshot},
     status::ObjectStatus,
 };
 use weft_k8s::{AgentConfig, Problem, Severity, World};
 
 /// What the admin pages show.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Seen {
     /// Status of every object of ours.
     pub(super) statuses: Arc<BTreeMap<ObjectRef, Arc<ObjectStatus>>>,
-    /// Generations, by object.
-    pub(super) generations: BTreeMap<ObjectRef, i64>,
-    /// Problems of the files.
-    pub(super) problems: Vec<Problem>,
-    /// Version of the Config in effect.
-    pub(super) version: u64,
+    /// What they were made from.
+    pub(super) world: Arc<World>,
+    /// The Config in effect.
+    pub(super) config: Arc<Config>,
+    /// What keeping it up to date has cost.
+    pub(super) cost: Cost,
+}
+
+/// What changes of the world have cost so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Cost {
+    /// How many were taken in.
+    pub(super) updates: u64,
+    /// Resolving and compiling.
+    pub(super) resolving: Duration,
+    /// Telling those who look at the world, and remarks about it.
+    pub(super) telling: Duration,
+    /// Putting it into effect: listeners in an agent, what is to be written in a controller.
+    pub(super) serving: Duration,
 }
 
 /// The last world and what was made of it.
@@ -35,6 +50,7 @@ pub(super) struct Pipeline {
     enrolment: Arc<WorldEnrolment>,
     seen: Arc<Mutex<Seen>>,
     placed: bool,
+    cost: Cost,
     /// What was said of references that lead nowhere and the like.
     lint: Vec<(ObjectRef, String)>,
 }
@@ -63,6 +79,7 @@ impl Pipeline {
             enrolment,
             seen,
             placed,
+            cost: Cost::default(),
             lint: Vec::new(),
         }
     }
@@ -75,9 +92,11 @@ impl Pipeline {
         }
         self.world = world;
         let update = self.apply();
+        let start = Instant::now();
         self.enrolment.set_leaving(self.world.uninstall);
         self.enrolment.update(&self.world.snapshot);
         self.say_lint();
+        self.cost.telling += start.elapsed();
         update
     }
 
@@ -124,8 +143,17 @@ impl Pipeline {
         &self.feedback
     }
 
+    /// It took so long to put an update into effect.
+    pub(super) fn served(&mut self, took: Duration) {
+        self.cost.serving += took;
+    }
+
     fn apply(&mut self) -> Update {
-        self.engine.apply(self.world.snapshot.clone(), &self.feedback)
+        let start = Instant::now();
+        let update = self.engine.apply(self.world.snapshot.clone(), &self.feedback);
+        self.cost.updates += 1;
+        self.cost.resolving += start.elapsed();
+        update
     }
 
     /// Shows the statuses of the last of these updates, and says what they changed. Call it when the data plane serves
@@ -137,17 +165,21 @@ impl Pipeline {
             last = Some(update);
         }
         let Some(update) = last else { return };
+        let before = self.seen.lock().statuses.clone();
         for object in &changed {
-            match update.statuses.get(object) {
-                Some(status) => tracing::info!("{object}: {}", report::summary(status)),
+            let said = before.get(object).map(|status| report::summary(status));
+            match update.statuses.get(object).map(|status| report::summary(status)) {
+                // Numbers of routes are in the status, not in its summary.
+                now if now == said && matches!(object.kind, Kind::Gateway | Kind::ListenerSet) => {}
+                Some(now) => tracing::info!("{object}: {now}"),
                 None => tracing::info!("{object}: removed"),
             }
         }
         let mut seen = self.seen.lock();
         seen.statuses = update.statuses.clone();
-        seen.generations = generations(&self.world.snapshot);
-        seen.problems.clone_from(&self.world.problems);
-        seen.version = update.config.version;
+        seen.world = self.world.clone();
+        seen.config = update.config.clone();
+        seen.cost = self.cost;
     }
 }
 
@@ -166,8 +198,8 @@ fn say_problems(before: &[Problem], now: &[Problem]) {
     }
 }
 
-fn generations(snapshot: &Snapshot) -> BTreeMap<ObjectRef, i64> {
-    use weft_core::model::Kind;
+/// `metadata.generation` of everything that has a status.
+pub(super) fn generations(snapshot: &Snapshot) -> BTreeMap<ObjectRef, i64> {
     let mut all = BTreeMap::new();
     let mut add = |kind, meta: &weft_core::model::Meta| {
         all.insert(ObjectRef { kind, key: meta.key.clone() }, meta.generation);

@@ -15,7 +15,7 @@ use tokio::{sync::watch, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use weft_certs::{Ca, TrustBundle};
 use weft_core::model::{
-    CaBundle, ConfigMap, FromNamespaces, Gateway, KeyPair, Meta, ObjectKey, Pod, PrivateKey, Secret,
+    CaBundle, ConfigMap, FromNamespaces, Gateway, KeyPair, Meta, ObjectKey, Objects, Pod, PrivateKey, Secret,
     SecretData, Snapshot, Str,
 };
 
@@ -270,7 +270,7 @@ async fn connected(client: &ControlClient) {
     until(&mut client.state(), |state| state.connected).await;
 }
 
-fn names<T>(of: &BTreeMap<ObjectKey, T>) -> Vec<String> {
+fn names<T>(of: &Objects<T>) -> Vec<String> {
     of.keys().map(ToString::to_string).collect()
 }
 

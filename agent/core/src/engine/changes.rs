@@ -3,10 +3,10 @@
 use crate::{
     model::{Kind, Meta, Node, ObjectKey, ObjectRef, Snapshot},
     resolve::{Slot, Source, Unit, World, policy_targets},
+    sorted::Sorted,
 };
 use std::{
-    cmp::Ordering,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
     ops::Bound,
     sync::Arc,
@@ -138,41 +138,13 @@ fn nodes(old: &Snapshot, new: &Snapshot, c: &mut Changes) {
     c.node_ips.sort_by_key(|(_, won)| *won);
 }
 
-/// Walks two sorted maps at once. The same `Arc`, or equal content, is no change.
+/// The same `Arc`, or equal content, is no change.
 fn diff<K: Ord, V: PartialEq>(
-    old: &BTreeMap<K, Arc<V>>,
-    new: &BTreeMap<K, Arc<V>>,
-    mut changed: impl FnMut(&K, Option<&Arc<V>>, Option<&Arc<V>>),
+    old: &Sorted<K, Arc<V>>,
+    new: &Sorted<K, Arc<V>>,
+    changed: impl FnMut(&K, Option<&Arc<V>>, Option<&Arc<V>>),
 ) {
-    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
-    loop {
-        let order = match (old.peek(), new.peek()) {
-            (None, None) => return,
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (Some((a, _)), Some((b, _))) => a.cmp(b),
-        };
-        match order {
-            Ordering::Less => {
-                if let Some((key, was)) = old.next() {
-                    changed(key, Some(was), None);
-                }
-            }
-            Ordering::Greater => {
-                if let Some((key, is)) = new.next() {
-                    changed(key, None, Some(is));
-                }
-            }
-            Ordering::Equal => {
-                if let (Some((key, was)), Some((_, is))) = (old.next(), new.next())
-                    && !Arc::ptr_eq(was, is)
-                    && was != is
-                {
-                    changed(key, Some(was), Some(is));
-                }
-            }
-        }
-    }
+    old.differences(new, |was, is| Arc::ptr_eq(was, is) || was == is, changed);
 }
 
 /// Moves `key` from the sets of `was` to those of `is`.

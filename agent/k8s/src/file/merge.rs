@@ -153,7 +153,7 @@ fn gateway_configs(
     files: &[(PathBuf, Arc<Parsed>)],
     mut before: Objects<GatewayConfig>,
 ) -> Objects<GatewayConfig> {
-    let mut next = Objects::new();
+    let mut next = Objects::default();
     for config in files.iter().flat_map(|(_, p)| &p.pieces).flat_map(|(_, piece)| &piece.gateway_configs) {
         let key = &config.meta.key;
         let same = |old: &Arc<GatewayConfig>| {
@@ -161,10 +161,12 @@ fn gateway_configs(
             GatewayConfig { meta, settings: old.settings.clone() } == *config
         };
         let kept = before.remove(key).filter(same).unwrap_or_else(|| Arc::new(config.clone()));
-        next.entry(key.clone()).or_insert(kept);
+        if !next.contains_key(key) {
+            next.insert(key.clone(), kept);
+        }
     }
     if files.iter().any(|(_, parsed)| parsed.partial) {
-        next.extend(before);
+        next.extend(before.iter().map(|(key, config)| (key.clone(), config.clone())));
     }
     next
 }

@@ -62,7 +62,7 @@ impl FileProvider {
             dir: dir.into(),
             files: BTreeMap::new(),
             kept: BTreeMap::new(),
-            gateway_configs: Objects::new(),
+            gateway_configs: Objects::default(),
             agent: AgentConfig::default(),
         }
     }

@@ -50,6 +50,11 @@ pub(super) fn list_of_many(kind: Kind) -> Option<(&'static str, &'static str, us
     }
 }
 
+/// Whether other controllers may write the status of such an object too.
+pub(crate) fn is_shared(kind: Kind) -> bool {
+    list_of_many(kind).is_some()
+}
+
 /// The requests of one kind in one version.
 pub(super) struct Requests {
     plural: &'static str,

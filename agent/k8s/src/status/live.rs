@@ -1,8 +1,10 @@
 //! The status that the cluster holds.
 
 use super::FIELD_MANAGER;
+use parking_lot::RwLock;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
+use std::{collections::HashMap, sync::Arc};
 use weft_core::model::{Kind, ObjectKey, ObjectRef, Str};
 
 /// An object as the API server showed it last: what a write is compared with. Kept as text, because ten thousand
@@ -49,6 +51,27 @@ impl Live {
             (Ok(mine), Ok(theirs)) => mine > theirs,
             _ => false,
         }
+    }
+}
+
+/// Objects of the kinds whose status several controllers write, as the watch brought them last: newer than the last world
+/// or as new. A write needs them, because such a status is replaced as a whole.
+#[derive(Debug, Default)]
+pub struct Lives(RwLock<HashMap<ObjectRef, Arc<Live>>>);
+
+impl Lives {
+    /// None: it is not there, or its kind is one controller's alone.
+    #[must_use]
+    pub fn get(&self, object: &ObjectRef) -> Option<Arc<Live>> {
+        self.0.read().get(object).cloned()
+    }
+
+    pub(crate) fn put(&self, object: ObjectRef, live: Live) {
+        self.0.write().insert(object, Arc::new(live));
+    }
+
+    pub(crate) fn remove(&self, object: &ObjectRef) {
+        self.0.write().remove(object);
     }
 }
 

@@ -23,10 +23,10 @@ mod term;
 
 pub use self::{
     hold::Holds,
-    live::Live,
+    live::{Live, Lives},
     progress::{Counted, Progress},
 };
-pub(crate) use self::{hold::passes, limit::Limiter};
+pub(crate) use self::{hold::passes, kinds::is_shared, limit::Limiter};
 
 use self::term::Round;
 use crate::{events::Recorder, lease::Leadership};
@@ -83,8 +83,9 @@ pub struct Known {
     pub uid: Str,
     /// `metadata.generation` that the status was made from.
     pub generation: i64,
-    /// The object as the watch saw it last, when the watch keeps that; it saves a read when a route or policy is new or
-    /// its spec has changed. (Not used for the other kinds: watches drop `managedFields`, which say what is ours there.)
+    /// The object as the watch saw it last (see [`Lives`]), which may be newer than `generation`; it saves a read when a
+    /// route or policy is new or its spec has changed. Not used for the other kinds: one that was deleted and made again
+    /// may have an equal status, but not our fields.
     pub live: Option<Arc<Live>>,
 }
 

@@ -4,7 +4,7 @@ use super::{
     Counted, Desired, Inbox, Known, Limiter, Live, Progress, WriterConfig,
     hold::pending,
     job::{Done, End, Job, Shared},
-    kinds::{KINDS, Requests, list_of_many, plural},
+    kinds::{KINDS, Requests, is_shared, plural},
     queue::{Ended, Queue},
     render::find,
     survey::{Found, survey},
@@ -341,10 +341,10 @@ impl<'a> Round<'a> {
     }
 }
 
-/// What is known of an object in the generation that the status was made from; None: read it.
+/// What is known of an object in the generation that the status was made from, or a newer one; None: read it.
 fn freshest(kind: Kind, known: &Known, cached: Option<&Live>) -> Option<Live> {
-    let fits = |live: &&Live| live.uid == known.uid && live.generation == known.generation;
-    let watched = known.live.as_deref().filter(|_| list_of_many(kind).is_some());
+    let fits = |live: &&Live| live.uid == known.uid && live.generation >= known.generation;
+    let watched = known.live.as_deref().filter(|_| is_shared(kind));
     let (cached, watched) = (cached.filter(fits), watched.filter(fits));
     match (cached, watched) {
         (Some(cached), Some(watched)) if watched.is_newer_than(cached) => Some(watched.clone()),

@@ -8,6 +8,7 @@ use super::{
 use crate::{
     convert::{self, Object, Source, WorkloadSlice},
     problem::{Problem, Severity},
+    status::{Live, is_shared},
 };
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -20,6 +21,8 @@ pub(super) struct Item {
     /// `None`: there is nothing to keep.
     pub(super) body: Option<Body>,
     pub(super) problems: Vec<Problem>,
+    /// With its status, where that is wanted.
+    pub(super) live: Option<Live>,
 }
 
 #[derive(Debug)]
@@ -49,9 +52,14 @@ pub(super) fn key(raw: &Raw) -> Option<ObjectKey> {
     Some(field("name")).filter(|n| !n.is_empty()).map(|name| ObjectKey::new(field("namespace"), name))
 }
 
-/// Converts. `None` for an object without a name, which no API server sends.
-pub(super) fn admit(kind: Watched, version: &str, raw: Raw) -> Option<Item> {
+/// Converts. `None` for an object without a name, which no API server sends. `statuses`: whether those are wanted that
+/// other controllers may write too.
+pub(super) fn admit(kind: Watched, version: &str, raw: Raw, statuses: bool) -> Option<Item> {
     let key = key(&raw)?;
+    let live = match kind {
+        Watched::Model(kind) if statuses && is_shared(kind) => Live::of(&raw.0),
+        _ => None,
+    };
     let mut value = raw.0;
     fill_type(kind, version, &mut value);
     slim(kind, &mut value);
@@ -80,7 +88,7 @@ pub(super) fn admit(kind: Watched, version: &str, raw: Raw) -> Option<Item> {
         Watched::TrustRoots => (text(&value, TRUST_ROOTS.1).map(Body::Roots), Vec::new()),
         Watched::Definition => (Some(Body::Definition(bundle(&value))), Vec::new()),
     };
-    Some(Item { key, body, problems })
+    Some(Item { key, body, problems, live })
 }
 
 /// Items of a core list come without their type.

@@ -1,7 +1,7 @@
 //! The one task that owns the state: takes events, starts and ends followers, publishes worlds.
 
 use super::{
-    ClusterInputs, ClusterOptions, WatchState,
+    ClusterInputs, ClusterOptions, Role, WatchState,
     discovery::{self, Served},
     follow::{Event, Failure, Follower, What},
     kinds::{self, OPTIONAL_GROUPS, Watched},
@@ -9,7 +9,7 @@ use super::{
     state::{Fault, KindState},
     store::Store,
 };
-use crate::world::World;
+use crate::{status::Lives, world::World};
 use kube::Client;
 use std::{
     collections::BTreeMap,
@@ -121,6 +121,10 @@ impl Cluster {
             material_ended: false,
             captured_ended: false,
         }
+    }
+
+    pub(super) fn lives(&self) -> Arc<Lives> {
+        self.store.lives()
     }
 
     pub(super) async fn run(mut self) {
@@ -331,6 +335,7 @@ impl Cluster {
             version,
             path: kind.path(version, &self.options.system_namespace),
             fields: kind.fields(&self.options.role),
+            statuses: self.options.role == Role::Controller,
             epoch: self.epoch,
             events: self.events.0.clone(),
             streaming: self.streaming.clone(),

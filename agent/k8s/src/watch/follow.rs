@@ -97,6 +97,8 @@ pub(super) struct Follower {
     pub(super) version: &'static str,
     pub(super) path: String,
     pub(super) fields: Option<String>,
+    /// Keep statuses that other controllers may write too.
+    pub(super) statuses: bool,
     pub(super) epoch: u64,
     pub(super) events: mpsc::Sender<Event>,
     /// Cleared for all by the first who is refused.
@@ -281,7 +283,7 @@ impl Follower {
     }
 
     async fn put(&self, raw: Raw) -> Result<(), Stop> {
-        match admit::admit(self.kind, self.version, raw) {
+        match admit::admit(self.kind, self.version, raw, self.statuses) {
             Some(item) => self.say(What::Put(Box::new(item))).await,
             None => Ok(()),
         }

@@ -25,7 +25,7 @@ pub use store::Captured;
 /// The same on both ends of the agent's stream.
 pub use weft_control::Material;
 
-use crate::world::World;
+use crate::{status::Lives, world::World};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -84,6 +84,8 @@ pub struct ClusterHandle {
     pub state: watch::Receiver<Arc<WatchState>>,
     /// The mesh's trust roots (PEM), once they are there. A deleted ConfigMap takes none away.
     pub roots: watch::Receiver<Option<Str>>,
+    /// For the controller: objects whose status other controllers may write too, as they came last.
+    pub lives: Arc<Lives>,
     stop: CancellationToken,
     task: AbortOnDropHandle<()>,
 }
@@ -147,12 +149,13 @@ impl ClusterProvider {
         let outputs =
             cluster::Outputs { worlds: worlds_tx, ready: ready_tx, state: state_tx, roots: roots_tx };
         let cluster = cluster::Cluster::new(client, options, inputs, outputs);
+        let lives = cluster.lives();
         let stopped = stop.clone();
         let task = tokio::spawn(async move {
             // Its followers are aborted with it: they hold nothing but connections.
             stopped.run_until_cancelled_owned(cluster.run()).await;
         });
-        Ok(ClusterHandle { worlds, ready, state, roots, stop, task: AbortOnDropHandle::new(task) })
+        Ok(ClusterHandle { worlds, ready, state, roots, lives, stop, task: AbortOnDropHandle::new(task) })
     }
 }
 

@@ -1,11 +1,14 @@
 //! The maps of a Snapshot, by kind.
 
 use crate::convert::Object;
-use std::{collections::BTreeMap, sync::Arc};
-use weft_core::model::{Kind, ObjectKey, Objects, RouteKind, Snapshot, Str};
+use std::sync::Arc;
+use weft_core::{
+    model::{Kind, ObjectKey, Objects, RouteKind, Snapshot, Str},
+    sorted::Sorted,
+};
 
 /// True when it was not there, or is different.
-pub(super) fn replace<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, Arc<V>>, key: K, value: Arc<V>) -> bool {
+pub(super) fn replace<K: Ord + Clone, V: PartialEq>(map: &mut Sorted<K, Arc<V>>, key: K, value: Arc<V>) -> bool {
     if map.get(&key).is_some_and(|old| **old == *value) {
         return false;
     }

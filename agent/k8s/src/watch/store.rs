@@ -12,6 +12,7 @@ use crate::{
     convert::{self, Object, Source, WorkloadSlice},
     problem::{Problem, Report, Severity},
     provision,
+    status::Lives,
     world::World,
     yaml,
 };
@@ -20,7 +21,7 @@ use std::{
     ops::Bound,
     sync::Arc,
 };
-use weft_core::model::{Kind, ObjectKey, Objects, Origin, Pod, Snapshot, Str};
+use weft_core::model::{Kind, ObjectKey, ObjectRef, Objects, Origin, Pod, Snapshot, Str};
 
 /// Pods whose capture stands, with their uid.
 pub type Captured = BTreeMap<ObjectKey, Str>;
@@ -46,6 +47,8 @@ pub(super) struct Store {
     listing: HashMap<Watched, HashSet<ObjectKey>>,
     /// Placements are out of date.
     unplaced: bool,
+    /// Ahead of the worlds.
+    lives: Arc<Lives>,
 }
 
 impl Store {
@@ -57,12 +60,16 @@ impl Store {
         Self { me, ..Self::default() }
     }
 
+    /// The statuses that came with the objects.
+    pub(super) fn lives(&self) -> Arc<Lives> {
+        self.lives.clone()
+    }
+
     /// The world as it is now.
     pub(super) fn world(&mut self) -> World {
         if std::mem::take(&mut self.unplaced) {
-            let mut placements = provision::placements(&self.snapshot, self.me.as_deref());
-            keep_same(&self.snapshot.placements, &mut placements);
-            self.snapshot.placements = placements;
+            let placements = provision::placements(&self.snapshot, self.me.as_deref());
+            self.snapshot.placements = keep_same(&self.snapshot.placements, &placements);
         }
         World {
             snapshot: self.snapshot.clone(),
@@ -112,9 +119,12 @@ impl Store {
     }
 
     /// An object is there or has changed. True when that changes the world.
-    pub(super) fn put(&mut self, kind: Watched, item: Item) -> bool {
+    pub(super) fn put(&mut self, kind: Watched, mut item: Item) -> bool {
         if let Some(seen) = self.listing.get_mut(&kind) {
             seen.insert(item.key.clone());
+        }
+        if let (Watched::Model(of), Some(live)) = (kind, item.live.take()) {
+            self.lives.put(ObjectRef { kind: of, key: item.key.clone() }, live);
         }
         let refused = item.refused();
         let mut problems = item.problems;
@@ -139,6 +149,9 @@ impl Store {
 
     /// An object is gone. True when that changes the world.
     pub(super) fn remove(&mut self, kind: Watched, key: &ObjectKey) -> bool {
+        if let Watched::Model(of) = kind {
+            self.lives.remove(&ObjectRef { kind: of, key: key.clone() });
+        }
         self.problems.remove(&(kind, key.clone())).is_some() | self.take(kind, key)
     }
 
@@ -324,12 +337,15 @@ const fn places(kind: Watched) -> bool {
 }
 
 /// Equal values keep their `Arc`.
-fn keep_same<T: PartialEq>(before: &Objects<T>, now: &mut Objects<T>) {
-    for (key, value) in now {
-        if let Some(old) = before.get(key).filter(|old| ***old == **value) {
-            *value = old.clone();
-        }
-    }
+fn keep_same<T: PartialEq>(before: &Objects<T>, now: &Objects<T>) -> Objects<T> {
+    let mut kept = before.clone();
+    before.differences(now, |was, is| was == is, |key, _, is| {
+        match is {
+            Some(is) => kept.insert(key.clone(), is.clone()),
+            None => kept.remove(key),
+        };
+    });
+    kept
 }
 
 fn with_capture(pod: &Arc<Pod>, captured: &Captured) -> Arc<Pod> {

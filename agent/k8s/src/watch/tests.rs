@@ -485,7 +485,7 @@ async fn pods_of_other_nodes_come_from_slices() {
 
 #[tokio::test]
 async fn material_is_the_snapshots_secrets() {
-    use weft_core::model::{ConfigMap, Secret};
+    use weft_core::model::{ConfigMap, Objects, Secret};
     let api = FakeApi::new();
     let (material_tx, material) = watch::channel(Arc::<Material>::default());
     let (_captured_tx, captured) = watch::channel(Arc::default());
@@ -506,8 +506,8 @@ async fn material_is_the_snapshots_secrets() {
             other => panic!("{other:?}"),
         };
     material_tx.send_replace(Arc::new(Material {
-        secrets: BTreeMap::from([(key("cert"), secret)]),
-        config_maps: BTreeMap::from([(key("cert"), map)]),
+        secrets: Objects::from([(key("cert"), secret)]),
+        config_maps: Objects::from([(key("cert"), map)]),
     }));
     bed.world("material", |w| w.snapshot.secrets.len() + w.snapshot.config_maps.len() == 2).await;
     material_tx.send_replace(Arc::default());

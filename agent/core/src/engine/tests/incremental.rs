@@ -187,7 +187,8 @@ fn edit(w: &mut World, feedback: &mut Feedback, e: &Edit) {
             put(&mut w.0.listener_sets, &name(i % 3), new);
         }
         Edit::Route(i, v) => {
-            w.0.routes.retain(|(_, k), _| *k != key(&name(i % 8)));
+            let others = w.0.routes.iter().filter(|((_, k), _)| *k != key(&name(i % 8)));
+            w.0.routes = others.map(|(id, route)| (id.clone(), route.clone())).collect();
             if let Some(spec) = v {
                 w.route(route_of(i % 8, spec));
             }
@@ -461,9 +462,8 @@ proptest! {
         prop_assert_eq!(observed(&last.config), observed(&fresh.config));
         // Once more, with equal content in other allocations: nothing happens.
         let mut copy = w.0.clone();
-        for route in copy.routes.values_mut() {
-            *route = Arc::new((**route).clone());
-        }
+        let anew = |route: &Arc<Route>| Arc::new((**route).clone());
+        copy.routes = copy.routes.iter().map(|(id, route)| (id.clone(), anew(route))).collect();
         let again = engine.apply(copy, &feedback);
         prop_assert!(again.changed.is_empty());
         prop_assert!(Arc::ptr_eq(&again.config, &last.config));
