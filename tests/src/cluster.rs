@@ -137,14 +137,21 @@ impl Cluster {
     /// # Errors
     /// When it cannot run, or does not end in time.
     pub fn weft_says(&self, args: &[&str]) -> Result<Said> {
-        let weft = self.weft.to_str().context("path")?;
-        let output = self.command(LIMIT, &[&[weft], args].concat()).stdin(Stdio::null()).output()?;
+        self.says(&[&[self.weft.to_str().context("path")?], args].concat())
+    }
+
+    /// A command beside the cluster whose failing is an answer too.
+    ///
+    /// # Errors
+    /// When it cannot run, or does not end in time.
+    pub fn says(&self, argv: &[&str]) -> Result<Said> {
+        let output = self.command(LIMIT, argv).stdin(Stdio::null()).output()?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let (out, err) = (text(&output.stdout), text(&output.stderr));
         // `timeout` ends with 124 when the time is up, and with 137 when it had to kill.
         match output.status.code() {
             Some(code @ 0..=100) => Ok(Said { code, out, err }),
-            _ => bail!("weft {}: {}\n{out}{err}", args.join(" "), output.status),
+            _ => bail!("`{}`: {}\n{out}{err}", argv.join(" "), output.status),
         }
     }
 

@@ -49,8 +49,9 @@ use weft_proxy::{
 /// Readiness waits at most this long for pods that an earlier agent served.
 const ADOPTION_PATIENCE: Duration = Duration::from_secs(15);
 
-/// A pod that leaves is served on for so long: by way of the controller its peers hear of it within a second or two.
-const LINGER: Duration = Duration::from_secs(5);
+/// A pod that leaves is served on for so long: by way of the controller its peers hear of it within a second or two, on busy
+/// machines later.
+const LINGER: Duration = Duration::from_secs(10);
 
 /// Connections that are still there when an agent without a successor ends.
 const ALONE_GRACE: Duration = Duration::from_secs(5);

@@ -210,13 +210,17 @@ impl<'a> Ca<'a> {
             args.extend(["-H", &bearer]);
         }
         args.extend(["--data-binary", &body, "-o", "/dev/null", "-D", "-", &url]);
-        let head = self.cluster.run(&args)?;
-        let field = |name: &str| {
-            let value = |line: &str| Some(line.strip_prefix(name)?.strip_prefix(": ")?.trim().to_owned());
-            head.lines().find_map(value)
-        };
-        let code = field("grpc-status").with_context(|| format!("no grpc-status in {head}"))?;
-        Ok(Answer { code: code.parse()?, message: field("grpc-message").unwrap_or_default() })
+        // Who is refused is answered before its request is read to the end, and then its stream is reset: some versions of
+        // curl call that an error (92), and when it comes early enough they do not show the answer.
+        self.cluster.wait("an answer of the CA", || {
+            let said = self.cluster.says(&args)?;
+            let field = |name: &str| {
+                let value = |line: &str| Some(line.strip_prefix(name)?.strip_prefix(": ")?.trim().to_owned());
+                said.out.lines().find_map(value)
+            };
+            let code = field("grpc-status").with_context(|| format!("no grpc-status: {said:?}"))?;
+            Ok(Answer { code: code.parse()?, message: field("grpc-message").unwrap_or_default() })
+        })
     }
 
     /// How many calls were refused, by reason.

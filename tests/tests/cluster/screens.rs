@@ -55,7 +55,7 @@ pub(crate) fn good(story: &Story<'_>) -> Result<()> {
             ("WEFT-C001", "ok", "Kubernetes", ""),
             ("WEFT-C020", "ok", "ready", ""),
             ("WEFT-C021", "ok", "leads", ""),
-            ("WEFT-C026", "ok", "2 nodes", ""),
+            ("WEFT-C026", "ok", "the CNI plugin is chained on", ""),
             ("WEFT-C027", "ok", "CA", ""),
             ("WEFT-C029", "ok", "accepted", ""),
             ("WEFT-C031", "ok", "pods in the mesh", ""),
