@@ -65,7 +65,8 @@ impl Duties {
         );
         let counts = events.counts();
         Self {
-            writer: StatusWriter::start(client.clone(), WriterConfig::default(), leadership, Some(events)),
+            writer: StatusWriter::start(client.clone(), WriterConfig::default(), leadership, Some(events))
+                .mending(lives.clone()),
             provisioner: Provisioner::start(client.clone(), ProvisionerOptions::default()),
             slices: SlicePublisher::start(client, SliceOptions::default()),
             materials,

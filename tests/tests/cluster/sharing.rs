@@ -34,7 +34,8 @@ pub(crate) fn run(story: &Story<'_>) -> Result<()> {
     route.settles(&all, None)?;
     route.write(How::Update, |list| list.insert(0, entry("as updated, before ours")))?;
     route.settles(&all, Some("as updated, before ours"))?;
-    route.write(How::Apply, |list| replace(list, "allein, für sich"))?;
+    // A careless one applies itself alone, which takes everybody else's entries away.
+    route.write(How::Apply, |list| *list = vec![entry("allein, für sich")])?;
     route.settles(&all, Some("allein, für sich"))?;
     route.patch(&json!({"parentRefs": parents(&["edge", "foreign"])}))?;
     route.settles(&["edge"], Some("allein, für sich"))?;

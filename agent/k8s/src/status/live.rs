@@ -1,10 +1,14 @@
 //! The status that the cluster holds.
 
 use super::FIELD_MANAGER;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+use tokio::sync::Notify;
 use weft_core::model::{Kind, ObjectKey, ObjectRef, Str};
 
 /// An object as the API server showed it last: what a write is compared with. Kept as text, because ten thousand
@@ -57,21 +61,46 @@ impl Live {
 /// Objects of the kinds whose status several controllers write, as the watch brought them last: newer than the last world
 /// or as new. A write needs them, because such a status is replaced as a whole.
 #[derive(Debug, Default)]
-pub struct Lives(RwLock<HashMap<ObjectRef, Arc<Live>>>);
+pub struct Lives {
+    held: RwLock<HashMap<ObjectRef, Arc<Live>>>,
+    /// Bounded by the number of objects: each is in it once.
+    edited: Mutex<BTreeSet<ObjectRef>>,
+    moved: Notify,
+}
 
 impl Lives {
     /// None: it is not there, or its kind is one controller's alone.
     #[must_use]
     pub fn get(&self, object: &ObjectRef) -> Option<Arc<Live>> {
-        self.0.read().get(object).cloned()
+        self.held.read().get(object).cloned()
+    }
+
+    /// Waits for objects whose status alone has changed, by us or by others. A world does not show it, and who writes the
+    /// whole list may have written our entries away.
+    pub async fn edited(&self) -> BTreeSet<ObjectRef> {
+        loop {
+            let edited = std::mem::take(&mut *self.edited.lock());
+            if !edited.is_empty() {
+                return edited;
+            }
+            self.moved.notified().await;
+        }
     }
 
     pub(crate) fn put(&self, object: ObjectRef, live: Live) {
-        self.0.write().insert(object, Arc::new(live));
+        let before = self.held.write().insert(object.clone(), Arc::new(live.clone()));
+        let edited = |before: &Arc<Live>| {
+            (&before.uid, before.generation) == (&live.uid, live.generation) && before.status != live.status
+        };
+        if before.as_ref().is_some_and(edited) {
+            self.edited.lock().insert(object);
+            self.moved.notify_one();
+        }
     }
 
     pub(crate) fn remove(&self, object: &ObjectRef) {
-        self.0.write().remove(object);
+        self.held.write().remove(object);
+        self.edited.lock().remove(object);
     }
 }
 
@@ -157,4 +186,32 @@ impl Raw {
 /// Go writes an empty list as `null`.
 fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(from: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn a_status_that_changes_alone_is_told_and_nothing_else() {
+        let lives = Lives::default();
+        let object = |name: &str| ObjectRef { kind: Kind::HttpRoute, key: ObjectKey::new("a", name) };
+        let put = |name: &str, uid: &str, generation: i64, status: Value| {
+            let metadata = json!({"namespace": "a", "name": name, "uid": uid, "generation": generation});
+            let live = Live::of(&json!({"metadata": metadata, "status": status}));
+            lives.put(object(name), live.unwrap());
+        };
+        for name in ["same", "edited", "respecified", "anew", "gone"] {
+            put(name, "1", 1, json!({"parents": []}));
+        }
+        put("same", "1", 1, json!({"parents": []}));
+        put("edited", "1", 1, json!({"parents": [1]}));
+        put("respecified", "1", 2, json!({"parents": [1]}));
+        put("anew", "2", 1, json!({"parents": [1]}));
+        put("gone", "1", 1, json!({"parents": [1]}));
+        lives.remove(&object("gone"));
+        assert_eq!(lives.edited().await, BTreeSet::from([object("edited")]));
+        assert!(lives.edited.lock().is_empty());
+    }
 }

@@ -129,6 +129,7 @@ pub struct StatusWriter {
     progress: Arc<Progress>,
     stop: CancellationToken,
     task: Option<JoinHandle<()>>,
+    mender: Option<JoinHandle<()>>,
 }
 
 impl StatusWriter {
@@ -145,7 +146,7 @@ impl StatusWriter {
         let stop = CancellationToken::new();
         let setup = term::Setup { client, config, inbox: inbox.clone(), progress: progress.clone(), events };
         let task = tokio::spawn(run(setup, leadership, stop.clone()));
-        Self { inbox, progress, stop, task: Some(task) }
+        Self { inbox, progress, stop, task: Some(task), mender: None }
     }
 
     /// Replaces what should be, and says which objects to compare again: those whose status has changed, those that
@@ -159,6 +160,20 @@ impl StatusWriter {
         self.inbox.arrived.notify_one();
     }
 
+    /// Has every object compared again whose status somebody writes, so that entries of ours that another controller takes
+    /// away are back at once and not with the next survey. Until the writer stops.
+    #[must_use]
+    pub fn mending(mut self, lives: Arc<Lives>) -> Self {
+        let (inbox, stop) = (self.inbox.clone(), self.stop.clone());
+        self.mender = Some(tokio::spawn(async move {
+            while let Some(edited) = stop.run_until_cancelled(lives.edited()).await {
+                inbox.mail.lock().changed.extend(edited);
+                inbox.arrived.notify_one();
+            }
+        }));
+        self
+    }
+
     /// For metrics.
     #[must_use]
     pub fn progress(&self) -> Arc<Progress> {
@@ -168,7 +183,7 @@ impl StatusWriter {
     /// Stops, cancelling what is being written.
     pub async fn stop(mut self) {
         self.stop.cancel();
-        if let Some(task) = self.task.take() {
+        for task in self.task.take().into_iter().chain(self.mender.take()) {
             // A panic in it has been reported by the runtime.
             let _ = task.await;
         }
