@@ -203,10 +203,7 @@ fn may_have(
 }
 
 /// The objects of one namespace: they stand together, because keys are ordered by the text `namespace/name`.
-fn in_namespace<'a, T>(
-    objects: &'a Objects<T>,
-    namespace: &Str,
-) -> impl Iterator<Item = &'a Arc<T>> {
+fn in_namespace<'a, T>(objects: &'a Objects<T>, namespace: &Str) -> impl Iterator<Item = &'a Arc<T>> {
     let first = ObjectKey::new(namespace.clone(), "");
     let namespace = namespace.clone();
     objects

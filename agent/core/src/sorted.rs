@@ -62,7 +62,8 @@ impl<K: Ord, V> Sorted<K, V> {
     where
         K: Borrow<Q>,
     {
-        let after = self.chunks.partition_point(|c| c.first().is_some_and(|(first, _)| first.borrow() <= key));
+        let after =
+            self.chunks.partition_point(|c| c.first().is_some_and(|(first, _)| first.borrow() <= key));
         after.saturating_sub(1)
     }
 
@@ -240,9 +241,7 @@ impl<'a, K, V> Cursor<'a, K, V> {
     /// Both stand at the beginning of one chunk: both pass it.
     fn skip_shared(&mut self, other: &mut Self) -> bool {
         let shared = match (self.chunks.first(), other.chunks.first()) {
-            (Some(mine), Some(theirs)) => {
-                self.index == 0 && other.index == 0 && Arc::ptr_eq(mine, theirs)
-            }
+            (Some(mine), Some(theirs)) => self.index == 0 && other.index == 0 && Arc::ptr_eq(mine, theirs),
             _ => false,
         };
         if shared {
@@ -356,10 +355,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     /// Differences as a model would tell them.
-    fn expected(
-        old: &BTreeMap<u16, u8>,
-        new: &BTreeMap<u16, u8>,
-    ) -> Vec<(u16, Option<u8>, Option<u8>)> {
+    fn expected(old: &BTreeMap<u16, u8>, new: &BTreeMap<u16, u8>) -> Vec<(u16, Option<u8>, Option<u8>)> {
         let keys: std::collections::BTreeSet<_> = old.keys().chain(new.keys()).copied().collect();
         let both = keys.into_iter().map(|k| (k, old.get(&k).copied(), new.get(&k).copied()));
         both.filter(|(_, was, is)| was != is).collect()

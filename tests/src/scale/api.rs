@@ -104,7 +104,11 @@ impl Api {
 
     /// Everything of a collection, and then each change, until `take` is satisfied or the server ends the watch. The
     /// time is that of the line's arrival.
-    pub(super) async fn follow(&self, path: &str, mut take: impl FnMut(&Value, Instant) -> bool) -> Result<()> {
+    pub(super) async fn follow(
+        &self,
+        path: &str,
+        mut take: impl FnMut(&Value, Instant) -> bool,
+    ) -> Result<()> {
         // Not a streaming list: an older etcd cannot.
         let list = self.json(Method::GET, path, None).await?;
         if list["items"].as_array().context("items")?.iter().any(|object| take(object, Instant::now())) {

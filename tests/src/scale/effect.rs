@@ -63,14 +63,17 @@ impl<'a> Live<'a> {
     pub(super) fn begin(cluster: &'a Cluster, runtime: &'a Runtime, api: &'a Api) -> Result<Self> {
         let nodes = runtime.block_on(api.json(Method::GET, "/api/v1/nodes", None))?;
         let nodes = nodes["items"].as_array().context("items")?;
-        let node = |n: usize| nodes.get(n).and_then(|n| n["metadata"]["name"].as_str()).context("two nodes are needed");
+        let node = |n: usize| {
+            nodes.get(n).and_then(|n| n["metadata"]["name"].as_str()).context("two nodes are needed")
+        };
         cluster.apply(&manifest(&cluster.image, [node(0)?, node(1)?]))?;
         let wait = ["-n", LIVE, "wait", "--for=condition=Available", "deployment", "--all", "--timeout=110s"];
         cluster.kubectl(&wait)?;
         let server = |version: &str| -> Result<(String, String, String)> {
             let pods = cluster.json(&["-n", LIVE, "get", "pods", "-l", &format!("version={version}")])?;
             let pod = &pods["items"][0];
-            let text = |p: &str| pod.pointer(p).and_then(Value::as_str).map(str::to_owned).context("a pod's field");
+            let text =
+                |p: &str| pod.pointer(p).and_then(Value::as_str).map(str::to_owned).context("a pod's field");
             Ok((version.to_owned(), text("/metadata/name")?, text("/status/podIP")?))
         };
         let live = Self { cluster, runtime, api, servers: [server("v1")?, server("v2")?] };
@@ -91,7 +94,8 @@ impl<'a> Live<'a> {
     pub(super) fn route_edits(&self, count: u64) -> Result<Times> {
         let path = format!("{GATEWAY}/namespaces/{LIVE}/httproutes/live");
         self.measure("live", count, |server| {
-            let backends = [0, 1].map(|n| json!({"name": self.servers[n].0, "port": 80, "weight": u8::from(n == server)}));
+            let backends = [0, 1]
+                .map(|n| json!({"name": self.servers[n].0, "port": 80, "weight": u8::from(n == server)}));
             (path.clone(), json!({"spec": {"rules": [{"backendRefs": backends}]}}))
         })
     }

@@ -72,7 +72,10 @@ const KINDS: f64 = 9.0;
 /// # Errors
 /// What keeps it from measuring. What it finds wrong is in the report, and an exit code.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    ensure!(args.namespaces >= 2 && args.services >= args.namespaces, "at least two namespaces with a Service each");
+    ensure!(
+        args.namespaces >= 2 && args.services >= args.namespaces,
+        "at least two namespaces with a Service each"
+    );
     let cluster = Cluster::from_env()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let api = runtime.block_on(Api::new())?;
@@ -106,7 +109,8 @@ struct Scale<'a> {
 impl Scale<'_> {
     fn all(&self, figures: &mut Figures) -> Result<()> {
         self.clear()?;
-        let installed = !self.cluster.kubectl(&["get", "namespace", SYSTEM, "--ignore-not-found"])?.is_empty();
+        let installed =
+            !self.cluster.kubectl(&["get", "namespace", SYSTEM, "--ignore-not-found"])?.is_empty();
         if !installed {
             step("the API server alone", || self.alone(figures))?;
             let settings = ["--set", "agent.drainSeconds=10"];
@@ -115,11 +119,13 @@ impl Scale<'_> {
         }
         let live = step("pods that call each other", || Live::begin(self.cluster, self.runtime, self.api))?;
         figures.empty = self.sample()?;
-        figures.effect_before = step("effect of changes, without much else", || live.route_edits(self.args.edits))?;
+        figures.effect_before =
+            step("effect of changes, without much else", || live.route_edits(self.args.edits))?;
         step("namespaces, Gateways, Services", || self.services(figures))?;
         step("routes", || self.routes(figures))?;
         figures.effect = step("effect of changes, beside all", || live.route_edits(self.args.edits))?;
-        figures.effect_endpoints = step("effect of endpoints, beside all", || live.endpoint_edits(self.args.edits))?;
+        figures.effect_endpoints =
+            step("effect of endpoints, beside all", || live.endpoint_edits(self.args.edits))?;
         step("controller restarted", || self.restart(figures))?;
         figures.full = self.sample()?;
         step("all removed", || self.remove(figures))?;
@@ -166,9 +172,11 @@ impl Scale<'_> {
             track::gateways(self.api, if self.cluster.is_bed() { "Programmed" } else { "Accepted" }).await?;
             figures.services_created = self.api.create(&self.world.services).await?;
             let last = Instant::now();
-            let there = |sample: &Sample, want: f64| sample.get("weft_watch_objects{kind=\"Service\"}") >= want;
+            let there =
+                |sample: &Sample, want: f64| sample.get("weft_watch_objects{kind=\"Service\"}") >= want;
             let count = self.args.services as f64;
-            pods::wait(self.api, "every Service to be known", |all| all.iter().all(|s| there(s, count))).await?;
+            pods::wait(self.api, "every Service to be known", |all| all.iter().all(|s| there(s, count)))
+                .await?;
             figures.services_known = last.elapsed();
             anyhow::Ok(())
         })?;
@@ -197,7 +205,11 @@ impl Scale<'_> {
         figures.loaded = self.sample()?;
         figures.cost_of_routes = report::cost(&before, &figures.loaded, start.elapsed());
         figures.check("every status is complete and correct", self.runtime.block_on(self.verify())?);
-        figures.found("attachedRoutes is exact on every listener", true, format!("{:?}", self.world.attached()));
+        figures.found(
+            "attachedRoutes is exact on every listener",
+            true,
+            format!("{:?}", self.world.attached()),
+        );
         figures.sorts = self.world.sorts();
         if self.args.assert_time {
             let took = figures.complete.max(figures.attached);
@@ -216,9 +228,7 @@ impl Scale<'_> {
     /// Waits until the leader has nothing to write.
     async fn quiet(&self) -> Result<()> {
         let idle = |s: &Sample| s.get("weft_status_queued") + s.get("weft_status_running") == 0.0;
-        let done = |all: &[Sample]| {
-            all.iter().filter(|s| s.get("weft_leader") == 1.0).any(|s| idle(s))
-        };
+        let done = |all: &[Sample]| all.iter().filter(|s| s.get("weft_leader") == 1.0).any(|s| idle(s));
         pods::wait(self.api, "the status writer to be done", done).await.map(drop)
     }
 
@@ -246,7 +256,14 @@ impl Scale<'_> {
         let old: Vec<String> = before.iter().map(|s| s.pod.clone()).collect();
         self.cluster.kubectl(&["-n", SYSTEM, "rollout", "restart", "deployment/weft-controller"])?;
         let start = Instant::now();
-        self.cluster.kubectl(&["-n", SYSTEM, "rollout", "status", "deployment/weft-controller", "--timeout=110s"])?;
+        self.cluster.kubectl(&[
+            "-n",
+            SYSTEM,
+            "rollout",
+            "status",
+            "deployment/weft-controller",
+            "--timeout=110s",
+        ])?;
         let compared = |s: &Sample| {
             !old.contains(&s.pod)
                 && s.get("weft_leader") == 1.0

@@ -46,14 +46,16 @@ pub(super) async fn sample(api: &Api) -> Result<Vec<Sample>> {
     let list = api.json(Method::GET, PODS, None).await?;
     let mut out = Vec::new();
     for pod in list["items"].as_array().context("items")? {
-        let text = |pointer: &str| pod.pointer(pointer).and_then(|v| v.as_str()).unwrap_or_default().to_owned();
+        let text =
+            |pointer: &str| pod.pointer(pointer).and_then(|v| v.as_str()).unwrap_or_default().to_owned();
         let (name, node) = (text("/metadata/name"), text("/spec/nodeName"));
         let part = text("/metadata/labels/app.kubernetes.io~1component");
         if text("/status/phase") != "Running" || !["agent", "controller"].contains(&part.as_str()) {
             continue;
         }
         // One that is just ending does not answer.
-        let Ok(page) = api.text(Method::GET, &format!("{PODS}/{name}:15020/proxy/metrics"), None).await else {
+        let Ok(page) = api.text(Method::GET, &format!("{PODS}/{name}:15020/proxy/metrics"), None).await
+        else {
             continue;
         };
         let series = parse(&page);
@@ -83,7 +85,10 @@ pub(super) async fn wait(api: &Api, what: &str, done: impl Fn(&[Sample]) -> bool
 
 fn parse(page: &str) -> Series {
     let lines = page.lines().filter(|l| !l.starts_with('#'));
-    lines.filter_map(|l| l.rsplit_once(' ')).filter_map(|(k, v)| Some((k.to_owned(), v.parse().ok()?))).collect()
+    lines
+        .filter_map(|l| l.rsplit_once(' '))
+        .filter_map(|(k, v)| Some((k.to_owned(), v.parse().ok()?)))
+        .collect()
 }
 
 /// The most memory that each pod had while this lived.

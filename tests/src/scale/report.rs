@@ -1,12 +1,6 @@
 //! What was found, as a page.
 
-use super::{
-    Args,
-    effect::Times,
-    pods::Sample,
-    world::Sort,
-    writes::Count,
-};
+use super::{Args, effect::Times, pods::Sample, world::Sort, writes::Count};
 use std::{collections::BTreeMap, fmt::Write as _, fs, time::Duration};
 
 /// Everything that was measured.
@@ -125,8 +119,13 @@ fn statuses(figures: &Figures, args: &Args, o: &mut String) {
         row("the API server alone, creating routes", format!("{:.0} a second", figures.alone_creates));
         row("the API server alone, status writes", format!("{:.0} a second", figures.alone_patches));
     }
-    let rate = |n: usize, took: Duration| format!("{:.1} s ({:.0} a second)", took.as_secs_f64(), n as f64 / took.as_secs_f64());
-    row(&format!("{} Services and as many EndpointSlices created in", args.services), rate(args.services * 2, figures.services_created));
+    let rate = |n: usize, took: Duration| {
+        format!("{:.1} s ({:.0} a second)", took.as_secs_f64(), n as f64 / took.as_secs_f64())
+    };
+    row(
+        &format!("{} Services and as many EndpointSlices created in", args.services),
+        rate(args.services * 2, figures.services_created),
+    );
     row("known to every agent and controller after the last", seconds(figures.services_known));
     row(&format!("{} routes created in", args.routes), rate(args.routes, figures.routes_created));
     row("right by then", figures.right_at_last.to_string());
@@ -137,33 +136,53 @@ fn statuses(figures: &Figures, args: &Args, o: &mut String) {
     row("and gone from every Config after", seconds(figures.shrunk));
     let sorts: Vec<_> = figures.sorts.iter().map(|(sort, n)| format!("{n} {sort:?}")).collect();
     let _ = writeln!(o, "\nThe routes: {}.\n", sorts.join(", "));
-    let _ = writeln!(o, "| status writes while routes were created | objects | writes | most of one |\n|---|---|---|---|");
+    let _ = writeln!(
+        o,
+        "| status writes while routes were created | objects | writes | most of one |\n|---|---|---|---|"
+    );
     for (resource, count) in &figures.writes {
         let _ = writeln!(o, "| {resource} | {} | {} | {} |", count.objects, count.writes, count.most);
     }
 }
 
 fn effects(figures: &Figures, o: &mut String) {
-    let _ = writeln!(o, "\n## From change to effect\n\nMilliseconds until the first request that the new backend answers.\n");
-    let _ = writeln!(o, "| | changes | from | p50 | p90 | p99 | max | requests failed |\n|---|---|---|---|---|---|---|---|");
+    let _ = writeln!(
+        o,
+        "\n## From change to effect\n\nMilliseconds until the first request that the new backend answers.\n"
+    );
+    let _ = writeln!(
+        o,
+        "| | changes | from | p50 | p90 | p99 | max | requests failed |\n|---|---|---|---|---|---|---|---|"
+    );
     let rows = [
         ("a route's backends, without much else", &figures.effect_before),
         ("a route's backends, beside all", &figures.effect),
         ("a Service's endpoint, beside all", &figures.effect_endpoints),
     ];
     for (what, times) in rows {
-        for (from, values) in [("the API's answer", &times.from_answer), ("the request to the API", &times.from_send)] {
+        for (from, values) in
+            [("the API's answer", &times.from_answer), ("the request to the API", &times.from_send)]
+        {
             let [p50, p90, p99, max] = Times::spread(values);
             let n = values.len();
-            let _ = writeln!(o, "| {what} | {n} | {from} | {p50:.1} | {p90:.1} | {p99:.1} | {max:.1} | {} |", times.bad);
+            let _ = writeln!(
+                o,
+                "| {what} | {n} | {from} | {p50:.1} | {p90:.1} | {p99:.1} | {max:.1} | {} |",
+                times.bad
+            );
         }
     }
 }
 
 fn costs(figures: &Figures, o: &mut String) {
-    let _ = writeln!(o, "\n## Cost\n\n| memory, MiB | empty | peak | loaded | after the edits | all removed |\n|---|---|---|---|---|---|");
+    let _ = writeln!(
+        o,
+        "\n## Cost\n\n| memory, MiB | empty | peak | loaded | after the edits | all removed |\n|---|---|---|---|---|---|"
+    );
     for sample in &figures.empty {
-        let of = |all: &[Sample]| all.iter().find(|s| s.who == sample.who).map_or("–".to_owned(), |s| format!("{:.0}", s.mib()));
+        let of = |all: &[Sample]| {
+            all.iter().find(|s| s.who == sample.who).map_or("–".to_owned(), |s| format!("{:.0}", s.mib()))
+        };
         let peak = figures.peaks.get(&sample.pod).map_or("–".to_owned(), |p| format!("{p:.0}"));
         let _ = writeln!(
             o,
@@ -175,7 +194,10 @@ fn costs(figures: &Figures, o: &mut String) {
             of(&figures.removed_samples)
         );
     }
-    let _ = writeln!(o, "\n| while | who | CPU, s | of, s | updates | resolve, ms each | tell, ms each | serve, ms each |\n|---|---|---|---|---|---|---|---|");
+    let _ = writeln!(
+        o,
+        "\n| while | who | CPU, s | of, s | updates | resolve, ms each | tell, ms each | serve, ms each |\n|---|---|---|---|---|---|---|---|"
+    );
     for (what, costs) in [("Services", &figures.cost_of_services), ("routes", &figures.cost_of_routes)] {
         for cost in costs {
             let each = cost.stages.map(|s| s * 1e3 / cost.updates.max(1.0));
@@ -198,7 +220,9 @@ fn place(args: &Args) -> String {
     let model = cpu.lines().find_map(|l| l.strip_prefix("model name")).and_then(|l| l.split_once(':'));
     let cores = cpu.lines().filter(|l| l.starts_with("processor")).count();
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = memory.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let kib = memory
+        .lines()
+        .find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     format!(
         "{}, {cores} cores, {} GiB, Linux {}; {}; commit {}. Everything runs on this one machine: etcd, the API server and \

@@ -82,7 +82,10 @@ impl Tracker {
             if let Ok(ended) = ended {
                 ended.context("the watch broke down")??;
             }
-            ensure!(last.elapsed() < LIMIT, "{wrong} routes are not right after {LIMIT:?}, such as {example:?}");
+            ensure!(
+                last.elapsed() < LIMIT,
+                "{wrong} routes are not right after {LIMIT:?}, such as {example:?}"
+            );
         }
     }
 

@@ -125,12 +125,16 @@ impl Route {
             let mut said: Vec<_> =
                 conditions.iter().map(|c| ["type", "status", "reason"].map(|f| text(c, f))).collect();
             said.sort();
-            let wanted = self.sort.wanted().map(|(kind, status, reason)| [kind, status, reason].map(str::to_owned));
+            let wanted =
+                self.sort.wanted().map(|(kind, status, reason)| [kind, status, reason].map(str::to_owned));
             if said != wanted {
                 return Some(format!("conditions {said:?}, expected {wanted:?}"));
             }
             if let Some(old) = conditions.iter().find(|c| c["observedGeneration"] != *generation) {
-                return Some(format!("observedGeneration {}, expected {generation}", old["observedGeneration"]));
+                return Some(format!(
+                    "observedGeneration {}, expected {generation}",
+                    old["observedGeneration"]
+                ));
             }
         }
         None
@@ -320,7 +324,8 @@ fn route(index: usize, size: &Size) -> Route {
     }
     let attached = match sort {
         Sort::Gateway | Sort::Both | Sort::NoGrant => {
-            let open = LISTENERS.iter().filter(|(.., from)| *from == "All" || name_of_namespace(home) == HOME);
+            let open =
+                LISTENERS.iter().filter(|(.., from)| *from == "All" || name_of_namespace(home) == HOME);
             let chosen = open.filter(|(name, ..)| section(index).is_none_or(|s| s == *name));
             chosen.map(|(name, ..)| (gateway_of(index), *name)).collect()
         }
@@ -340,8 +345,7 @@ fn section(index: usize) -> Option<&'static str> {
 }
 
 fn parents(sort: Sort, index: usize, service: usize, size: &Size) -> Vec<Value> {
-    let on_service =
-        |service: usize, port: u16| json!({"group": "", "kind": "Service", "name": name_of_service(service), "port": port});
+    let on_service = |service: usize, port: u16| json!({"group": "", "kind": "Service", "name": name_of_service(service), "port": port});
     let on_gateway = |section: Option<&str>| {
         let mut reference = json!({
             "group": "gateway.networking.k8s.io", "kind": "Gateway", "namespace": HOME,

@@ -93,7 +93,8 @@ mod tests {
     #[test]
     fn our_successful_writes_since_the_mark() {
         let event = |user: &str, verb: &str, name: &str, code: u32| {
-            let object = json!({"resource": "httproutes", "subresource": "status", "namespace": "a", "name": name});
+            let object =
+                json!({"resource": "httproutes", "subresource": "status", "namespace": "a", "name": name});
             json!({
                 "stage": "ResponseComplete", "verb": verb, "user": {"username": user}, "objectRef": object,
                 "responseStatus": {"code": code},

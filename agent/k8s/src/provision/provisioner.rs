@@ -139,11 +139,8 @@ impl Provisioner {
             nodes: world.nodes.clone(),
             ..Snapshot::default()
         };
-        *published = Some(Published {
-            world: of,
-            gateways: config.gateways.clone(),
-            serving: serving.clone(),
-        });
+        *published =
+            Some(Published { world: of, gateways: config.gateways.clone(), serving: serving.clone() });
         drop(published);
         let work = Work { world: relevant(world), demands: demands(config), serving: serving.clone() };
         self.work.send_if_modified(|last| {

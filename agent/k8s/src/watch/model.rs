@@ -8,7 +8,11 @@ use weft_core::{
 };
 
 /// True when it was not there, or is different.
-pub(super) fn replace<K: Ord + Clone, V: PartialEq>(map: &mut Sorted<K, Arc<V>>, key: K, value: Arc<V>) -> bool {
+pub(super) fn replace<K: Ord + Clone, V: PartialEq>(
+    map: &mut Sorted<K, Arc<V>>,
+    key: K,
+    value: Arc<V>,
+) -> bool {
     if map.get(&key).is_some_and(|old| **old == *value) {
         return false;
     }

@@ -339,12 +339,16 @@ const fn places(kind: Watched) -> bool {
 /// Equal values keep their `Arc`.
 fn keep_same<T: PartialEq>(before: &Objects<T>, now: &Objects<T>) -> Objects<T> {
     let mut kept = before.clone();
-    before.differences(now, |was, is| was == is, |key, _, is| {
-        match is {
-            Some(is) => kept.insert(key.clone(), is.clone()),
-            None => kept.remove(key),
-        };
-    });
+    before.differences(
+        now,
+        |was, is| was == is,
+        |key, _, is| {
+            match is {
+                Some(is) => kept.insert(key.clone(), is.clone()),
+                None => kept.remove(key),
+            };
+        },
+    );
     kept
 }
 

@@ -82,11 +82,10 @@ fn entries_say_what_agents_need() {
         );
         add(&mut world, &text);
     }
-    let captured =
-        Captured::from([(
-            "n1".into(),
-            Arc::new(BTreeMap::from([(ObjectKey::new("shop", "a"), Str::from("uid-a"))])),
-        )]);
+    let captured = Captured::from([(
+        "n1".into(),
+        Arc::new(BTreeMap::from([(ObjectKey::new("shop", "a"), Str::from("uid-a"))])),
+    )]);
     let changes = plan_slices(&world, &captured, &Slices::new());
     let lines: Vec<String> = changes
         .iter()
