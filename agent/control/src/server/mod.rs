@@ -45,6 +45,8 @@ pub struct Limits {
     pub streams: u32,
     /// For TLS and for the token check, each. 10 s.
     pub step: Duration,
+    /// How long a request for a Gateway's identity may come before the world says that the node serves it. 2 s.
+    pub early: Duration,
     /// For a stream's first message. 10 s.
     pub hello: Duration,
     /// How long a message may wait for a slow reader. 30 s.
@@ -74,6 +76,7 @@ impl Default for Limits {
             connections_per_address: 16,
             streams: 64,
             step: Duration::from_secs(10),
+            early: Duration::from_secs(2),
             hello: Duration::from_secs(10),
             send: Duration::from_secs(30),
             quiet: Duration::from_secs(45),

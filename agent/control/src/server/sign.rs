@@ -2,18 +2,20 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tonic::{Request, Response, Status};
 use weft_certs::{CaError, SpiffeId, csr_from_pem, csr_names_only};
 
 use super::Shared;
 use crate::{
-    auth::Caller,
+    auth::{Caller, Refusal},
     istio::{IstioCertificateRequest, IstioCertificateResponse},
 };
 
 /// The life of a certificate when the caller wishes none.
 const LIFE: Duration = Duration::from_secs(24 * 3600);
+/// How often it is looked whether a Gateway is served by now.
+const EARLY_PACE: Duration = Duration::from_millis(50);
 
 pub(super) async fn create(
     shared: Arc<Shared>,
@@ -25,7 +27,7 @@ pub(super) async fn create(
         shared.counters.count("refused_bad_request");
         tracing::warn!(node = %caller.node, error = status.message(), "certificate request refused");
     })?;
-    if let Err(refusal) = shared.config.authorize.may_have(&caller, &identity) {
+    if let Err(refusal) = permitted(&shared, &caller, &identity).await {
         return Err(shared.refuse(&caller, Some(&identity), &refusal));
     }
     let place = timeout(shared.config.limits.step, shared.quotas.acquire(&caller.node)).await;
@@ -53,6 +55,17 @@ pub(super) async fn create(
             shared.counters.count("refused_not_signed");
             tracing::warn!(node = %caller.node, %identity, error = status.message(), "certificate not signed");
             Err(status)
+        }
+    }
+}
+
+/// Whether the caller may have it. An agent may see a moment earlier than we do that a Gateway is served on its node.
+async fn permitted(shared: &Shared, caller: &Caller, identity: &SpiffeId) -> Result<(), Refusal> {
+    let until = Instant::now() + shared.config.limits.early;
+    loop {
+        match shared.config.authorize.may_have(caller, identity) {
+            Err(Refusal::GatewayNotServed(_)) if Instant::now() < until => sleep(EARLY_PACE).await,
+            decided => return decided,
         }
     }
 }

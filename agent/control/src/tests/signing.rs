@@ -53,7 +53,7 @@ async fn gives_a_node_the_identities_of_its_pods_and_gateways_and_no_others() {
         [(key("infra/edge"), [node("n1"), node("n2")].into()), (key("infra/inner"), [node("n2")].into())]
             .into();
     bench.serving.send_replace(Arc::new(serving));
-    let running = bench.serve(Limits::default());
+    let running = bench.serve(Limits { early: Duration::ZERO, ..Limits::default() });
     let client = bench.client("n1");
     connected(&client).await;
     let other_domain = SpiffeId::new("elsewhere.org", "shop", "web");
@@ -91,6 +91,27 @@ async fn gives_a_node_the_identities_of_its_pods_and_gateways_and_no_others() {
         assert!(refused.map(counted) >= before.map(|n| n + 1), "{token} {identity}: {refused:?} is counted");
     }
     assert_eq!(running.count("signed"), 2);
+    running.stop().await;
+}
+
+/// The agent has seen its Gateway's placement, the controller has not yet.
+#[tokio::test]
+async fn a_gateway_that_is_asked_for_early_is_waited_for() {
+    let bench = Bench::new();
+    bench.worlds.send_modify(|world| {
+        let mut changed = (**world).clone();
+        let gateway = gateway("infra/edge", 1);
+        changed.gateways.insert(gateway.meta.key.clone(), Arc::new(gateway));
+        *world = Arc::new(changed);
+    });
+    let running = bench.serve(Limits { early: Duration::from_secs(60), ..Limits::default() });
+    let client = bench.client("n1");
+    connected(&client).await;
+    let asked = tokio::spawn(async move { ask(&client, id("infra", "edge-weft")).await });
+    // Whether it comes before or after the question: there is no refusal.
+    bench.serving.send_replace(Arc::new([(key("infra/edge"), [node("n1")].into())].into()));
+    asked.await.unwrap().unwrap();
+    assert_eq!((running.count("signed"), running.count("refused_gateway_not_served")), (1, 0));
     running.stop().await;
 }
 

@@ -372,3 +372,41 @@ fn backoff(error: &CallError, failures: u32) -> Duration {
     };
     jittered(Duration::from_secs(seconds))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn live(uid: &str, generation: i64, version: u32) -> Live {
+        let metadata = serde_json::json!({
+            "name": "a", "uid": uid, "generation": generation, "resourceVersion": version.to_string(),
+        });
+        Live::of(&serde_json::json!({ "metadata": metadata })).expect("an object")
+    }
+
+    /// The status was made from generation 2.
+    #[test]
+    fn the_newest_that_is_not_older_than_the_status() {
+        let check = |kind, cached: Option<Live>, watched: Option<Live>, want: Option<&str>| {
+            let known = Known { uid: "u".into(), generation: 2, live: watched.map(Arc::new) };
+            let found = freshest(kind, &known, cached.as_ref());
+            assert_eq!(
+                found.map(|l| l.resource_version.to_string()).as_deref(),
+                want,
+                "{cached:?} {known:?}"
+            );
+        };
+        let route = Kind::HttpRoute;
+        check(route, None, None, None);
+        check(route, None, Some(live("u", 2, 7)), Some("7"));
+        check(route, Some(live("u", 2, 9)), Some(live("u", 2, 7)), Some("9"));
+        check(route, Some(live("u", 1, 5)), Some(live("u", 2, 7)), Some("7"));
+        // Ahead of the status: who writes waits for a newer one, and need not read to know.
+        check(route, Some(live("u", 2, 5)), Some(live("u", 3, 7)), Some("7"));
+        // Behind it, or another object: only a read can tell.
+        check(route, Some(live("u", 1, 5)), Some(live("u", 1, 4)), None);
+        check(route, Some(live("old", 2, 5)), None, None);
+        // What is ours in it is not in the watch.
+        check(Kind::Gateway, None, Some(live("u", 2, 7)), None);
+    }
+}

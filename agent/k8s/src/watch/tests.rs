@@ -8,7 +8,7 @@ use crate::{testing::FakeApi, world::World};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::watch;
-use weft_core::model::{DEFAULT_TRUST_DOMAIN, Kind, MtlsMode, ObjectKey, RouteKind, Workload};
+use weft_core::model::{DEFAULT_TRUST_DOMAIN, Kind, MtlsMode, ObjectKey, ObjectRef, RouteKind, Workload};
 
 const GATEWAY: &str = "gateway.networking.k8s.io";
 
@@ -566,4 +566,31 @@ async fn a_controller_sees_all_pods_nodes_and_certificates() {
     assert_eq!(world.snapshot.secrets.keys().collect::<Vec<_>>(), [&key("cert")]);
     let node = &world.snapshot.nodes["n1"];
     assert_eq!((node.addresses.len(), node.pod_cidrs.len(), node.ready), (1, 1, true));
+}
+
+/// Statuses that other controllers may write too come with their objects, for who writes there; they are no part of the
+/// world.
+#[tokio::test]
+async fn a_controller_keeps_the_statuses_of_routes() {
+    let object = ObjectRef { kind: Kind::HttpRoute, key: key("a") };
+    for (role, keeps) in [(Role::Controller, true), (agent(), false)] {
+        let api = FakeApi::new();
+        api.put(route("a"));
+        let bed = bed_of(api, role).await;
+        let known = bed.handle.lives.get(&object).map(|live| live.resource_version.clone());
+        assert_eq!(known.is_some(), keeps);
+        if !keeps {
+            continue;
+        }
+        let mut with_status = route("a");
+        with_status["status"] = json!({ "parents": [] });
+        bed.api.put(with_status);
+        bed.api.put(route("b"));
+        bed.world("the other route", |w| w.snapshot.routes.len() == 2).await;
+        let newer = bed.handle.lives.get(&object).map(|live| live.resource_version.clone());
+        assert_ne!(newer, known, "the status came");
+        bed.api.delete("httproutes", "shop", "a");
+        bed.world("a is gone", |w| w.snapshot.routes.len() == 1).await;
+        assert!(bed.handle.lives.get(&object).is_none());
+    }
 }
