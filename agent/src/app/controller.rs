@@ -76,17 +76,7 @@ struct Replica {
 async fn control(args: ControllerArgs) -> Result<()> {
     let telemetry = telemetry::init(telemetry_config())?;
     let stop = CancellationToken::new();
-    let pages = Arc::new(Pages {
-        telemetry: telemetry.clone(),
-        seen: Arc::new(Mutex::new(Seen::default())),
-        identities: None,
-        ready: AtomicBool::new(false),
-        node: OnceLock::new(),
-        more: OnceLock::new(),
-    });
-    for at in [(Door::Admin, args.admin), (Door::Metrics, args.metrics), (Door::Health, args.health)] {
-        admin::serve(at, pages.clone(), stop.clone()).await?;
-    }
+    let pages = open_pages(&args, &telemetry, &stop).await?;
     let client = weft_k8s::client().await?;
     let options =
         ClusterOptions { system_namespace: args.namespace.clone(), ..ClusterOptions::new(Role::Controller) };
@@ -145,6 +135,26 @@ async fn control(args: ControllerArgs) -> Result<()> {
     replica.stop.cancel();
     replica.telemetry.shutdown(Duration::from_secs(5)).await;
     ended
+}
+
+/// The replica's pages, which are there before anything else is.
+async fn open_pages(
+    args: &ControllerArgs,
+    telemetry: &Arc<Telemetry>,
+    stop: &CancellationToken,
+) -> Result<Arc<Pages>> {
+    let pages = Arc::new(Pages {
+        telemetry: telemetry.clone(),
+        seen: Arc::new(Mutex::new(Seen::default())),
+        identities: None,
+        ready: AtomicBool::new(false),
+        node: OnceLock::new(),
+        more: OnceLock::new(),
+    });
+    for at in [(Door::Admin, args.admin), (Door::Metrics, args.metrics), (Door::Health, args.health)] {
+        admin::serve(at, pages.clone(), stop.clone()).await?;
+    }
+    Ok(pages)
 }
 
 /// Who may have which identity, by the world.
