@@ -125,19 +125,11 @@ async fn control(args: ControllerArgs) -> Result<()> {
         tasks.push(follow_reported(server.agents(), ready_tx));
         tasks.push(Task::spawn(weft_k8s::keep_untainted(client.clone(), key, ready, leadership.clone())));
     }
-    let duties = {
-        let (leadership, lives) = (leadership.clone(), provider.lives.clone());
-        Duties::start(client, &args.pod_name, leadership, lives, (materials_tx, serving_tx))
-    };
+    let lives = provider.lives.clone();
+    let duties = Duties::start(client, &args.pod_name, leadership.clone(), lives, (materials_tx, serving_tx));
     let watched = provider.state.clone();
     let (progress, events) = duties.counts();
-    let counted = metrics::Controller { progress, events, server: server.clone(), watched: watched.clone() };
-    let seen = pages.seen.clone();
-    let more: metrics::More = Box::new(move |out| {
-        metrics::controller(&counted, out);
-        metrics::process(&seen.lock().clone(), out);
-    });
-    let _ = pages.more.set(more); // set once, here
+    tell(&pages, metrics::Controller { progress, events, server: server.clone(), watched: watched.clone() });
     let replica = Replica { args, telemetry, pages, stop, server, watched, _tasks: tasks };
     let ended = replica.until_stopped((worlds, first), leadership, duties).await;
     election.release().await;
@@ -145,6 +137,16 @@ async fn control(args: ControllerArgs) -> Result<()> {
     replica.stop.cancel();
     replica.telemetry.shutdown(Duration::from_secs(5)).await;
     ended
+}
+
+/// Adds the controller's metrics to the pages.
+fn tell(pages: &Pages, counted: metrics::Controller) {
+    let seen = pages.seen.clone();
+    let more: metrics::More = Box::new(move |out| {
+        metrics::controller(&counted, out);
+        metrics::process(&seen.lock().clone(), out);
+    });
+    let _ = pages.more.set(more); // set once, here
 }
 
 /// Who may have which identity, by the world.

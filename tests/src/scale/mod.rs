@@ -228,7 +228,7 @@ impl Scale<'_> {
     /// Waits until the leader has nothing to write.
     async fn quiet(&self) -> Result<()> {
         let idle = |s: &Sample| s.get("weft_status_queued") + s.get("weft_status_running") == 0.0;
-        let done = |all: &[Sample]| all.iter().filter(|s| s.get("weft_leader") == 1.0).any(|s| idle(s));
+        let done = |all: &[Sample]| all.iter().filter(|s| s.get("weft_leader") == 1.0).any(idle);
         pods::wait(self.api, "the status writer to be done", done).await.map(drop)
     }
 

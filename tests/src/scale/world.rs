@@ -295,7 +295,7 @@ fn route(index: usize, size: &Size) -> Route {
     let sort = Sort::of(index);
     let mut service = index % size.services;
     // Not allowed is who is elsewhere than the Gateway.
-    if sort == Sort::NotAllowed && service % size.namespaces == 0 {
+    if sort == Sort::NotAllowed && service.is_multiple_of(size.namespaces) {
         service += 1;
     }
     let home = service % size.namespaces;
