@@ -119,7 +119,8 @@ impl Hasher for Fnv {
 
 /// Compares what agents serve with what they should: `expected` by Gateway, `serving` says on which nodes.
 ///
-/// Not to be asked before [`settled`]: it would take `Programmed` away from everything.
+/// To a controller that only just leads no agent has connected yet, so that every Gateway is pending: the status writer holds
+/// `Programmed` as the cluster has it until agents had the time to.
 #[must_use]
 pub fn feedback(
     expected: &BTreeMap<ObjectKey, Expected>,
@@ -145,14 +146,6 @@ pub fn feedback(
         failures(gateway, expected.every_node, &live, &mut feedback);
     }
     feedback
-}
-
-/// Whether agents had the time to connect to a controller that has led for `leading_for`: all that serve something have
-/// said what, or those that have not count as gone.
-#[must_use]
-pub fn settled(serving: &Serving, agents: &Agents, leading_for: Duration) -> bool {
-    let reported = |node: &Str| agents.get(node).is_some_and(|report| report.reported);
-    leading_for >= GONE || serving.values().flatten().all(reported)
 }
 
 /// What is awaited before all of `live` serve `wanted`.

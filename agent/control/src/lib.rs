@@ -27,7 +27,7 @@ pub use auth::{
 };
 pub use client::{ClientConfig, ClientState, ControlClient, Timing};
 pub use delta::Bounds;
-pub use feedback::{Expected, feedback, placement_hash, settled, watermarks};
+pub use feedback::{Expected, feedback, placement_hash, watermarks};
 pub use materials::materials;
 pub use report::{Applied, AppliedGateway, Captured, Material, Materials, Watermark};
 pub use server::{AgentReport, Agents, ControlServer, Leading, Limits, ServerConfig};

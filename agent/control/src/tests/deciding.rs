@@ -11,7 +11,7 @@ use weft_core::{
 };
 
 use super::*;
-use crate::{AgentReport, Agents, Expected, feedback, materials, placement_hash, settled, watermarks};
+use crate::{AgentReport, Agents, Expected, feedback, materials, placement_hash, watermarks};
 
 fn now() -> Timestamp {
     "2026-11-21T10:00:00Z".parse().unwrap()
@@ -93,27 +93,6 @@ fn a_port_is_unbound_when_no_node_has_it_or_when_each_must() {
     check(true, &[("n1", good()), ("n2", bad())], None, Some("node n2: in use"));
     check(false, &[("n1", bad()), ("n2", bad())], None, Some("node n1: in use"));
     check(false, &[("n1", bad()), ("n2", gone(good(), 60))], None, Some("node n1: in use"));
-}
-
-#[test]
-fn a_new_leader_waits_for_the_agents_that_serve_something() {
-    let serving: Serving = [(key("infra/edge"), ["n1", "n2"].map(node).into())].into();
-    let silent = AgentReport { reported: false, ..report(applied(&[])) };
-    let agents = |of: &[(&str, &AgentReport)]| -> Agents {
-        of.iter().map(|(name, report)| (node(name), Arc::new((*report).clone()))).collect()
-    };
-    let said = report(applied(&[]));
-    let table = [
-        (agents(&[]), 9, false),
-        (agents(&[]), 10, true),
-        (agents(&[("n1", &said)]), 0, false),
-        (agents(&[("n1", &said), ("n2", &silent)]), 0, false),
-        (agents(&[("n1", &said), ("n2", &said)]), 0, true),
-    ];
-    for (agents, seconds, is) in table {
-        assert_eq!(settled(&serving, &agents, Duration::from_secs(seconds)), is, "{agents:?} {seconds}");
-    }
-    assert!(settled(&Serving::default(), &Agents::default(), Duration::ZERO), "nothing to wait for");
 }
 
 #[test]
