@@ -62,5 +62,13 @@ pub struct NoCluster(#[source] kube::Error);
 /// # Errors
 /// When there is neither, or it cannot be read.
 pub async fn client() -> Result<Client, NoCluster> {
-    Client::try_default().await.map_err(NoCluster)
+    // What `Client::try_default` does, but for the time: kube waits 30 s for a connection.
+    let inferred = kube::Config::infer().await;
+    let mut config = inferred.map_err(|e| NoCluster(kube::Error::InferConfig(e)))?;
+    config.connect_timeout = Some(CONNECT);
+    Client::try_from(config).map_err(NoCluster)
 }
+
+/// For a connection to the API server. One that does not come in this time leads nowhere: while the server was away its
+/// Service had no endpoints, and it takes a moment until every node knows the new ones.
+const CONNECT: std::time::Duration = std::time::Duration::from_secs(5);

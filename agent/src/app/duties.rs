@@ -43,6 +43,8 @@ pub(super) struct Duties {
     events: Arc<EventCounts>,
     /// Since when a node could not serve a Gateway, and when that was so last.
     failed: BTreeMap<(ObjectKey, Str), (Instant, Instant)>,
+    /// Since when agents have been connected while this replica leads.
+    heard: Option<Instant>,
 }
 
 /// The controller has no pods of its own.
@@ -76,6 +78,7 @@ impl Duties {
             lives,
             events: counts,
             failed: BTreeMap::new(),
+            heard: None,
         }
     }
 
@@ -124,8 +127,12 @@ impl Duties {
         self.slices.set_leader(led_since.is_some());
         let Some(config) = self.update.as_ref().map(|update| update.config.clone()) else { return };
         let nodes: BTreeSet<Str> = agents.keys().cloned().collect();
+        self.heard = match led_since {
+            Some(led) if !nodes.is_empty() => Some(self.heard.map_or(Instant::now(), |at| at.max(led))),
+            _ => None,
+        };
         let unable = self.unable(agents, &nodes);
-        let serving = provision::Serving { nodes, unable };
+        let serving = provision::Serving { nodes, unable, heard: self.heard };
         self.provisioner.publish(pipeline.snapshot(), &config, &serving);
         let reported = agents.iter().filter(|(_, report)| report.reported);
         let captured: workloads::Captured =

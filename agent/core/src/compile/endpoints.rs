@@ -2,7 +2,9 @@
 
 use crate::{
     config::{BackendKey, Endpoint, EndpointSet, Transport},
-    model::{EndpointSlice, ObjectKey, Service, ServicePort, SliceEndpoint, TransportProtocol, Workload},
+    model::{
+        Doubt, EndpointSlice, ObjectKey, Service, ServicePort, SliceEndpoint, TransportProtocol, Workload,
+    },
 };
 use std::{
     collections::BTreeMap,
@@ -26,6 +28,7 @@ pub(crate) enum EndpointSource {
 pub(crate) fn compile_endpoints<'a>(
     service: &Service,
     slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+    doubt: &Doubt,
     find: impl Fn(IpAddr, Option<&ObjectKey>) -> EndpointSource,
 ) -> Vec<(BackendKey, EndpointSet)> {
     let key = &service.meta.key;
@@ -33,7 +36,7 @@ pub(crate) fn compile_endpoints<'a>(
     ports
         .map(|(port, transport)| {
             let all = candidates(port, slices.clone());
-            let set = endpoint_set(service.publish_not_ready, &all, &find);
+            let set = endpoint_set(service.publish_not_ready, &all, doubt, &find);
             (BackendKey { service: key.clone(), port: port.port, transport }, set)
         })
         .collect()
@@ -70,9 +73,15 @@ fn candidates<'a>(
     out
 }
 
+/// Whether an endpoint is not ready perhaps only because its node is not, or was not a moment ago.
+pub(crate) fn is_doubtful(endpoint: &SliceEndpoint, doubt: &Doubt) -> bool {
+    !endpoint.ready && !endpoint.terminating && endpoint.node.as_deref().is_some_and(|n| doubt.is_about(n))
+}
+
 fn endpoint_set(
     publish_not_ready: bool,
     all: &BTreeMap<SocketAddr, &SliceEndpoint>,
+    doubt: &Doubt,
     find: &impl Fn(IpAddr, Option<&ObjectKey>) -> EndpointSource,
 ) -> EndpointSet {
     let pick = |wanted: &dyn Fn(&SliceEndpoint) -> bool| -> Vec<Endpoint> {
@@ -92,6 +101,10 @@ fn endpoint_set(
     if ready.is_empty() {
         // KEP-1669: better a pod that is on its way out than none.
         ready = pick(&|e| e.serving && e.terminating);
+    }
+    if ready.is_empty() {
+        // Better a pod that may be well than none: of these it is only known that Kubernetes has not heard of their node.
+        ready = pick(&|e| is_doubtful(e, doubt));
     }
     EndpointSet { ready }
 }

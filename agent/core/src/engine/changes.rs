@@ -1,7 +1,8 @@
 //! What differs between two Snapshots.
 
 use crate::{
-    model::{Kind, Meta, Node, ObjectKey, ObjectRef, Snapshot},
+    compile::is_doubtful,
+    model::{EndpointSlice, Kind, Meta, Node, ObjectKey, ObjectRef, Snapshot},
     resolve::{Slot, Source, Unit, World, policy_targets},
     sorted::Sorted,
 };
@@ -89,7 +90,7 @@ pub(super) fn replace(world: &mut World, new: Snapshot) -> Changes {
         c.endpoints.insert(key.clone());
     });
     diff(&old.endpoint_slices, &new.endpoint_slices, |key, was, is| {
-        let service = |s: Option<&Arc<crate::model::EndpointSlice>>| s.map(|s| s.service.clone());
+        let service = |s: Option<&Arc<EndpointSlice>>| s.map(|s| s.service.clone());
         c.endpoints.extend(service(was).into_iter().chain(service(is)));
         reindex(&mut world.slices_of, key, service(was), service(is));
     });
@@ -104,6 +105,7 @@ pub(super) fn replace(world: &mut World, new: Snapshot) -> Changes {
     });
     read_whole(&old, new, &mut c);
     nodes(&old, new, &mut c);
+    doubts(&old, new, &mut c);
     c
 }
 
@@ -136,6 +138,17 @@ fn nodes(old: &Snapshot, new: &Snapshot, c: &mut Changes) {
     });
     // An address that moves from one node to another is lost before it is won.
     c.node_ips.sort_by_key(|(_, won)| *won);
+}
+
+/// Looks at every slice, but only when nodes come under doubt or out of it.
+fn doubts(old: &Snapshot, new: &Snapshot, c: &mut Changes) {
+    if old.doubt == new.doubt {
+        return;
+    }
+    let concerned = |slice: &&Arc<EndpointSlice>| {
+        slice.endpoints.iter().any(|e| is_doubtful(e, &old.doubt) != is_doubtful(e, &new.doubt))
+    };
+    c.endpoints.extend(new.endpoint_slices.values().filter(concerned).map(|s| s.service.clone()));
 }
 
 /// The same `Arc`, or equal content, is no change.

@@ -136,7 +136,9 @@ impl State {
                     new.ips.extend(&endpoint.addresses);
                     new.pods.extend(endpoint.pod.clone());
                 }
-                sets = compile_endpoints(service, slices.iter().map(|s| &***s), |ip, pod| self.find(ip, pod));
+                let doubt = &self.world.snapshot.doubt;
+                let slices = slices.iter().map(|s| &***s);
+                sets = compile_endpoints(service, slices, doubt, |ip, pod| self.find(ip, pod));
             }
             reindex(&mut self.services_by_ip, key, &old.ips, &new.ips);
             reindex(&mut self.services_by_pod, key, &old.pods, &new.pods);

@@ -3,7 +3,11 @@
 use super::{Meta, Str};
 use crate::config::Transport;
 use ipnet::IpNet;
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 /// A cluster's node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +20,36 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// Condition `Ready`.
     pub ready: bool,
+}
+
+/// Nodes whose pods' readiness says nothing about the pods.
+///
+/// Kubernetes takes every pod of a node that it calls not ready for not ready too, whatever the pods do; it calls nodes so
+/// that it has not heard of, all of them after its API server was away. The pods are called ready again some seconds
+/// after their node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// These, by name.
+    Nodes(Arc<BTreeSet<Str>>),
+    /// All: how nodes are is not known just now.
+    Everywhere,
+}
+
+impl Default for Doubt {
+    fn default() -> Self {
+        Self::Nodes(Arc::default())
+    }
+}
+
+impl Doubt {
+    /// Whether a node is one of them.
+    #[must_use]
+    pub fn is_about(&self, node: &str) -> bool {
+        match self {
+            Self::Nodes(nodes) => nodes.contains(node),
+            Self::Everywhere => true,
+        }
+    }
 }
 
 /// One of a Gateway's addresses, as its clients use it.

@@ -1,8 +1,8 @@
 //! The whole watched world at one moment.
 
 use super::{
-    BackendTlsPolicy, ConfigMap, EndpointSlice, Gateway, GatewayClass, GatewayConfig, ListenerSet, Namespace,
-    Node, ObjectKey, Placement, Pod, ReferenceGrant, Route, RouteKind, Secret, Service, Str,
+    BackendTlsPolicy, ConfigMap, Doubt, EndpointSlice, Gateway, GatewayClass, GatewayConfig, ListenerSet,
+    Namespace, Node, ObjectKey, Placement, Pod, ReferenceGrant, Route, RouteKind, Secret, Service, Str,
 };
 use crate::sorted::Sorted;
 use std::sync::Arc;
@@ -30,6 +30,8 @@ pub struct Snapshot {
     /// `WeftGatewayConfig` of `weft.dev`.
     pub gateway_configs: Objects<GatewayConfig>,
     pub nodes: Sorted<Str, Arc<Node>>,
+    /// What the provider doubts of what the endpoints' conditions say.
+    pub doubt: Doubt,
     /// Where Gateways are served, by the Gateway's key: derived by the provider from what the controller wrote.
     pub placements: Objects<Placement>,
 }

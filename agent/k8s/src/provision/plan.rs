@@ -18,6 +18,7 @@ use std::{
     net::IpAddr,
     sync::Arc,
 };
+use tokio::time::Instant;
 use weft_core::{
     config::{Config, Transport},
     model::{
@@ -38,6 +39,9 @@ pub struct Serving {
     /// Nodes that cannot serve a Gateway (a port that is taken there): only that Gateway leaves them. Not for nodes that
     /// are merely behind: after every edit all of them are for a moment.
     pub unable: BTreeMap<ObjectKey, BTreeSet<Str>>,
+    /// Since when there have been such nodes, under this leader; `None` without any. That nobody comes says more about the
+    /// leader's own way to the agents than about all of them.
+    pub heard: Option<Instant>,
 }
 
 /// What one accepted Gateway of ours asks for.

@@ -42,7 +42,7 @@ pub struct ProvisionerOptions {
     pub concurrency: usize,
     /// Of one request.
     pub deadline: Duration,
-    /// After this time as leader the agents that serve are known.
+    /// After this time as leader to whom agents come, the agents that serve are known.
     pub settle: Duration,
     /// The first wait after a refusal; doubled by each, up to a hundred times it.
     pub backoff: Duration,
@@ -266,12 +266,17 @@ impl Reign {
             .collect()
     }
 
+    /// When all agents that serve have come: not while none has, since it is the leader that cannot be reached then.
+    fn settles(&self, serving: &Serving, options: &ProvisionerOptions) -> Option<Instant> {
+        serving.heard.map(|heard| heard.max(self.since) + options.settle)
+    }
+
     /// When there is something to do without news.
-    fn wake(&self, options: &ProvisionerOptions, now: Instant) -> Instant {
+    fn wake(&self, settles: Option<Instant>, now: Instant) -> Instant {
         if self.list_failures > 0 {
             return self.list_at;
         }
-        let settled = Some(self.since + options.settle).filter(|at| *at > now);
+        let settled = settles.filter(|at| *at > now);
         let again = self.refused.values().map(|r| r.again);
         let echoes = self.written.values().map(|w| w.again);
         again.chain(echoes).chain(settled).min().map_or(self.list_at, |at| at.min(self.list_at))
@@ -359,7 +364,8 @@ impl Runner {
             if more {
                 continue;
             }
-            let wake = reign.wake(&self.options, Instant::now());
+            let settles = self.work.borrow().as_ref().and_then(|w| reign.settles(&w.serving, &self.options));
+            let wake = reign.wake(settles, Instant::now());
             tokio::select! {
                 changed = self.work.changed() => {
                     if changed.is_err() {
@@ -384,7 +390,7 @@ impl Runner {
             world: &work.world,
             demands: &work.demands,
             serving: &work.serving,
-            settled: now >= reign.since + self.options.settle,
+            settled: reign.settles(&work.serving, &self.options).is_some_and(|at| at <= now),
             before: &reign.assigned,
         });
         let all = changes(&planned, &work.world, &reign.accounts);

@@ -2,7 +2,9 @@
 
 use super::{
     ClusterInputs, ClusterOptions, Role, WatchState,
+    admit::Body,
     discovery::{self, Served},
+    doubt::Doubts,
     follow::{Event, Failure, Follower, What},
     kinds::{self, OPTIONAL_GROUPS, Watched},
     retry::{Backoff, jitter},
@@ -22,7 +24,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_util::task::AbortOnDropHandle;
-use weft_core::model::Str;
+use weft_core::model::{Doubt, Str};
 
 /// Events on the way; a full queue holds the followers back.
 const QUEUE: usize = 1024;
@@ -68,6 +70,9 @@ pub(super) struct Cluster {
     inputs: ClusterInputs,
     outputs: Outputs,
     store: Store,
+    doubts: Doubts,
+    /// When there is less doubt by itself.
+    doubt_until: Option<Instant>,
     state: WatchState,
     following: BTreeMap<Watched, Following>,
     epoch: u64,
@@ -109,6 +114,8 @@ impl Cluster {
             inputs,
             outputs,
             store,
+            doubts: Doubts::default(),
+            doubt_until: None,
             state,
             following: BTreeMap::new(),
             epoch: 0,
@@ -160,6 +167,7 @@ impl Cluster {
                     let changed = self.store.captured(captured);
                     self.touch(changed);
                 }
+                () = at(self.doubt_until) => self.doubt(),
                 () = at(self.flush_at) => self.flush(),
             }
         }
@@ -178,12 +186,17 @@ impl Cluster {
         if following.epoch != event.epoch {
             return;
         }
-        let kind = event.kind;
+        let (kind, now) = (event.kind, Instant::now());
         let mut changed = false;
         match event.what {
             What::Put(item) => {
                 if kind == Watched::Definition {
                     self.definition_moved(&item.key.name);
+                }
+                if let Some(Body::Node(node)) = &item.body {
+                    let name = &item.key.name;
+                    let was = self.store.node_ready(name);
+                    self.doubts.node(name, was, node.ready, now.into_std());
                 }
                 changed = self.store.put(kind, *item);
             }
@@ -191,6 +204,9 @@ impl Cluster {
                 changed = self.store.remove(kind, &key);
                 if kind == Watched::Definition {
                     self.definition_moved(&key.name);
+                }
+                if kind == Watched::Node {
+                    self.doubts.gone(&key.name);
                 }
             }
             What::Listing => self.store.listing(kind),
@@ -203,15 +219,47 @@ impl Cluster {
                 }
             }
             What::Up => {
+                if kind == Watched::Node {
+                    self.doubts.found(now.into_std());
+                }
                 following.forbidden_since = None;
                 self.entry(kind, |s| {
                     s.synced = true;
                     s.error = None;
                 });
             }
-            What::Down(failure) => self.down(kind, failure),
+            What::Down(failure) => {
+                if kind == Watched::Node {
+                    self.doubts.lost();
+                }
+                self.down(kind, failure);
+            }
         }
         self.touch(changed);
+        if kind == Watched::Node {
+            self.doubt();
+        }
+    }
+
+    /// Which nodes' pods may be well though they are called not ready.
+    fn doubt(&mut self) {
+        let (doubt, until) = self.doubts.at(Instant::now().into_std());
+        self.doubt_until = until.map(Instant::from_std);
+        let said = match &doubt {
+            Doubt::Everywhere => "all nodes".to_owned(),
+            Doubt::Nodes(nodes) => nodes.iter().map(|n| &**n).collect::<Vec<_>>().join(", "),
+        };
+        if self.store.doubt(doubt) {
+            match said.as_str() {
+                "" => tracing::info!("nodes are ready: what is said of their pods' readiness counts again"),
+                nodes => tracing::info!(
+                    nodes,
+                    "not heard of, or only just again: pods there that are called not ready are used where a \
+                     Service has no other"
+                ),
+            }
+            self.touch(true);
+        }
     }
 
     fn down(&mut self, kind: Watched, failure: Failure) {

@@ -29,8 +29,11 @@ use tokio::{
 };
 use weft_core::model::ObjectKey;
 
-/// For the headers of an answer, and for a page of a list.
+/// For a page of a list.
 const ANSWER: Duration = Duration::from_secs(60);
+/// For the headers of a watch's answer, which come before anything is looked up. Longer would hold a kind back when the API
+/// server's way was lost meanwhile.
+const OPENED: Duration = Duration::from_secs(15);
 /// The server ends a watch after about this many seconds; 295 is the longest that kube grants.
 const WATCH_SECONDS: u32 = 280;
 /// A watch that is silent for so long is replaced: its connection may lead nowhere. A server sends a bookmark a minute.
@@ -238,7 +241,7 @@ impl Follower {
         };
         let request = request.map_err(|e| self.failed(&kube::Error::BuildRequest(e)))?;
         // Not kube's `request_events`: that takes the body of a refusal for events, and logs what it cannot parse.
-        match timeout(ANSWER, self.client.request_stream(request)).await {
+        match timeout(OPENED, self.client.request_stream(request)).await {
             Ok(Ok(body)) => {
                 self.opened.send_replace(self.epoch);
                 Ok(body.lines().boxed())

@@ -7,6 +7,7 @@
 mod admit;
 mod cluster;
 mod discovery;
+mod doubt;
 mod follow;
 mod kinds;
 mod model;

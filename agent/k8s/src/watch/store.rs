@@ -21,7 +21,7 @@ use std::{
     ops::Bound,
     sync::Arc,
 };
-use weft_core::model::{Kind, ObjectKey, ObjectRef, Objects, Origin, Pod, Snapshot, Str};
+use weft_core::model::{Doubt, Kind, ObjectKey, ObjectRef, Objects, Origin, Pod, Snapshot, Str};
 
 /// Pods whose capture stands, with their uid.
 pub type Captured = BTreeMap<ObjectKey, Str>;
@@ -162,6 +162,18 @@ impl Store {
         secrets.clone_from(&material.secrets);
         maps.clone_from(&material.config_maps);
         changed
+    }
+
+    /// What is in doubt of what endpoints' conditions say. True when that changes the world.
+    pub(super) fn doubt(&mut self, doubt: Doubt) -> bool {
+        let changed = self.snapshot.doubt != doubt;
+        self.snapshot.doubt = doubt;
+        changed
+    }
+
+    /// The condition of a node that is there.
+    pub(super) fn node_ready(&self, name: &str) -> Option<bool> {
+        self.snapshot.nodes.get(name).map(|node| node.ready)
     }
 
     /// Which own pods are captured now. True when that changes the world.

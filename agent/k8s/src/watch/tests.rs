@@ -8,7 +8,9 @@ use crate::{testing::FakeApi, world::World};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::watch;
-use weft_core::model::{DEFAULT_TRUST_DOMAIN, Kind, MtlsMode, ObjectKey, ObjectRef, RouteKind, Workload};
+use weft_core::model::{
+    DEFAULT_TRUST_DOMAIN, Doubt, Kind, MtlsMode, ObjectKey, ObjectRef, RouteKind, Snapshot, Str, Workload,
+};
 
 const GATEWAY: &str = "gateway.networking.k8s.io";
 
@@ -234,12 +236,42 @@ async fn a_server_that_is_away_changes_nothing() {
     assert!(state.ready, "the last state is served");
     let fault = state.kinds[&Watched::Model(Kind::Service)].error.clone().expect("a reason");
     assert!(fault.reason.contains("connection refused"), "{fault:?}");
-    assert!(Arc::ptr_eq(&before, &bed.worlds.borrow()), "the last world stays");
+    let now = bed.worlds.borrow().snapshot.clone();
+    assert_eq!(now.doubt, Doubt::Everywhere, "nothing is heard of nodes");
+    let doubt = before.snapshot.doubt.clone();
+    assert_eq!(Snapshot { doubt, ..now }, before.snapshot, "else the last world stays");
     bed.api.put(route("b"));
     bed.api.away(false);
     bed.routes("caught up", &["a", "b"]).await;
     let state = bed.state("is well again", |s| s.kinds.values().all(|k| k.synced)).await;
     assert_eq!(state.findings(), []);
+}
+
+#[tokio::test]
+async fn a_node_that_is_not_heard_of_is_in_doubt_and_a_while_longer() {
+    let node = |status: &str| {
+        let conditions = json!([{"type": "Ready", "status": status}]);
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n2"}, "status": {"conditions": conditions}})
+    };
+    let api = FakeApi::new();
+    api.put(node("True"));
+    let bed = bed_of(api, agent()).await;
+    let calm = Doubt::default();
+    let doubted = Doubt::Nodes(Arc::new([Str::from("n2")].into()));
+    let mut worlds = bed.worlds.clone();
+    let mut until = async |ready: bool, doubt: &Doubt| {
+        let holds = |w: &Arc<World>| {
+            let node = w.snapshot.nodes.get("n2");
+            w.snapshot.doubt == *doubt && node.is_some_and(|n| n.ready == ready)
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(30), worlds.wait_for(holds)).await;
+        waited.expect("in time").expect("it runs");
+    };
+    until(true, &calm).await;
+    bed.api.put(node("Unknown"));
+    until(false, &doubted).await;
+    bed.api.put(node("True"));
+    until(true, &doubted).await;
 }
 
 #[tokio::test]

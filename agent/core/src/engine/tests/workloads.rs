@@ -95,6 +95,44 @@ fn conditions_of_endpoints() {
 }
 
 #[test]
+fn pods_of_a_node_that_is_not_heard_of_are_used_when_nobody_else_is_ready() {
+    let lost = |addr: &str, pod: &str, node: &str| SliceEndpoint {
+        ready: false,
+        serving: false,
+        node: Some(node.into()),
+        ..endpoint(addr, pod)
+    };
+    let (a, b) = ("10.1.0.1:8080 shop/a", "10.1.0.2:8080 shop/b");
+    let both = || vec![lost("10.1.0.1", "shop/a", "n1"), lost("10.1.0.2", "shop/b", "n2")];
+    let going = SliceEndpoint { terminating: true, ..lost("10.1.0.1", "shop/a", "n1") };
+    let nodes = |names: &[&str]| Doubt::Nodes(Arc::new(names.iter().map(|n| (*n).into()).collect()));
+    let cases: Vec<(Vec<SliceEndpoint>, Doubt, Vec<&str>)> = vec![
+        (both(), nodes(&[]), vec![]),
+        (both(), nodes(&["n1"]), vec![a]),
+        (both(), nodes(&["n1", "n2"]), vec![a, b]),
+        (both(), Doubt::Everywhere, vec![a, b]),
+        (vec![lost("10.1.0.1", "shop/a", "n1"), endpoint("10.1.0.2", "shop/b")], nodes(&["n1"]), vec![b]),
+        (vec![going], nodes(&["n1"]), vec![]),
+        // No pod of any node: its readiness is its own.
+        (vec![SliceEndpoint { node: None, ..lost("10.1.0.1", "shop/a", "") }], Doubt::Everywhere, vec![]),
+    ];
+    for (list, doubt, expected) in cases {
+        let mut w = shop(list.clone());
+        let mut engine = Engine::new(settings());
+        let mut apply = |w: &World| Applied(engine.apply(w.0.clone(), &Feedback::default()));
+        let calm = endpoints(&apply(&w));
+        w.0.doubt = doubt.clone();
+        assert_eq!(endpoints(&apply(&w)), expected, "{doubt:?}: {list:?}");
+        assert_eq!(
+            endpoints(&Applied(Engine::new(settings()).apply(w.0.clone(), &Feedback::default()))),
+            expected
+        );
+        w.0.doubt = Doubt::default();
+        assert_eq!(endpoints(&apply(&w)), calm, "after {doubt:?}: {list:?}");
+    }
+}
+
+#[test]
 fn identities_of_endpoints() {
     let mut w = shop(vec![
         endpoint("10.1.0.1", "shop/a"),

@@ -45,8 +45,13 @@ struct Setup {
 
 impl Setup {
     fn new() -> Self {
+        Self::with(ProvisionerOptions::default().settle)
+    }
+
+    fn with(settle: Duration) -> Self {
         let api = FakeApi::new();
         let options = ProvisionerOptions {
+            settle,
             backoff: Duration::from_millis(5),
             echo: Duration::from_secs(600),
             ..ProvisionerOptions::default()
@@ -58,10 +63,25 @@ impl Setup {
     }
 
     fn publish(&self) {
+        self.publish_with(&["n1"]);
+    }
+
+    /// With agents connected on these nodes.
+    fn publish_with(&self, nodes: &[&str]) {
         let mut engine = Engine::new(settings());
         let update = engine.apply(self.world.clone(), &Feedback::default());
-        let serving = Serving { nodes: BTreeSet::from(["n1".into()]), ..Serving::default() };
+        let nodes: BTreeSet<_> = nodes.iter().map(|n| (*n).into()).collect();
+        let heard = (!nodes.is_empty()).then(tokio::time::Instant::now);
+        let serving = Serving { nodes, heard, ..Serving::default() };
         self.provisioner.publish(&self.world, &update.config, &serving);
+    }
+
+    /// Nodes that stand in the Gateway's slice.
+    fn endpoints(&self, gateway: &str) -> Vec<String> {
+        let slice = self.api.object("endpointslices", "infra", &format!("{gateway}-weft-ipv4"));
+        let endpoints = slice.map(|s| s["endpoints"].as_array().cloned().unwrap_or_default());
+        let node = |e: &Value| e["nodeName"].as_str().unwrap_or_default().to_owned();
+        endpoints.unwrap_or_default().iter().map(node).collect()
     }
 
     /// What a watch would show.
@@ -143,6 +163,32 @@ async fn objects_are_written_by_the_leader_and_once() {
     s.written("later").await;
     assert!(writes(&s).iter().all(|r| r.path.contains("later")), "{:?}", writes(&s));
     s.provisioner.stop().await;
+}
+
+/// The API server was away, and with it the leader's own way to the agents: a Gateway that everybody serves must not lose
+/// its nodes because nobody can say so.
+#[tokio::test]
+async fn a_leader_to_whom_nobody_comes_moves_nothing() {
+    let mut s = Setup::with(Duration::ZERO);
+    node(&mut s.world, "n2", &["10.0.0.2"], &[]);
+    s.publish_with(&["n1", "n2"]);
+    s.provisioner.set_leader(true);
+    s.written("web").await;
+    s.api.until("both nodes", |_| s.endpoints("web") == ["n1", "n2"]).await;
+    s.provisioner.set_leader(false);
+    s.watch();
+    s.publish_with(&[]);
+    s.provisioner.set_leader(true);
+    // Something to be written, so that there is a moment to look at.
+    for name in ["later", "last"] {
+        add(&mut s.world, &GATEWAYS.replace("web", name));
+        s.publish_with(&[]);
+        s.written(name).await;
+        assert_eq!(s.endpoints("web"), ["n1", "n2"], "nobody came, so nobody is known to be away");
+    }
+    s.watch();
+    s.publish_with(&["n2"]);
+    s.api.until("who did not come is let go of", |_| s.endpoints("web") == ["n2"]).await;
 }
 
 #[tokio::test]
