@@ -16,7 +16,6 @@ mod convert;
 mod delta;
 mod feedback;
 mod istio;
-mod materials;
 mod parameters;
 mod report;
 mod server;
@@ -28,7 +27,6 @@ pub use auth::{
 pub use client::{ClientConfig, ClientState, ControlClient, Timing};
 pub use delta::Bounds;
 pub use feedback::{Expected, feedback, placement_hash, watermarks};
-pub use materials::materials;
 pub use report::{Applied, AppliedGateway, Captured, Material, Materials, Watermark};
 pub use server::{AgentReport, Agents, ControlServer, Leading, Limits, ServerConfig};
 

@@ -7,6 +7,7 @@ mod gateways;
 mod incremental;
 mod lint;
 mod listeners;
+mod material;
 mod mesh;
 mod policies;
 mod routes;

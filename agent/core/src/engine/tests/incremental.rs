@@ -81,6 +81,7 @@ enum Edit {
     Namespace(u8, u8),
     Pod(u8, Option<(u8, u8)>),
     Slice(u8, Option<(u8, u8)>),
+    Doubt(u8),
     Unbound(u8, bool),
     Settings(bool),
 }
@@ -278,9 +279,17 @@ fn edit(w: &mut World, feedback: &mut Feedback, e: &Edit) {
                 let pod = if shape % 3 == 0 { String::new() } else { name(shape % 6) };
                 let mut e = endpoint(&format!("10.1.0.{}", shape % 5), &pod);
                 e.ready = shape % 7 != 0;
+                e.node = Some(format!("n{}", shape % 2).into());
                 slice(&name(i % 6), &name(service % 6), vec![e, endpoint("10.1.0.1", "")])
             });
             put(&mut w.0.endpoint_slices, &name(i % 6), new);
+        }
+        Edit::Doubt(which) => {
+            let nodes = (0..2).filter(|n| which >> n & 1 == 1).map(|n| format!("n{n}").into());
+            w.0.doubt = match which % 5 {
+                0 => Doubt::Everywhere,
+                _ => Doubt::Nodes(Arc::new(nodes.collect())),
+            };
         }
         Edit::Unbound(i, there) => {
             let at = (key(&name(i % 3)), 80, Transport::Tcp);
@@ -338,6 +347,7 @@ fn any_edit() -> impl Strategy<Value = Edit> {
         2 => (b(), b()).prop_map(|(i, v)| Edit::Namespace(i, v)),
         4 => (b(), opt(pair())).prop_map(|(i, v)| Edit::Pod(i, v)),
         4 => (b(), opt(pair())).prop_map(|(i, v)| Edit::Slice(i, v)),
+        2 => b().prop_map(Edit::Doubt),
         1 => (b(), any::<bool>()).prop_map(|(i, v)| Edit::Unbound(i, v)),
         1 => any::<bool>().prop_map(Edit::Settings),
     ]
