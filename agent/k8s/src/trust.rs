@@ -77,6 +77,7 @@ pub async fn keep_ca(
 ) {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), &namespace);
     let maps: Api<ConfigMap> = Api::namespaced(client, &namespace);
+    let mut said = None;
     loop {
         let leads = leadership.borrow_and_update().leads();
         let pause = match look(&secrets, leads, || (craft.make)(&craft.trust_domain)).await {
@@ -89,10 +90,16 @@ pub async fn keep_ca(
                     }
                     changed
                 });
-                published.map_or_else(|e| complain(&e), |()| LOOK)
+                match published {
+                    Ok(()) => {
+                        said = None;
+                        LOOK
+                    }
+                    Err(error) => complain(&error, &mut said),
+                }
             }
             Ok(None) => RETRY,
-            Err(error) => complain(&error),
+            Err(error) => complain(&error, &mut said),
         };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -101,8 +108,13 @@ pub async fn keep_ca(
     }
 }
 
-fn complain(error: &Trouble) -> Duration {
-    tracing::warn!("the mesh's CA: {error}");
+/// The same twice in a row is said once.
+fn complain(error: &Trouble, said: &mut Option<String>) -> Duration {
+    let error = error.to_string();
+    if said.as_ref() != Some(&error) {
+        tracing::warn!("the mesh's CA: {error}; the last one stays in use, it is tried again");
+        *said = Some(error);
+    }
     RETRY
 }
 

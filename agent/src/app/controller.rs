@@ -221,7 +221,7 @@ impl Replica {
 
 fn telemetry_config() -> TelemetryConfig {
     let mut telemetry = TelemetryConfig::default();
-    telemetry.log.filter = std::env::var("WEFT_LOG").unwrap_or_else(|_| "info".into());
+    telemetry.log.filter = super::log_filter(std::env::var("WEFT_LOG").ok());
     telemetry.access_log.output = telemetry::AccessLogOutput::Off;
     telemetry
 }

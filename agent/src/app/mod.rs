@@ -64,6 +64,13 @@ fn holder(args: crate::cli::HolderArgs) -> Result<()> {
     Ok(())
 }
 
+/// What is logged: `WEFT_LOG`, else from `info` on. kube's client says every failed connection beside us, twice a second while
+/// an API server is away, and not which.
+fn log_filter(asked: Option<String>) -> String {
+    let asked = asked.unwrap_or_else(|| "info".into());
+    if asked.contains("kube_client") { asked } else { format!("{asked},kube_client::client::builder=off") }
+}
+
 fn simple_runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }

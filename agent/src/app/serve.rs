@@ -512,7 +512,7 @@ fn limits(config: &AgentConfig) -> Limits {
 fn telemetry_config(options: &Options, world: &World) -> (TelemetryConfig, Option<String>) {
     let config = &world.agent;
     let mut telemetry = TelemetryConfig::default();
-    telemetry.log.filter = std::env::var("WEFT_LOG").unwrap_or_else(|_| "info".into());
+    telemetry.log.filter = super::log_filter(std::env::var("WEFT_LOG").ok());
     telemetry.access_log.output = match (options.access_log.as_deref(), &config.access_log) {
         (Some("off"), _) | (None, weft_k8s::AccessLog::Off) => AccessLogOutput::Off,
         (Some("-"), _) | (None, weft_k8s::AccessLog::Stdout) => AccessLogOutput::Stdout,

@@ -42,7 +42,8 @@ pub struct ProvisionerOptions {
     pub concurrency: usize,
     /// Of one request.
     pub deadline: Duration,
-    /// After this time as leader to whom agents come, the agents that serve are known.
+    /// After this time as leader to whom agents come, the agents that serve are known. They come within ten seconds where all
+    /// is well, and an address that is moved without need costs its connections.
     pub settle: Duration,
     /// The first wait after a refusal; doubled by each, up to a hundred times it.
     pub backoff: Duration,
@@ -58,7 +59,7 @@ impl Default for ProvisionerOptions {
         Self {
             concurrency: 8,
             deadline: Duration::from_secs(10),
-            settle: Duration::from_secs(10),
+            settle: Duration::from_secs(30),
             backoff: Duration::from_millis(500),
             echo: Duration::from_secs(5),
             resync: Duration::from_secs(600),

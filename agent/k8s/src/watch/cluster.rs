@@ -70,6 +70,8 @@ pub(super) struct Cluster {
     inputs: ClusterInputs,
     outputs: Outputs,
     store: Store,
+    /// Nobody answers, and it has been said.
+    away: bool,
     doubts: Doubts,
     /// When there is less doubt by itself.
     doubt_until: Option<Instant>,
@@ -114,6 +116,7 @@ impl Cluster {
             inputs,
             outputs,
             store,
+            away: false,
             doubts: Doubts::default(),
             doubt_until: None,
             state,
@@ -227,6 +230,10 @@ impl Cluster {
                     s.synced = true;
                     s.error = None;
                 });
+                if self.away && self.state.kinds.values().all(|s| s.error.is_none()) {
+                    self.away = false;
+                    tracing::info!("the API server answers again: every watch stands");
+                }
             }
             What::Down(failure) => {
                 if kind == Watched::Node {
@@ -271,7 +278,10 @@ impl Cluster {
             self.look_once();
         }
         let Fault { reason, remedy } = &failure.fault;
-        if self.state.kinds.get(&kind).is_none_or(|s| s.error.as_ref() != Some(&failure.fault)) {
+        let told = self.state.kinds.get(&kind).is_some_and(|s| s.error.as_ref() == Some(&failure.fault));
+        if failure.unreachable {
+            self.unreachable(reason);
+        } else if !told {
             tracing::warn!("watch of {kind}: {reason}; {remedy}");
         }
         self.entry(kind, |s| {
@@ -279,6 +289,17 @@ impl Cluster {
             s.failures += 1;
             s.error = Some(failure.fault);
         });
+    }
+
+    /// Said once, and not for each kind, whose reasons differ by the moment.
+    fn unreachable(&mut self, reason: &str) {
+        if std::mem::replace(&mut self.away, true) {
+            tracing::debug!("the API server cannot be reached: {reason}");
+        } else {
+            tracing::warn!(
+                "the API server cannot be reached: {reason}; the last state stays in effect; it is tried again"
+            );
+        }
     }
 
     /// Edits the state of a kind, and its `since` when that means something else now.
@@ -339,7 +360,7 @@ impl Cluster {
                 self.touch(changed);
             }
             Err(fault) => {
-                if self.state.discovery.as_ref() != Some(&fault) {
+                if !self.away && self.state.discovery.as_ref() != Some(&fault) {
                     tracing::warn!("API discovery: {}; {}", fault.reason, fault.remedy);
                 }
                 self.state.discovery = Some(fault);

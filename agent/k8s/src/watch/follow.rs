@@ -82,6 +82,8 @@ pub(super) struct Failure {
     pub(super) forbidden: bool,
     /// The cluster does not serve the kind (any more).
     pub(super) missing: bool,
+    /// Nobody answered: so it is with every kind.
+    pub(super) unreachable: bool,
     retry_after: Duration,
 }
 
@@ -330,7 +332,7 @@ impl Follower {
 
     fn failed(&self, error: &kube::Error) -> Stop {
         let kube::Error::Api(status) = error else {
-            return failed(super::retry::unreachable(error));
+            return no_answer(super::retry::unreachable(error));
         };
         if status.code == 410 {
             return Stop::Expired;
@@ -351,6 +353,7 @@ impl Follower {
             fault: fault(&format!("{said} ({})", status.code), &remedy),
             forbidden: status.code == 403,
             missing: status.code == 404,
+            unreachable: false,
             retry_after: Duration::from_secs(u64::from(seconds.min(60))),
         }))
     }
@@ -363,7 +366,7 @@ const fn cannot_stream(status: &Status) -> bool {
 }
 
 fn silent() -> Stop {
-    failed(fault("the API server does not answer", "the last state stays in effect; it is tried again"))
+    no_answer(fault("the API server does not answer", "the last state stays in effect; it is tried again"))
 }
 
 fn unreadable(error: &serde_json::Error) -> Stop {
@@ -372,5 +375,15 @@ fn unreadable(error: &serde_json::Error) -> Stop {
 }
 
 fn failed(fault: Fault) -> Stop {
-    Stop::Failed(Box::new(Failure { fault, forbidden: false, missing: false, retry_after: Duration::ZERO }))
+    stopped(fault, false)
+}
+
+fn no_answer(fault: Fault) -> Stop {
+    stopped(fault, true)
+}
+
+fn stopped(fault: Fault, unreachable: bool) -> Stop {
+    let failure =
+        Failure { fault, forbidden: false, missing: false, unreachable, retry_after: Duration::ZERO };
+    Stop::Failed(Box::new(failure))
 }
