@@ -350,13 +350,15 @@ impl Cluster {
         let mut text = String::new();
         let mut add = |title: &str, args: &[&str], lines: usize| {
             let said = self.kubectl(args).unwrap_or_else(|error| format!("{error:#}"));
-            text += &format!("--- {title}\n{}\n", tail(&said, lines));
+            // Access logs are JSON, and would leave no room for what is said.
+            let said: Vec<&str> = said.lines().filter(|line| !line.starts_with('{')).collect();
+            text += &format!("--- {title}\n{}\n", tail(&said.join("\n"), lines));
         };
         add("pods", &["get", "pods", "-A", "-o", "wide"], 60);
         add("events", &["get", "events", "-A", "--sort-by=.lastTimestamp"], 30);
         for agent in self.agents().unwrap_or_default().values() {
             for container in ["agent", "holder"] {
-                add(&format!("{agent} {container}"), &["-n", SYSTEM, "logs", agent, "-c", container], 80);
+                add(&format!("{agent} {container}"), &["-n", SYSTEM, "logs", agent, "-c", container], 120);
             }
             add(
                 &format!("{agent} before its restart"),

@@ -63,6 +63,11 @@ fn measure(cluster: &Cluster, args: &Args) -> Result<ExitCode> {
     for fault in faults(args.api_server_away).iter().filter(|fault| chosen(fault)) {
         let row = one(&mut world, fault)?;
         println!("{}", report::brief(&row));
+        if row.outcome() == Outcome::Broken {
+            let why = args.out.with_extension("log");
+            std::fs::write(&why, cluster.diagnosis())?;
+            println!("what the cluster said: {}", why.display());
+        }
         rows.push(row);
         // After each, so that a run that breaks has said what it found.
         std::fs::write(&args.out, report::markdown(&rows, &machine, args.api_server_away))?;
