@@ -164,7 +164,7 @@ fn once(
             })
         })?;
         apart = watched.apart(&measured.load.each);
-        measured.disturbed = watched.disturbs(&apart);
+        measured.disturbed = apart.is_disturbed();
         Ok(measured)
     });
     let last = row.samples.get_mut(who).and_then(|s| s.last_mut());

@@ -191,7 +191,7 @@ const FAIRNESS: &[Table] = &[
         ],
     },
     Table {
-        heading: "The machine's own holes: requests taken out, %; time in holes and taken by the hypervisor, ms in a run",
+        heading: "The machine's own holes: requests taken out, %; ms in holes in a run, and of these taken by the hypervisor",
         columns: &[
             ("taken out, alone", ("alone", "taken_pct"), 1.0, 1),
             ("beside the attack", ("beside", "taken_pct"), 1.0, 1),

@@ -32,7 +32,7 @@ use std::{
 };
 
 /// No answer within this time is an error.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Our own load programs.
 #[derive(Clone, Debug, Subcommand)]
