@@ -16,12 +16,15 @@
 //!
 //! What remains besides the agents is the kernel's own work for the attack (packets are delivered in whatever context
 //! the CPU is in, and that cannot be interrupted): it is there in the control too, where no agent takes part in the
-//! attack. The agents' own account of it, the time from "ready" to "its turn", is read from their metrics.
+//! attack. And there are the machine's own holes, when a program that is no part of the run holds a node's CPU: they are
+//! recorded meanwhile, and latency is given with and without the requests that met one ([`super::foreign`]). The agents'
+//! own account of it, the time from "ready" to "its turn", is read from their metrics.
 
 use super::{
     Options,
+    foreign::{Apart, Watched},
     gateway::certificate,
-    load::{Wrk, iperf, own},
+    load::{Load, Wrk, iperf, own},
     mesh::paced,
     peers::Who,
     place::{Class, Place, argv},
@@ -136,29 +139,37 @@ fn once(
     options: &Options,
 ) {
     let seconds = options.seconds;
-    let (mut strength, mut waited) = (0.0, None);
-    // Enough load on the victim's side for a p99, and the attack is there a second before and after.
+    let (mut strength, mut waited, mut watched) = (0.0, None, Watched::default());
+    let mut apart = Apart::default();
+    // Enough load on the victim's side for a p99, and the attack is there a second before and after. The watch needs
+    // a moment to begin; requests that it does not see (before it, or later than its end) stay in.
+    let lead = Duration::from_millis(if attack.is_some() { 1000 } else { 300 });
     let figures = options.run_quiet(row, who, &["client", "server"], || {
-        measure(&[], &[rig.agents.clone(), rig.servers()].concat(), || {
+        let mut measured = measure(&[], &[rig.agents.clone(), rig.servers()].concat(), || {
             thread::scope(|scope| {
                 let flood = attack.map(|(attack, apart)| {
                     scope.spawn(move || flood(rig, lines, attack, apart, seconds + 2))
                 });
-                if flood.is_some() {
-                    thread::sleep(Duration::from_secs(1));
-                }
+                let watch =
+                    scope.spawn(move || watch(rig, lead + Duration::from_millis(seconds * 1000 + 500)));
+                thread::sleep(lead);
                 let before = Waits::read(rig)?;
                 let load = paced(&lines.victim, PACE.0, PACE.1, seconds);
                 waited = before.zip(Waits::read(rig)?);
+                watched = watch.join().map_err(|_| anyhow::anyhow!("the watch panicked"))??;
                 if let Some(flood) = flood {
                     strength = flood.join().map_err(|_| anyhow::anyhow!("the attack panicked"))??;
                 }
                 load
             })
-        })
+        })?;
+        apart = watched.apart(&measured.load.each);
+        measured.disturbed = apart.is_disturbed();
+        Ok(measured)
     });
     let last = row.samples.get_mut(who).and_then(|s| s.last_mut());
     let (Some(_), Some(last)) = (figures, last) else { return };
+    watched.figures(&apart, last);
     if attack.is_some() {
         eprintln!("           attack: {strength:.1} a second (Gbit/s for bytes)");
         last.insert("attack".into(), strength);
@@ -166,6 +177,19 @@ fn once(
     if let Some((before, after)) = waited {
         after.since(&before, last);
     }
+}
+
+/// Watches the two nodes for what foreign programs take. On node A: the tail was found on B.
+fn watch(rig: &Rig, time: Duration) -> Result<Watched> {
+    let place = Place::new(&rig.sandbox.nodes()[0].netns, "0").class(Class::Instrument);
+    let run: Vec<String> = [vec![std::process::id()], rig.agents.clone(), rig.servers()]
+        .concat()
+        .iter()
+        .map(u32::to_string)
+        .collect();
+    let millis = time.as_millis().to_string();
+    let args = ["watch", "--run", &run.join(","), "--cpus", "0,1", "--millis", &millis];
+    own(&place, &args, time + Duration::from_secs(60))
 }
 
 /// The agents' histograms of how long work waits, both agents together.
@@ -245,6 +269,6 @@ fn flood(rig: &Rig, lines: &Lines, attack: Attack, apart: bool, seconds: u64) ->
 fn handshakes(client: &Place, target: Ipv4Addr, seconds: u64) -> Result<f64> {
     let (target, time) = (format!("{target}:{HBONE}"), seconds.to_string());
     let args = ["handshakes", "--target", &target, "--connections", "32", "--seconds", &time, "--no-request"];
-    let load = own(client, &args, Duration::from_secs(seconds + 60))?;
+    let load: Load = own(client, &args, Duration::from_secs(seconds + 60))?;
     Ok(load.requests as f64 / load.seconds)
 }

@@ -2,7 +2,7 @@
 
 use super::place::{Place, argv};
 use anyhow::{Context as _, Result, bail};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{fs, path::Path, time::Duration};
 
 /// What a load generator counted.
@@ -23,6 +23,9 @@ pub(super) struct Load {
     /// 99th percentile.
     #[serde(default)]
     pub p99_us: f64,
+    /// Every good request of a fixed schedule: when it was due (`CLOCK_MONOTONIC`) and its latency, in ns.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub each: Vec<(u64, u64)>,
 }
 
 /// A run of wrk.
@@ -141,11 +144,11 @@ pub(super) fn iperf(place: &Place, ip: &str, port: u16, args: &[&str], seconds: 
     Ok(Load { bytes: field("bytes")? as u64, seconds: field("seconds")?, ..Load::default() })
 }
 
-/// One of our own tools ([`super::tools`]), which print a [`Load`] as JSON.
+/// One of our own tools ([`super::tools`]), which print a [`Load`] (or what else `T` is) as JSON.
 ///
 /// # Errors
 /// When it fails.
-pub(super) fn own(place: &Place, args: &[&str], limit: Duration) -> Result<Load> {
+pub(super) fn own<T: DeserializeOwned>(place: &Place, args: &[&str], limit: Duration) -> Result<T> {
     let me = std::env::current_exe()?;
     let mut words = vec![me.to_str().context("path")?, "tool"];
     words.extend(args);

@@ -1,6 +1,7 @@
 //! The measurements behind `tests/bench/RESULTS.md`: gateway, mesh and fairness, each against something in the same run.
 
 mod fairness;
+mod foreign;
 mod gateway;
 mod load;
 mod mesh;
@@ -185,7 +186,7 @@ impl Options {
                     return None;
                 }
             };
-            let disturbed = !quiet || measured.others > 0.15;
+            let disturbed = !quiet || measured.disturbed || measured.others > 0.15;
             if disturbed && !self.no_quiet && attempt < 2 {
                 continue;
             }

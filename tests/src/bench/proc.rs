@@ -57,6 +57,26 @@ fn stat_fields(pid: u32) -> Option<Vec<String>> {
     Some(rest.split_whitespace().map(str::to_owned).collect())
 }
 
+/// What the kernel says of one thread.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Thread {
+    /// Its process's parent.
+    pub parent: u32,
+    /// Where it ran last.
+    pub cpu: usize,
+    /// When it began, in seconds since boot.
+    pub began: f64,
+}
+
+/// A thread by its id; `None` when it has ended.
+#[must_use]
+pub(super) fn thread(tid: u32) -> Option<Thread> {
+    // ppid, starttime and processor: fields 4, 22 and 39 of proc(5), counted from 3 here
+    let fields = stat_fields(tid)?;
+    let began = fields.get(19)?.parse::<f64>().ok()? / TICKS;
+    Some(Thread { parent: fields.get(1)?.parse().ok()?, cpu: fields.get(36)?.parse().ok()?, began })
+}
+
 /// CPU seconds of the whole machine: by processes, and stolen by the hypervisor.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Machine {
@@ -111,6 +131,7 @@ mod tests {
         let me = std::process::id();
         assert!(pss_bytes(me) > 100_000);
         assert_eq!(tree(me).first(), Some(&me));
+        assert!(thread(me).is_some_and(|t| t.began > 0.0));
         let before = cpu_seconds(&[me]);
         while cpu_seconds(&[me]) - before < 0.02 {}
         assert!(Machine::now().busy > 0.0);

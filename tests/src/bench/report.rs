@@ -163,19 +163,47 @@ const MESH: &[Table] = &[
 
 const FAIRNESS: &[Table] = &[
     Table {
-        heading: "The victim's p99 at 500 requests/s, µs (control: the same attack among pods outside the mesh)",
+        heading: "The victim's p99 at 500 requests/s, µs, without the requests that met one of the machine's own holes (control: the same attack among pods outside the mesh)",
+        columns: &[
+            ("alone", ("alone", "p99_apart_us"), 1.0, 0),
+            ("beside the attack", ("beside", "p99_apart_us"), 1.0, 0),
+            ("beside the control", ("control", "p99_apart_us"), 1.0, 0),
+            ("attack, per second or Gbit/s", ("beside", "attack"), 1.0, 1),
+            ("control", ("control", "attack"), 1.0, 1),
+        ],
+        ratios: &[
+            ("attack ÷ alone", ("beside", "p99_apart_us"), ("alone", "p99_apart_us")),
+            ("control ÷ alone", ("control", "p99_apart_us"), ("alone", "p99_apart_us")),
+            ("attack ÷ control", ("beside", "p99_apart_us"), ("control", "p99_apart_us")),
+        ],
+    },
+    Table {
+        heading: "The same of all requests, holes included",
         columns: &[
             ("alone", ("alone", "p99_us"), 1.0, 0),
             ("beside the attack", ("beside", "p99_us"), 1.0, 0),
             ("beside the control", ("control", "p99_us"), 1.0, 0),
-            ("attack, per second or Gbit/s", ("beside", "attack"), 1.0, 1),
-            ("control", ("control", "attack"), 1.0, 1),
         ],
         ratios: &[
             ("attack ÷ alone", ("beside", "p99_us"), ("alone", "p99_us")),
             ("control ÷ alone", ("control", "p99_us"), ("alone", "p99_us")),
             ("attack ÷ control", ("beside", "p99_us"), ("control", "p99_us")),
         ],
+    },
+    Table {
+        heading: "The machine's own holes: requests taken out, %; ms in holes in a run, and of these taken by the hypervisor",
+        columns: &[
+            ("taken out, alone", ("alone", "taken_pct"), 1.0, 1),
+            ("beside the attack", ("beside", "taken_pct"), 1.0, 1),
+            ("beside the control", ("control", "taken_pct"), 1.0, 1),
+            ("in holes, alone", ("alone", "holes_ms"), 1.0, 0),
+            ("beside the attack", ("beside", "holes_ms"), 1.0, 0),
+            ("beside the control", ("control", "holes_ms"), 1.0, 0),
+            ("stolen, alone", ("alone", "stolen_ms"), 1.0, 0),
+            ("beside the attack", ("beside", "stolen_ms"), 1.0, 0),
+            ("beside the control", ("control", "stolen_ms"), 1.0, 0),
+        ],
+        ratios: &[],
     },
     Table {
         heading: "The agents' own account, p99 in µs (bounds of histogram buckets): from ready to its turn; between two looks at the sockets",
@@ -207,6 +235,8 @@ struct Budget {
     of: Cell,
     to: Option<Cell>,
     most: f64,
+    /// A second ratio, shown beside it: what it is, of, to.
+    also: Option<(&'static str, Cell, Cell)>,
 }
 
 const fn budget(
@@ -216,7 +246,18 @@ const fn budget(
     to: Option<Cell>,
     most: f64,
 ) -> Budget {
-    Budget { place, what, of, to, most }
+    Budget { place, what, of, to, most, also: None }
+}
+
+const fn fairness(scenario: &'static str) -> Budget {
+    Budget {
+        place: ("fairness", scenario),
+        what: "p99 beside ÷ alone, without the machine's own holes (goal 1.2)",
+        of: ("beside", "p99_apart_us"),
+        to: Some(("alone", "p99_apart_us")),
+        most: 1.5,
+        also: Some(("holes included", ("beside", "p99_us"), ("alone", "p99_us"))),
+    }
 }
 
 const BUDGETS: &[Budget] = &[
@@ -257,27 +298,9 @@ const BUDGETS: &[Budget] = &[
         120.0,
     ),
     budget(("mesh", "iperf-1"), "CPU s per GB, both agents", ("weft", "cpu_gb"), None, 1.6),
-    budget(
-        ("fairness", "flood-connections"),
-        "p99 beside ÷ alone (goal 1.2)",
-        ("beside", "p99_us"),
-        Some(("alone", "p99_us")),
-        1.5,
-    ),
-    budget(
-        ("fairness", "flood-handshakes"),
-        "p99 beside ÷ alone (goal 1.2)",
-        ("beside", "p99_us"),
-        Some(("alone", "p99_us")),
-        1.5,
-    ),
-    budget(
-        ("fairness", "flood-bytes"),
-        "p99 beside ÷ alone (goal 1.2)",
-        ("beside", "p99_us"),
-        Some(("alone", "p99_us")),
-        1.5,
-    ),
+    fairness("flood-connections"),
+    fairness("flood-handshakes"),
+    fairness("flood-bytes"),
 ];
 
 /// A suite's tables in Markdown; readable in a terminal too.
@@ -404,7 +427,7 @@ fn machine() -> String {
 
 fn budgets(suites: &BTreeMap<&str, Suite>) -> String {
     let mut text = String::from("| scenario | what | at most | measured | |\n|---|---|---:|---:|---|\n");
-    for Budget { place: (suite, name), what, of, to, most } in BUDGETS {
+    for Budget { place: (suite, name), what, of, to, most, also } in BUDGETS {
         let row = suites.get(suite).and_then(|s| s.row(name));
         let value = row.and_then(|row| match to {
             Some(to) => ratio(row, *of, *to),
@@ -415,7 +438,11 @@ fn budgets(suites: &BTreeMap<&str, Suite>) -> String {
             Some(value) => (format!("{value:.2}"), "**not reached**"),
             None => ("–".to_owned(), "not measured"),
         };
-        let _ = writeln!(text, "| {suite} {name} | {what} | {most} | {measured} | {verdict} |");
+        let also = also
+            .zip(row)
+            .and_then(|((what, of, to), row)| Some(format!(" ({what}: {:.2})", ratio(row, of, to)?)))
+            .unwrap_or_default();
+        let _ = writeln!(text, "| {suite} {name} | {what} | {most} | {measured}{also} | {verdict} |");
     }
     text
 }
@@ -468,5 +495,20 @@ mod tests {
         let text = budgets(&BTreeMap::from([("gateway", suite)]));
         assert!(text.contains("| 0.55 | 0.47 | reached |"), "{text}");
         assert!(text.contains("not measured"), "{text}");
+    }
+
+    #[test]
+    fn fairness_is_judged_without_the_holes_and_shown_with_them() {
+        let mut row = Row::new("flood-bytes", "bytes");
+        for (who, apart, all) in [("alone", 500.0, 600.0), ("beside", 600.0, 1500.0)] {
+            let figures = [("p99_apart_us", apart), ("p99_us", all), ("taken_pct", 2.0)];
+            row.add(who, figures.map(|(name, value)| (name.to_owned(), value)).into());
+        }
+        let suite = Suite { rows: vec![row], ..Suite::default() };
+        let text = budgets(&BTreeMap::from([("fairness", suite.clone())]));
+        assert!(text.contains("| 1.5 | 1.20 (holes included: 2.50) | reached |"), "{text}");
+        let text = tables("fairness", &suite);
+        assert!(text.contains("| bytes | 500 | 600 | – | – | – | **1.20** | – | – |"), "{text}");
+        assert!(text.contains("| bytes | 600 | 1500 | – | **2.50** | – | – |"), "{text}");
     }
 }

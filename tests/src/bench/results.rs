@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fs, path::Path, time::Instant};
 
 /// Figures of one run, by name. Names are units: `rate` (a second), `cpu_us` (a request or connection), `cpu_gb`
-/// (CPU seconds a GB), `gbit`, `p50_us`, `p99_us`, `bytes_conn`, `pss_mb`, `p99_ratio`; a suffix after `@` names a part (`cpu_us@client`).
+/// (CPU seconds a GB), `gbit`, `p50_us`, `p99_us`, `bytes_conn`, `pss_mb`, `p99_ratio`;
+/// `p99_apart_us` without the machine's own holes, `taken_pct` of the requests left out for it, `holes_ms` and `stolen_ms` in all; a suffix after `@` names a part (`cpu_us@client`).
 pub(super) type Figures = BTreeMap<String, f64>;
 
 /// One scenario of a suite.
@@ -66,6 +67,13 @@ impl Spread {
     }
 }
 
+/// The value at `share` (0 to 1) of the way through sorted values; `None` of none.
+#[must_use]
+pub(super) fn percentile(sorted: &[u64], share: f64) -> Option<u64> {
+    let index = (sorted.len() as f64 * share) as usize;
+    sorted.get(index.min(sorted.len().saturating_sub(1))).copied()
+}
+
 impl Row {
     /// An empty row.
     #[must_use]
@@ -122,6 +130,8 @@ pub(super) struct Measured {
     pub cpu: Vec<f64>,
     /// CPUs used by programs that are not part of the run.
     pub others: f64,
+    /// Whether something else says that the figures mean little.
+    pub disturbed: bool,
 }
 
 /// Runs `load` and takes the CPU time of the trees `measured`. `known` trees belong to the run as well (backends).
@@ -150,7 +160,7 @@ pub(super) fn measure(
     let cpu = before.iter().zip(&after).map(|(b, a)| a - b).collect();
     let busy = machine_after.busy - machine_before.busy + machine_after.stolen - machine_before.stolen;
     let others = (busy - (ours_after - ours_before)).max(0.0) / wall;
-    Ok(Measured { load, cpu, others })
+    Ok(Measured { load, cpu, others, disturbed: false })
 }
 
 impl Measured {
@@ -240,13 +250,28 @@ mod tests {
     }
 
     #[test]
+    fn percentiles() {
+        let hundred: Vec<u64> = (1..=100).collect();
+        for (values, share, expected) in [
+            (&hundred[..], 0.5, Some(51)),
+            (&hundred[..], 0.99, Some(100)),
+            (&hundred[..99], 0.99, Some(99)),
+            (&hundred[..1], 0.99, Some(1)),
+            (&[], 0.99, None),
+        ] {
+            assert_eq!(percentile(values, share), expected, "{share} of {}", values.len());
+        }
+    }
+
+    #[test]
     fn figures_of_requests_and_of_bytes() {
+        let measured = |load, cpu| Measured { load, cpu, others: 0.0, disturbed: false };
         let load = Load { requests: 1000, seconds: 2.0, p99_us: 5.0, ..Load::default() };
-        let figures = Measured { load, cpu: vec![0.01, 0.03], others: 0.0 }.figures(&["client", "server"]);
+        let figures = measured(load, vec![0.01, 0.03]).figures(&["client", "server"]);
         assert!((figures["cpu_us"] - 40.0).abs() < 1e-9 && (figures["cpu_us@server"] - 30.0).abs() < 1e-9);
         assert!((figures["rate"] - 500.0).abs() < 1e-9);
         let load = Load { bytes: 2_000_000_000, seconds: 1.0, ..Load::default() };
-        let figures = Measured { load, cpu: vec![3.0], others: 0.0 }.figures(&["agent"]);
+        let figures = measured(load, vec![3.0]).figures(&["agent"]);
         assert!((figures["cpu_gb"] - 1.5).abs() < 1e-9 && (figures["gbit"] - 16.0).abs() < 1e-9);
     }
 }

@@ -5,8 +5,13 @@
 //! * `handshakes`: a full TLS handshake for every request; wrk resumes sessions.
 //! * `hold`: opens connections, one request on each, and holds them idle.
 //! * `h2c`: a backend that answers like a unary gRPC server.
+//! * `watch`: what foreign programs take from the nodes meanwhile.
 
-use super::load::Load;
+use super::{
+    foreign::{Watch, watch},
+    load::Load,
+    results::percentile,
+};
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use clap::{Args, Subcommand};
@@ -44,6 +49,8 @@ pub(super) enum Tool {
         #[arg(long)]
         listen: SocketAddr,
     },
+    /// What foreign programs take from the nodes
+    Watch(Watch),
 }
 
 /// `paced`.
@@ -107,10 +114,11 @@ pub(super) fn run(tool: Tool) -> Result<()> {
         Tool::Handshakes(args) => report(&handshakes(&args)?),
         Tool::Hold(args) => hold(&args),
         Tool::H2c { listen } => h2c(listen),
+        Tool::Watch(args) => report(&watch(&args)?),
     }
 }
 
-fn report(load: &Load) -> Result<()> {
+fn report(load: &impl serde::Serialize) -> Result<()> {
     println!("{}", serde_json::to_string(load)?);
     Ok(())
 }
@@ -119,40 +127,49 @@ fn paced(args: &Paced) -> Result<Load> {
     // Timers may be late by 50 µs by default; threads inherit this.
     fs::write("/proc/self/timerslack_ns", "1").context("timer slack")?;
     let start = Instant::now() + Duration::from_millis(20);
+    let start_ns = monotonic_ns()? + start.saturating_duration_since(Instant::now()).as_nanos() as u64;
     let threads: Vec<_> = (0..args.connections)
         .map(|number| {
             let args = args.clone();
             thread::spawn(move || paced_connection(&args, number, start))
         })
         .collect();
-    let (mut latencies, mut errors) = (Vec::new(), 0);
+    let (mut each, mut errors) = (Vec::new(), 0);
     for thread in threads {
         let (mut some, bad) = thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?;
-        latencies.append(&mut some);
+        each.append(&mut some);
         errors += bad;
     }
+    let ns = |d: Duration| d.as_nanos() as u64;
+    let each: Vec<(u64, u64)> = each.into_iter().map(|(due, late)| (start_ns + ns(due), ns(late))).collect();
+    let mut latencies: Vec<u64> = each.iter().map(|(_, latency)| *latency).collect();
     latencies.sort_unstable();
-    let at = |share: f64| {
-        let index = (latencies.len() as f64 * share) as usize;
-        latencies.get(index.min(latencies.len().saturating_sub(1))).map_or(0.0, |d| d.as_secs_f64() * 1e6)
-    };
+    let at = |share: f64| percentile(&latencies, share).map_or(0.0, |ns| ns as f64 / 1e3);
     Ok(Load {
         requests: latencies.len() as u64,
         errors,
         seconds: args.seconds as f64,
         p50_us: at(0.5),
         p99_us: at(0.99),
+        each,
         ..Load::default()
     })
 }
 
+/// The clock that all programs of a machine share, in ns.
+pub(super) fn monotonic_ns() -> Result<u64> {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?;
+    Ok(u64::try_from(now.tv_sec())? * 1_000_000_000 + u64::try_from(now.tv_nsec())?)
+}
+
 /// Sends every `connections`-th request of the schedule, waiting for each answer. A late answer makes the following
-/// requests late, and their latency says so.
-fn paced_connection(args: &Paced, number: u32, start: Instant) -> (Vec<Duration>, u64) {
+/// requests late, and their latency says so. Gives when each was due, from `start`, and its latency.
+fn paced_connection(args: &Paced, number: u32, start: Instant) -> (Vec<(Duration, Duration)>, u64) {
     let (mut latencies, mut errors, mut stream) = (Vec::new(), 0, None);
     let total = u64::from(args.rate) * args.seconds;
     for request in (u64::from(number)..total).step_by(args.connections.max(1) as usize) {
-        let due = start + Duration::from_secs_f64(request as f64 / f64::from(args.rate));
+        let after = Duration::from_secs_f64(request as f64 / f64::from(args.rate));
+        let due = start + after;
         thread::sleep(due.saturating_duration_since(Instant::now()));
         if due.elapsed() > PATIENCE {
             errors += (total - request) / u64::from(args.connections.max(1)); // hopelessly behind: the rest counts as failed
@@ -166,7 +183,7 @@ fn paced_connection(args: &Paced, number: u32, start: Instant) -> (Vec<Duration>
             exchange(stream, &args.path, false)
         };
         match once() {
-            Ok(()) => latencies.push(due.elapsed()),
+            Ok(()) => latencies.push((after, due.elapsed())),
             Err(_) => {
                 errors += 1;
                 stream = None;
