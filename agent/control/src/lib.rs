@@ -32,6 +32,8 @@ pub use server::{AgentReport, Agents, ControlServer, Leading, Limits, ServerConf
 
 /// How a replica that does not lead begins its refusal; the client then tries another connection at once.
 const NOT_THE_LEADER: &str = "not the leader";
+/// Who leads, where it is not known.
+const NOBODY: &str = "nobody that we know of";
 
 #[cfg(test)]
 mod tests;

@@ -96,7 +96,7 @@ pub(super) struct Watched {
 /// Latency without the requests that lived in a hole.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Apart {
-    /// 99th percentile of the others in µs, when there are any.
+    /// 99th percentile of the others in µs, when they are more than half.
     pub p99_us: Option<f64>,
     /// Share of the requests taken out, 0 to 1.
     pub taken: f64,
@@ -139,7 +139,8 @@ pub(super) fn apart(requests: &[(u64, u64)], holes: &[Hole]) -> Apart {
     let mut left: Vec<u64> = requests.iter().filter(|r| !in_hole(r)).map(|(_, latency)| *latency).collect();
     left.sort_unstable();
     let taken = (requests.len() - left.len()) as f64 / requests.len().max(1) as f64;
-    Apart { p99_us: percentile(&left, 0.99).map(|ns| ns as f64 / 1e3), taken }
+    let p99 = percentile(&left, 0.99).filter(|_| taken < 0.5);
+    Apart { p99_us: p99.map(|ns| ns as f64 / 1e3), taken }
 }
 
 impl Apart {

@@ -131,7 +131,7 @@ mod tests {
         let me = std::process::id();
         assert!(pss_bytes(me) > 100_000);
         assert_eq!(tree(me).first(), Some(&me));
-        assert!(thread(me).is_some_and(|t| t.parent > 0 && t.began > 0.0));
+        assert!(thread(me).is_some_and(|t| t.began > 0.0));
         let before = cpu_seconds(&[me]);
         while cpu_seconds(&[me]) - before < 0.02 {}
         assert!(Machine::now().busy > 0.0);

@@ -224,18 +224,18 @@ fn replace<T: PartialEq>(sender: &watch::Sender<Option<Arc<T>>>, value: T) {
 async fn keep_connected(inner: Arc<Inner>) {
     let timing = inner.config.timing;
     let mut failures = 0u32;
-    let mut lost_elections = 0u32;
+    let mut quick = QUICK_TRIES;
     loop {
         let began = Instant::now();
         let end = session::run(&inner).await;
         inner.channel.send_replace(None);
         if inner.state.borrow().connected || began.elapsed() > timing.pause_max {
-            (failures, lost_elections) = (0, 0);
+            (failures, quick) = (0, QUICK_TRIES);
         }
         // A replica that does not lead sent us away: the next connection may reach the one that does.
-        let elsewhere = matches!(end, End::NotLeader(_)) && lost_elections < QUICK_TRIES;
+        let elsewhere = matches!(end, End::NotLeader(_)) && quick > 0;
         failures = failures.saturating_add(1);
-        lost_elections += u32::from(elsewhere);
+        quick = if elsewhere { quick - 1 } else { quick.max(AFTER_A_PAUSE) };
         note(&inner, &end, failures);
         let pause = match (&end, elsewhere) {
             (End::Moved, _) => Duration::ZERO,
@@ -249,6 +249,9 @@ async fn keep_connected(inner: Arc<Inner>) {
 /// Tries without a growing pause when a replica says that it does not lead. Connections are spread over replicas by
 /// chance, and there are two.
 const QUICK_TRIES: u32 = 8;
+/// As many are granted again after each growing pause, or an agent that fell back to pauses while nobody led would meet
+/// the new leader by chance only, every other time.
+const AFTER_A_PAUSE: u32 = 2;
 
 /// Doubling, half of it drawn.
 fn backoff(timing: &Timing, failures: u32) -> Duration {

@@ -39,6 +39,8 @@ pub(super) enum End {
     Moved,
     #[error("this replica does not lead: {0}")]
     NotLeader(String),
+    #[error("no replica leads")]
+    NobodyLeads,
     #[error("the controller refused or ended the stream ({code:?}): {reason}")]
     Refused { code: Code, reason: String },
     #[error("the controller says what cannot be understood: {0}")]
@@ -55,9 +57,17 @@ impl From<Status> for End {
     fn from(status: Status) -> Self {
         let reason = status.message().to_owned();
         match status.code() {
-            Code::Unavailable if reason.starts_with(crate::NOT_THE_LEADER) => Self::NotLeader(reason),
+            Code::Unavailable if reason.starts_with(crate::NOT_THE_LEADER) => {
+                if reason.contains(crate::NOBODY) { Self::NobodyLeads } else { Self::NotLeader(reason) }
+            }
             code => Self::Refused { code, reason },
         }
+    }
+}
+
+impl End {
+    fn sent_away(leader: wire::Leader) -> Self {
+        if leader.holder.is_empty() { Self::NobodyLeads } else { Self::NotLeader(leader.holder) }
     }
 }
 
@@ -138,7 +148,7 @@ async fn talk(inner: &Inner, channel: Channel) -> Result<(), End> {
                 "connected to the controller"
             );
         }
-        Some(DownBody::Leader(leader)) => return Err(End::NotLeader(leader.holder)),
+        Some(DownBody::Leader(leader)) => return Err(End::sent_away(leader)),
         _ => return Err(Malformed::Part { what: "Welcome" }.into()),
     }
     inner.state.send_modify(|state| {
@@ -163,7 +173,7 @@ async fn hear(inner: &Inner, down: &mut Streaming<wire::Down>) -> Result<(), End
                     keep(inner, fresh, version).await;
                 }
             }
-            Some(DownBody::Leader(leader)) => return Err(End::NotLeader(leader.holder)),
+            Some(DownBody::Leader(leader)) => return Err(End::sent_away(leader)),
             // Unknown kinds come from newer controllers.
             Some(DownBody::Welcome(_)) | None => {}
         }

@@ -349,7 +349,7 @@ async fn authenticate(shared: &Shared, headers: &http::HeaderMap) -> Result<Call
 }
 
 fn not_leading(leading: &Leading) -> Status {
-    let holder = if leading.holder.is_empty() { "nobody that we know of" } else { &leading.holder };
+    let holder = if leading.holder.is_empty() { crate::NOBODY } else { &leading.holder };
     Status::unavailable(format!("{}: {holder} is", crate::NOT_THE_LEADER))
 }
 
