@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::watch;
 use tonic::Status;
-use weft_core::model::{ObjectKey, Objects, Pod, Snapshot, SpiffeId, Str};
+use weft_core::model::{MESH_LABEL, ObjectKey, Objects, Pod, Snapshot, SpiffeId, Str};
 
 /// Who a token speaks for: a pod on a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -182,7 +182,8 @@ fn may_have(
 ) -> Result<(), Refusal> {
     let mut elsewhere = None;
     let runs = |pod: &&Arc<Pod>| {
-        pod.service_account == identity.service_account && !pod.finished && !pod.host_network
+        let out = pod.meta.labels.get(MESH_LABEL).is_some_and(|l| &**l == "disabled");
+        pod.service_account == identity.service_account && !pod.finished && !pod.host_network && !out
     };
     for pod in in_namespace(&snapshot.pods, &identity.namespace).filter(runs) {
         match &pod.node {

@@ -49,7 +49,7 @@ enum Trouble {
     #[error("{0}: {1}")]
     Api(&'static str, Box<kube::Error>),
     #[error(
-        "Secret {SECRET}: data[\"{0}\"] is missing or no text; delete the Secret to have a new CA made, or repair it"
+        "Secret {SECRET}: data[\"{0}\"] is missing or no text; repair it, or delete it to have the CA that is in use written again"
     )]
     Broken(&'static str),
     #[error("no CA could be made: {0}")]
@@ -67,7 +67,8 @@ pub struct CaCraft {
     pub roots: fn(&CaTexts) -> Option<String>,
 }
 
-/// Keeps the CA's texts: reads the Secret, and makes it when there is none and we lead.
+/// Keeps the CA's texts: reads the Secret, and makes it when there is none and we lead. A Secret that was deleted is written
+/// again as it was: another CA at once would be one that no certificate in use is of.
 pub async fn keep_ca(
     client: Client,
     namespace: String,
@@ -80,7 +81,8 @@ pub async fn keep_ca(
     let mut said = None;
     loop {
         let leads = leadership.borrow_and_update().leads();
-        let pause = match look(&secrets, leads, || (craft.make)(&craft.trust_domain)).await {
+        let had = found.borrow().as_deref().cloned();
+        let pause = match look(&secrets, leads, had, || (craft.make)(&craft.trust_domain)).await {
             Ok(Some(texts)) => {
                 let published = if leads { publish(&maps, (craft.roots)(&texts)).await } else { Ok(()) };
                 found.send_if_modified(|now| {
@@ -130,6 +132,7 @@ async fn within<T>(
 async fn look(
     secrets: &Api<Secret>,
     leads: bool,
+    had: Option<CaTexts>,
     make: impl FnOnce() -> Result<CaTexts, String>,
 ) -> Result<Option<CaTexts>, Trouble> {
     if let Some(secret) = within("reading Secret weft-ca", secrets.get_opt(SECRET)).await? {
@@ -138,7 +141,7 @@ async fn look(
     if !leads {
         return Ok(None);
     }
-    let texts = make().map_err(Trouble::Make)?;
+    let texts = had.map_or_else(make, Ok).map_err(Trouble::Make)?;
     let data = [(CERTIFICATE, texts.certificates.clone()), (KEY, texts.key.to_string())];
     let secret = Secret {
         metadata: metadata(SECRET),
@@ -148,7 +151,7 @@ async fn look(
     };
     match within("making Secret weft-ca", secrets.create(&PostParams::default(), &secret)).await {
         Ok(_) => {
-            tracing::info!("made the mesh's CA: Secret weft-ca");
+            tracing::info!("wrote the mesh's CA: Secret weft-ca");
             Ok(Some(texts))
         }
         // Another replica was faster: its CA is the mesh's.
@@ -193,4 +196,30 @@ async fn publish(maps: &Api<ConfigMap>, roots: Option<String>) -> Result<(), Tro
     within("writing ConfigMap weft-ca-root", maps.patch(ROOTS, &params, &Patch::Apply(&map))).await?;
     tracing::info!("published the mesh's roots: ConfigMap weft-ca-root");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::FakeApi;
+
+    fn texts(of: &str) -> CaTexts {
+        CaTexts { certificates: of.to_owned(), key: Zeroizing::new("key".to_owned()) }
+    }
+
+    /// `kubectl delete secret --all`: another CA would be one that nobody's certificate is of.
+    #[tokio::test]
+    async fn a_deleted_ca_is_written_again_as_it_was() {
+        let api = FakeApi::new();
+        let secrets: Api<Secret> = Api::namespaced(api.client(), "weft-system");
+        let check = async |leads, had: Option<&str>, expected: Option<&str>| {
+            let found = look(&secrets, leads, had.map(texts), || Ok(texts("new"))).await;
+            let found = found.unwrap().map(|ca| ca.certificates);
+            assert_eq!(found.as_deref(), expected, "{leads} {had:?}");
+        };
+        check(false, Some("old"), None).await;
+        check(true, Some("old"), Some("old")).await;
+        api.delete("secrets", "weft-system", SECRET);
+        check(true, None, Some("new")).await;
+    }
 }

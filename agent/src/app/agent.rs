@@ -61,13 +61,19 @@ async fn in_cluster(args: AgentArgs) -> Result<()> {
     let trust_domain = worlds.borrow().agent.trust_domain.clone();
     let identities = IdentityStore::new(control.issuer(), StoreConfig::new(trust_domain));
     let namespace = args.namespace.clone();
-    let store = identities.clone();
+    let (store, mut trusted) = (identities.clone(), None);
     let tasks: Vec<Task> = vec![
         follow_material(control.material(), material_tx),
         follow_worlds(worlds.clone(), address_tx, move |world| {
             controller_address(&world.snapshot, &namespace)
         }),
-        follow_roots(provider.roots.clone(), roots_tx, move |bundle| store.set_trust_bundle(bundle.clone())),
+        follow_roots(provider.roots.clone(), roots_tx, move |bundle| {
+            store.set_trust_bundle(bundle.clone());
+            // Peers may trust the new roots only.
+            if trusted.replace(bundle.clone()).is_some_and(|before| before != *bundle) {
+                store.renew_all();
+            }
+        }),
     ];
     // In the configuration before pods are served: an ADD that comes early waits for us.
     let plugin = Plugin::new(args.cni_conf_dir.as_ref().map(|_| install_config(&args)));

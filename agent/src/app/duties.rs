@@ -10,13 +10,13 @@ use tokio::{sync::watch, time::Instant};
 use weft_control::{Agents, AppliedGateway, Expected, Material, Materials, Serving, watermarks};
 use weft_core::{
     engine::{Feedback, Update},
-    model::{AddressMode, Kind, ObjectKey, ObjectRef, Snapshot, Str},
+    model::{AddressMode, Kind, ObjectKey, ObjectRef, Secret, SecretData, Snapshot, Str},
 };
 use weft_k8s::{
     Desired, Leadership, Recorder, RecorderConfig, StatusWriter, WatchState, Watched, WriterConfig,
     events::EventCounts,
     known_in,
-    provision::{self, ADDRESS_MODE, ADDRESS_OWNER, Provisioner, ProvisionerOptions},
+    provision::{self, ADDRESS_MODE, Provisioner, ProvisionerOptions},
     status::{Known, Lives, Progress},
     workloads::{self, SliceOptions, SlicePublisher},
 };
@@ -190,19 +190,14 @@ fn mode(snapshot: &Snapshot, gateway: &ObjectKey) -> Option<AddressMode> {
     AddressMode::parse(service.meta.annotations.get(ADDRESS_MODE)?)
 }
 
-/// The nodes that serve each Gateway, from the objects that place it.
+/// The nodes that serve each Gateway: from the EndpointSlices, which nobody else may write, for they get its keys.
 fn serving(snapshot: &Snapshot) -> Serving {
     let mut out = Serving::new();
     for key in snapshot.gateways.keys() {
         let name = provision::object_key(key);
-        let Some(service) = snapshot.services.get(&name) else { continue };
-        let annotations = &service.meta.annotations;
-        let nodes = match mode(snapshot, key) {
-            Some(AddressMode::AddressPool) => annotations.get(ADDRESS_OWNER).cloned().into_iter().collect(),
-            Some(_) => provision::endpoint_nodes(snapshot, &name),
-            None => continue,
-        };
-        out.insert(key.clone(), nodes);
+        if mode(snapshot, key).is_some() {
+            out.insert(key.clone(), provision::endpoint_nodes(snapshot, &name));
+        }
     }
     out
 }
@@ -210,24 +205,35 @@ fn serving(snapshot: &Snapshot) -> Serving {
 /// What each node's agent needs: of the Gateways that it serves, and of every BackendTLSPolicy.
 fn materials(pipeline: &Pipeline, serving: &Serving) -> Materials {
     let snapshot = pipeline.snapshot();
-    let everywhere = pipeline.backend_material();
     let mut wanted: BTreeMap<Str, BTreeSet<ObjectRef>> =
-        snapshot.nodes.keys().map(|node| (node.clone(), everywhere.clone())).collect();
+        snapshot.nodes.keys().map(|node| (node.clone(), BTreeSet::new())).collect();
     for (gateway, nodes) in serving {
         let material = pipeline.gateway_material(gateway);
         for node in nodes {
             wanted.entry(node.clone()).or_default().extend(material.iter().cloned());
         }
     }
-    wanted.into_iter().map(|(node, refs)| (node, Arc::new(gather(snapshot, &refs)))).collect()
+    let everywhere = pipeline.backend_material();
+    let of_node = |refs: &BTreeSet<ObjectRef>| {
+        let mut material = Material::default();
+        // A CA may be named in a Secret that has a key too: no node gets that for it.
+        gather(snapshot, &everywhere, |secret| matches!(secret.data, SecretData::Ca(_)), &mut material);
+        gather(snapshot, refs, |_| true, &mut material);
+        Arc::new(material)
+    };
+    wanted.into_iter().map(|(node, refs)| (node, of_node(&refs))).collect()
 }
 
-fn gather(snapshot: &Snapshot, refs: &BTreeSet<ObjectRef>) -> Material {
-    let mut material = Material::default();
+fn gather(
+    snapshot: &Snapshot,
+    refs: &BTreeSet<ObjectRef>,
+    may: impl Fn(&Secret) -> bool,
+    material: &mut Material,
+) {
     for object in refs {
         match object.kind {
             Kind::Secret => {
-                let secret = snapshot.secrets.get(&object.key);
+                let secret = snapshot.secrets.get(&object.key).filter(|s| may(s));
                 material.secrets.extend(secret.map(|s| (object.key.clone(), s.clone())));
             }
             Kind::ConfigMap => {
@@ -237,5 +243,4 @@ fn gather(snapshot: &Snapshot, refs: &BTreeSet<ObjectRef>) -> Material {
             _ => {}
         }
     }
-    material
 }

@@ -81,7 +81,7 @@ impl Default for Limits {
             send: Duration::from_secs(30),
             quiet: Duration::from_secs(45),
             stream_life: Duration::from_secs(30 * 60),
-            gone: Duration::from_secs(10),
+            gone: Duration::from_secs(20),
             report: Bounds { entries: 20_000, bytes: 8 << 20 },
             signing_per_node: 2,
             waiting_per_node: 64,

@@ -43,6 +43,9 @@ async fn gives_a_node_the_identities_of_its_pods_and_gateways_and_no_others() {
             (pod.host_network, pod.finished) = (edit, !edit);
             changed.pods.insert(pod.meta.key.clone(), Arc::new(pod));
         }
+        let mut apart = pod("shop/mirror", "default", "n1");
+        apart.meta.labels.insert("weft.dev/mesh".into(), "disabled".into());
+        changed.pods.insert(apart.meta.key.clone(), Arc::new(apart));
         for name in ["edge", "inner"] {
             let gateway = gateway(&format!("infra/{name}"), 1);
             changed.gateways.insert(gateway.meta.key.clone(), Arc::new(gateway));
@@ -64,6 +67,7 @@ async fn gives_a_node_the_identities_of_its_pods_and_gateways_and_no_others() {
         ("agent@n1", id("shop", "new"), Some("no_such_pod")),
         ("agent@n1", id("shop", "host"), Some("no_such_pod")),
         ("agent@n1", id("shop", "done"), Some("no_such_pod")),
+        ("agent@n1", id("shop", "default"), Some("no_such_pod")),
         ("agent@n1", id("other", "web"), Some("no_such_pod")),
         ("agent@n1", id("infra", "inner-weft"), Some("gateway_not_served")),
         ("agent@n1", id("infra", "unknown-weft"), Some("no_such_pod")),

@@ -11,9 +11,18 @@ pub(super) fn namespace(cx: &mut Cx<'_>) -> Option<Namespace> {
     Some(Namespace { meta })
 }
 
+/// The annotation of a static pod's mirror (`kubernetes.io/config.mirror`). Kubelets make such pods, in any namespace they
+/// like, and without a service account.
+pub(crate) const MIRROR: &str = "kubernetes.io/config.mirror";
+
 pub(super) fn pod(cx: &mut Cx<'_>) -> Option<Pod> {
     let object: core::Pod = cx.object()?;
-    let meta = meta::of(Kind::Pod, object.metadata, cx)?;
+    let mut meta = meta::of(Kind::Pod, object.metadata, cx)?;
+    // Who holds a kubelet's credential could give its node any namespace's identity with one. So static pods are not in
+    // the mesh, whatever their labels say.
+    if meta.annotations.contains_key(MIRROR) {
+        meta.labels.insert(MESH_LABEL.into(), "disabled".into());
+    }
     mesh_labels(&meta.labels, cx);
     let spec = object.spec.unwrap_or_default();
     let status = object.status.unwrap_or_default();

@@ -2,8 +2,8 @@
 //! the same from the same world.
 
 use super::names::{
-    ADDRESS_MODE, ADDRESS_OWNER, NODE_SELECTOR, PROBLEM, REFUSED_NODES, is_managed, json, object_key,
-    parse_addresses, parse_port_name, slice_prefix,
+    ADDRESS_MODE, NODE_SELECTOR, PROBLEM, REFUSED_NODES, is_managed, json, object_key, parse_addresses,
+    parse_port_name, slice_prefix,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -87,6 +87,7 @@ fn placed<'a>(
     let annotations = &service.meta.annotations;
     let mode = annotations.get(ADDRESS_MODE).and_then(|m| AddressMode::parse(m)).unwrap_or_default();
     let assigned = parse_addresses(annotations);
+    let slices: Vec<&EndpointSlice> = slices.map(|(_, slice)| &**slice).collect();
     let mut addresses: Vec<_> = match mode {
         AddressMode::LoadBalancer => service.ingress.clone(),
         _ => assigned.iter().copied().map(PlacementAddress::Ip).collect(),
@@ -101,9 +102,9 @@ fn placed<'a>(
     addresses.truncate(MAX_ADDRESSES);
     Placement {
         addresses,
-        bind: me.map(|me| bind(mode, gateway, annotations, &assigned, me)).unwrap_or_default(),
+        bind: me.map(|me| bind(mode, gateway, annotations, &slices, me)).unwrap_or_default(),
         // Lower names first: a slice that is being replaced says the same.
-        ports: slices.flat_map(|(_, s)| ports(s).collect::<Vec<_>>()).collect::<BTreeMap<_, _>>(),
+        ports: slices.iter().flat_map(|s| ports(s)).collect::<BTreeMap<_, _>>(),
         problem,
     }
 }
@@ -114,7 +115,7 @@ fn bind(
     mode: AddressMode,
     gateway: &Gateway,
     annotations: &Labels,
-    assigned: &[IpAddr],
+    slices: &[&EndpointSlice],
     me: &Node,
 ) -> Vec<IpAddr> {
     let selector: BTreeMap<String, String> = json(annotations, NODE_SELECTOR).unwrap_or_default();
@@ -134,9 +135,13 @@ fn bind(
             let ours = |ip: &IpAddr| asked.is_empty() || asked.contains(ip);
             me.addresses.iter().copied().filter(ours).collect()
         }
+        // From the slices, where nobody but the controller writes. Who may edit a Service could else have this node take any
+        // address of its network and announce it.
         AddressMode::AddressPool => {
-            let mine = annotations.get(ADDRESS_OWNER).is_some_and(|owner| &**owner == name);
-            if mine { assigned.to_vec() } else { Vec::new() }
+            let endpoints = slices.iter().flat_map(|s| &s.endpoints);
+            let mine = endpoints.filter(|e| e.node.as_deref() == Some(name));
+            let mine: BTreeSet<IpAddr> = mine.flat_map(|e| e.addresses.iter().copied()).collect();
+            mine.into_iter().collect()
         }
     }
 }

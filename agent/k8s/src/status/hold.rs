@@ -21,7 +21,7 @@ impl Default for Holds {
     fn default() -> Self {
         Self {
             pending: Duration::from_secs(2),
-            settling: Duration::from_secs(10),
+            settling: Duration::from_secs(40),
             negative: Duration::from_millis(500),
             between: Duration::from_secs(1),
         }

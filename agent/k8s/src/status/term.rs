@@ -153,6 +153,8 @@ impl<'a> Round<'a> {
             (mail.desired.clone(), std::mem::take(&mut mail.changed))
         };
         let Some(desired) = desired else { return };
+        // A kind that is served no more would stay due for ever.
+        self.kinds.retain(|kind, _| desired.served.contains_key(kind));
         for kind in KINDS.into_iter().filter(|k| desired.served.contains_key(k)) {
             let now = || Listing { next: Some(Instant::now()), waiting: Some(BTreeSet::new()) };
             self.kinds.entry(kind).or_insert_with(now);

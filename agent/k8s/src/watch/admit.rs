@@ -118,7 +118,7 @@ fn slim(kind: Watched, value: &mut Value) {
     };
     match kind {
         Watched::Model(Kind::Pod) => {
-            retain("annotations", speaks_to_us);
+            retain("annotations", |k| speaks_to_us(k) || k == convert::MIRROR);
             retain("labels", |k| speaks_to_us(k) || k == "app" || k.starts_with("app.kubernetes.io/"));
         }
         Watched::Model(Kind::Secret | Kind::ConfigMap) => {

@@ -14,7 +14,7 @@ use super::{
 use crate::{status::Lives, world::World};
 use kube::Client;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future,
     sync::{Arc, atomic::AtomicBool},
     time::{Duration, SystemTime},
@@ -70,8 +70,8 @@ pub(super) struct Cluster {
     inputs: ClusterInputs,
     outputs: Outputs,
     store: Store,
-    /// Nobody answers, and it has been said.
-    away: bool,
+    /// Kinds for which nobody answers.
+    away: BTreeSet<Watched>,
     doubts: Doubts,
     /// When there is less doubt by itself.
     doubt_until: Option<Instant>,
@@ -116,7 +116,7 @@ impl Cluster {
             inputs,
             outputs,
             store,
-            away: false,
+            away: BTreeSet::new(),
             doubts: Doubts::default(),
             doubt_until: None,
             state,
@@ -216,6 +216,10 @@ impl Cluster {
             What::Listed => {
                 following.listed = true;
                 changed = self.store.listed(kind);
+                if kind == Watched::Node {
+                    let store = &self.store;
+                    self.doubts.listed(|name| store.node_ready(name).is_some());
+                }
                 self.entry(kind, |s| s.lists += 1);
                 if kind == Watched::Definition {
                     self.look_soon();
@@ -230,13 +234,13 @@ impl Cluster {
                     s.synced = true;
                     s.error = None;
                 });
-                if self.away && self.state.kinds.values().all(|s| s.error.is_none()) {
-                    self.away = false;
-                    tracing::info!("the API server answers again: every watch stands");
+                if self.away.remove(&kind) && self.away.is_empty() {
+                    tracing::info!("the API server answers again");
                 }
             }
             What::Down(failure) => {
-                if kind == Watched::Node {
+                // What is refused for long would be doubted for ever.
+                if kind == Watched::Node && failure.unreachable {
                     self.doubts.lost();
                 }
                 self.down(kind, failure);
@@ -280,26 +284,22 @@ impl Cluster {
         let Fault { reason, remedy } = &failure.fault;
         let told = self.state.kinds.get(&kind).is_some_and(|s| s.error.as_ref() == Some(&failure.fault));
         if failure.unreachable {
-            self.unreachable(reason);
-        } else if !told {
-            tracing::warn!("watch of {kind}: {reason}; {remedy}");
+            // Said once, and not for each kind, whose reasons differ by the moment.
+            if self.away.is_empty() {
+                tracing::warn!("the API server does not answer (watch of {kind}): {reason}; {remedy}");
+            }
+            self.away.insert(kind);
+        } else {
+            self.away.remove(&kind);
+            if !told {
+                tracing::warn!("watch of {kind}: {reason}; {remedy}");
+            }
         }
         self.entry(kind, |s| {
             s.synced = false;
             s.failures += 1;
             s.error = Some(failure.fault);
         });
-    }
-
-    /// Said once, and not for each kind, whose reasons differ by the moment.
-    fn unreachable(&mut self, reason: &str) {
-        if std::mem::replace(&mut self.away, true) {
-            tracing::debug!("the API server cannot be reached: {reason}");
-        } else {
-            tracing::warn!(
-                "the API server cannot be reached: {reason}; the last state stays in effect; it is tried again"
-            );
-        }
     }
 
     /// Edits the state of a kind, and its `since` when that means something else now.
@@ -360,7 +360,7 @@ impl Cluster {
                 self.touch(changed);
             }
             Err(fault) => {
-                if !self.away && self.state.discovery.as_ref() != Some(&fault) {
+                if self.away.is_empty() && self.state.discovery.as_ref() != Some(&fault) {
                     tracing::warn!("API discovery: {}; {}", fault.reason, fault.remedy);
                 }
                 self.state.discovery = Some(fault);

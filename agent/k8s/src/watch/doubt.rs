@@ -32,13 +32,20 @@ impl Doubts {
         match (was, ready) {
             (_, false) => drop(self.nodes.insert(name.clone(), None)),
             (Some(false), true) => drop(self.nodes.insert(name.clone(), Some(now + STEADY))),
-            (_, true) => {}
+            // New, or made anew under its name: nothing is known against it.
+            (None, true) => drop(self.nodes.remove(name)),
+            (Some(true), true) => {}
         }
     }
 
     /// A node is no more.
     pub(super) fn gone(&mut self, name: &Str) {
         self.nodes.remove(name);
+    }
+
+    /// All nodes have been listed: of others nothing is to be kept.
+    pub(super) fn listed(&mut self, is_there: impl Fn(&str) -> bool) {
+        self.nodes.retain(|name, _| is_there(name));
     }
 
     /// Nothing is heard of nodes any more.
@@ -76,10 +83,11 @@ mod tests {
     enum Happens {
         Node(&'static str, Option<bool>, bool),
         Gone(&'static str),
+        Listed(&'static str),
         Lost,
         Found,
     }
-    use Happens::{Found, Gone, Lost, Node};
+    use Happens::{Found, Gone, Listed, Lost, Node};
 
     /// What happens at which second, and what is in doubt at which: `*` is everywhere.
     fn check(what: &[(u64, Happens)], expected: &[(u64, &str)]) {
@@ -92,6 +100,7 @@ mod tests {
                 match event {
                     Node(name, was, ready) => doubts.node(&(*name).into(), *was, *ready, now),
                     Gone(name) => doubts.gone(&(*name).into()),
+                    Listed(names) => doubts.listed(|name| names.split(' ').any(|n| n == name)),
                     Lost => doubts.lost(),
                     Found => doubts.found(now),
                 }
@@ -117,6 +126,9 @@ mod tests {
             &[(1, "a"), (299, "a b"), (301, "a b"), (359, "a b"), (361, "b")],
         );
         check(&[(0, Node("a", Some(true), false)), (3, Gone("a"))], &[(1, "a"), (4, "")]);
+        // Gone while nothing was heard, and another one under its name.
+        check(&[(0, Node("a", Some(true), false)), (3, Listed("b c"))], &[(1, "a"), (4, "")]);
+        check(&[(0, Node("a", Some(true), false)), (3, Node("a", None, true))], &[(1, "a"), (4, "")]);
         // Back and away again: the first return's minute does not end the second absence.
         check(
             &[

@@ -71,6 +71,20 @@ fn services() {
     );
 }
 
+/// Kubelets may make mirror pods in any namespace: what they are called must give their node no identity there.
+#[test]
+fn static_pods_are_not_in_the_mesh() {
+    let pod = |annotations: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: x, namespace: shop, labels: {{weft.dev/mesh: enabled}}, annotations: {{{annotations}}}}}\nspec: {{nodeName: n1, containers: []}}\n"
+        );
+        let Object::Pod(pod) = model(&text) else { panic!() };
+        pod.meta.labels["weft.dev/mesh"].to_string()
+    };
+    assert_eq!(pod(""), "enabled");
+    assert_eq!(pod("kubernetes.io/config.mirror: 0123abcd"), "disabled");
+}
+
 #[test]
 fn endpoint_slices() {
     let slice = |labels: &str, rest: &str| {

@@ -45,14 +45,14 @@ metadata:
   namespace: infra
   labels: {{weft.dev/managed-by: weft-controller, kubernetes.io/service-name: web-weft}}
 addressType: IPv4
-endpoints: []
+endpoints: [{{addresses: [192.0.2.9], nodeName: n2}}]
 ports: [{{name: p80-tcp, port: 20123, protocol: TCP}}, {{name: p53-udp, port: 20124, protocol: UDP}}]
 ---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: {{name: web-weft-ipv4-foreign, namespace: infra, labels: {{kubernetes.io/service-name: web-weft}}}}
 addressType: IPv4
-endpoints: []
+endpoints: [{{addresses: [10.0.0.254], nodeName: n1}}]
 ports: [{{name: p80-tcp, port: 22, protocol: TCP}}]
 "#
     ));
@@ -113,6 +113,16 @@ fn placements_follow_the_mode() {
         let world = cluster(annotations, spec, status, gateway);
         assert_eq!(line(placements(&world, me).get(&key("infra/web"))), want, "{case}");
     }
+}
+
+/// Who may edit Services, as every tenant's `edit` role may, must not make a node take an address of its network.
+#[test]
+fn what_a_node_binds_of_a_pool_is_not_for_the_services_editor_to_say() {
+    let edited = r#"weft.dev/address-mode: AddressPool, weft.dev/addresses: '["10.0.0.254"]', weft.dev/address-owner: n1"#;
+    let world = cluster(edited, "", "", "");
+    let bind = |me| placements(&world, Some(me))[&key("infra/web")].bind.clone();
+    assert_eq!(bind("n1"), Vec::<std::net::IpAddr>::new());
+    assert_eq!(bind("n2"), ["192.0.2.9".parse::<std::net::IpAddr>().unwrap()], "as its slices say");
 }
 
 #[test]
