@@ -18,6 +18,7 @@ use crate::{
 use std::{
     cell::RefCell,
     collections::HashMap,
+    future::poll_fn,
     io::{self, IoSlice},
     pin::{Pin, pin},
     rc::Rc,
@@ -27,6 +28,7 @@ use std::{
     },
     task::{Context, Poll},
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -43,6 +45,9 @@ const WAITING_MAX: usize = 1024;
 /// 3 ms (tests/bench/PROFILE.md). And beside a worker that is always busy a quarter of the CPU is left: a flood of bytes
 /// must not stop new tunnels, as `SCHED_IDLE` would.
 const NICENESS: i32 = 5;
+
+/// Steps with cryptography in them take longer than this. To give the CPU away costs a turn, so the others do not.
+const LONG_STEP: Duration = Duration::from_micros(50);
 
 type Job = Box<dyn FnOnce(&Helper) + Send>;
 
@@ -159,6 +164,22 @@ async fn serve(mut queue: mpsc::Receiver<Job>, stop: CancellationToken) {
     }
 }
 
+/// Gives the CPU away after each long step. Niceness does that only for a worker that wakes up: one that was ready already
+/// (its pod's program had taken the CPU from it) waited for the end of this thread's time slice, 2 ms, while packets for
+/// it came in.
+async fn yielding(work: impl Future<Output = ()>) {
+    let mut work = pin!(work);
+    poll_fn(|cx| {
+        let start = Instant::now();
+        let done = work.as_mut().poll(cx);
+        if start.elapsed() >= LONG_STEP {
+            std::thread::yield_now();
+        }
+        done
+    })
+    .await;
+}
+
 impl Helper {
     fn spawn(&self, tenant: ShareKey, work: impl Future<Output = ()> + 'static) {
         let mut shares = self.shares.borrow_mut();
@@ -171,7 +192,7 @@ impl Helper {
             .or_insert_with(|| Share::start(&self.scheduler, tenant, limits, Drain::new(), Arc::default()));
         let guard = share.admit();
         share.spawn(async move {
-            work.await;
+            yielding(work).await;
             drop(guard);
         });
     }
