@@ -76,7 +76,7 @@ impl Sandbox {
     }
 }
 
-/// The sandbox of the pod with this UID (of a static pod: the one of `kubernetes.io/config.hash`). Blocking.
+/// The sandbox of the pod with this UID. Blocking.
 ///
 /// # Errors
 /// Why not.

@@ -49,7 +49,7 @@ enum Trouble {
     #[error("{0}: {1}")]
     Api(&'static str, Box<kube::Error>),
     #[error(
-        "Secret {SECRET}: data[\"{0}\"] is missing or no text; repair it, or delete it to have the CA that is in use written again"
+        "Secret {SECRET}: data[\"{0}\"] is missing or no text; repair it, or delete it: a controller that still holds the CA writes it again, else a new one is made"
     )]
     Broken(&'static str),
     #[error("no CA could be made: {0}")]

@@ -13,9 +13,6 @@ use weft_cni::protocol::Enrolled;
 use weft_core::model::{MESH_LABEL, MtlsMode, Namespace, ObjectKey, Pod, Snapshot, Str, Workload};
 use weft_inpod::{CaptureConfig, Decision, Enrolment};
 
-/// Annotation of a static pod's mirror: the UID that the kubelet and the runtime use, which the API server does not.
-const STATIC_UID: &str = "kubernetes.io/config.hash";
-
 /// A pod of this node that is in the mesh and runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Running {
@@ -90,7 +87,7 @@ impl WorldEnrolment {
             is_here(pod) && self.is_enrolled(pod, world.namespaces.get(&key.namespace).map(|n| &**n))
         });
         let one = |(key, pod): (&ObjectKey, &Arc<Pod>)| {
-            let uid = runtime_uid(pod).to_owned();
+            let uid = pod.meta.uid.to_string();
             Running { key: key.clone(), uid, ips: pod.ips.clone() }
         };
         Some(running.map(one).collect())
@@ -100,9 +97,7 @@ impl WorldEnrolment {
     pub(super) fn has(&self, key: &ObjectKey, uid: &str) -> bool {
         let world = self.world.read();
         let pod = world.as_ref().and_then(|w| w.pods.get(key));
-        pod.is_some_and(|pod| {
-            uid.is_empty() || pod.meta.uid.is_empty() || runtime_uid(pod) == uid || &*pod.meta.uid == uid
-        })
+        pod.is_some_and(|pod| uid.is_empty() || pod.meta.uid.is_empty() || &*pod.meta.uid == uid)
     }
 }
 
@@ -110,10 +105,6 @@ impl WorldEnrolment {
     fn is_enrolled(&self, pod: &Pod, namespace: Option<&Namespace>) -> bool {
         !self.leaving.load(Ordering::Acquire) && Workload::wants_mesh(pod, namespace)
     }
-}
-
-fn runtime_uid(pod: &Pod) -> &str {
-    pod.meta.annotations.get(STATIC_UID).unwrap_or(&pod.meta.uid)
 }
 
 impl Enrolment for WorldEnrolment {

@@ -11,7 +11,7 @@ mod pool;
 mod provisioner;
 mod targets;
 
-pub use names::{ADDRESS_MODE, ADDRESS_OWNER, ADDRESSES, GATEWAY_NAME, MANAGED_BY, MANAGER, object_key};
+pub use names::{ADDRESS_MODE, ADDRESSES, GATEWAY_NAME, MANAGED_BY, MANAGER, object_key};
 pub use placement::{endpoint_nodes, placements};
 pub use plan::{Assigned, Demand, Demands, Input, Plan, Serving, demands, plan};
 pub(crate) use provisioner::in_words;

@@ -27,7 +27,7 @@ pub(super) const GATEWAY_UID: &str = "weft.dev/gateway-uid";
 /// Annotation: JSON list of the assigned addresses (AddressPool, HostPort).
 pub const ADDRESSES: &str = "weft.dev/addresses";
 /// Annotation: name of the node that holds the addresses (AddressPool).
-pub const ADDRESS_OWNER: &str = "weft.dev/address-owner";
+pub(super) const ADDRESS_OWNER: &str = "weft.dev/address-owner";
 /// Annotation: `LoadBalancer`, `AddressPool` or `HostPort`.
 pub const ADDRESS_MODE: &str = "weft.dev/address-mode";
 /// Annotation: JSON map of the labels that a serving node must have.

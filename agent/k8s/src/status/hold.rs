@@ -9,7 +9,8 @@ pub struct Holds {
     /// A Gateway that is not served *yet*: `Programmed` is False with `Pending` or `AddressNotAssigned`.
     pub pending: Duration,
     /// The same for a Gateway that the cluster shows as `Programmed` in this generation, counted from the beginning of
-    /// our term: a new leader has to hear from the agents first.
+    /// our term: a new leader has to hear from the agents first. As long as Gateways stay where they are for that reason
+    /// (`ProvisionerOptions::settle`), and what the first agent needs to come.
     pub settling: Duration,
     /// Another status that says no: the object that is missing may be in the next document of the same file.
     pub negative: Duration,

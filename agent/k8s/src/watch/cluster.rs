@@ -393,6 +393,8 @@ impl Cluster {
         }
         tracing::warn!("{kind} is not served any more: its objects are gone");
         self.following.remove(&kind);
+        // Nobody asks for it any more: it must not keep the next outage from being said.
+        self.away.remove(&kind);
         self.entry(kind, |s| (s.version, s.synced, s.error) = (None, false, None));
         self.store.clear(kind)
     }

@@ -211,10 +211,8 @@ fn only_this_nodes_running_pods_count() {
         change(&mut pod);
         pod
     };
-    let hash: Labels = [("kubernetes.io/config.hash".into(), "hash".into())].into();
     enrolment.update(&world(&[
         with("plain", &|_| {}),
-        with("static", &|p| p.meta.annotations.clone_from(&hash)),
         with("elsewhere", &|p| p.node = Some("there".into())),
         with("unscheduled", &|p| p.node = None),
         with("finished", &|p| p.finished = true),
@@ -225,16 +223,11 @@ fn only_this_nodes_running_pods_count() {
     ]));
     let running = enrolment.running().unwrap();
     let found: Vec<(&str, &str)> = running.iter().map(|r| (&*r.key.name, r.uid.as_str())).collect();
-    assert_eq!(found, [("plain", "uplain"), ("static", "hash")]);
+    assert_eq!(found, [("plain", "uplain")]);
     let key = |name: &str| ObjectKey::new("shop", name);
-    for (name, uid, want) in [
-        ("plain", "uplain", true),
-        ("plain", "", true),
-        ("plain", "older", false),
-        ("static", "hash", true),
-        ("static", "ustatic", true),
-        ("none", "", false),
-    ] {
+    for (name, uid, want) in
+        [("plain", "uplain", true), ("plain", "", true), ("plain", "older", false), ("none", "", false)]
+    {
         assert_eq!(enrolment.has(&key(name), uid), want, "{name} {uid}");
     }
     // The plugin's table is this node's.
