@@ -1,6 +1,6 @@
 //! A real Kubernetes to test in, reached by `kubectl` and `weft` as a user does.
 //!
-//! `WEFT_TEST_CLUSTER` names the state directory of a cluster of `tests/cluster` (`./dev cluster-test` brings one up), or the
+//! `WEFT_TEST_CLUSTER` names the state directory of a cluster of `tests/cluster` (`./dev test cluster` brings one up), or the
 //! kubeconfig file of any cluster with two nodes, without Weft, with the experimental channel of the Gateway API, and with
 //! images where it finds them (`WEFT_TEST_IMAGE`, `WEFT_TEST_JAEGER_IMAGE`). Not `KUBECONFIG`: who has that in the
 //! environment for other work must not find Weft installed by `cargo test`.
@@ -43,7 +43,7 @@ impl Cluster {
     /// When it names none.
     pub fn from_env() -> Result<Self> {
         let place = std::env::var_os("WEFT_TEST_CLUSTER").map(PathBuf::from).context(
-            "no cluster to test in: `./dev cluster-test` brings one up; or set WEFT_TEST_CLUSTER to the state directory of one of \
+            "no cluster to test in: `./dev test cluster` brings one up; or set WEFT_TEST_CLUSTER to the state directory of one of \
              tests/cluster, or to a kubeconfig file",
         )?;
         let bed = place.is_dir().then(|| place.clone());
@@ -250,12 +250,24 @@ impl Cluster {
     /// # Errors
     /// When it fails, with what it said.
     pub fn ctl(&self, args: &[&str]) -> Result<String> {
+        self.beside(&[&[&*Self::ctl_program()], args].concat())
+    }
+
+    /// The program that switches the parts of the test bed.
+    #[must_use]
+    pub fn ctl_program() -> String {
+        format!("{}/cluster/ctl", env!("CARGO_MANIFEST_DIR"))
+    }
+
+    /// A command on this machine that knows the test bed, and may call its `ctl`.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn beside(&self, argv: &[&str]) -> Result<String> {
         let bed = self.bed.as_ref().context("only the test bed's nodes and parts can be reached so")?;
         let mut command = Command::new("timeout");
-        command.arg((LIMIT * 2).as_secs().to_string());
-        command.arg(format!("{}/cluster/ctl", env!("CARGO_MANIFEST_DIR")));
-        command.args(args).env("WEFT_CLUSTER_DIR", bed);
-        Self::output(command, "", &format!("ctl {}", args.join(" ")))
+        command.arg((LIMIT * 2).as_secs().to_string()).args(argv).env("WEFT_CLUSTER_DIR", bed);
+        Self::output(command, "", &argv.join(" "))
     }
 
     /// The program under test, to be run beside the cluster.
