@@ -27,6 +27,7 @@ const PACE: Duration = Duration::from_millis(300);
 pub const SYSTEM: &str = "weft-system";
 
 /// The cluster under test.
+#[derive(Clone)]
 pub struct Cluster {
     place: PathBuf,
     bed: Option<PathBuf>,
@@ -59,6 +60,12 @@ impl Cluster {
             image: image("WEFT_TEST_IMAGE").unwrap_or_else(|| "weft.test/weft:dev".into()),
             jaeger,
         })
+    }
+
+    /// The same cluster, with another build of Weft: its program, and its image, which the nodes have.
+    #[must_use]
+    pub fn with_build(&self, program: PathBuf, image: &str) -> Self {
+        Self { weft: program, image: image.into(), ..self.clone() }
     }
 
     /// Whether the cluster is that of `tests/cluster`, whose network and nodes tests may look into.
@@ -342,7 +349,20 @@ impl Cluster {
     /// # Errors
     /// When it cannot run.
     pub fn load(&self, pod: &str, args: &[&str]) -> Result<Load> {
-        let argv = call_argv(pod, &[args, &["--until-eof"]].concat())?;
+        self.start_load(&call_argv(pod, args)?)
+    }
+
+    /// The same from beside the cluster, where its Gateways are reached.
+    ///
+    /// # Errors
+    /// When it cannot run.
+    pub fn load_beside(&self, args: &[&str]) -> Result<Load> {
+        let weft = self.weft.to_str().context("path")?;
+        self.start_load(&[&[weft, "call"], args].concat())
+    }
+
+    fn start_load(&self, argv: &[&str]) -> Result<Load> {
+        let argv = [argv, &["--until-eof"]].concat();
         let (out, err) = (tempfile::tempfile()?, tempfile::tempfile()?);
         let mut command = self.command(LIMIT * 5, &argv);
         let child =

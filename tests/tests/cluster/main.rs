@@ -7,8 +7,10 @@ mod nodes;
 mod objects;
 mod personas;
 mod phases;
+mod rollouts;
 mod screens;
 mod sharing;
+mod upgrade;
 
 use anyhow::{Context, Result, ensure};
 use objects::{CANARY, gateway, services, workloads};
@@ -61,6 +63,11 @@ impl<'a> Story<'a> {
 
     fn install(&self) -> Result<()> {
         println!("{}", self.cluster.install()?);
+        self.settled()
+    }
+
+    /// The application runs, and is not in the mesh: what is tested later is the mesh's doing.
+    fn settled(&self) -> Result<()> {
         for namespace in NAMESPACES {
             self.cluster.kubectl(&[
                 "-n",
@@ -72,7 +79,6 @@ impl<'a> Story<'a> {
                 "--timeout=110s",
             ])?;
         }
-        // In clear, before the mesh: what is tested later is the mesh's doing.
         let tally = self.call(CLIENT, &self.web, &["--count", "20"])?;
         ensure!(tally.bad() == 0, "{tally:?}");
         Ok(())
