@@ -16,6 +16,7 @@
 
 mod announce;
 mod apply;
+mod capture_config;
 mod cni_server;
 mod error_list;
 mod find;
@@ -32,7 +33,8 @@ mod sys;
 mod wire;
 
 pub use announce::{AnnounceError, Announcer};
-pub use apply::{ApplyError, apply, remove};
+pub use apply::{ApplyError, apply, apply_by, remove};
+pub use capture_config::{CaptureConfig, InvalidAnnotation};
 pub use error_list::ErrorList;
 pub use find::{NotFound, Sandbox, find_sandbox, find_sandboxes};
 pub use manager::{
@@ -42,8 +44,7 @@ pub use manager::{
 pub use netns::{Netns, NetnsError};
 pub use ns_thread::{NetnsThread, Refused};
 pub use ruleset::{
-    AGENT_MARK, CaptureConfig, HBONE_PORT, INBOUND_PORT, InvalidAnnotation, Mode, OUTBOUND_PORT, REPLY_MARK,
-    ruleset,
+    AGENT_MARK, HBONE_PORT, INBOUND_PORT, LOCAL_MARK, Mechanism, Mode, OUTBOUND_PORT, Surroundings, ruleset,
 };
 pub use socket::{
     Family, Listeners, OpenError, bind_udp, ipv6_enabled, listen, open_listeners, original_dst,

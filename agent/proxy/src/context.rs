@@ -94,17 +94,11 @@ pub trait Sockets: Send + Sync + std::fmt::Debug {
     /// When the kernel gives no socket (limits), or the pod's namespace is gone.
     fn tcp(&self, ipv6: bool) -> io::Result<OwnedFd>;
 
-    /// Where a captured connection was going before it was redirected.
+    /// Where a captured connection was going.
     ///
     /// # Errors
-    /// When the kernel knows no original destination: the connection was made to the listener itself.
-    fn original_dst(&self, socket: BorrowedFd<'_>) -> io::Result<SocketAddr> {
-        let socket = socket2::SockRef::from(&socket);
-        let ipv6 = socket.local_addr()?.as_socket_ipv6().is_some_and(|a| a.ip().to_ipv4_mapped().is_none());
-        // A dual-stack listener holds IPv4 connections as v4-mapped ones; conntrack knows them as IPv4.
-        let addr = if ipv6 { socket.original_dst_v6()? } else { socket.original_dst_v4()? };
-        addr.as_socket().ok_or_else(|| io::Error::other("the original destination is no IP address"))
-    }
+    /// When that cannot be known: the connection was made to the listener itself.
+    fn original_dst(&self, socket: BorrowedFd<'_>) -> io::Result<SocketAddr>;
 }
 
 /// On whose behalf connections are opened and work is charged: a pod of this node, or a Gateway.

@@ -79,7 +79,7 @@ async fn connect(
     let from = ended.source.as_ref().map(|source| &source.pod);
     conn.worker.shared.plaintext.saw(conn.peer.ip().to_canonical(), from, &source.workload.pod);
     let limits = &conn.worker.shared.limits;
-    connect::tcp(&*source.sockets, Some(conn.peer.ip()), to, limits).await
+    connect::to_application(&*source.sockets, conn.peer.ip(), to, limits).await
 }
 
 fn denied(detail: String) -> ProxyError {

@@ -2,7 +2,14 @@
 
 use super::enrolment::WorldEnrolment;
 use parking_lot::{Mutex, RwLock};
-use std::{collections::HashMap, io, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    os::fd::{BorrowedFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
@@ -26,6 +33,10 @@ pub(super) struct InNamespace(pub(super) PodSockets);
 impl Sockets for InNamespace {
     fn tcp(&self, ipv6: bool) -> io::Result<OwnedFd> {
         self.0.tcp(if ipv6 { Family::V6 } else { Family::V4 })
+    }
+
+    fn original_dst(&self, socket: BorrowedFd<'_>) -> io::Result<SocketAddr> {
+        weft_inpod::original_dst(&socket)
     }
 }
 

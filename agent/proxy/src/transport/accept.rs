@@ -148,7 +148,7 @@ async fn serve_connect(
     let Some(to) = ended.endpoint else { return };
     let limits = &context.worker.shared.limits;
     // From the client's own address: the application and its NetworkPolicy see who calls.
-    let connecting = connect::tcp(&*context.pod.source.sockets, Some(context.peer.ip()), to, limits);
+    let connecting = connect::to_application(&*context.pod.source.sockets, context.peer.ip(), to, limits);
     let connected = tokio::select! {
         connected = connecting => connected,
         _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => {

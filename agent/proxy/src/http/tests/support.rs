@@ -20,7 +20,7 @@ use std::{
     convert::Infallible,
     io,
     net::SocketAddr,
-    os::fd::OwnedFd,
+    os::fd::{BorrowedFd, OwnedFd},
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -84,6 +84,10 @@ struct NoSockets;
 impl Sockets for NoSockets {
     fn tcp(&self, _: bool) -> io::Result<OwnedFd> {
         Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn original_dst(&self, _: BorrowedFd<'_>) -> io::Result<SocketAddr> {
+        Err(io::ErrorKind::NotFound.into())
     }
 }
 
