@@ -141,6 +141,12 @@ fn next<D: Dial>(exchange: &Exchange<D>, plan: &Plan, failure: &Failure, idempot
     if exchange.upload_failed().is_some() {
         return Decision::Stop;
     }
+    // Where nobody else is, it would only be waited for again.
+    let at = exchange.attempt.endpoint().map(|e| e.addr);
+    if failure.outcome == Outcome::Silent && !at.is_some_and(|at| may_turn(exchange, &plan.backend, at, &[]))
+    {
+        return Decision::Stop;
+    }
     let attempt = Attempt {
         tries: exchange.tries,
         outcome: failure.outcome,
