@@ -46,6 +46,8 @@ pub enum Reason {
     UpstreamReset,
     /// The upstream's answer is not HTTP (502).
     UpstreamProtocol,
+    /// The endpoint's node went silent before an answer (504).
+    PeerSilent,
     /// A timeout of the rule passed (504).
     Timeout,
     /// The client sent something that is not HTTP, or too large (400, 431).
@@ -78,6 +80,7 @@ impl Reason {
             Self::TunnelRefused => "tunnel_refused",
             Self::UpstreamReset => "upstream_reset",
             Self::UpstreamProtocol => "upstream_protocol",
+            Self::PeerSilent => "peer_silent",
             Self::Timeout => "timeout",
             Self::BadRequest => "bad_request",
             Self::ClientGone => "client_gone",

@@ -20,6 +20,8 @@ pub mod gateway;
 pub mod http;
 pub mod inbound;
 pub mod l4;
+pub mod loads;
+mod nodes;
 pub mod outbound;
 pub mod plaintext;
 pub mod pods;

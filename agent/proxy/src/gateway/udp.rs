@@ -4,7 +4,8 @@
 use super::accept::{Tenant, Ticket};
 use crate::{
     error::{ProxyError, Reason},
-    l4::tcp::{Ended, backend_of, no_endpoint, pick},
+    l4::tcp::{Ended, backend_of, no_endpoint},
+    loads::Choice,
     share::ConnectionGuard,
     telemetry::{Counter, Direction},
     transport::connect::canonical,
@@ -195,8 +196,11 @@ impl Receiver {
         let backend = backend_of(rule, self.worker.draw())?;
         ended.backend = Some(backend.clone());
         let endpoints = config.endpoints.get(&backend.key).ok_or_else(|| no_endpoint(&backend))?;
-        let index = pick(endpoints, &backend, ended.peer.ip(), self.worker.draw(), &[]);
-        let endpoint = index.and_then(|i| endpoints.ready.get(i)).ok_or_else(|| no_endpoint(&backend))?;
+        let choice = Choice { backend: &backend, set: endpoints, client: ended.peer.ip(), tried: &[] };
+        let chosen = self.worker.loads.choose(&choice, Instant::now().into_std(), self.worker.draw());
+        // Not counted there: datagrams say nothing of whether they are answered.
+        let endpoint =
+            chosen.and_then(|(i, _)| endpoints.ready.get(i)).ok_or_else(|| no_endpoint(&backend))?;
         ended.note(endpoint);
         Ok((backend, endpoint))
     }

@@ -6,23 +6,19 @@ use super::{
 };
 use crate::{
     context::Source,
-    dial::{Dialer, Upstream, UpstreamIo},
+    dial::{Dialer, Upstream, UpstreamIo, impatiently},
     error::{Blame, ProxyError, Reason, Retryable},
+    loads::Choice,
     share::Share,
     telemetry::{ConnectionRecord, Direction},
     worker::Worker,
 };
 use bytes::Bytes;
 use http::HeaderMap;
-use std::{
-    net::{IpAddr, SocketAddr},
-    rc::Rc,
-    sync::Arc,
-    time::Instant,
-};
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 use weft_core::{
-    balance,
-    config::{Backend, Endpoint, EndpointSet, L4Rule},
+    balance::Fault,
+    config::{Backend, Endpoint, L4Rule},
     model::{ObjectKey, SpiffeId, Workload},
 };
 
@@ -110,18 +106,31 @@ pub async fn connect(
     let endpoints = endpoints.ok_or_else(|| no_endpoint(&backend))?;
     let mut tried = Vec::new();
     loop {
-        let index = pick(endpoints, &backend, ended.peer.ip(), worker.draw(), &tried);
-        let index = index.ok_or_else(|| no_endpoint(&backend))?;
+        let choice =
+            Choice { backend: &backend, set: endpoints, client: ended.peer.ip(), tried: tried.as_slice() };
+        let chosen = worker.loads.choose(&choice, Instant::now(), worker.draw());
+        let (index, in_flight) = chosen.ok_or_else(|| no_endpoint(&backend))?;
         let endpoint = &endpoints.ready[index];
         ended.note(endpoint);
-        match dialer.dial_with(source, endpoint, bulk, &HeaderMap::new()).await {
-            Err(error)
-                if error.retry == Retryable::Yes && tried.len() + 1 < TRIES.min(endpoints.ready.len()) =>
-            {
-                tracing::debug!(%error, "another endpoint is tried");
-                tried.push(index);
+        let may_retry = tried.len() + 1 < TRIES.min(endpoints.ready.len());
+        let has_other = || may_retry && worker.loads.has_other(&choice, endpoint.addr, Instant::now());
+        let headers = HeaderMap::new();
+        let dialing = dialer.dial_with(source, endpoint, bulk, &headers);
+        match impatiently(endpoint.addr, dialing, has_other).await {
+            Ok(upstream) => {
+                in_flight.connected(Instant::now());
+                return Ok(upstream);
             }
-            result => return result,
+            Err(error) => {
+                if error.blame == Blame::Upstream {
+                    in_flight.failed(Fault::Unreached, Instant::now());
+                }
+                if error.retry != Retryable::Yes || !may_retry {
+                    return Err(error);
+                }
+                tracing::debug!(%error, "another endpoint is tried");
+                tried.push(endpoint.addr);
+            }
         }
     }
 }
@@ -142,23 +151,6 @@ pub(crate) fn backend_of(rule: &L4Rule, draw: u64) -> Result<Arc<Backend>, Proxy
         Some(Err(why)) => Err(invalid(Reason::Invalid(*why), "the backend that was picked cannot be served")),
         Some(Ok(backend)) => Ok(backend.clone()),
     }
-}
-
-/// The endpoint for a client: its own seat with `sessionAffinity`, else a random one; never one that was tried.
-pub(crate) fn pick(
-    endpoints: &EndpointSet,
-    backend: &Backend,
-    client: IpAddr,
-    draw: u64,
-    tried: &[usize],
-) -> Option<usize> {
-    let ready = &endpoints.ready;
-    if backend.client_ip_affinity {
-        let seats = ready.iter().enumerate();
-        let seats = seats.map(|(i, e)| (!tried.contains(&i)).then(|| balance::affinity::seat(&e.addr)));
-        return balance::affinity::choose(balance::affinity::client_key(client), seats);
-    }
-    balance::pick_by(ready.len(), draw, |i| (!tried.contains(&i)).then_some(0))
 }
 
 pub(crate) fn no_endpoint(backend: &Backend) -> ProxyError {

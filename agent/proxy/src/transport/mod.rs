@@ -3,6 +3,7 @@
 //! - [`connect`]: TCP in the right network namespace, from the right address;
 //! - [`tls`]: both sides' handshakes and who was at the other end;
 //! - [`stream`]: one tunnel stream as bytes; [`tunnel`]: the client's HTTP/2 connection; [`pool`]: which tunnel;
+//! - `pulse`: whether the other end of a tunnel lives;
 //! - [`accept`]: the server side on port 15008.
 
 pub mod accept;
@@ -10,6 +11,7 @@ pub mod connect;
 pub mod handshakes;
 pub mod metered;
 pub mod pool;
+pub(crate) mod pulse;
 pub mod stream;
 pub mod tls;
 pub mod tunnel;

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     context::{ShareKey, Source},
     error::{Blame, ProxyError, Reason, Retryable},
+    nodes::Node,
     telemetry::{Counter, TunnelSide},
     transport::stream::TunnelStream,
     worker::Worker,
@@ -136,6 +137,7 @@ impl Tunnels {
             let (guard, tunnel) = self.reserve(worker, want).await?;
             match tokio::time::timeout(patience, guard.open(want.to, want.headers)).await {
                 Ok(Ok(stream)) => return Ok((stream, tunnel)),
+                Ok(Err(OpenError::Silent)) => last = "the tunnel is silent".to_owned(),
                 Ok(Err(OpenError::Refused(status))) => return Err(refused(status, want.to)),
                 // No byte of the application was sent: always safe on another tunnel.
                 Ok(Err(OpenError::Gone(error))) => last = error.to_string(),
@@ -171,12 +173,11 @@ impl Tunnels {
         loop {
             let entry = self.entries.borrow_mut().entry(key.clone()).or_default().clone();
             entry.tunnels.borrow_mut().retain(|t| t.state() == State::Open);
-            let views: Vec<View> = entry
-                .tunnels
-                .borrow()
-                .iter()
-                .map(|t| View { streams: t.streams(), bulk: t.bulk() })
-                .collect();
+            // Those that are silent are kept for what they carry, and for when they answer again.
+            let answering: Vec<_> =
+                entry.tunnels.borrow().iter().filter(|t| !t.is_suspect()).cloned().collect();
+            let views: Vec<View> =
+                answering.iter().map(|t| View { streams: t.streams(), bulk: t.bulk() }).collect();
             if let Some(error) = failed.as_ref().filter(|_| views.is_empty()) {
                 return Err(ProxyError::clone(error));
             }
@@ -189,14 +190,15 @@ impl Tunnels {
                     } else {
                         Counter::PoolHitTunnel
                     });
-                    let tunnel = entry.tunnels.borrow()[index].clone();
+                    let tunnel = answering[index].clone();
                     return Ok((tunnel.reserve(want.bulk), tunnel));
                 }
                 Pick::Full => return Err(full(want.to)),
                 Pick::Open => {
                     entry.opening.set(true);
                     entry.failure.take();
-                    let opener = open(worker.clone(), want.source.clone(), key.clone(), entry.clone());
+                    let node = want.workload.node.as_ref().map(|node| worker.loads.node(node));
+                    let opener = open(worker.clone(), want.source.clone(), key.clone(), entry.clone(), node);
                     // A task of its own: the one who asked first may give up, the others still wait.
                     worker.share(&want.source.share).spawn(opener);
                 }
@@ -245,7 +247,13 @@ impl Tunnels {
 }
 
 /// Opens a tunnel for `entry` and drives it until it ends.
-async fn open(worker: Rc<Worker>, source: Rc<Source>, key: TunnelKey, entry: Rc<Entry>) {
+async fn open(
+    worker: Rc<Worker>,
+    source: Rc<Source>,
+    key: TunnelKey,
+    entry: Rc<Entry>,
+    node: Option<Rc<Node>>,
+) {
     /// Tells the waiters even when the task is dropped half way.
     struct Opening<'a>(&'a Entry);
     impl Drop for Opening<'_> {
@@ -257,7 +265,7 @@ async fn open(worker: Rc<Worker>, source: Rc<Source>, key: TunnelKey, entry: Rc<
     let opening = Opening(&entry);
     let limits = &worker.shared.limits;
     let deadline = Duration::from_millis(limits.connect_timeout_ms + limits.handshake_timeout_ms);
-    let establishing = tokio::time::timeout(deadline, establish(&worker, &source, &key));
+    let establishing = tokio::time::timeout(deadline, establish(&worker, &source, &key, node));
     match establishing.await.unwrap_or_else(|_| Err(slow(&key, deadline))) {
         Ok((tunnel, driver)) => {
             worker.telemetry.count(Counter::HandshakeTunnelClientOk);
@@ -290,6 +298,7 @@ async fn establish(
     worker: &Rc<Worker>,
     source: &Rc<Source>,
     key: &TunnelKey,
+    node: Option<Rc<Node>>,
 ) -> Result<(Rc<Tunnel>, impl Future<Output = ()> + 'static), ProxyError> {
     let limits = &worker.shared.limits;
     let share = worker.share(&source.share);
@@ -299,7 +308,7 @@ async fn establish(
     let permit = share.handshake().await;
     let tls = permit.during(tls::connect(worker, source, &key.identity, (key.ip, tcp))).await?;
     let identity = Rc::new(key.identity.clone());
-    Tunnel::establish(Metered(tls), identity).await.map_err(|error| broken(to, &error))
+    Tunnel::establish(Metered(tls), identity, node).await.map_err(|error| broken(to, &error))
 }
 
 fn slow(key: &TunnelKey, deadline: Duration) -> ProxyError {

@@ -6,6 +6,7 @@ use crate::{
     drain::Drain,
     error::{ProxyError, Reason, Retryable},
     http::{Entrance, GatewayEntrance, HttpConn, HttpVersion, HttpWorker, respond, serve},
+    loads::Loads,
     share::{Share, ShareLimits, scheduler::Scheduler},
     telemetry::{Telemetry, TelemetryConfig},
 };
@@ -124,7 +125,11 @@ impl Bed {
         );
         let plain = Plain::default();
         let dials = Rc::clone(&plain.dials);
-        let http = HttpWorker::new(Arc::clone(&shared), plain, shared.telemetry.worker(), 42);
+        let http = {
+            let telemetry = shared.telemetry.worker();
+            let loads = Loads::new(telemetry.clone(), None);
+            HttpWorker::new(Arc::clone(&shared), plain, telemetry, loads, 42)
+        };
         Rc::new(Self { shared, http, share, dials })
     }
 

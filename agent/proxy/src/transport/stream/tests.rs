@@ -43,7 +43,7 @@ async fn tunnel() -> (Rc<Tunnel>, mpsc::Receiver<Accepted>) {
         }
     });
     let identity = Rc::new(SpiffeId::new("cluster.local", "shop", "b"));
-    let (tunnel, driver) = Tunnel::establish(near, identity).await.unwrap();
+    let (tunnel, driver) = Tunnel::establish(near, identity, None).await.unwrap();
     tokio::task::spawn_local(driver);
     (tunnel, accepts)
 }
