@@ -20,6 +20,7 @@ mod cni_server;
 mod error_list;
 mod find;
 pub mod holder;
+mod kubelet;
 mod manager;
 mod netns;
 mod ns_thread;
@@ -35,6 +36,7 @@ pub use announce::{AnnounceError, Announcer};
 pub use apply::{ApplyError, apply, remove};
 pub use error_list::ErrorList;
 pub use find::{NotFound, Sandbox, find_sandbox, find_sandboxes};
+pub use kubelet::{KubeletWatch, NodeSocket, Stranger};
 pub use manager::{
     Captured, CapturedPod, Counts, Decision, Enrolment, ManagerConfig, ManagerHandle, PodEvent, PodManager,
     StartError,

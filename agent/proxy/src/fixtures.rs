@@ -93,6 +93,7 @@ pub(crate) fn workload(name: &str, ip: IpAddr, enrolled: bool, mode: MtlsMode) -
         enrolled,
         mode,
         app: name.into(),
+        probes: Arc::default(),
     })
 }
 
