@@ -2,8 +2,8 @@
 
 use nix::sys::{
     socket::{
-        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt, socket,
-        sockopt::ReceiveTimeout,
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt,
+        socket, sockopt::ReceiveTimeout,
     },
     time::TimeVal,
 };
@@ -246,7 +246,9 @@ mod tests {
         assert!(all(&message, 7).is_err(), "longer than what came");
         message[0..4].copy_from_slice(&20_u32.to_ne_bytes());
         message[4..6].copy_from_slice(&ERROR.to_ne_bytes());
-        for (error, ended) in [(0, Some(true)), (-libc::ENOENT, Some(true)), (-libc::EPERM, None), (i32::MIN, None)] {
+        for (error, ended) in
+            [(0, Some(true)), (-libc::ENOENT, Some(true)), (-libc::EPERM, None), (i32::MIN, None)]
+        {
             message[16..20].copy_from_slice(&error.to_ne_bytes());
             assert_eq!(all(&message[..20], 7).ok(), ended, "{error}");
         }

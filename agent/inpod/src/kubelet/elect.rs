@@ -94,7 +94,12 @@ mod tests {
         check("dual-stack", &[listener(1), listener(2)], &[holder(7, &[1, 2])], Ok(7));
         check("away", &[], &[], Err(NoKubelet::NotListening));
         let taken = in_pod(9, &[1]);
-        check("a hostNetwork pod while it is away", &[listener(1)], &[taken.clone()], Err(NoKubelet::InPod(taken)));
+        check(
+            "a hostNetwork pod while it is away",
+            &[listener(1)],
+            &[taken.clone()],
+            Err(NoKubelet::InPod(taken)),
+        );
         let beside = in_pod(9, &[2]);
         check(
             "a hostNetwork pod beside it, by SO_REUSEPORT",
@@ -125,6 +130,11 @@ mod tests {
         check("half seen", &[listener(1), listener(2)], &[holder(7, &[1])], Err(NoKubelet::Unheld));
         let users = Listener { inode: 1, uid: 1000 };
         check("a user of the node", &[users], &[holder(7, &[1])], Err(NoKubelet::NotRoot(1000)));
-        check("a user beside it", &[users, listener(2)], &[holder(7, &[1, 2])], Err(NoKubelet::NotRoot(1000)));
+        check(
+            "a user beside it",
+            &[users, listener(2)],
+            &[holder(7, &[1, 2])],
+            Err(NoKubelet::NotRoot(1000)),
+        );
     }
 }

@@ -224,8 +224,7 @@ impl Look {
     }
 
     fn find(&self, told: &[Told]) -> Result<Process, NoKubelet> {
-        let listeners: Vec<Listener> =
-            told.iter().map(|t| Listener { inode: t.inode, uid: t.uid }).collect();
+        let listeners: Vec<Listener> = told.iter().map(|t| Listener { inode: t.inode, uid: t.uid }).collect();
         let mut found = Err(NoKubelet::Unheld);
         for _ in 0..LOOKS {
             let mut held = self.holders(&listeners);

@@ -103,13 +103,19 @@ mod tests {
             assert_eq!(pod_of(groups, own).as_deref(), want, "{groups} {own}");
         };
         for groups in [
-            format!("0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{systemd}.slice/cri-containerd-ab.scope"),
+            format!(
+                "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{systemd}.slice/cri-containerd-ab.scope"
+            ),
             format!("0::/kubepods.slice/kubepods-pod{systemd}.slice/crio-ab.scope"),
             format!("0::/kubepods.slice/kubepods-pod{systemd}.slice/crio-conmon-ab.scope"),
             format!("0::/kubepods/besteffort/pod{UID}/ab"),
             format!("0::/kubepods/pod{UID}"),
-            format!("0::/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{systemd}.slice/cri-containerd-ab.scope"),
-            format!("3:pids:/system.slice/containerd.service/kubepods-burstable-pod{systemd}.slice:cri-containerd:ab"),
+            format!(
+                "0::/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{systemd}.slice/cri-containerd-ab.scope"
+            ),
+            format!(
+                "3:pids:/system.slice/containerd.service/kubepods-burstable-pod{systemd}.slice:cri-containerd:ab"
+            ),
             // One controller is enough.
             format!("12:pids:/system.slice/kubelet.service\n11:memory:/kubepods/burstable/pod{UID}/ab\n0::/"),
         ] {
@@ -122,7 +128,11 @@ mod tests {
         ] {
             check(&groups, true, Some(UID));
         }
-        check("0::/kubepods/pod0a1b2c3d4e5f60718293a4b5c6d7e8f9/ab", false, Some("0a1b2c3d4e5f60718293a4b5c6d7e8f9"));
+        check(
+            "0::/kubepods/pod0a1b2c3d4e5f60718293a4b5c6d7e8f9/ab",
+            false,
+            Some("0a1b2c3d4e5f60718293a4b5c6d7e8f9"),
+        );
         check("0::/kubepods/burstable", false, Some("unknown"));
         // The agent's own container, one below it, and one beside it.
         for groups in ["0::/", "0::/below", "0::/../cri-containerd-cd.scope"] {
@@ -131,7 +141,10 @@ mod tests {
         for (groups, own) in [
             ("0::/", false),
             ("0::/system.slice/kubelet.service", false),
-            ("12:pids:/system.slice/k3s.service\n1:name=systemd:/system.slice/k3s.service\n0::/system.slice/k3s.service", false),
+            (
+                "12:pids:/system.slice/k3s.service\n1:name=systemd:/system.slice/k3s.service\n0::/system.slice/k3s.service",
+                false,
+            ),
             ("0::/kubelet.slice/kubelet.service", false),
             ("0::/docker/0f5e2d", false),
             ("0::/user.slice/podman-1.scope", false),
@@ -145,7 +158,9 @@ mod tests {
 
     #[test]
     fn sockets_are_told_by_their_links() {
-        for (link, want) in [("socket:[42]", Some(42)), ("pipe:[42]", None), ("/dev/null", None), ("socket:[x]", None)] {
+        for (link, want) in
+            [("socket:[42]", Some(42)), ("pipe:[42]", None), ("/dev/null", None), ("socket:[x]", None)]
+        {
             assert_eq!(socket_inode(Path::new(link)), want, "{link}");
         }
     }
