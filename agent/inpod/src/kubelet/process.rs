@@ -72,14 +72,12 @@ fn pod_of(groups: &str, own: bool) -> Option<String> {
     groups.lines().find_map(|line| {
         let path = line.splitn(3, ':').nth(2)?;
         let segments = || path.split('/').filter(|segment| !segment.is_empty());
-        let named = segments().find_map(|segment| {
-            let slice = segment.split_once(':').map_or(segment, |(slice, _)| slice);
-            let uid = pod_uid(slice).filter(|uid| is_uid(uid));
-            uid.or_else(|| slice.contains("kubepods").then(|| "unknown".to_owned()))
-        });
+        let slices = || segments().map(|s| s.split_once(':').map_or(s, |(slice, _)| slice));
+        let uid = slices().find_map(|slice| pod_uid(slice).filter(|uid| is_uid(uid)));
+        let of_pods = || slices().any(|slice| slice.contains("kubepods")).then(|| "unknown".to_owned());
         // Seen from our own container: itself and what is below, and beside it the other containers of our pod.
         let ours = || own && segments().take_while(|segment| *segment == "..").count() < 2;
-        named.or_else(|| ours().then(|| "of this agent".to_owned()))
+        uid.or_else(of_pods).or_else(|| ours().then(|| "of this agent".to_owned()))
     })
 }
 

@@ -90,7 +90,7 @@ fn smuggled_and_malformed_requests_are_refused() {
         (get("GET * HTTP/1.1", ""), "a request target that is no path"),
         (get("GET /ready?full=1 HTTP/1.0", ""), "a malformed request line"),
         (get("GET /ready?full=1 HTTP/1.1 ", ""), "a malformed request line"),
-        (get("GET  /ready?full=1 HTTP/1.1", ""), "a malformed request line"),
+        (get("GET  /ready?full=1 HTTP/1.1", ""), "neither HTTP nor TLS"),
         (get("GET /ready?full=1\tHTTP/1.1", ""), "a malformed request line"),
         (get(line, "Content-Length: 0\r\n"), "a request with a body"),
         (get(line, "Transfer-Encoding: chunked\r\n"), "a request with a body"),
