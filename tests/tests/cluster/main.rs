@@ -6,6 +6,7 @@ mod authority;
 mod nodes;
 mod objects;
 mod personas;
+mod probes;
 mod screens;
 mod sharing;
 
@@ -74,6 +75,7 @@ impl<'a> Story<'a> {
         step("screens when something is wrong", || screens::bad(self))?;
         step("leaving and joining again", || nodes::relabelled(self))?;
         step("strict", || self.strict())?;
+        step("probes under strict", || probes::run(self))?;
         let tally = kept.finish()?;
         ensure!(
             tally.bad() == 0 && tally.opened == 1,
