@@ -191,7 +191,7 @@ fn pod_and_container(line: &str) -> Option<(String, String)> {
 }
 
 /// `pod<uid>` (cgroupfs), `kubepods-burstable-pod<uid>.slice` (systemd, which spells `-` as `_`).
-fn pod_uid(segment: &str) -> Option<String> {
+pub(crate) fn pod_uid(segment: &str) -> Option<String> {
     let name = segment.strip_suffix(".slice").unwrap_or(segment);
     let uid = name.rsplit_once("-pod").map(|(_, uid)| uid).or_else(|| name.strip_prefix("pod"))?;
     (!uid.is_empty()).then(|| uid.replace('_', "-"))

@@ -21,6 +21,7 @@ mod cni_server;
 mod error_list;
 mod find;
 pub mod holder;
+mod kubelet;
 mod manager;
 mod netns;
 mod ns_thread;
@@ -37,6 +38,7 @@ pub use apply::{ApplyError, apply, apply_by, remove};
 pub use capture_config::{CaptureConfig, InvalidAnnotation};
 pub use error_list::ErrorList;
 pub use find::{NotFound, Sandbox, find_sandbox, find_sandboxes};
+pub use kubelet::{KubeletWatch, NodeSocket, Stranger};
 pub use manager::{
     Captured, CapturedPod, Counts, Decision, Enrolment, ManagerConfig, ManagerHandle, PodEvent, PodManager,
     StartError,

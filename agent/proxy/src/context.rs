@@ -1,6 +1,11 @@
 //! What every connection can reach: process-wide, per worker, and per source of traffic.
 
-use crate::{plaintext::PlaintextCallers, telemetry::Telemetry};
+use crate::{
+    inbound::probe::redirects::Redirects,
+    kubelet::{Kubelet, NoKubelet},
+    plaintext::PlaintextCallers,
+    telemetry::Telemetry,
+};
 use arc_swap::ArcSwap;
 use std::{
     io,
@@ -26,6 +31,10 @@ pub struct Shared {
     pub telemetry: Arc<Telemetry>,
     /// Who speaks to permissive pods in clear.
     pub plaintext: PlaintextCallers,
+    /// Knows the kubelet of this node, whose probes strict pods let in.
+    pub kubelet: Arc<dyn Kubelet>,
+    /// Where applications have sent its probes on to.
+    pub(crate) redirects: Redirects,
 }
 
 /// The port of HBONE: inbound mutual TLS, on the pod's own address.
@@ -36,7 +45,7 @@ pub const OUTBOUND_PORT: u16 = 15001;
 pub const INBOUND_PORT: u16 = 15006;
 
 impl Shared {
-    /// State that serves an empty Config.
+    /// State that serves an empty Config, on a node without a kubelet.
     #[must_use]
     pub fn new(limits: Limits, telemetry: Arc<Telemetry>) -> Self {
         Self {
@@ -45,6 +54,8 @@ impl Shared {
             hbone_port: HBONE_PORT,
             telemetry,
             plaintext: PlaintextCallers::default(),
+            kubelet: Arc::new(NoKubelet),
+            redirects: Redirects::default(),
         }
     }
 }

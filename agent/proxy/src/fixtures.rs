@@ -3,6 +3,7 @@
 
 use crate::{
     context::{Limits, Shared, Sockets},
+    kubelet::Kubelet,
     pods::{CapturedPod, DataPlane, Listeners},
     telemetry::{Telemetry, TelemetryConfig},
     worker::Workers,
@@ -93,6 +94,7 @@ pub(crate) fn workload(name: &str, ip: IpAddr, enrolled: bool, mode: MtlsMode) -
         enrolled,
         mode,
         app: name.into(),
+        probes: Arc::default(),
     })
 }
 
@@ -127,8 +129,18 @@ impl Mesh {
     }
 
     pub(crate) fn with_limits(workers: usize, limits: Limits) -> Self {
+        Self::with(workers, Shared::new(limits, telemetry()))
+    }
+
+    /// On a node with this kubelet.
+    pub(crate) fn with_kubelet(workers: usize, kubelet: Arc<dyn Kubelet>) -> Self {
+        let mut shared = Shared::new(Limits::default(), telemetry());
+        shared.kubelet = kubelet;
+        Self::with(workers, shared)
+    }
+
+    fn with(workers: usize, mut shared: Shared) -> Self {
         let hbone_port = hbone_port();
-        let mut shared = Shared::new(limits, telemetry());
         shared.hbone_port = hbone_port;
         let shared = Arc::new(shared);
         let plane = DataPlane::new(Workers::start(workers, shared.clone()).expect("threads"));

@@ -19,6 +19,7 @@ pub mod error;
 pub mod gateway;
 pub mod http;
 pub mod inbound;
+pub mod kubelet;
 pub mod l4;
 pub mod loads;
 mod nodes;

@@ -73,6 +73,7 @@ fn workload(name: &str) -> Arc<Workload> {
         enrolled: true,
         mode: MtlsMode::Strict,
         app: name.into(),
+        probes: Arc::default(),
     })
 }
 

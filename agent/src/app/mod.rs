@@ -8,6 +8,7 @@ mod duties;
 mod enrolment;
 mod gateways;
 mod joiner;
+mod kubelet;
 mod leave;
 mod metrics;
 mod node;

@@ -1,10 +1,9 @@
 //! The page `/node`: the node as its agent sees it. `weft status`, `check`, `leave` and `uninstall` read it.
 
-use super::{enrolment::WorldEnrolment, joiner::Missing, leave::Leaving, plugin::Plugin};
+use super::{enrolment::WorldEnrolment, joiner::Missing, kubelet::is_ours, leave::Leaving, plugin::Plugin};
 use crate::cluster::{CertificateReport, NodeReport, PlaintextReport, PodReport};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, UdpSocket},
     process::Command,
     sync::{Arc, OnceLock},
 };
@@ -128,20 +127,11 @@ fn controller(state: &ClientState) -> String {
 fn plaintext(caller: PlaintextCaller) -> PlaintextReport {
     let of_the_node = caller.from.parse().is_ok_and(is_ours);
     PlaintextReport {
-        from: if of_the_node {
-            format!("{} (the node: probes of the kubelet?)", caller.from)
-        } else {
-            caller.from
-        },
+        from: if of_the_node { format!("{} (the node)", caller.from) } else { caller.from },
         to: caller.to.to_string(),
         connections: caller.connections,
         last_seconds: caller.last.elapsed().as_secs(),
     }
-}
-
-/// Whether it is an address of this machine, whose network namespace is ours.
-fn is_ours(address: IpAddr) -> bool {
-    UdpSocket::bind((address, 0)).is_ok()
 }
 
 fn findings(watched: &WatchState) -> Vec<String> {

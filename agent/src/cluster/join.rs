@@ -1,7 +1,7 @@
 //! `weft join` and `weft leave`: set the label, then follow until every pod is where it belongs. No pod is restarted.
 
 use super::{
-    NAMESPACE,
+    NAMESPACE, STRICT,
     api::{Cluster, label, text},
     args::MembershipArgs,
     facts::{ask_agents, never_joins},
@@ -12,7 +12,7 @@ use super::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, process::ExitCode, time::Instant};
-use weft_core::model::MESH_LABEL;
+use weft_core::model::{MESH_LABEL, MTLS_LABEL};
 
 /// What joins or leaves.
 struct Target {
@@ -90,6 +90,9 @@ pub(super) async fn run(
     } else {
         cluster.merge(&target.path(), &json!({"metadata": {"labels": {MESH_LABEL: wanted}}})).await?;
         show.line(Mark::Good, &format!("{}: {MESH_LABEL}={}", target.title(), wanted.unwrap_or("(none)")));
+    }
+    if enter && label(&object, MTLS_LABEL).or_else(|| label(&namespace, MTLS_LABEL)) == Some("strict") {
+        show.line(Mark::Plain, &format!("{MTLS_LABEL}=strict: {STRICT}"));
     }
     follow(cluster, args, &target, enter, show).await
 }

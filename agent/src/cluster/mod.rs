@@ -34,6 +34,8 @@ use std::process::ExitCode;
 
 /// Where Weft is.
 pub(crate) const NAMESPACE: &str = "weft-system";
+/// What `join`, `check` and `status` say of strict pods: whoever switches it on must know what it leaves.
+const STRICT: &str = "from outside the mesh, strict pods let in only the probes and lifecycle handlers that their own spec declares, asked by their node's kubelet";
 /// Exit code when no cluster answers.
 const NO_CLUSTER: u8 = 3;
 

@@ -1,6 +1,7 @@
 //! `weft status`: one screen. [`summary`] is a function of [`Facts`]; the rest prints it.
 
 use super::{
+    STRICT,
     api::{Cluster, condition, key, label, list, text},
     args::StatusArgs,
     bundle,
@@ -318,6 +319,9 @@ fn print_namespaces(summary: &Summary, show: &Show) {
         rows.push([vec![n.namespace.clone(), n.mtls.clone()], cells.to_vec()].concat());
     }
     show.plain(table(&rows).trim_end());
+    if summary.namespaces.iter().any(|n| n.mtls == "strict") {
+        show.plain(&format!("  {STRICT}"));
+    }
 }
 
 #[cfg(test)]

@@ -207,6 +207,7 @@ fn pod(key: &str, account: &str, node: &str) -> Pod {
         node: (!node.is_empty()).then(|| node.into()),
         host_network: false,
         finished: false,
+        probes: Arc::default(),
         captured: None,
     }
 }

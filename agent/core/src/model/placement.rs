@@ -20,7 +20,12 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// Condition `Ready`.
     pub ready: bool,
+    /// Where its kubelet listens (`status.daemonEndpoints.kubeletEndpoint`).
+    pub kubelet_port: u16,
 }
+
+/// Where a kubelet listens unless it is told otherwise.
+pub const KUBELET_PORT: u16 = 10_250;
 
 /// Nodes whose pods' readiness says nothing about the pods.
 ///

@@ -1,7 +1,7 @@
 //! Namespaces, and pods as the mesh knows them.
 
-use super::{Labels, Meta, ObjectKey, SpiffeId, Str};
-use std::net::IpAddr;
+use super::{DeclaredProbe, Labels, Meta, ObjectKey, SpiffeId, Str};
+use std::{net::IpAddr, sync::Arc};
 
 /// Label that puts a namespace or pod into the mesh (`enabled`) or keeps it out (`disabled`); the pod's wins.
 pub const MESH_LABEL: &str = "weft.dev/mesh";
@@ -32,6 +32,9 @@ pub struct Pod {
     pub captured: Option<bool>,
     /// Finished (`status.phase` Succeeded or Failed): its IPs may belong to another pod by now.
     pub finished: bool,
+    /// What its kubelet may ask it, in no order. Known of Pod objects only: a WorkloadSlice has no use for it, since the
+    /// kubelet and the agent that lets it in are of the pod's own node.
+    pub probes: Arc<[DeclaredProbe]>,
 }
 
 /// What an enrolled pod accepts from outside the mesh.
@@ -62,6 +65,8 @@ pub struct Workload {
     /// Names for telemetry (`service.name` and the like), from annotations and labels by the
     /// OpenTelemetry k8s conventions' order.
     pub app: Str,
+    /// What its kubelet may ask it in clear, whatever [`Self::mode`] says.
+    pub probes: Arc<[DeclaredProbe]>,
 }
 
 impl Workload {
@@ -98,6 +103,7 @@ impl Workload {
             enrolled: pod.captured.unwrap_or_else(|| Self::wants_mesh(pod, namespace)) && !pod.host_network,
             mode,
             app: app_name(&pod.meta.annotations, &pod.meta.labels, &pod.meta.key.name),
+            probes: pod.probes.clone(),
         }
     }
 }

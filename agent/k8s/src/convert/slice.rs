@@ -91,6 +91,7 @@ fn pod(entry: Entry, namespace: &Str, names: &mut Names) -> Pod {
         host_network: entry.host_network,
         captured: Some(entry.captured),
         finished: false,
+        probes: Arc::default(),
     }
 }
 

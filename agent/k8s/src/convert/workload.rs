@@ -1,6 +1,6 @@
 //! Namespace and Pod.
 
-use super::{Cx, meta};
+use super::{Cx, meta, probe};
 use k8s_openapi::api::core::v1 as core;
 use weft_core::model::{Kind, Labels, MESH_LABEL, MTLS_LABEL, Namespace, Pod, Str};
 
@@ -35,6 +35,7 @@ pub(super) fn pod(cx: &mut Cx<'_>) -> Option<Pod> {
             Err(_) => cx.report.reject("status.podIPs", format!("\"{ip}\" is no IP address"), ""),
         }
     }
+    let probes = probe::declared(&spec, &ips).into();
     Some(Pod {
         meta,
         ips,
@@ -47,6 +48,7 @@ pub(super) fn pod(cx: &mut Cx<'_>) -> Option<Pod> {
         host_network: spec.host_network.unwrap_or(false),
         captured: None,
         finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+        probes,
     })
 }
 

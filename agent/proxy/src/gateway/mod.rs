@@ -261,6 +261,7 @@ impl GatewayListeners {
             enrolled: true,
             mode: MtlsMode::Permissive,
             app: gateway.key.name.clone(),
+            probes: Arc::default(),
         };
         Source {
             share: ShareKey::Gateway(gateway.key.clone()),

@@ -191,6 +191,8 @@ pub struct Ended {
     pub destination_identity: Option<Rc<SpiffeId>>,
     /// Why we ended or refused it.
     pub reason: Option<Reason>,
+    /// The same for people, where the reason alone leaves them to guess: what was denied.
+    pub detail: Option<String>,
     /// Bytes from the client.
     pub received: u64,
     /// Bytes to the client.
@@ -215,6 +217,7 @@ impl Ended {
             destination: None,
             destination_identity: None,
             reason: None,
+            detail: None,
             received: 0,
             sent: 0,
         }
@@ -230,6 +233,7 @@ impl Ended {
     pub fn fail(&mut self, error: &ProxyError) {
         tracing::debug!(peer = %self.peer, direction = self.direction.as_str(), %error, "a connection was refused");
         self.reason = Some(error.reason);
+        self.detail = (error.reason == Reason::Denied).then(|| error.detail.clone());
     }
 
     /// It was copied.
@@ -256,6 +260,7 @@ impl Ended {
             destination: self.destination.as_ref(),
             destination_identity: self.destination_identity.as_deref(),
             reason: self.reason,
+            detail: self.detail.as_deref(),
             received_bytes: self.received,
             sent_bytes: self.sent,
             duration: self.begin.elapsed(),

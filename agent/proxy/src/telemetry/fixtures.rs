@@ -38,6 +38,7 @@ pub(super) fn workload(namespace: &str, pod: &str, app: &str) -> Arc<Workload> {
         enrolled: true,
         mode: MtlsMode::Permissive,
         app: app.into(),
+        probes: Arc::default(),
     })
 }
 

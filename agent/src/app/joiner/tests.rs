@@ -80,6 +80,7 @@ fn pod(name: &str, ip: &str) -> Pod {
         host_network: false,
         captured: None,
         finished: false,
+        probes: Arc::default(),
     }
 }
 

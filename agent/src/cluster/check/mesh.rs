@@ -1,6 +1,8 @@
 //! What must hold of an installed Weft: WEFT-C020 on.
 
 use super::*;
+use crate::cluster::{STRICT, members::Member};
+use weft_core::model::MTLS_LABEL;
 
 /// A leader that has not renewed for so long has ended.
 const LEASE_PATIENCE: jiff::SignedDuration = jiff::SignedDuration::from_secs(30);
@@ -282,5 +284,29 @@ fn pods(report: &mut Report<'_>) {
     }
     if captured > 0 {
         report.ok("WEFT-C031", format!("{} in the mesh", count(captured, "pod")));
+    }
+    strict(report, &all);
+}
+
+/// Says what strict leaves of the callers from outside, where a label asks for it.
+fn strict(report: &mut Report<'_>, all: &[Member]) {
+    let facts = report.facts;
+    let captured = |pod: &&Value| {
+        let name = key(pod);
+        all.iter().any(|m| m.pod == name && m.state == State::Captured)
+    };
+    let is_strict = |pod: &&Value| {
+        let namespace = facts.namespaces.iter().find(|ns| key(ns) == text(pod, "/metadata/namespace"));
+        let mode = label(pod, MTLS_LABEL).or_else(|| namespace.and_then(|ns| label(ns, MTLS_LABEL)));
+        mode == Some("strict")
+    };
+    let pods = facts.pods.iter().filter(captured).filter(is_strict).count();
+    if pods > 0 {
+        report.add(
+            "WEFT-C033",
+            Level::Info,
+            format!("{} strict: {}", count(pods, "pod"), STRICT),
+            "`weft status` lists who calls permissive pods in clear; SECURITY.md says what else is kept out",
+        );
     }
 }

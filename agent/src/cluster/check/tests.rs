@@ -220,6 +220,9 @@ fn each_thing_that_is_wrong_with_an_installation_has_its_finding() {
         f.nodes[0]["spec"] = json!({"taints": [{"key": "weft.dev/agent-not-ready"}]})
     });
     check("WEFT-C031", Level::Error, &|f| f.slices.clear());
+    check("WEFT-C033", Level::Info, &|f| {
+        f.pods[0]["metadata"]["labels"] = json!({"weft.dev/mesh": "enabled", "weft.dev/mtls": "strict"});
+    });
     check("WEFT-C032", Level::Info, &|f| f.pods[0]["spec"]["hostNetwork"] = true.into());
 }
 

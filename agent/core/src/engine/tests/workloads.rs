@@ -17,6 +17,7 @@ pub(super) fn pod(name: &str, addr: &str) -> Pod {
         host_network: false,
         captured: None,
         finished: false,
+        probes: Arc::default(),
     }
 }
 
@@ -165,6 +166,7 @@ fn a_node_shares_its_address_with_pods_that_nobody_tells_of() {
         addresses: vec![ip("192.0.2.9")],
         pod_cidrs: vec!["10.2.0.0/24".parse().unwrap()],
         ready: true,
+        kubelet_port: crate::model::KUBELET_PORT,
     };
     w.0.nodes.insert("n2".into(), Arc::new(node));
     let out = apply(&w);

@@ -2,7 +2,7 @@
 
 use super::*;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
-use weft_core::model::{ObjectKey, SecretData, ServiceType};
+use weft_core::model::{ObjectKey, ProbeAsk, SecretData, ServiceType};
 
 fn core(kind: &str, rest: &str) -> String {
     format!("apiVersion: v1\nkind: {kind}\nmetadata: {{name: x, namespace: shop}}\n{rest}\n")
@@ -264,4 +264,85 @@ fn ca_bundles() {
         ],
     );
     check(&core("ConfigMap", "data: {other: x}"), 1, &[]);
+}
+
+#[test]
+fn probes_are_what_the_kubelet_asks_of_this_pod() {
+    let check = |containers: &str, want: &[(u16, ProbeAsk)]| {
+        let text = core(
+            "Pod",
+            &format!("spec: {containers}\nstatus: {{podIPs: [{{ip: 10.0.0.1}}, {{ip: \"fd00::1\"}}]}}"),
+        );
+        let Object::Pod(pod) = model(&text) else { panic!() };
+        let got: Vec<_> = pod.probes.iter().map(|p| (p.port, p.ask.clone())).collect();
+        assert_eq!(got, want, "{containers}");
+    };
+    let http = |target: &str, headers: &[(&str, &str)]| ProbeAsk::Http {
+        target: target.into(),
+        headers: headers.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect(),
+    };
+    let grpc = |service: &str| ProbeAsk::Grpc { service: service.into() };
+    let one = |rest: &str| {
+        format!("{{containers: [{{name: c, ports: [{{name: web, containerPort: 8080}}], {rest}}}]}}")
+    };
+    check("{containers: [{name: c}]}", &[]);
+    check(
+        &one("readinessProbe: {exec: {command: [\"true\"]}}, lifecycle: {preStop: {sleep: {seconds: 1}}}"),
+        &[],
+    );
+    check(&one("readinessProbe: {httpGet: {port: web}}"), &[(8080, http("/", &[]))]);
+    check(
+        &one("livenessProbe: {httpGet: {port: 81, path: \"/a?b\", httpHeaders: [{name: X, value: z}]}}"),
+        &[(81, http("/a?b", &[("X", "z")]))],
+    );
+    check(&one("startupProbe: {httpGet: {port: web, scheme: HTTPS, path: /x}}"), &[(8080, ProbeAsk::Https)]);
+    check(&one("readinessProbe: {tcpSocket: {port: \"82\"}}"), &[(82, ProbeAsk::Tcp)]);
+    check(&one("readinessProbe: {grpc: {port: 83}}"), &[(83, grpc(""))]);
+    check(&one("readinessProbe: {grpc: {port: 83, service: shop}}"), &[(83, grpc("shop"))]);
+    // Each once, whoever asks it.
+    check(
+        &one("readinessProbe: {tcpSocket: {port: web}}, livenessProbe: {tcpSocket: {port: 8080}}"),
+        &[(8080, ProbeAsk::Tcp)],
+    );
+    // A name that this container does not have is nobody's port.
+    check(&one("readinessProbe: {tcpSocket: {port: other}}"), &[]);
+    for host in ["10.0.0.1", "\"fd00::1\"", "\"fd00:0::1\"", "\"\""] {
+        check(
+            &one(&format!("readinessProbe: {{tcpSocket: {{port: 1, host: {host}}}}}")),
+            &[(1, ProbeAsk::Tcp)],
+        );
+    }
+    // Aimed at somebody else: whoever that is has not declared it.
+    for host in ["10.0.0.2", "127.0.0.1", "localhost", "x.shop.svc"] {
+        check(&one(&format!("readinessProbe: {{tcpSocket: {{port: 1, host: {host}}}}}")), &[]);
+        check(&one(&format!("readinessProbe: {{httpGet: {{port: 1, host: {host}}}}}")), &[]);
+        check(&one(&format!("lifecycle: {{preStop: {{httpGet: {{port: 1, host: {host}}}}}}}")), &[]);
+    }
+    check(
+        &one(
+            "lifecycle: {postStart: {httpGet: {port: web, path: /up}}, preStop: {httpGet: {port: 84, path: /down, scheme: HTTPS}}}",
+        ),
+        // In clear too, once its server answers that it is HTTP.
+        &[(8080, http("/up", &[])), (84, http("/down", &[])), (84, ProbeAsk::Https)],
+    );
+    check(
+        "{initContainers: [{name: s, restartPolicy: Always, startupProbe: {tcpSocket: {port: 1}}}], containers: [{name: c, readinessProbe: {tcpSocket: {port: 2}}}]}",
+        &[(1, ProbeAsk::Tcp), (2, ProbeAsk::Tcp)],
+    );
+}
+
+#[test]
+fn a_node_says_where_its_kubelet_listens() {
+    for (status, port) in [
+        ("{}", 10_250),
+        ("{daemonEndpoints: {kubeletEndpoint: {Port: 10350}}}", 10_350),
+        ("{daemonEndpoints: {kubeletEndpoint: {Port: 0}}}", 10_250),
+        ("{daemonEndpoints: {kubeletEndpoint: {Port: 99999}}}", 10_250),
+    ] {
+        let text = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: n1}}\nstatus: {status}\n");
+        let (documents, errors) = crate::yaml::read(&text);
+        assert_eq!(errors, [], "{text}");
+        let (node, problems) = convert_node(&documents[0].value, &Source::default());
+        assert_eq!((node.map(|node| node.kubelet_port), problems), (Some(port), Vec::new()), "{status}");
+    }
 }

@@ -186,6 +186,7 @@ impl Bed {
             enrolled: true,
             mode: MtlsMode::Permissive,
             app: "curl".into(),
+            probes: Arc::default(),
         });
         Rc::new(Source { share: ShareKey::Pod(pod), workload, identity: None, sockets: Arc::new(NoSockets) })
     }
