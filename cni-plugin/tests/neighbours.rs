@@ -59,7 +59,8 @@ impl Node {
     /// What the runtime would run, in order, by the file that names us.
     fn chain(&self, installed: &Installed) -> Vec<String> {
         let file = installed.file.as_ref().unwrap();
-        let read = |path: &Path| -> Value { serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap() };
+        let read =
+            |path: &Path| -> Value { serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap() };
         let types = |list: &Value| -> Vec<String> {
             let plugins = list["plugins"].as_array().into_iter().flatten();
             plugins.map(|p| p["type"].as_str().unwrap().to_owned()).collect()
@@ -68,7 +69,8 @@ impl Node {
             return types(&read(file));
         }
         // libcni reads the folder of the network's name behind the list's own plugins.
-        let own = fs::read_dir(&self.config.conf_dir).unwrap().flatten().find(|e| e.path().is_file()).unwrap();
+        let own =
+            fs::read_dir(&self.config.conf_dir).unwrap().flatten().find(|e| e.path().is_file()).unwrap();
         let list = read(&own.path());
         assert!(file.starts_with(self.config.conf_dir.join(list["name"].as_str().unwrap())), "{file:?}");
         types(&list).into_iter().chain([read(file)["type"].as_str().unwrap().to_owned()]).collect()
@@ -80,7 +82,11 @@ fn all(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).unwrap().flatten() {
         let path = entry.path();
-        if path.is_dir() { found.extend(all(&path)) } else { found.push((path.clone(), fs::read(&path).unwrap())) }
+        if path.is_dir() {
+            found.extend(all(&path))
+        } else {
+            found.push((path.clone(), fs::read(&path).unwrap()))
+        }
     }
     found.sort();
     found

@@ -4,7 +4,7 @@ use crate::{
     error_list::ErrorList,
     netns::{Netns, NetnsError},
     routes::{self, RouteError},
-    ruleset::{CaptureConfig, Mode, removal, ruleset},
+    ruleset::{CaptureConfig, Mode, TABLE, removal, ruleset},
     socket::ipv6_enabled,
 };
 use nftables::schema::Nftables;
@@ -57,6 +57,22 @@ pub fn apply(netns: &Netns, config: &CaptureConfig, mode: Mode) -> Result<(), Ap
         routes::add(ipv6)?;
         run_nft(&ruleset(config, mode, ipv6))
     })?
+}
+
+/// Whether a table of ours is in the pod, whatever its rules say. Blocking.
+///
+/// # Errors
+/// When the pod cannot be entered or `nft` does not run.
+pub fn is_captured(netns: &Netns) -> Result<bool, ApplyError> {
+    let list = || Command::new("nft").args(["-j", "list", "tables"]).stdin(Stdio::null()).output();
+    let output = netns.run(list)??;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(ApplyError::Refused(said.chars().take(COMPLAINT_BYTES).collect()));
+    }
+    let tables: serde_json::Value = serde_json::from_slice(&output.stdout).map_err(io::Error::from)?;
+    let tables = tables["nftables"].as_array().into_iter().flatten();
+    Ok(tables.filter_map(|entry| entry.get("table")).any(|t| t["family"] == "inet" && t["name"] == TABLE))
 }
 
 /// Takes everything of ours out of the pod. Tries all of it.

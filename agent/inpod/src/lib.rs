@@ -32,9 +32,9 @@ mod sys;
 mod wire;
 
 pub use announce::{AnnounceError, Announcer};
-pub use apply::{ApplyError, apply, remove};
+pub use apply::{ApplyError, apply, is_captured, remove};
 pub use error_list::ErrorList;
-pub use find::{NotFound, Sandbox, find_sandbox, find_sandboxes};
+pub use find::{NotFound, Sandbox, find_sandbox, find_sandboxes, pod_namespaces};
 pub use manager::{
     Captured, CapturedPod, Counts, Decision, Enrolment, ManagerConfig, ManagerHandle, PodEvent, PodManager,
     StartError,

@@ -41,7 +41,7 @@ pub const REPLY_MARK: u32 = 0x111;
 
 /// The bits of the mark that are ours; the others belong to the CNI.
 const MASK: u32 = 0xfff;
-const TABLE: &str = "weft";
+pub(crate) const TABLE: &str = "weft";
 /// FIN|SYN|RST|ACK and SYN of the TCP flags. ECE and CWR may be set on a first SYN (RFC 3168).
 const FLAGS_LOOKED_AT: u32 = 0x17;
 const FLAG_SYN: u32 = 0x02;

@@ -27,7 +27,9 @@ pub(super) fn take_out(dir: &Path) -> Vec<String> {
         Err(e) => return vec![format!("{}: {e}", results.display())],
     };
     let files = entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_file()));
-    files.filter_map(|e| rewrite(&e.path()).err().map(|why| format!("{}: {why}", e.path().display()))).collect()
+    files
+        .filter_map(|e| rewrite(&e.path()).err().map(|why| format!("{}: {why}", e.path().display())))
+        .collect()
 }
 
 /// An attachment that ends meanwhile is gone, which is as good.
