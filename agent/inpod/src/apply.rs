@@ -89,6 +89,15 @@ fn apply_here(nft: &Nft, mechanism: Mechanism, config: &CaptureConfig, mode: Mod
     nft.run(&[], &ruleset(config, mode, pod)).map(drop)
 }
 
+/// Whether a table of ours is in the pod, whatever its rules say. Blocking.
+///
+/// # Errors
+/// When the pod cannot be entered or `nft` does not run.
+pub fn is_captured(netns: &Netns) -> Result<bool, ApplyError> {
+    let tables = netns.run(|| Nft::default().run(&[], "list tables inet\n"))??;
+    Ok(tables.lines().any(|line| line.trim() == "table inet weft"))
+}
+
 /// Takes everything of ours out of the pod. Tries all of it.
 ///
 /// # Errors

@@ -34,10 +34,10 @@ mod sys;
 mod wire;
 
 pub use announce::{AnnounceError, Announcer};
-pub use apply::{ApplyError, apply, apply_by, remove};
+pub use apply::{ApplyError, apply, apply_by, is_captured, remove};
 pub use capture_config::{CaptureConfig, InvalidAnnotation};
 pub use error_list::ErrorList;
-pub use find::{NotFound, Sandbox, find_sandbox, find_sandboxes};
+pub use find::{NotFound, Sandbox, find_sandbox, find_sandboxes, pod_namespaces};
 pub use kubelet::{KubeletWatch, NodeSocket, Stranger};
 pub use manager::{
     Captured, CapturedPod, Counts, Decision, Enrolment, ManagerConfig, ManagerHandle, PodEvent, PodManager,

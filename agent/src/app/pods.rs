@@ -48,7 +48,7 @@ pub(super) struct PodServing {
     pub(super) enrolment: Arc<WorldEnrolment>,
     /// Trust domain and the mesh's default mode; may change with a reload.
     pub(super) mesh: Arc<RwLock<(Str, MtlsMode)>>,
-    /// How long a pod's connections may go on when it leaves.
+    /// The longest that a pod's connections may go on when it leaves.
     pub(super) grace: Duration,
     /// Which sandbox is served under each pod's name: the end of an old sandbox may be told after its successor's start.
     pub(super) sandboxes: Arc<Mutex<HashMap<ObjectKey, String>>>,
@@ -106,7 +106,8 @@ impl PodServing {
     }
 
     async fn release(&self, record: &PodRecord, gone: bool) {
-        let grace = if gone { Duration::ZERO } else { self.grace };
+        let patience = self.enrolment.patience().map_or(self.grace, |patience| patience.min(self.grace));
+        let grace = if gone { Duration::ZERO } else { patience };
         let key = ObjectKey::new(record.namespace.as_str(), record.name.as_str());
         let is_current = {
             let mut sandboxes = self.sandboxes.lock();

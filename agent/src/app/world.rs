@@ -96,7 +96,7 @@ impl Pipeline {
         self.world = world;
         let update = self.apply();
         let start = Instant::now();
-        self.enrolment.set_leaving(self.world.uninstall);
+        self.enrolment.set_leaving(self.world.uninstall, self.world.drain);
         self.enrolment.update(&self.world.snapshot);
         self.cost.telling += start.elapsed();
         update

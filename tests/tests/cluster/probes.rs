@@ -62,7 +62,7 @@ fn at_once(mut probe: Value) -> Value {
 fn probed(cluster: &Cluster, node: &str) -> Value {
     let echo = |name: &str, args: &[&str]| {
         json!({"name": name, "image": cluster.image, "imagePullPolicy": "IfNotPresent",
-            "args": [&["echo", "--name", name], args].concat()})
+            "args": ([&["echo", "--name", name], args].concat())})
     };
     let mut app = echo("app", &["--http", "8080", "--tcp", "8081"]);
     app["ports"] = json!([{"name": "web", "containerPort": 8080}]);

@@ -74,7 +74,7 @@ impl FileProvider {
         }));
         self.kept = next.kept;
         next.problems.sort_by(|a, b| a.origin.cmp(&b.origin));
-        World { snapshot, problems: next.problems, agent: self.agent.clone(), uninstall: false }
+        World { snapshot, problems: next.problems, agent: self.agent.clone(), uninstall: false, drain: None }
     }
 }
 

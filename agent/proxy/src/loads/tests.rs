@@ -30,6 +30,7 @@ fn endpoint(pod: u8) -> Endpoint {
         enrolled: true,
         mode: MtlsMode::Permissive,
         app: "app".into(),
+        probes: Arc::default(),
     };
     Endpoint { addr: addr(pod), workload: Some(Arc::new(workload)), zone: None }
 }
