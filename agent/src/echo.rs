@@ -13,17 +13,26 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::{
     collections::BTreeMap,
+    fs::File,
+    io::Write as _,
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
+    signal::unix::{SignalKind, signal},
 };
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Header by which `weft call --number` tells its requests apart.
+pub(crate) const NUMBER: &str = "x-call";
 
 /// What to serve.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub struct EchoArgs {
     /// Name that every answer carries, e.g. `cart-v1`.
     #[arg(long, default_value = "echo")]
@@ -41,112 +50,203 @@ pub struct EchoArgs {
     /// headers of its caller's trace go along, and what came back is `upstream` in the answer
     #[arg(long, value_name = "URL")]
     pub forward: Option<http::Uri>,
+    /// Begin to listen so many seconds after the start, as an application does that has to warm up
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub listen_after: u64,
+    /// Take so many milliseconds for each answer to an HTTP request
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 0)]
+    pub answer_after: u64,
+    /// What SIGTERM does; without it nothing, as process 1 of a container
+    #[arg(long, value_enum)]
+    pub on_term: Option<OnTerm>,
+    /// Append `taken NUMBER` to this file for each request of `weft call --number` as soon as its head was read
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
 }
 
-/// Serves until killed.
+/// How a server ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnTerm {
+    /// It takes no more, answers what it has taken, closes its connections, and ends.
+    Finish,
+    /// At once, whatever it has taken.
+    Exit,
+}
+
+/// Serves until killed, or as `--on-term` says.
 ///
 /// # Errors
-/// When a port cannot be bound.
+/// When a port cannot be bound, or the log not be written.
 pub async fn run(args: EchoArgs) -> Result<()> {
-    serve_on(Ipv6Addr::UNSPECIFIED.into(), args).await
+    let Some(on_term) = args.on_term else {
+        return serve_on(Ipv6Addr::UNSPECIFIED.into(), args).await;
+    };
+    let mut term = signal(SignalKind::terminate())?;
+    let ending = CancellationToken::new();
+    let mut serving = pin!(serve_until(Ipv6Addr::UNSPECIFIED.into(), args, ending.clone()));
+    tokio::select! {
+        result = &mut serving => return result,
+        _ = term.recv() => {}
+    }
+    match on_term {
+        OnTerm::Finish => {
+            ending.cancel();
+            serving.await
+        }
+        OnTerm::Exit => Ok(()),
+    }
 }
 
 pub(crate) async fn serve_on(ip: IpAddr, args: EchoArgs) -> Result<()> {
+    serve_until(ip, args, CancellationToken::new()).await
+}
+
+/// Serves until it is to end, and then until the last connection has.
+pub(crate) async fn serve_until(ip: IpAddr, args: EchoArgs, ending: CancellationToken) -> Result<()> {
+    let warm = tokio::time::sleep(Duration::from_secs(args.listen_after));
+    if ending.run_until_cancelled(warm).await.is_none() {
+        return Ok(());
+    }
     let bind = |port| bind(SocketAddr::new(ip, port));
-    let name: Arc<str> = args.name.into();
-    let forward = args.forward.map(Arc::new);
-    let mut tasks = tokio::task::JoinSet::new();
+    let log = args.log.as_ref().map(|path| {
+        let file = File::options().append(true).create(true).open(path);
+        file.with_context(|| path.display().to_string()).map(Arc::new)
+    });
+    let server = Server {
+        name: args.name.into(),
+        forward: args.forward.map(Arc::new),
+        delay: Duration::from_millis(args.answer_after),
+        log: log.transpose()?,
+        ending,
+        connections: TaskTracker::new(),
+    };
+    let mut listeners = tokio::task::JoinSet::new();
     if let Some(port) = args.http {
-        let (listener, name) = (bind(port).await?, name.clone());
-        tasks.spawn(accept(listener, move |stream, peer| http(stream, peer, name.clone(), forward.clone())));
+        let (listener, http) = (bind(port).await?, server.clone());
+        listeners.spawn(server.clone().accept(listener, move |stream, peer| http.clone().http(stream, peer)));
     }
     if let Some(port) = args.tcp {
-        tasks.spawn(accept(bind(port).await?, |stream, _| tcp(stream)));
+        listeners.spawn(server.clone().accept(bind(port).await?, |stream, _| tcp(stream)));
     }
     if let Some(port) = args.banner {
-        let listener = bind(port).await?;
-        tasks.spawn(accept(listener, move |stream, _| banner(stream, name.clone())));
+        let (listener, name) = (bind(port).await?, server.name.clone());
+        listeners.spawn(server.clone().accept(listener, move |stream, _| banner(stream, name.clone())));
     }
-    while tasks.join_next().await.is_some() {}
+    while listeners.join_next().await.is_some() {}
+    server.connections.close();
+    server.connections.wait().await;
     Ok(())
+}
+
+/// What every connection needs.
+#[derive(Clone)]
+struct Server {
+    name: Arc<str>,
+    forward: Option<Arc<http::Uri>>,
+    /// How long an answer takes.
+    delay: Duration,
+    log: Option<Arc<File>>,
+    /// Cancelled when no more is to be taken.
+    ending: CancellationToken,
+    connections: TaskTracker,
 }
 
 async fn bind(addr: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr}"))
 }
 
-async fn accept<F: Future<Output = ()> + Send + 'static>(
-    listener: TcpListener,
-    serve: impl Fn(TcpStream, SocketAddr) -> F + Send + 'static,
-) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                let _ = stream.set_nodelay(true);
-                tokio::spawn(serve(stream, peer));
+impl Server {
+    async fn accept<F: Future<Output = ()> + Send + 'static>(
+        self,
+        listener: TcpListener,
+        serve: impl Fn(TcpStream, SocketAddr) -> F + Send + 'static,
+    ) {
+        while let Some(accepted) = self.ending.run_until_cancelled(listener.accept()).await {
+            match accepted {
+                Ok((stream, peer)) => {
+                    let _ = stream.set_nodelay(true);
+                    self.connections.spawn(serve(stream, peer));
+                }
+                Err(error) => {
+                    eprintln!("accept: {error}");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
             }
-            Err(error) => {
-                eprintln!("accept: {error}");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+        }
+    }
+
+    async fn http(self, stream: TcpStream, peer: SocketAddr) {
+        let ending = self.ending.clone();
+        let service = service_fn(move |request| self.clone().answer(request, peer));
+        let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+        let mut serving = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+        if ending.run_until_cancelled(serving.as_mut()).await.is_none() {
+            serving.as_mut().graceful_shutdown();
+            let _ = serving.await;
+        }
+    }
+
+    /// `/status/503` answers that code; gRPC gets back what it sends, as it sends it; everything else is described in JSON.
+    async fn answer(
+        self,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+    ) -> Result<Response<Body>, hyper::Error> {
+        let (head, body) = request.into_parts();
+        self.taken(&head);
+        let kind = head.headers.get("content-type").map_or(&b""[..], http::HeaderValue::as_bytes);
+        if kind.starts_with(b"application/grpc") {
+            return Ok(mirrored(body));
+        }
+        let mut received = 0_usize;
+        let mut body = body;
+        while let Some(frame) = body.frame().await {
+            received += frame?.data_ref().map_or(0, Bytes::len);
+        }
+        let headers: BTreeMap<&str, String> = head
+            .headers
+            .iter()
+            .map(|(k, v)| (k.as_str(), String::from_utf8_lossy(v.as_bytes()).into_owned()))
+            .collect();
+        if !self.delay.is_zero() {
+            tokio::time::sleep(self.delay).await;
+        }
+        let upstream = match &self.forward {
+            Some(url) => Some(ask(url, &head.headers).await.unwrap_or_else(|e| Upstream::failed(&e))),
+            None => None,
+        };
+        let text = serde_json::json!({
+            "upstream": upstream.as_ref().map(|u| &u.body),
+            "service": &*self.name,
+            "peer": peer.ip().to_canonical().to_string(),
+            "method": head.method.as_str(),
+            "uri": head.uri.to_string(),
+            "version": format!("{:?}", head.version),
+            "headers": headers,
+            "bytes": received,
+        });
+        let code = head.uri.path().strip_prefix("/status/").and_then(|c| c.parse::<StatusCode>().ok());
+        let mut response = Response::new(Either::Left(Full::new(Bytes::from(text.to_string() + "\n"))));
+        *response.status_mut() = code.or(upstream.map(|u| u.code)).unwrap_or(StatusCode::OK);
+        response.headers_mut().insert("content-type", http::HeaderValue::from_static("application/json"));
+        if let Ok(value) = http::HeaderValue::from_str(&self.name) {
+            response.headers_mut().insert("x-service", value);
+        }
+        Ok(response)
+    }
+
+    /// Notes a numbered request. (Written at once: what the kernel has survives the process.)
+    fn taken(&self, head: &http::request::Parts) {
+        let (Some(mut log), Some(number)) = (self.log.as_deref(), head.headers.get(NUMBER)) else { return };
+        let line = [b"taken ", number.as_bytes(), b"\n"].concat();
+        if let Err(error) = log.write_all(&line) {
+            eprintln!("log: {error}");
         }
     }
 }
 
-async fn http(stream: TcpStream, peer: SocketAddr, name: Arc<str>, forward: Option<Arc<http::Uri>>) {
-    let service = service_fn(move |request| answer(request, peer, name.clone(), forward.clone()));
-    let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-    let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
-}
-
 /// A description, or the caller's own messages.
 type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, hyper::Error>>;
-
-/// `/status/503` answers that code; gRPC gets back what it sends, as it sends it; everything else is described in JSON.
-async fn answer(
-    request: Request<Incoming>,
-    peer: SocketAddr,
-    name: Arc<str>,
-    forward: Option<Arc<http::Uri>>,
-) -> Result<Response<Body>, hyper::Error> {
-    let (head, body) = request.into_parts();
-    let kind = head.headers.get("content-type").map_or(&b""[..], http::HeaderValue::as_bytes);
-    if kind.starts_with(b"application/grpc") {
-        return Ok(mirrored(body));
-    }
-    let mut received = 0_usize;
-    let mut body = body;
-    while let Some(frame) = body.frame().await {
-        received += frame?.data_ref().map_or(0, Bytes::len);
-    }
-    let headers: BTreeMap<&str, String> = head
-        .headers
-        .iter()
-        .map(|(k, v)| (k.as_str(), String::from_utf8_lossy(v.as_bytes()).into_owned()))
-        .collect();
-    let upstream = match forward {
-        Some(url) => Some(ask(&url, &head.headers).await.unwrap_or_else(|e| Upstream::failed(&e))),
-        None => None,
-    };
-    let text = serde_json::json!({
-        "upstream": upstream.as_ref().map(|u| &u.body),
-        "service": &*name,
-        "peer": peer.ip().to_canonical().to_string(),
-        "method": head.method.as_str(),
-        "uri": head.uri.to_string(),
-        "version": format!("{:?}", head.version),
-        "headers": headers,
-        "bytes": received,
-    });
-    let code = head.uri.path().strip_prefix("/status/").and_then(|c| c.parse::<StatusCode>().ok());
-    let mut response = Response::new(Either::Left(Full::new(Bytes::from(text.to_string() + "\n"))));
-    *response.status_mut() = code.or(upstream.map(|u| u.code)).unwrap_or(StatusCode::OK);
-    response.headers_mut().insert("content-type", http::HeaderValue::from_static("application/json"));
-    if let Ok(value) = http::HeaderValue::from_str(&name) {
-        response.headers_mut().insert("x-service", value);
-    }
-    Ok(response)
-}
 
 /// Every message back at once, and gRPC status 0 when the caller has sent its last.
 fn mirrored(body: Incoming) -> Response<Body> {

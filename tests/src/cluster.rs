@@ -1,6 +1,6 @@
 //! A real Kubernetes to test in, reached by `kubectl` and `weft` as a user does.
 //!
-//! `WEFT_TEST_CLUSTER` names the state directory of a cluster of `tests/cluster` (`./dev cluster-test` brings one up), or the
+//! `WEFT_TEST_CLUSTER` names the state directory of a cluster of `tests/cluster` (`./dev test cluster` brings one up), or the
 //! kubeconfig file of any cluster with two nodes, without Weft, with the experimental channel of the Gateway API, and with
 //! images where it finds them (`WEFT_TEST_IMAGE`, `WEFT_TEST_JAEGER_IMAGE`). Not `KUBECONFIG`: who has that in the
 //! environment for other work must not find Weft installed by `cargo test`.
@@ -27,6 +27,7 @@ const PACE: Duration = Duration::from_millis(300);
 pub const SYSTEM: &str = "weft-system";
 
 /// The cluster under test.
+#[derive(Clone)]
 pub struct Cluster {
     place: PathBuf,
     bed: Option<PathBuf>,
@@ -43,7 +44,7 @@ impl Cluster {
     /// When it names none.
     pub fn from_env() -> Result<Self> {
         let place = std::env::var_os("WEFT_TEST_CLUSTER").map(PathBuf::from).context(
-            "no cluster to test in: `./dev cluster-test` brings one up; or set WEFT_TEST_CLUSTER to the state directory of one of \
+            "no cluster to test in: `./dev test cluster` brings one up; or set WEFT_TEST_CLUSTER to the state directory of one of \
              tests/cluster, or to a kubeconfig file",
         )?;
         let bed = place.is_dir().then(|| place.clone());
@@ -59,6 +60,12 @@ impl Cluster {
             image: image("WEFT_TEST_IMAGE").unwrap_or_else(|| "weft.test/weft:dev".into()),
             jaeger,
         })
+    }
+
+    /// The same cluster, with another build of Weft: its program, and its image, which the nodes have.
+    #[must_use]
+    pub fn with_build(&self, program: PathBuf, image: &str) -> Self {
+        Self { weft: program, image: image.into(), ..self.clone() }
     }
 
     /// Whether the cluster is that of `tests/cluster`, whose network and nodes tests may look into.
@@ -250,12 +257,24 @@ impl Cluster {
     /// # Errors
     /// When it fails, with what it said.
     pub fn ctl(&self, args: &[&str]) -> Result<String> {
+        self.beside(&[&[&*Self::ctl_program()], args].concat())
+    }
+
+    /// The program that switches the parts of the test bed.
+    #[must_use]
+    pub fn ctl_program() -> String {
+        format!("{}/cluster/ctl", env!("CARGO_MANIFEST_DIR"))
+    }
+
+    /// A command on this machine that knows the test bed, and may call its `ctl`.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn beside(&self, argv: &[&str]) -> Result<String> {
         let bed = self.bed.as_ref().context("only the test bed's nodes and parts can be reached so")?;
         let mut command = Command::new("timeout");
-        command.arg((LIMIT * 2).as_secs().to_string());
-        command.arg(format!("{}/cluster/ctl", env!("CARGO_MANIFEST_DIR")));
-        command.args(args).env("WEFT_CLUSTER_DIR", bed);
-        Self::output(command, "", &format!("ctl {}", args.join(" ")))
+        command.arg((LIMIT * 2).as_secs().to_string()).args(argv).env("WEFT_CLUSTER_DIR", bed);
+        Self::output(command, "", &argv.join(" "))
     }
 
     /// The program under test, to be run beside the cluster.
@@ -330,7 +349,20 @@ impl Cluster {
     /// # Errors
     /// When it cannot run.
     pub fn load(&self, pod: &str, args: &[&str]) -> Result<Load> {
-        let argv = call_argv(pod, &[args, &["--until-eof"]].concat())?;
+        self.start_load(&call_argv(pod, args)?)
+    }
+
+    /// The same from beside the cluster, where its Gateways are reached.
+    ///
+    /// # Errors
+    /// When it cannot run.
+    pub fn load_beside(&self, args: &[&str]) -> Result<Load> {
+        let weft = self.weft.to_str().context("path")?;
+        self.start_load(&[&[weft, "call"], args].concat())
+    }
+
+    fn start_load(&self, argv: &[&str]) -> Result<Load> {
+        let argv = [argv, &["--until-eof"]].concat();
         let (out, err) = (tempfile::tempfile()?, tempfile::tempfile()?);
         let mut command = self.command(LIMIT * 5, &argv);
         let child =

@@ -25,8 +25,13 @@ impl Http1 {
         (self.told || self.sender.is_closed()).then_some(!self.told)
     }
 
-    pub(super) async fn request(&mut self, args: &CallArgs, target: SocketAddr) -> Result<Answer, Failed> {
-        let request = request(args, target).map_err(Failed::broken)?;
+    pub(super) async fn request(
+        &mut self,
+        args: &CallArgs,
+        target: SocketAddr,
+        number: u64,
+    ) -> Result<Answer, Failed> {
+        let request = request(args, target, number).map_err(Failed::broken)?;
         self.sender.ready().await.map_err(Failed::broken)?;
         let response = self.sender.send_request(request).await.map_err(Failed::broken)?;
         let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
@@ -38,12 +43,15 @@ impl Http1 {
     }
 }
 
-fn request(args: &CallArgs, target: SocketAddr) -> Result<Request<Empty<Bytes>>> {
+fn request(args: &CallArgs, target: SocketAddr, number: u64) -> Result<Request<Empty<Bytes>>> {
     let mut request = Request::get(args.path())
         .header("host", args.host.clone().unwrap_or_else(|| target.to_string()))
         .header("user-agent", "weft-call");
     for (name, value) in args.headers()? {
         request = request.header(name, value);
+    }
+    if let Some(prefix) = &args.number {
+        request = request.header(crate::echo::NUMBER, format!("{prefix}-{number}"));
     }
     Ok(request.body(Empty::new())?)
 }

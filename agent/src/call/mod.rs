@@ -5,7 +5,7 @@ mod stream;
 mod tally;
 
 pub(crate) use http1::connect;
-pub use tally::Tally;
+pub use tally::{LOST, Tally};
 
 use anyhow::{Context, Result, bail};
 use http1::Http1;
@@ -66,6 +66,9 @@ pub struct CallArgs {
     /// Says on standard error when another service answers than before: `changed`, microseconds since the epoch, its name
     #[arg(long)]
     pub changes: bool,
+    /// Number HTTP requests by a header, `x-call: PREFIX-NUMBER`; the numbers of those that failed are in the tally
+    #[arg(long, value_name = "PREFIX")]
+    pub number: Option<String>,
     /// Print what was counted every so many seconds, and begin counting anew
     #[arg(long, value_name = "SECONDS")]
     pub report: Option<u64>,
@@ -184,7 +187,7 @@ impl Line {
 
     async fn send(&mut self, args: &CallArgs, target: SocketAddr, number: u64) -> Result<Answer, Failed> {
         match self {
-            Self::Http(line) => line.request(args, target).await,
+            Self::Http(line) => line.request(args, target, number).await,
             Self::Grpc(line) => line.message(number).await.map(|()| Answer::Message),
             Self::Tcp(line) => line.message(number).await.map(|()| Answer::Message),
         }
@@ -214,8 +217,11 @@ impl Counts {
     }
 
     /// True for the first answer of all.
-    fn note(&self, result: Result<Answer, Failed>, sent: Instant) -> bool {
+    fn note(&self, result: Result<Answer, Failed>, sent: Instant, number: u64) -> bool {
         let mut tally = self.lock();
+        if matches!(result, Err(_) | Ok(Answer::Http { code: 500.., .. })) {
+            tally.lose(number);
+        }
         let first = tally.is_fresh();
         match result {
             Ok(answer) => {
@@ -276,7 +282,7 @@ impl Load {
             if result.is_err() {
                 line = None;
             }
-            if self.counts.note(result, sent) && self.args.until_eof {
+            if self.counts.note(result, sent, number) && self.args.until_eof {
                 eprintln!("calling");
             }
         }

@@ -6,6 +6,9 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+/// How many failures are told one by one.
+pub const LOST: usize = 10_000;
+
 /// What came back. Printed as one JSON document.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Tally {
@@ -23,6 +26,9 @@ pub struct Tally {
     pub timeline: BTreeMap<u64, BTreeMap<String, u64>>,
     /// Requests and messages without an answer, by reason.
     pub failures: BTreeMap<String, u64>,
+    /// Numbers of the first requests and messages that failed, [`LOST`] at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<u64>,
     /// Connections that were opened, or tried to.
     #[serde(default)]
     pub opened: u64,
@@ -68,10 +74,18 @@ impl Tally {
         sum(&mut self.codes, &other.codes);
         sum(&mut self.services, &other.services);
         sum(&mut self.failures, &other.failures);
+        self.lost.extend(&other.lost);
+        self.lost.truncate(LOST);
         self.messages += other.messages;
         self.opened += other.opened;
         self.resets += other.resets;
         self.gap_ms = self.gap_ms.max(other.gap_ms);
+    }
+
+    pub(super) fn lose(&mut self, number: u64) {
+        if self.lost.len() < LOST {
+            self.lost.push(number);
+        }
     }
 
     pub(super) fn answered(&mut self, latency: Duration) {

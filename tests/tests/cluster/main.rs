@@ -1,17 +1,21 @@
-//! Weft on a real Kubernetes, from nothing to nothing: install, join running pods, mutual TLS, one trace, a canary over two
-//! nodes, a Gateway, who may do what, strict, leaving and joining again, nodes in trouble, an agent replaced under load,
-//! uninstall. One test, because each step stands on the one before.
+//! Weft on a real Kubernetes, from nothing to nothing, in phases that also run alone (`phases.rs` has the table). One test,
+//! because they share the cluster: each stands on what the one before left, or brings the cluster to what it needs.
+//! `WEFT_TEST_PHASES` names those to run.
 
 mod authority;
 mod nodes;
 mod objects;
 mod personas;
+mod phases;
+mod rollouts;
 mod screens;
 mod sharing;
+mod upgrade;
 
 use anyhow::{Context, Result, ensure};
 use objects::{CANARY, gateway, services, workloads};
 use serde_json::Value;
+use std::cell::RefCell;
 use weft::call::Tally;
 use weft_tests::cluster::{Cluster, Load, SYSTEM};
 
@@ -23,12 +27,8 @@ const STRANGER: &str = "e2e-out/deploy/stranger";
 
 #[test]
 fn from_nothing_to_a_mesh_and_back() -> Result<()> {
-    let cluster = Cluster::from_env()?;
-    let result = Story::begin(&cluster).and_then(|story| story.run());
-    if result.is_err() {
-        eprintln!("{}", cluster.diagnosis());
-    }
-    result
+    let names = std::env::var("WEFT_TEST_PHASES").unwrap_or_default();
+    phases::run(&Cluster::from_env()?, &names)
 }
 
 /// What the steps share.
@@ -39,6 +39,8 @@ struct Story<'a> {
     /// ClusterIP of each Service.
     web: String,
     cart: String,
+    /// A connection from before the mesh, in use since the pods joined.
+    kept: RefCell<Option<Load>>,
 }
 
 impl<'a> Story<'a> {
@@ -56,42 +58,16 @@ impl<'a> Story<'a> {
         };
         let (web, cart) = (ip("e2e-web", "web")?, ip("e2e-shop", "cart")?);
         cluster.apply(&workloads(&cluster.image, &nodes, &cart))?;
-        Ok(Self { cluster, nodes, web, cart })
-    }
-
-    fn run(&self) -> Result<()> {
-        step("before the installation", || screens::before(self.cluster))?;
-        step("install", || self.install())?;
-        let kept = step("join running pods", || self.join())?;
-        step("mutual TLS", || self.mutual_tls())?;
-        step("gateway", || self.gateway())?;
-        step("one trace", || self.trace())?;
-        step("canary", || self.canary())?;
-        step("who may do what", || personas::run(self))?;
-        step("who gets which certificate", || authority::run(self))?;
-        step("two controllers on one route", || sharing::run(self))?;
-        step("screens when all is well", || screens::good(self))?;
-        step("screens when something is wrong", || screens::bad(self))?;
-        step("leaving and joining again", || nodes::relabelled(self))?;
-        step("strict", || self.strict())?;
-        let tally = kept.finish()?;
-        ensure!(
-            tally.bad() == 0 && tally.opened == 1,
-            "the connection from before the mesh must live on: {tally:?}"
-        );
-        step("agent away", || nodes::agent_away(self))?;
-        step("agent replaced", || self.replace_agent())?;
-        if self.cluster.is_bed() {
-            step("another CNI rewrites its configuration", || nodes::rewritten(self))?;
-            step("the power of a node fails", || nodes::rebooted(self))?;
-            step("a new node", || nodes::new_node(self))?;
-        }
-        step("uninstall", || self.uninstall())?;
-        clear(self.cluster)
+        Ok(Self { cluster, nodes, web, cart, kept: RefCell::default() })
     }
 
     fn install(&self) -> Result<()> {
         println!("{}", self.cluster.install()?);
+        self.settled()
+    }
+
+    /// The application runs, and is not in the mesh: what is tested later is the mesh's doing.
+    fn settled(&self) -> Result<()> {
         for namespace in NAMESPACES {
             self.cluster.kubectl(&[
                 "-n",
@@ -103,14 +79,13 @@ impl<'a> Story<'a> {
                 "--timeout=110s",
             ])?;
         }
-        // In clear, before the mesh: what is tested later is the mesh's doing.
         let tally = self.call(CLIENT, &self.web, &["--count", "20"])?;
         ensure!(tally.bad() == 0, "{tally:?}");
         Ok(())
     }
 
-    /// Labels two namespaces while a connection is in use, which must go on. Returns that connection.
-    fn join(&self) -> Result<Load> {
+    /// Labels two namespaces while a connection is in use, which must go on: it is kept until [`Story::kept_lives_on`].
+    fn join(&self) -> Result<()> {
         let pods = self.pod_uids()?;
         // To the pod itself, not to its Service: a route may be made for that one later, and then each request has its own way.
         let kept = self.cluster.load(CLIENT, &[&self.direct("cart-v1")?, "--connections=1", "--rate=20"])?;
@@ -132,7 +107,20 @@ impl<'a> Story<'a> {
             Ok(())
         })?;
         ensure!(self.pod_uids()? == pods, "pods were restarted");
-        Ok(kept)
+        *self.kept.borrow_mut() = Some(kept);
+        Ok(())
+    }
+
+    /// The connection from before the mesh has served every request; asked before its pods or their node are touched.
+    fn kept_lives_on(&self) -> Result<()> {
+        let Some(kept) = self.kept.borrow_mut().take() else { return Ok(()) };
+        let tally = kept.finish()?;
+        ensure!(
+            tally.bad() == 0 && tally.opened == 1,
+            "the connection from before the mesh must live on: {}",
+            brief(&tally)
+        );
+        Ok(())
     }
 
     /// A new connection between the nodes is seen by both agents, with both identities.
@@ -179,10 +167,14 @@ impl<'a> Story<'a> {
         })
     }
 
+    fn canary_route(&self) -> Result<()> {
+        self.cluster.apply(CANARY)?;
+        self.accepted("e2e-shop", "cart")
+    }
+
     /// 90/10 by a route on the Service, seen from a pod of another namespace, over both nodes.
     fn canary(&self) -> Result<()> {
-        self.cluster.apply(CANARY)?;
-        self.accepted("e2e-shop", "cart")?;
+        self.canary_route()?;
         let split = self.cluster.wait("both versions in about 90/10", || {
             let tally = self.call(CLIENT, &self.cart, &["--count=1000", "--connections=8"])?;
             ensure!(tally.bad() == 0, "no request may fail: {tally:?}");
@@ -237,6 +229,7 @@ impl<'a> Story<'a> {
     }
 
     fn uninstall(&self) -> Result<()> {
+        self.kept_lives_on()?;
         let url = self.direct("cart-v2")?;
         let pods = self.pod_uids()?;
         println!("{}", self.cluster.weft(&["uninstall", "--purge"])?);

@@ -76,6 +76,17 @@ fn a_new_pod_is_captured(cluster: &Cluster, node: &str) -> Result<()> {
     })
 }
 
+/// A caller that holds a lock starts daemons and ends: the lock is free.
+pub(crate) fn daemons_keep_nothing(story: &Story<'_>) -> Result<()> {
+    let lock = tempfile::NamedTempFile::new()?;
+    let path = lock.path().to_str().context("path")?;
+    let script = "exec 7>\"$1\" && flock 7 && \"$2\" restart scheduler && \"$2\" restart kubelet n1";
+    story.cluster.beside(&["sh", "-c", script, "sh", path, &Cluster::ctl_program()])?;
+    let free = std::process::Command::new("flock").args(["-n", path, "true"]).status()?;
+    ensure!(free.success(), "a daemon holds its starter's lock");
+    Ok(())
+}
+
 /// Another CNI rewrites its configuration, in one way and in another: our entry is put back.
 pub(crate) fn rewritten(story: &Story<'_>) -> Result<()> {
     let (cluster, node) = (story.cluster, &*story.nodes[1]);
