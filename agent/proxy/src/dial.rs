@@ -123,6 +123,8 @@ impl Dialer {
         let to = endpoint.addr;
         let Some(workload) = endpoint.workload.as_deref().filter(|w| w.enrolled) else {
             let io = connect::tcp(&*source.sockets, source.bind_ip(to.is_ipv6()), to, limits).await?;
+            // Fails only on a socket that is already gone.
+            let _ = connect::keep_alive(&io);
             return Ok(Upstream { io: UpstreamIo::Tcp(io), info: UpstreamInfo::plain(to) });
         };
         let want = Want { source, workload, to, bulk, headers };

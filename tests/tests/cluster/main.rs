@@ -4,6 +4,7 @@
 
 mod authority;
 mod leaving;
+mod matrix;
 mod nodes;
 mod objects;
 mod personas;

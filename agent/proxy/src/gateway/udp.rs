@@ -296,3 +296,41 @@ fn cannot_connect(endpoint: &Endpoint, error: &io::Error) -> ProxyError {
         detail: format!("{}: {error}", endpoint.addr),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_core::{
+        config::{AppProtocol, BackendKey},
+        model::ObjectKey,
+    };
+
+    /// DNS asks once from each port; anything else goes on.
+    #[tokio::test(start_paused = true)]
+    async fn a_quiet_session_ends_after_five_seconds_or_a_minute() {
+        for (questions, silence) in [(1, IDLE_SHORT), (2, IDLE_LONG)] {
+            let bind = async || UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
+            let (upstream, socket) = (bind().await, bind().await);
+            let key =
+                BackendKey { service: ObjectKey::new("shop", "dns"), port: 53, transport: Transport::Udp };
+            let backend =
+                Backend { key, protocol: AppProtocol::Opaque, tls: None, client_ip_affinity: false };
+            let addr = socket.local_addr().expect("an address");
+            let session = Session {
+                upstream,
+                endpoint: addr,
+                backend: Arc::new(backend),
+                version: Cell::new(0),
+                touched: Cell::new(Instant::now()),
+                questions: Cell::new(questions),
+                received: Cell::new(0),
+                sent: Cell::new(0),
+                over: Notify::new(),
+            };
+            let begin = Instant::now();
+            assert!(session.carry(&socket, addr).await.is_none());
+            let lived = begin.elapsed();
+            assert!(lived >= silence && lived < silence + Duration::from_secs(1), "{questions}: {lived:?}");
+        }
+    }
+}

@@ -129,6 +129,24 @@ fn failed(reason: Reason, detail: String) -> ProxyError {
     ProxyError { reason, blame: Blame::Upstream, retry: Retryable::Yes, detail }
 }
 
+/// A connection that leaves the mesh is asked for a sign of life after this silence…
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(180);
+/// …and so often after it,
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// until so many were not answered.
+const KEEPALIVE_PROBES: u32 = 5;
+
+/// Has the kernel look after a connection that no tunnel looks after. The application's own keepalive reaches no further
+/// than our end of its connection, so what it is there for is ours to do: a peer that vanished is noticed, and NAT on the
+/// way does not forget a connection that is quiet (the shortest usual patience is four minutes).
+pub(crate) fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES);
+    socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}
+
 /// Makes a close of `stream` an RST, so that a refused connection looks refused and not ended.
 pub fn reset_on_close(stream: &TcpStream) {
     // Fails only on a socket that is already gone.

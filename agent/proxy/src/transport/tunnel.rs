@@ -17,9 +17,12 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     task::{Context, Poll, Waker},
-    time::{Duration, Instant},
+    time::Duration,
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Instant,
+};
 use weft_core::{model::SpiffeId, timing::Silence};
 
 /// A tunnel that we accepted is asked for a sign of life this often…
