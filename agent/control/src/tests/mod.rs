@@ -208,6 +208,7 @@ fn pod(key: &str, account: &str, node: &str) -> Pod {
         host_network: false,
         finished: false,
         captured: None,
+        tunnel: TunnelPort::default(),
     }
 }
 
