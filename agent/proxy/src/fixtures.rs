@@ -22,7 +22,7 @@ use weft_core::{
     config::{
         AppProtocol, Backend, BackendKey, Config, Endpoint, EndpointSet, Frontend, MeshRoutes, Transport,
     },
-    model::{MtlsMode, ObjectKey, SpiffeId, Workload},
+    model::{MtlsMode, ObjectKey, SpiffeId, TunnelPort, Workload},
 };
 
 /// The trust domain of every test.
@@ -81,7 +81,7 @@ pub(crate) struct Mesh {
     pub(crate) shared: Arc<Shared>,
     pub(crate) store: Arc<IdentityStore>,
     /// One for all pods of the mesh; their addresses differ.
-    hbone_port: u16,
+    pub(crate) hbone_port: u16,
 }
 
 /// A made-up workload.
@@ -92,6 +92,8 @@ pub(crate) fn workload(name: &str, ip: IpAddr, enrolled: bool, mode: MtlsMode) -
         identity: SpiffeId::new(TRUST_DOMAIN, "shop", name),
         node: None,
         enrolled,
+        labelled: enrolled,
+        tunnel: TunnelPort::Hbone,
         mode,
         app: name.into(),
         probes: Arc::default(),
@@ -145,6 +147,16 @@ impl Mesh {
         let shared = Arc::new(shared);
         let plane = DataPlane::new(Workers::start(workers, shared.clone()).expect("threads"));
         Self { plane, shared, store: store(), hbone_port }
+    }
+
+    /// From now on the pod is said to look for tunnels on its applications' ports.
+    pub(crate) fn announce(&self, pod: &TestPod) -> Arc<Workload> {
+        let workload = Workload { tunnel: TunnelPort::application([]), ..(*pod.workload).clone() };
+        let workload = Arc::new(workload);
+        self.configure(|config| {
+            config.workloads.insert(workload.ips[0], workload.clone());
+        });
+        workload
     }
 
     /// Another agent with the same Config and CA.

@@ -1,17 +1,25 @@
-//! 15006: what a pod is sent in plaintext, by callers outside the mesh.
+//! 15006: what a pod is sent on its own ports: plaintext by callers outside the mesh, and tunnels of peers.
 
 use crate::{
+    arrival::{self, Arrived, Origin},
     context::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT},
     error::{Blame, ProxyError, Reason, Retryable},
     kubelet::NotKubelet,
     l4::{copy, tcp::Ended},
     pods::Accepted,
     telemetry::{Counter, Direction},
-    transport::connect::{self, canonical, reset_on_close},
+    transport::{
+        accept,
+        connect::{self, canonical, reset_on_close},
+    },
 };
 use bytes::Bytes;
 use probe::Asked;
-use std::{net::SocketAddr, os::fd::AsFd, time::Instant};
+use std::{
+    net::SocketAddr,
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
 use weft_core::{
     config::Config,
     model::{MtlsMode, Workload},
@@ -54,25 +62,33 @@ fn decide(config: &Config, pod: &Workload, to: SocketAddr, redirected: Vec<Asked
     }
 }
 
-/// Serves one plaintext connection.
+/// Where plaintext is not simply passed on, a tunnel has this long to say that it is one.
+const LATE_TUNNEL: Duration = Duration::from_secs(2);
+
+/// Serves one connection.
 pub(crate) async fn serve(conn: Accepted) {
     let mut ended = Ended::new(Direction::Inbound, "tcp", conn.peer, Instant::now());
     let worker = conn.worker.clone();
     match admit(&conn, &mut ended) {
-        Ok((to, Action::Probe(asks))) => Box::pin(probe::serve(conn, to, &asks, &mut ended)).await,
-        Ok((to, Action::Pass { probed })) => pass(conn, to, probed, &mut ended).await,
-        Ok((to, Action::Refuse)) => {
-            worker.telemetry.count(Counter::DeniedPlaintext);
-            let error = denied(format!("plaintext from {} to {to}, which is strict", conn.peer));
-            refuse(&conn, &error, &mut ended);
-        }
+        Ok((to, origin)) => match arrival::look(origin, &conn.io).await {
+            Arrived::Tunnel => return tunnel(conn, to).await,
+            arrived => {
+                if let Some(conn) = plaintext(conn, to, arrived, &mut ended).await {
+                    return tunnel(conn, to).await;
+                }
+            }
+        },
         Err(error) => refuse(&conn, &error, &mut ended),
     }
     ended.record(&worker);
 }
 
-/// Where it was going, and what is to happen with it.
-fn admit(conn: &Accepted, ended: &mut Ended) -> Result<(SocketAddr, Action), ProxyError> {
+async fn tunnel(conn: Accepted, to: SocketAddr) {
+    Box::pin(accept::serve(conn, Some(to))).await;
+}
+
+/// Where it was going, and what may come from there.
+fn admit(conn: &Accepted, ended: &mut Ended) -> Result<(SocketAddr, Origin), ProxyError> {
     let config = conn.worker.shared.config.load();
     let source = &conn.pod.source;
     ended.source = config.workloads.get(&conn.peer.ip()).cloned();
@@ -86,22 +102,60 @@ fn admit(conn: &Accepted, ended: &mut Ended) -> Result<(SocketAddr, Action), Pro
     if !ips.is_empty() && !ips.contains(&to.ip()) {
         return Err(denied(format!("{to} is not an address of pod {}", source.workload.pod)));
     }
-    let redirected = conn.worker.shared.redirects.of(&source.workload.pod, to.port(), Instant::now());
-    Ok((to, decide(&config, &source.workload, to, redirected)))
+    Ok((to, arrival::origin(&config, conn.peer.ip())))
 }
 
-/// To the application.
-async fn pass(conn: Accepted, to: SocketAddr, probed: bool, ended: &mut Ended) {
-    note_caller(&conn, to, probed, ended);
+/// Serves what has not said that it is a tunnel. Gives it back if it says so late, before anything was sent either way.
+async fn plaintext(conn: Accepted, to: SocketAddr, arrived: Arrived, ended: &mut Ended) -> Option<Accepted> {
+    let action = {
+        let (shared, workload) = (&conn.worker.shared, &conn.pod.source.workload);
+        let redirected = shared.redirects.of(&workload.pod, to.port(), Instant::now());
+        decide(&shared.config.load(), workload, to, redirected)
+    };
+    let is_silent = arrived == Arrived::Nothing;
+    if let Action::Pass { probed } = action {
+        return pass(conn, to, (probed, is_silent), ended).await;
+    }
+    // Plaintext that says nothing is refused anyway, or the kubelet's, which speaks at once: nobody is kept waiting.
+    if is_silent && arrival::is_tunnel(&conn.io, LATE_TUNNEL).await {
+        return Some(conn);
+    }
+    if let Action::Probe(asks) = action {
+        Box::pin(probe::serve(conn, to, &asks, ended)).await;
+    } else {
+        conn.worker.telemetry.count(Counter::DeniedPlaintext);
+        let error = denied(format!("plaintext from {} to {to}, which is strict", conn.peer));
+        refuse(&conn, &error, ended);
+    }
+    None
+}
+
+/// To the application. Gives the connection back if it turns out to be a tunnel before the application has said anything.
+async fn pass(
+    conn: Accepted,
+    to: SocketAddr,
+    (probed, is_silent): (bool, bool),
+    ended: &mut Ended,
+) -> Option<Accepted> {
     let sockets = conn.pod.source.sockets.clone();
-    match connect::to_application(&*sockets, conn.peer.ip(), to, &conn.worker.shared.limits).await {
+    let application =
+        connect::to_application(&*sockets, conn.peer.ip(), to, &conn.worker.shared.limits).await;
+    match application {
         Ok(application) => {
+            if is_silent && arrival::is_overtaken(&conn.io, &application).await {
+                return Some(conn);
+            }
+            note_caller(&conn, to, probed, ended);
             let copied =
                 copy::bidirectional(conn.io, application, Bytes::new(), conn.pod.share.copying()).await;
             ended.copied(&copied);
         }
-        Err(error) => refuse(&conn, &error, ended),
+        Err(error) => {
+            note_caller(&conn, to, probed, ended);
+            refuse(&conn, &error, ended);
+        }
     }
+    None
 }
 
 /// Remembers a caller that `strict` would refuse. Those whose probes it lets in are not of them, and would be nearly all.

@@ -209,6 +209,7 @@ fn pod(key: &str, account: &str, node: &str) -> Pod {
         finished: false,
         probes: Arc::default(),
         captured: None,
+        tunnel: TunnelPort::default(),
     }
 }
 

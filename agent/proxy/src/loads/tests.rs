@@ -31,6 +31,8 @@ fn endpoint(pod: u8) -> Endpoint {
         mode: MtlsMode::Permissive,
         app: "app".into(),
         probes: Arc::default(),
+        labelled: true,
+        tunnel: weft_core::model::TunnelPort::Hbone,
     };
     Endpoint { addr: addr(pod), workload: Some(Arc::new(workload)), zone: None }
 }

@@ -99,6 +99,9 @@ async fn in_time(
     let deadline = Duration::from_millis(limits.connect_timeout_ms);
     match tokio::time::timeout(deadline, connecting).await {
         Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Err(failed(Reason::ConnectFailed, format!("connect to {to}: refused, nothing listens there")))
+        }
         Ok(Err(error)) => Err(failed(Reason::ConnectFailed, format!("connect to {to}: {error}"))),
         Err(_) => {
             Err(failed(Reason::ConnectTimeout, format!("connect to {to}: no answer within {deadline:?}")))

@@ -4,7 +4,8 @@
 //! - [`tls`]: both sides' handshakes and who was at the other end;
 //! - [`stream`]: one tunnel stream as bytes; [`tunnel`]: the client's HTTP/2 connection; [`pool`]: which tunnel;
 //! - `pulse`: whether the other end of a tunnel lives;
-//! - [`accept`]: the server side on port 15008.
+//! - [`way`]: to which port of the pod it goes;
+//! - [`accept`]: the server side.
 
 pub mod accept;
 pub mod connect;
@@ -15,6 +16,7 @@ pub(crate) mod pulse;
 pub mod stream;
 pub mod tls;
 pub mod tunnel;
+pub mod way;
 
 /// Window of one tunnel stream.
 pub const STREAM_WINDOW: u32 = 4 << 20;
