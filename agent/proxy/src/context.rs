@@ -1,6 +1,6 @@
 //! What every connection can reach: process-wide, per worker, and per source of traffic.
 
-use crate::{plaintext::PlaintextCallers, telemetry::Telemetry};
+use crate::{plaintext::PlaintextCallers, sticky::StickyClients, telemetry::Telemetry};
 use arc_swap::ArcSwap;
 use std::{
     io,
@@ -26,6 +26,8 @@ pub struct Shared {
     pub telemetry: Arc<Telemetry>,
     /// Who speaks to permissive pods in clear.
     pub plaintext: PlaintextCallers,
+    /// Endpoints of clients whose Service asks for affinity.
+    pub(crate) sticky: StickyClients,
 }
 
 /// The port of HBONE: inbound mutual TLS, on the pod's own address.
@@ -45,6 +47,7 @@ impl Shared {
             hbone_port: HBONE_PORT,
             telemetry,
             plaintext: PlaintextCallers::default(),
+            sticky: StickyClients::default(),
         }
     }
 }

@@ -22,6 +22,17 @@ pub struct Node {
     pub ready: bool,
 }
 
+/// The label of a Node that names its zone.
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
+impl Node {
+    /// The zone that it is in, where its label says so.
+    #[must_use]
+    pub fn zone(&self) -> Option<&Str> {
+        self.meta.labels.get(ZONE_LABEL)
+    }
+}
+
 /// Nodes whose pods' readiness says nothing about the pods.
 ///
 /// Kubernetes takes every pod of a node that it calls not ready for not ready too, whatever the pods do; it calls nodes so

@@ -4,7 +4,7 @@
 use super::accept::{Tenant, Ticket};
 use crate::{
     error::{ProxyError, Reason},
-    l4::tcp::{Ended, backend_of, no_endpoint, pick},
+    l4::tcp::{Ended, backend_of, pick},
     share::ConnectionGuard,
     telemetry::{Counter, Direction},
     transport::connect::canonical,
@@ -194,9 +194,11 @@ impl Receiver {
     ) -> Result<(Arc<Backend>, &'c Endpoint), ProxyError> {
         let backend = backend_of(rule, self.worker.draw())?;
         ended.backend = Some(backend.clone());
-        let endpoints = config.endpoints.get(&backend.key).ok_or_else(|| no_endpoint(&backend))?;
-        let index = pick(endpoints, &backend, ended.peer.ip(), self.worker.draw(), &[]);
-        let endpoint = index.and_then(|i| endpoints.ready.get(i)).ok_or_else(|| no_endpoint(&backend))?;
+        let nobody = || ProxyError::no_endpoint(config, &backend.key);
+        let endpoints = config.endpoints.get(&backend.key).ok_or_else(nobody)?;
+        let client = (self.tenant.share.key(), ended.peer.ip());
+        let index = pick(&self.worker, client, (&backend, endpoints), &[]);
+        let endpoint = index.and_then(|i| endpoints.ready.get(i)).ok_or_else(nobody)?;
         ended.note(endpoint);
         Ok((backend, endpoint))
     }

@@ -139,7 +139,8 @@ async fn send<D: Dial>(
 ) -> Result<Response<Incoming>, Box<Failure>> {
     let now = if exchange.tries == 1 { exchange.started } else { Instant::now() };
     let Some(endpoint) = choose(exchange, &plan.backend, tried, now) else {
-        let error = error(Reason::NoEndpoint, format!("{} has no ready endpoint", plan.backend.key.service));
+        let config = exchange.conn.http.shared.config.load();
+        let error = ProxyError::no_endpoint(&config, &plan.backend.key);
         // Another try would find none either.
         return Err(Failure { outcome: Outcome::Reset, error, code: None, again: None }.into());
     };
@@ -195,7 +196,10 @@ fn choose<D: Dial>(
     let http = &exchange.conn.http;
     let config = http.shared.config.load();
     let set = config.endpoints.get(&backend.key)?;
-    let index = http.loads.pick((backend, set), exchange.conn.peer.ip(), tried, (now, http.draw()))?;
+    let fresh = |i: usize| !tried.contains(&set.ready[i].addr);
+    let from = (exchange.conn.share.key(), exchange.conn.peer.ip());
+    let kept = http.shared.sticky.pick(from, (backend, set), fresh, now);
+    let index = kept.or_else(|| http.loads.pick(set, tried, (now, http.draw())))?;
     let endpoint = set.ready.get(index)?.clone();
     exchange.attempt.in_flight = Some(http.loads.begin(endpoint.addr, now));
     exchange.attempt.started = now;

@@ -8,8 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 use weft_core::{
-    balance::{Load, affinity, pick_by},
-    config::{Backend, EndpointSet},
+    balance::{Load, pick_by},
+    config::EndpointSet,
     hash::FxBuild,
 };
 
@@ -70,12 +70,10 @@ fn update(cell: &Cell<Load>, edit: impl FnOnce(&mut Load)) {
 }
 
 impl Loads {
-    /// Picks an endpoint: by client address where the Service asks for affinity, else the less loaded of two. One that
-    /// is in `tried` is taken only if there is no other.
+    /// Picks an endpoint: the less loaded of two. One that is in `tried` is taken only if there is no other.
     pub(crate) fn pick(
         &self,
-        (backend, set): (&Backend, &EndpointSet),
-        client: std::net::IpAddr,
+        set: &EndpointSet,
         tried: &[SocketAddr],
         (now, draw): (Instant, u64),
     ) -> Option<usize> {
@@ -85,14 +83,9 @@ impl Loads {
             return Some(0);
         }
         let fresh = |i: usize| !tried.contains(&ready[i].addr);
-        let chosen = if backend.client_ip_affinity {
-            let seats = (0..ready.len()).map(|i| fresh(i).then(|| affinity::seat(&ready[i].addr)));
-            affinity::choose(affinity::client_key(client), seats)
-        } else {
-            let loads = self.0.borrow();
-            let cost = |i: usize| loads.get(&ready[i].addr).map_or(0, |l| coarse(l.get(), now));
-            pick_by(ready.len(), draw, |i| fresh(i).then(|| cost(i)))
-        };
+        let loads = self.0.borrow();
+        let cost = |i: usize| loads.get(&ready[i].addr).map_or(0, |l| coarse(l.get(), now));
+        let chosen = pick_by(ready.len(), draw, |i| fresh(i).then(|| cost(i)));
         // All were tried: any of them again.
         chosen.or_else(|| pick_by(ready.len(), draw, |_| Some(0)))
     }

@@ -101,7 +101,9 @@ async fn copy<D: Dial>(
         let config = http.shared.config.load();
         let set = config.endpoints.get(&backend.key);
         set.and_then(|set| {
-            let index = http.loads.pick((backend, set), conn.peer.ip(), &[], (now, http.draw()))?;
+            let from = (conn.share.key(), conn.peer.ip());
+            let kept = http.shared.sticky.pick(from, (backend, set), |_| true, now);
+            let index = kept.or_else(|| http.loads.pick(set, &[], (now, http.draw())))?;
             set.ready.get(index).cloned()
         })
     };

@@ -5,7 +5,7 @@ use super::{
     pipe::Pipe,
 };
 use crate::{
-    context::Source,
+    context::{ShareKey, Source},
     dial::{Dialer, Upstream, UpstreamIo},
     error::{Blame, ProxyError, Reason, Retryable},
     share::Share,
@@ -107,11 +107,12 @@ pub async fn connect(
     let bulk = ended.protocol != SNIFFED;
     let config = worker.shared.config.load_full();
     let endpoints = config.endpoints.get(&backend.key).filter(|e| !e.ready.is_empty());
-    let endpoints = endpoints.ok_or_else(|| no_endpoint(&backend))?;
+    let nobody = || ProxyError::no_endpoint(&config, &backend.key);
+    let endpoints = endpoints.ok_or_else(nobody)?;
     let mut tried = Vec::new();
     loop {
-        let index = pick(endpoints, &backend, ended.peer.ip(), worker.draw(), &tried);
-        let index = index.ok_or_else(|| no_endpoint(&backend))?;
+        let client = (&source.share, ended.peer.ip());
+        let index = pick(worker, client, (&backend, endpoints), &tried).ok_or_else(nobody)?;
         let endpoint = &endpoints.ready[index];
         ended.note(endpoint);
         match dialer.dial_with(source, endpoint, bulk, &HeaderMap::new()).await {
@@ -144,30 +145,17 @@ pub(crate) fn backend_of(rule: &L4Rule, draw: u64) -> Result<Arc<Backend>, Proxy
     }
 }
 
-/// The endpoint for a client: its own seat with `sessionAffinity`, else a random one; never one that was tried.
+/// The endpoint for a client: its own with `sessionAffinity`, else a random one; never one that was tried.
 pub(crate) fn pick(
-    endpoints: &EndpointSet,
-    backend: &Backend,
-    client: IpAddr,
-    draw: u64,
+    worker: &Worker,
+    client: (&ShareKey, IpAddr),
+    backend: (&Backend, &EndpointSet),
     tried: &[usize],
 ) -> Option<usize> {
-    let ready = &endpoints.ready;
-    if backend.client_ip_affinity {
-        let seats = ready.iter().enumerate();
-        let seats = seats.map(|(i, e)| (!tried.contains(&i)).then(|| balance::affinity::seat(&e.addr)));
-        return balance::affinity::choose(balance::affinity::client_key(client), seats);
-    }
-    balance::pick_by(ready.len(), draw, |i| (!tried.contains(&i)).then_some(0))
-}
-
-pub(crate) fn no_endpoint(backend: &Backend) -> ProxyError {
-    ProxyError {
-        reason: Reason::NoEndpoint,
-        blame: Blame::Config,
-        retry: Retryable::No,
-        detail: format!("{} port {} has no ready endpoint", backend.key.service, backend.key.port),
-    }
+    let fresh = |i: usize| !tried.contains(&i);
+    let kept = worker.shared.sticky.pick(client, backend, fresh, Instant::now());
+    let count = backend.1.ready.len();
+    kept.or_else(|| balance::pick_by(count, worker.draw(), |i| fresh(i).then_some(0)))
 }
 
 /// What is said of a connection at its end.

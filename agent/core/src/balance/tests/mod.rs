@@ -3,4 +3,5 @@
 mod affinity;
 mod eject;
 mod p2c;
+mod sticky;
 mod weighted;

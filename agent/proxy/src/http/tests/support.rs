@@ -34,7 +34,7 @@ use weft_core::{
     balance::Weighted,
     config::{
         Action, AppProtocol, Backend, BackendKey, Config, Endpoint, EndpointSet, FailReason, FilterChain,
-        Frontend, GatewayConfig, HttpBackend, HttpListener, HttpRule, MeshRoutes, PortConfig, RuleId,
+        Frontend, GatewayConfig, HttpBackend, HttpListener, HttpRule, MeshRoutes, PortConfig, Reach, RuleId,
         Transport,
     },
     matching::{Entry, HostMap, Order, RouteTable},
@@ -190,8 +190,13 @@ pub(crate) type Routes = Vec<(Match, HttpRule)>;
 pub(crate) struct World(pub(crate) Config);
 
 pub(crate) fn backend(name: &str, protocol: AppProtocol) -> Backend {
-    let key = BackendKey { service: ObjectKey::new("shop", name), port: 80, transport: Transport::Tcp };
-    Backend { key, protocol, tls: None, client_ip_affinity: false }
+    let key = BackendKey {
+        service: ObjectKey::new("shop", name),
+        port: 80,
+        transport: Transport::Tcp,
+        reach: Reach::default(),
+    };
+    Backend { key, protocol, tls: None, client_ip_affinity: None }
 }
 
 impl World {
@@ -208,6 +213,7 @@ impl World {
         let frontend = Frontend {
             service: default.key.service.clone(),
             port: 80,
+            external: None,
             protocol: default.protocol,
             producer: routes.map(|routes| MeshRoutes::Http(table(routes))),
             consumers: Default::default(),
