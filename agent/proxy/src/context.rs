@@ -4,6 +4,7 @@ use crate::{
     inbound::probe::redirects::Redirects,
     kubelet::{Kubelet, NoKubelet},
     plaintext::PlaintextCallers,
+    sticky::StickyClients,
     telemetry::Telemetry,
 };
 use arc_swap::ArcSwap;
@@ -35,6 +36,8 @@ pub struct Shared {
     pub kubelet: Arc<dyn Kubelet>,
     /// Where applications have sent its probes on to.
     pub(crate) redirects: Redirects,
+    /// Endpoints of clients whose Service asks for affinity.
+    pub(crate) sticky: Arc<StickyClients>,
 }
 
 /// The port of HBONE: inbound mutual TLS, on the pod's own address.
@@ -56,6 +59,7 @@ impl Shared {
             plaintext: PlaintextCallers::default(),
             kubelet: Arc::new(NoKubelet),
             redirects: Redirects::default(),
+            sticky: Arc::default(),
         }
     }
 }

@@ -20,7 +20,8 @@ use std::{
 use weft_certs::{Ca, IdentityHandle, IdentityStore, LocalIssuer, StoreConfig};
 use weft_core::{
     config::{
-        AppProtocol, Backend, BackendKey, Config, Endpoint, EndpointSet, Frontend, MeshRoutes, Transport,
+        AppProtocol, Backend, BackendKey, Config, Endpoint, EndpointSet, Frontend, MeshRoutes, Reach,
+        Transport,
     },
     model::{MtlsMode, ObjectKey, SpiffeId, TunnelPort, Workload},
 };
@@ -241,10 +242,18 @@ pub(crate) fn frontend(
     routes: Option<MeshRoutes>,
 ) -> (Arc<Frontend>, SocketAddr) {
     let service = ObjectKey::new("shop", name);
-    let key = BackendKey { service: service.clone(), port: 80, transport: Transport::Tcp };
-    let default = Arc::new(Backend { key, protocol, tls: None, client_ip_affinity: false });
+    let key =
+        BackendKey { service: service.clone(), port: 80, transport: Transport::Tcp, reach: Reach::default() };
+    let default = Arc::new(Backend { key, protocol, tls: None, client_ip_affinity: None });
     let last = name.bytes().fold(0_u8, |a, b| a.wrapping_mul(31).wrapping_add(b));
-    let frontend =
-        Frontend { service, port: 80, protocol, producer: routes, consumers: BTreeMap::new(), default };
+    let frontend = Frontend {
+        service,
+        port: 80,
+        external: None,
+        protocol,
+        producer: routes,
+        consumers: BTreeMap::new(),
+        default,
+    };
     (Arc::new(frontend), SocketAddr::from(([192, 0, 2, last], 80)))
 }

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Threads: one control runtime elsewhere, and N [`worker`]s here, each a current-thread runtime. A connection lives
-//! and dies on one worker; pools, balancer state and counters are per worker, without locks (`Rc`, `Cell`).
+//! and dies on one worker; pools, balancer state and counters are per worker, without locks (`Rc`, `Cell`), but for what
+//! `sessionAffinity` remembers ([`sticky`]).
 //! Each pod's (or Gateway's) connections run under that pod's [`share`].
 #![forbid(unsafe_code)]
 
@@ -29,6 +30,7 @@ pub mod outbound;
 pub mod plaintext;
 pub mod pods;
 pub mod share;
+mod sticky;
 pub mod telemetry;
 pub mod transport;
 pub mod worker;

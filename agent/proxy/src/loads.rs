@@ -5,7 +5,9 @@
 //! changes, so its address in memory names it, and a pick looks up nothing but that.
 
 use crate::{
+    context::ShareKey,
     nodes::{Node, Nodes},
+    sticky::StickyClients,
     telemetry::{Counter, WorkerTelemetry},
     worker::Peers,
 };
@@ -18,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 use weft_core::{
-    balance::{Answer, Fault, Load, Outlier, Picked, SlowStart, Standing, View, affinity, pick},
+    balance::{Answer, Fault, Load, Outlier, Picked, SlowStart, Standing, View, pick},
     config::{Backend, BackendKey, Endpoint, EndpointSet},
     hash::FxBuild,
     model::Str,
@@ -32,6 +34,7 @@ const SWEEP_MIN: usize = 256;
 pub struct Loads {
     known: RefCell<Known>,
     nodes: Nodes,
+    sticky: Arc<StickyClients>,
     telemetry: Rc<WorkerTelemetry>,
 }
 
@@ -70,6 +73,8 @@ pub struct Choice<'a> {
     pub backend: &'a Backend,
     /// The endpoints.
     pub set: &'a Arc<EndpointSet>,
+    /// Who pays for it: pods' clients and strangers at Gateways are remembered apart.
+    pub share: &'a ShareKey,
     /// For whom: a Service may want each client to stay with one endpoint.
     pub client: IpAddr,
     /// Where this request was before: taken only when there is no other.
@@ -189,9 +194,14 @@ impl Seat {
 impl Loads {
     /// Knows nothing. What it finds out about nodes is told to the other workers among `peers`; this is the worker of
     /// that index.
-    pub(crate) fn new(telemetry: Rc<WorkerTelemetry>, peers: Option<(Arc<Peers>, usize)>) -> Rc<Self> {
+    /// Where clients with affinity are is known to all workers (`sticky`).
+    pub(crate) fn new(
+        telemetry: Rc<WorkerTelemetry>,
+        sticky: Arc<StickyClients>,
+        peers: Option<(Arc<Peers>, usize)>,
+    ) -> Rc<Self> {
         let nodes = Nodes::new(telemetry.clone(), peers);
-        Rc::new(Self { known: RefCell::default(), nodes, telemetry })
+        Rc::new(Self { known: RefCell::default(), nodes, sticky, telemetry })
     }
 
     /// Picks an endpoint and counts a request there: by client address where the Service asks for affinity, else the
@@ -200,14 +210,12 @@ impl Loads {
         let seats = self.seats(choice, now);
         let seats = &seats.seats;
         let view = |i: usize| seats[i].view(choice.tried, now);
-        let picked = if choice.backend.client_ip_affinity {
-            let well = |view| matches!(view, View::Well(..) | View::Due);
-            let of = |wanted: &dyn Fn(View) -> bool| {
-                let places =
-                    (0..seats.len()).map(|i| wanted(view(i)).then(|| affinity::seat(&seats[i].addr)));
-                affinity::choose(affinity::client_key(choice.client), places)
-            };
-            let index = of(&well).or_else(|| of(&|view| view != View::Tried));
+        let picked = if choice.backend.client_ip_affinity.is_some() {
+            let (from, backend) = ((choice.share, choice.client), (choice.backend, &**choice.set));
+            let of =
+                |wanted: &dyn Fn(View) -> bool| self.sticky.pick(from, backend, |i| wanted(view(i)), now);
+            let well = of(&|view| matches!(view, View::Well(..) | View::Due));
+            let index = well.or_else(|| of(&|view| view != View::Tried));
             index.map(|index| Picked { index, probe: view(index) == View::Due })
         } else {
             pick(seats.len(), now, draw, view)

@@ -74,7 +74,7 @@ impl Worker {
         let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), id);
         let telemetry = shared.telemetry.worker();
         let scheduler = Scheduler::start(telemetry.timing());
-        let loads = Loads::new(telemetry.clone(), Some((peers.clone(), id)));
+        let loads = Loads::new(telemetry.clone(), shared.sticky.clone(), Some((peers.clone(), id)));
         Rc::new(Self {
             id,
             shared,

@@ -141,7 +141,8 @@ pub(super) async fn serve(options: Options, mut worlds: watch::Receiver<Arc<Worl
     let agent = Agent::start(options, &first)?;
     agent.open_doors().await?;
     let placed = agent.options.cluster.is_some();
-    let mut pipeline = Pipeline::new(placed, agent.enrolment.clone(), agent.pages.seen.clone());
+    let here = Some(agent.options.node.as_str().into());
+    let mut pipeline = Pipeline::new(placed, here, agent.enrolment.clone(), agent.pages.seen.clone());
     let update = pipeline.world(first.clone());
     agent.shared.config.store(update.config.clone());
     let node = agent.options.run_dir.as_deref().map(|dir| agent.start_node(dir)).transpose()?;

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use weft_certs::{Ca, TrustBundle};
 use weft_core::model::{
     CaBundle, ConfigMap, FromNamespaces, Gateway, KeyPair, Meta, ObjectKey, Pod, PrivateKey, Secret,
-    SecretData, Snapshot, Str,
+    SecretData, Snapshot, Str, TunnelPort,
 };
 
 use crate::{

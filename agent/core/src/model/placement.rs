@@ -27,6 +27,17 @@ pub struct Node {
 /// Where a kubelet listens unless it is told otherwise.
 pub const KUBELET_PORT: u16 = 10_250;
 
+/// The label of a Node that names its zone.
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
+impl Node {
+    /// The zone that it is in, where its label says so.
+    #[must_use]
+    pub fn zone(&self) -> Option<&Str> {
+        self.meta.labels.get(ZONE_LABEL)
+    }
+}
+
 /// Nodes whose pods' readiness says nothing about the pods.
 ///
 /// Kubernetes takes every pod of a node that it calls not ready for not ready too, whatever the pods do; it calls nodes so

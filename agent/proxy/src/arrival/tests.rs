@@ -240,6 +240,7 @@ async fn a_tunnel_leads_to_the_port_that_was_dialled() {
                 Ok(_) => None,
                 Err(OpenError::Refused(status)) => Some(status.as_u16()),
                 Err(OpenError::Gone(error)) => panic!("{error}"),
+                Err(OpenError::Silent) => panic!("silent"),
             };
             assert_eq!(refused, expected, "{to}");
         }

@@ -167,7 +167,8 @@ async fn send<D: Dial>(
 ) -> Result<Response<Incoming>, Box<Failure>> {
     let now = if exchange.tries == 1 { exchange.started } else { Instant::now() };
     let Some(endpoint) = choose(exchange, &plan.backend, tried, now) else {
-        let error = error(Reason::NoEndpoint, format!("{} has no ready endpoint", plan.backend.key.service));
+        let config = exchange.conn.http.shared.config.load();
+        let error = ProxyError::no_endpoint(&config, &plan.backend.key);
         // Another try would find none either.
         return Err(Failure { outcome: Outcome::Reset, error, code: None, again: None }.into());
     };
@@ -223,7 +224,8 @@ fn choose<D: Dial>(
     let http = &exchange.conn.http;
     let config = http.shared.config.load();
     let set = config.endpoints.get(&backend.key)?;
-    let choice = Choice { backend, set, client: exchange.conn.peer.ip(), tried };
+    let (share, client) = (exchange.conn.share.key(), exchange.conn.peer.ip());
+    let choice = Choice { backend, set, share, client, tried };
     let (index, in_flight) = http.loads.choose(&choice, now, http.draw())?;
     let endpoint = set.ready.get(index)?.clone();
     exchange.attempt.in_flight = Some(in_flight);
@@ -308,7 +310,8 @@ fn may_turn<D: Dial>(
     let config = http.shared.config.load();
     has_tries(retry_policy(exchange), exchange.tries)
         && config.endpoints.get(&backend.key).is_some_and(|set| {
-            let choice = Choice { backend, set, client: exchange.conn.peer.ip(), tried };
+            let (share, client) = (exchange.conn.share.key(), exchange.conn.peer.ip());
+            let choice = Choice { backend, set, share, client, tried };
             http.loads.has_other(&choice, at, Instant::now())
         })
 }

@@ -105,7 +105,8 @@ async fn copy<D: Dial>(
         let config = http.shared.config.load();
         let set = config.endpoints.get(&backend.key);
         set.and_then(|set| {
-            let choice = Choice { backend, set, client: conn.peer.ip(), tried: &[] };
+            let (share, client) = (conn.share.key(), conn.peer.ip());
+            let choice = Choice { backend, set, share, client, tried: &[] };
             let (index, in_flight) = http.loads.choose(&choice, now, http.draw())?;
             Some((set.ready.get(index)?.clone(), in_flight))
         })

@@ -103,13 +103,19 @@ pub async fn connect(
     let bulk = ended.protocol != SNIFFED;
     let config = worker.shared.config.load_full();
     let endpoints = config.endpoints.get(&backend.key).filter(|e| !e.ready.is_empty());
-    let endpoints = endpoints.ok_or_else(|| no_endpoint(&backend))?;
+    let nobody = || ProxyError::no_endpoint(&config, &backend.key);
+    let endpoints = endpoints.ok_or_else(nobody)?;
     let mut tried = Vec::new();
     loop {
-        let choice =
-            Choice { backend: &backend, set: endpoints, client: ended.peer.ip(), tried: tried.as_slice() };
+        let choice = Choice {
+            backend: &backend,
+            set: endpoints,
+            share: &source.share,
+            client: ended.peer.ip(),
+            tried: tried.as_slice(),
+        };
         let chosen = worker.loads.choose(&choice, Instant::now(), worker.draw());
-        let (index, in_flight) = chosen.ok_or_else(|| no_endpoint(&backend))?;
+        let (index, in_flight) = chosen.ok_or_else(nobody)?;
         let endpoint = &endpoints.ready[index];
         ended.note(endpoint);
         let may_retry = tried.len() + 1 < TRIES.min(endpoints.ready.len());
@@ -150,15 +156,6 @@ pub(crate) fn backend_of(rule: &L4Rule, draw: u64) -> Result<Arc<Backend>, Proxy
         None => Err(invalid(Reason::NoEndpoint, "no backend takes connections")),
         Some(Err(why)) => Err(invalid(Reason::Invalid(*why), "the backend that was picked cannot be served")),
         Some(Ok(backend)) => Ok(backend.clone()),
-    }
-}
-
-pub(crate) fn no_endpoint(backend: &Backend) -> ProxyError {
-    ProxyError {
-        reason: Reason::NoEndpoint,
-        blame: Blame::Config,
-        retry: Retryable::No,
-        detail: format!("{} port {} has no ready endpoint", backend.key.service, backend.key.port),
     }
 }
 

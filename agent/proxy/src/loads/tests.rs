@@ -3,17 +3,18 @@
 use super::*;
 use crate::telemetry::{Telemetry, TelemetryConfig};
 use weft_core::{
-    config::{AppProtocol, Transport},
+    config::{AppProtocol, Reach, Transport},
     model::{MtlsMode, ObjectKey, SpiffeId, Workload},
 };
 
 fn loads() -> Rc<Loads> {
-    Loads::new(Telemetry::detached(TelemetryConfig::default()).unwrap().worker(), None)
+    Loads::new(Telemetry::detached(TelemetryConfig::default()).unwrap().worker(), Arc::default(), None)
 }
 
 fn backend(name: &str) -> Backend {
-    let key = BackendKey { service: ObjectKey::new("shop", name), port: 80, transport: Transport::Tcp };
-    Backend { key, protocol: AppProtocol::Http, tls: None, client_ip_affinity: false }
+    let service = ObjectKey::new("shop", name);
+    let key = BackendKey { service, port: 80, transport: Transport::Tcp, reach: Reach::default() };
+    Backend { key, protocol: AppProtocol::Http, tls: None, client_ip_affinity: None }
 }
 
 fn addr(pod: u8) -> SocketAddr {
@@ -57,7 +58,9 @@ impl Bed {
     fn choose(&mut self, set: &Arc<EndpointSet>, tried: &[SocketAddr]) -> (u8, InFlight) {
         self.draws += 1;
         let draw = self.draws.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let choice = Choice { backend: &self.backend, set, client: [10, 1, 1, 1].into(), tried };
+        let share = ShareKey::Pod(ObjectKey::new("shop", "client"));
+        let client = [10, 1, 1, 1].into();
+        let choice = Choice { backend: &self.backend, set, share: &share, client, tried };
         let (index, in_flight) = self.loads.choose(&choice, self.now, draw).unwrap();
         let SocketAddr::V4(addr) = set.ready[index].addr else { panic!("IPv4 only") };
         (addr.ip().octets()[3], in_flight)
@@ -170,7 +173,7 @@ fn a_silent_node_that_nobody_watches_any_more_is_probed_by_one_request_at_a_time
 #[test]
 fn a_client_keeps_its_endpoint_but_for_the_time_of_an_ejection() {
     let (mut bed, all) = (Bed::new(), set(&[1, 2, 3, 4]));
-    bed.backend.client_ip_affinity = true;
+    bed.backend.client_ip_affinity = Some(Duration::from_secs(10_800));
     let (own, in_flight) = bed.choose(&all, &[]);
     assert_eq!(bed.choose(&all, &[]).0, own);
     in_flight.failed(Fault::Unreached, bed.now);

@@ -8,7 +8,7 @@ use http::{HeaderMap, Request};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use weft_core::{
     config::{
-        Action, AppProtocol, Backend, BackendKey, Endpoint, FailReason, FilterChain, HttpRule, RuleId,
+        Action, AppProtocol, Backend, BackendKey, Endpoint, FailReason, FilterChain, HttpRule, Reach, RuleId,
         Transport,
     },
     model::{MtlsMode, ObjectKey, RouteKind, SpiffeId, Timeouts, Workload},
@@ -58,10 +58,15 @@ pub(super) fn rule(name: &str, label: &str) -> Arc<HttpRule> {
 
 pub(super) fn backend(name: &str) -> Arc<Backend> {
     Arc::new(Backend {
-        key: BackendKey { service: ObjectKey::new("shop", name), port: 80, transport: Transport::Tcp },
+        key: BackendKey {
+            service: ObjectKey::new("shop", name),
+            port: 80,
+            transport: Transport::Tcp,
+            reach: Reach::default(),
+        },
         protocol: AppProtocol::Http,
         tls: None,
-        client_ip_affinity: false,
+        client_ip_affinity: None,
     })
 }
 

@@ -79,7 +79,7 @@ fn pod(name: &str, ip: &str) -> Pod {
         node: Some("here".into()),
         host_network: false,
         captured: None,
-        tunnel: TunnelPort::default(),
+        tunnel: weft_core::model::TunnelPort::default(),
         finished: false,
         probes: Arc::default(),
     }

@@ -5,4 +5,5 @@ mod answer;
 mod eject;
 mod p2c;
 mod slow_start;
+mod sticky;
 mod weighted;

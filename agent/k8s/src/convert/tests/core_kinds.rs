@@ -2,6 +2,7 @@
 
 use super::*;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
+use std::time::Duration;
 use weft_core::model::{ObjectKey, ProbeAsk, SecretData, ServiceType};
 
 fn core(kind: &str, rest: &str) -> String {
@@ -18,13 +19,25 @@ fn services() {
     };
     assert_eq!(
         (s.kind, s.cluster_ips.len(), s.ports.len(), s.client_ip_affinity),
-        (ServiceType::ClusterIp, 2, 2, true)
+        (ServiceType::ClusterIp, 2, 2, Some(Duration::from_hours(3)))
     );
     assert_eq!(s.ports[0].app_protocol.as_deref(), Some("kubernetes.io/h2c"));
     let Object::Service(s) = model(&core("Service", "spec: {clusterIP: None}")) else { panic!() };
     assert_eq!((s.kind, s.cluster_ips.len()), (ServiceType::Headless, 0));
 
     for (spec, said) in [
+        (
+            "spec: {sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 90000}}, ports: [{port: 80}]}",
+            "t.yaml:4: Service shop/x: spec.sessionAffinityConfig.clientIP.timeoutSeconds: 90000 is out of range; it must be from 1 to 86400",
+        ),
+        (
+            "spec: {externalIPs: [127.0.0.1], ports: [{port: 80}]}",
+            "t.yaml:4: Service shop/x: spec.externalIPs: 127.0.0.1 is no address of the network; write one that others can reach",
+        ),
+        (
+            "spec: {loadBalancerSourceRanges: [all], ports: [{port: 80}]}",
+            "t.yaml:4: Service shop/x: spec.loadBalancerSourceRanges: \"all\" is no address range; write one like 192.0.2.0/24",
+        ),
         (
             "spec: {ports: [{port: 80}, {name: b, port: 81}]}",
             "t.yaml:4: Service shop/x: spec.ports[0].name: is required; name each port when there is more than one",
@@ -71,6 +84,49 @@ fn services() {
     );
 }
 
+/// What decides which of its endpoints a pod reaches.
+#[test]
+fn services_say_whom_they_reach() {
+    let check = |spec: &str, status: &str, expected: &str| {
+        let text = core("Service", &format!("spec: {{ports: [{{port: 80}}], {spec}}}\nstatus: {{{status}}}"));
+        let Object::Service(s) = model(&text) else { panic!() };
+        let external: Vec<String> =
+            s.external_addresses().map(|(ip, from)| format!("{ip} from {from:?}")).collect();
+        let local = if s.internal_local { "local " } else { "" };
+        assert_eq!(format!("{local}{:?} {}", s.family, external.join(", ")), expected, "{spec} {status}");
+    };
+    let v4 = "clusterIP: 10.0.0.1";
+    check("", "", "None ");
+    check("ipFamilies: [IPv6, IPv4], clusterIP: None", "", "Some(V6) ");
+    check("clusterIPs: [\"fd00::1\", 10.0.0.1]", "", "Some(V6) ");
+    check(&format!("{v4}, internalTrafficPolicy: Local"), "", "local Some(V4) ");
+    check(&format!("{v4}, internalTrafficPolicy: Cluster"), "", "Some(V4) ");
+    check(&format!("{v4}, externalIPs: [192.0.2.1]"), "", "Some(V4) 192.0.2.1 from []");
+    check("externalIPs: [192.0.2.1]", "", "None ");
+    check(&format!("{v4}, externalIPs: [\"fd01::1\"]"), "", "Some(V4) ");
+    let ingress = |one: &str| format!("loadBalancer: {{ingress: [{one}]}}");
+    check(v4, &ingress("{ip: 192.0.2.2}"), "Some(V4) 192.0.2.2 from []");
+    check(v4, &ingress("{ip: 192.0.2.2, ipMode: VIP}"), "Some(V4) 192.0.2.2 from []");
+    check(v4, &ingress("{ip: 192.0.2.2, ipMode: Proxy}"), "Some(V4) ");
+    check(v4, &ingress("{hostname: lb.example.com}"), "Some(V4) ");
+    let ranges = |all: &str| format!("{v4}, loadBalancerSourceRanges: [{all}], externalIPs: [192.0.2.1]");
+    check(
+        &ranges("\" 10.1.0.9/16 \", \"fd00::/8\""),
+        &ingress("{ip: 192.0.2.2}"),
+        "Some(V4) 192.0.2.1 from [], 192.0.2.2 from [10.1.0.0/16]",
+    );
+    check(
+        &ranges("10.1.0.0/16, 0.0.0.0/0"),
+        &ingress("{ip: 192.0.2.2}"),
+        "Some(V4) 192.0.2.1 from [], 192.0.2.2 from []",
+    );
+    check(
+        &ranges("\"fd00::/8\""),
+        &ingress("{ip: 192.0.2.2}"),
+        "Some(V4) 192.0.2.1 from [], 192.0.2.2 from []",
+    );
+}
+
 /// Kubelets may make mirror pods in any namespace: what they are called must give their node no identity there.
 #[test]
 fn static_pods_are_not_in_the_mesh() {
@@ -95,7 +151,7 @@ fn endpoint_slices() {
     let ours = "kubernetes.io/service-name: cart";
     let Object::EndpointSlice(s) = model(&slice(
         ours,
-        "addressType: IPv4\nports: [{name: \"\", port: 8080}, {name: any}]\nendpoints:\n- {addresses: [10.0.0.1], nodeName: node-1, zone: z, targetRef: {kind: Pod, name: p}}\n- {addresses: [10.0.0.2], conditions: {ready: false, terminating: true}}\n",
+        "addressType: IPv4\nports: [{name: \"\", port: 8080}, {name: any}]\nendpoints:\n- {addresses: [10.0.0.1], nodeName: node-1, zone: z, hints: {forZones: [{name: z}, {name: y}], forNodes: [{name: node-1}]}, targetRef: {kind: Pod, name: p}}\n- {addresses: [10.0.0.2], conditions: {ready: false, terminating: true}}\n",
     )) else {
         panic!()
     };
@@ -104,8 +160,13 @@ fn endpoint_slices() {
     assert!(
         s.endpoints[0].ready
             && s.endpoints[0].serving
-            && !s.endpoints[1].serving
+            && !s.endpoints[1].ready
+            && s.endpoints[1].serving
             && s.endpoints[1].terminating
+    );
+    assert_eq!(
+        (s.endpoints[0].for_zones.join(" "), s.endpoints[0].for_nodes.join(" ")),
+        ("z y".into(), "node-1".into())
     );
     assert_eq!(s.endpoints[0].pod, Some(ObjectKey::new("shop", "p")));
     for (labels, rest, said) in [

@@ -35,7 +35,7 @@ use weft_core::{
     balance::Weighted,
     config::{
         Action, AppProtocol, Backend, BackendKey, Config, Endpoint, EndpointSet, FailReason, FilterChain,
-        Frontend, GatewayConfig, HttpBackend, HttpListener, HttpRule, MeshRoutes, PortConfig, RuleId,
+        Frontend, GatewayConfig, HttpBackend, HttpListener, HttpRule, MeshRoutes, PortConfig, Reach, RuleId,
         Transport,
     },
     matching::{Entry, HostMap, Order, RouteTable},
@@ -127,7 +127,7 @@ impl Bed {
         let dials = Rc::clone(&plain.dials);
         let http = {
             let telemetry = shared.telemetry.worker();
-            let loads = Loads::new(telemetry.clone(), None);
+            let loads = Loads::new(telemetry.clone(), shared.sticky.clone(), None);
             HttpWorker::new(Arc::clone(&shared), plain, telemetry, loads, 42)
         };
         Rc::new(Self { shared, http, share, dials })
@@ -202,8 +202,13 @@ pub(crate) type Routes = Vec<(Match, HttpRule)>;
 pub(crate) struct World(pub(crate) Config);
 
 pub(crate) fn backend(name: &str, protocol: AppProtocol) -> Backend {
-    let key = BackendKey { service: ObjectKey::new("shop", name), port: 80, transport: Transport::Tcp };
-    Backend { key, protocol, tls: None, client_ip_affinity: false }
+    let key = BackendKey {
+        service: ObjectKey::new("shop", name),
+        port: 80,
+        transport: Transport::Tcp,
+        reach: Reach::default(),
+    };
+    Backend { key, protocol, tls: None, client_ip_affinity: None }
 }
 
 impl World {
@@ -220,6 +225,7 @@ impl World {
         let frontend = Frontend {
             service: default.key.service.clone(),
             port: 80,
+            external: None,
             protocol: default.protocol,
             producer: routes.map(|routes| MeshRoutes::Http(table(routes))),
             consumers: Default::default(),
