@@ -9,7 +9,7 @@
 //! The binary calls [`holder::run`] (subcommand `weft holder`) and [`PodManager::start`]; the data plane
 //! gets [`CapturedPod`]s with their listeners and [`PodSockets`]. A pod that ran before Weft came is found by
 //! [`find_sandbox`] and given to [`ManagerHandle::add`]. All rules live inside pods: nothing here
-//! changes the host's network.
+//! changes the host's network. [`KubeletWatch`] tells the kubelet's connections from everybody else's.
 //!
 //! This is the only crate with `unsafe`: to own descriptors that came by SCM_RIGHTS, and for `setrlimit`.
 #![warn(missing_docs)]

@@ -56,6 +56,8 @@ pub(super) struct Diag(Mutex<Open>);
 struct Open {
     socket: OwnedFd,
     sequence: u32,
+    /// For answers.
+    buffer: Vec<u8>,
 }
 
 impl Diag {
@@ -65,7 +67,10 @@ impl Diag {
         let protocol = SockProtocol::NetlinkSockDiag;
         let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
         setsockopt(&socket, ReceiveTimeout, &TimeVal::new(PATIENCE_S, 0))?;
-        Ok(Self(Mutex::new(Open { socket, sequence: 0 })))
+        let diag = Self(Mutex::new(Open { socket, sequence: 0, buffer: vec![0; READ_MAX] }));
+        // A kernel without `tcp_diag` knows of no connection, and says no more; of a list it says so.
+        diag.listeners(0)?;
+        Ok(diag)
     }
 
     /// The established socket of this connection that is held by a process.
@@ -103,10 +108,9 @@ impl Open {
         let (fd, kernel) = (self.socket.as_raw_fd(), NetlinkAddr::new(0, 0));
         sendto(fd, &request, &kernel, MsgFlags::empty())?;
         let dump = u16::from_ne_bytes([request[6], request[7]]) == DUMP;
-        let mut buffer = vec![0; READ_MAX];
         loop {
-            let n = recv(fd, &mut buffer, MsgFlags::empty())?;
-            if read(&buffer[..n], self.sequence, dump, &mut tell)? {
+            let n = recv(fd, &mut self.buffer, MsgFlags::empty())?;
+            if read(&self.buffer[..n], self.sequence, dump, &mut tell)? {
                 return Ok(());
             }
         }
@@ -151,13 +155,14 @@ fn read(mut rest: &[u8], sequence: u32, dump: bool, tell: &mut impl FnMut(Told))
             continue; // of a question that was given up
         }
         match u16::from_ne_bytes([message[4], message[5]]) {
-            DONE => return Ok(true),
-            ERROR => {
-                let number = u32_at(message, HEADER).ok_or_else(broken)?.cast_signed();
-                match number.wrapping_neg() {
-                    0 | libc::ENOENT => return Ok(true),
-                    number => return Err(io::Error::from_raw_os_error(number)),
-                }
+            // A list that fails ends with the error's number, too.
+            DONE | ERROR => {
+                let number = u32_at(message, HEADER).unwrap_or(0).cast_signed();
+                return match number.wrapping_neg() {
+                    0 => Ok(true),
+                    libc::ENOENT if !dump => Ok(true),
+                    number => Err(io::Error::from_raw_os_error(number)),
+                };
             }
             BY_FAMILY => {
                 tell(told(&message[HEADER..]).ok_or_else(broken)?);
@@ -253,5 +258,11 @@ mod tests {
             assert_eq!(all(&message[..20], 7).ok(), ended, "{error}");
         }
         assert_eq!(count, 0);
+        message[4..6].copy_from_slice(&DONE.to_ne_bytes());
+        message[16..20].copy_from_slice(&(-libc::ENOENT).to_ne_bytes());
+        let listed = |bytes: &[u8]| read(bytes, 7, true, &mut |_| {}).map_err(|e| e.raw_os_error());
+        assert_eq!(listed(&message[..20]), Err(Some(libc::ENOENT)), "a kernel without tcp_diag");
+        message[16..20].fill(0);
+        assert_eq!(listed(&message[..20]), Ok(true));
     }
 }

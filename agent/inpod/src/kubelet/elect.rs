@@ -97,8 +97,8 @@ mod tests {
         check(
             "a hostNetwork pod while it is away",
             &[listener(1)],
-            &[taken.clone()],
-            Err(NoKubelet::InPod(taken)),
+            std::slice::from_ref(&taken),
+            Err(NoKubelet::InPod(taken.clone())),
         );
         let beside = in_pod(9, &[2]);
         check(

@@ -13,8 +13,7 @@ pub(crate) mod redirects;
 
 use super::denied;
 use crate::{
-    error::{Blame, ProxyError, Reason, Retryable},
-    kubelet::NotKubelet,
+    error::{ProxyError, Reason},
     l4::{copy, tcp::Ended},
     pods::{Accepted, Pod},
     telemetry::Counter,
@@ -71,7 +70,8 @@ impl Probing<'_> {
 /// Serves a connection to a port for which something may be asked.
 pub(super) async fn serve(mut conn: Accepted, to: SocketAddr, asks: &[Asked], ended: &mut Ended) {
     let served = match recognise(&conn, to).await {
-        Ok(()) => answer(&mut conn, to, asks, ended).await,
+        Ok(true) => answer(&mut conn, to, asks, ended).await,
+        Ok(false) => Ok(None),
         Err(error) => Err(error),
     };
     match served {
@@ -90,19 +90,13 @@ pub(super) async fn serve(mut conn: Accepted, to: SocketAddr, asks: &[Asked], en
     }
 }
 
-/// Whether the connection is the kubelet's, and stands.
-async fn recognise(conn: &Accepted, to: SocketAddr) -> Result<(), ProxyError> {
+/// Whether the connection is the kubelet's, and stands. `false`: it is over before anything was asked.
+async fn recognise(conn: &Accepted, to: SocketAddr) -> Result<bool, ProxyError> {
     match conn.worker.shared.kubelet.recognise(conn.peer, to).await {
         // If it was reset meanwhile, its addresses may have been another connection's by the time of the look.
-        Ok(()) if conn.io.peer_addr().is_ok() => Ok(()),
-        Ok(()) => Err(closed()),
-        Err(_) if has_closed(&conn.io).await => Err(closed()),
-        Err(NotKubelet::Closed) => {
-            Err(denied(format!("plaintext from {} to {to}, which is strict", conn.peer)))
-        }
-        Err(NotKubelet::Other(why)) => {
-            Err(denied(format!("plaintext from {} to {to}, which is strict: {why}", conn.peer)))
-        }
+        Ok(()) => Ok(conn.io.peer_addr().is_ok()),
+        Err(_) if has_closed(&conn.io).await => Ok(false),
+        Err(why) => Err(denied(format!("plaintext from {} to {to}, which is strict: {why}", conn.peer))),
     }
 }
 
@@ -176,15 +170,6 @@ async fn read_some(io: &mut TcpStream, into: &mut BytesMut) -> io::Result<usize>
     io.readable().await?;
     into.reserve(READ);
     io.read_buf(into).await
-}
-
-fn closed() -> ProxyError {
-    ProxyError {
-        reason: Reason::ClientGone,
-        blame: Blame::Downstream,
-        retry: Retryable::No,
-        detail: "closed by its client before it asked anything".to_owned(),
-    }
 }
 
 #[cfg(test)]

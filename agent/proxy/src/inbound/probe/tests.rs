@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     fixtures::{Mesh, TestPod},
-    kubelet::{Kubelet, Recognition},
+    kubelet::{Kubelet, NotKubelet, Recognition},
 };
 use parking_lot::Mutex;
 use std::{collections::BTreeSet, sync::Arc};
