@@ -8,7 +8,7 @@ use super::{
     bundle::{self, Settings},
     facts::{agent_pods, ask_agents},
     install::AGENTS,
-    show::{Mark, Show},
+    show::{Mark, Show, count},
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -16,6 +16,10 @@ use std::{process::ExitCode, time::Instant};
 
 /// Where the pod goes when Weft's own namespace is not there any more.
 const ELSEWHERE: &str = "kube-system";
+/// Where WorkloadSlices are.
+const SLICES: &str = "/apis/weft.dev/v1alpha1/workloadslices";
+/// How often a slice is written again when somebody else was faster.
+const TRIES: u32 = 5;
 /// Volumes of the agents' template that cleaning needs.
 const VOLUMES: [&str; 6] = ["run", "state", "netns", "cni-conf", "cni-bin", "cni-cache"];
 /// A container that waits for one of these does not start by itself.
@@ -60,6 +64,7 @@ pub(super) async fn run(cluster: &Cluster, args: &CleanArgs, show: &Show) -> Res
     }
     show.result(&json!({"node": node, "clean": clean, "said": log.lines().collect::<Vec<_>>()}));
     if clean {
+        tell(cluster, node, show).await?;
         show.line(Mark::Good, &format!("{node}: clean"));
         return Ok(ExitCode::SUCCESS);
     }
@@ -180,6 +185,49 @@ async fn follow(cluster: &Cluster, path: &str, node: &Value, args: &CleanArgs) -
         }
         tokio::time::sleep(cluster.pace).await;
     }
+}
+
+/// Says in the WorkloadSlices that the node's pods are captured no more: their peers would look for the mesh there for ever,
+/// since the agent that could say so is gone.
+async fn tell(cluster: &Cluster, node: &str, show: &Show) -> Result<()> {
+    let mut told = 0;
+    for slice in cluster.list(SLICES).await?.unwrap_or_default() {
+        let path = format!(
+            "{}/namespaces/{}/workloadslices/{}",
+            SLICES.trim_end_matches("/workloadslices"),
+            text(&slice, "/metadata/namespace"),
+            text(&slice, "/metadata/name")
+        );
+        told += release(cluster, &path, slice, node).await?;
+    }
+    if told > 0 {
+        show.line(Mark::Good, &format!("{node}: {} no longer called captured", count(told, "pod")));
+    }
+    Ok(())
+}
+
+/// One slice; read again when somebody else was faster. Gives how many pods it was said of.
+async fn release(cluster: &Cluster, path: &str, mut slice: Value, node: &str) -> Result<usize> {
+    for _ in 0..TRIES {
+        let mut workloads = list(&slice, "/workloads").to_vec();
+        let mut changed = 0;
+        for workload in workloads.iter_mut().filter(|w| text(w, "/node") == node && w["captured"] == true) {
+            workload["captured"] = false.into();
+            changed += 1;
+        }
+        if changed == 0 {
+            return Ok(0);
+        }
+        let version = text(&slice, "/metadata/resourceVersion");
+        let patch = json!({"metadata": {"resourceVersion": version}, "workloads": workloads});
+        match cluster.merge(path, &patch).await {
+            Err(error) if error.code() == Some(409) => {}
+            done => return done.map(|_| changed).map_err(Into::into),
+        }
+        let Some(now) = cluster.get(path).await? else { return Ok(0) };
+        slice = now;
+    }
+    bail!("{path}: changes all the time")
 }
 
 async fn vanished(cluster: &Cluster, path: &str, args: &CleanArgs) -> Result<(), ClusterError> {

@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 const POD: &str = "/api/v1/namespaces/weft-system/pods/weft-clean-n2";
 
+const SLICE: &str = "/apis/weft.dev/v1alpha1/namespaces/shop/workloadslices/weft-0";
+
 fn args(line: &str) -> CleanArgs {
     let Command::Node(node) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else {
         panic!("{line}")
@@ -34,6 +36,12 @@ fn cluster_with(status: Value) -> Fake {
     let fake = Fake { reaction: Box::new(reaction), ..Fake::default() }.with_agents();
     fake.objects.lock().remove("/api/v1/namespaces/weft-system/pods/weft-agent-n2");
     fake.with("/api/v1/namespaces/weft-system", json!({"metadata": {"name": "weft-system"}}))
+        .with(
+            SLICE,
+            json!({"metadata": {"namespace": "shop", "name": "weft-0", "resourceVersion": "1"}, "workloads": [
+            {"name": "a", "node": "n2", "captured": true}, {"name": "b", "node": "n1", "captured": true},
+            {"name": "c", "node": "n2", "captured": false}]}),
+        )
         .with(AGENTS, built_in())
         .with(&format!("{POD}/log"), "pod u: the mesh's rules are out\n".into())
 }
@@ -50,6 +58,11 @@ async fn a_node_is_cleaned_by_a_pod_that_is_gone_afterwards() {
             run(&fake.cluster(), &args("weft node clean n2"), &Show::new(Output::Table)).await.unwrap();
         assert_eq!(format!("{done:?}") == format!("{:?}", ExitCode::SUCCESS), clean);
         assert!(!fake.objects.lock().contains_key(POD));
+        let slice = fake.objects.lock()[SLICE].clone();
+        let captured: Vec<_> =
+            slice["workloads"].as_array().unwrap().iter().map(|w| w["captured"].clone()).collect();
+        // Peers are told only of a node that is clean, and of no other node's pods.
+        assert_eq!(captured, [json!(!clean), json!(true), json!(false)]);
         let made = format!("POST {}", POD.rsplit_once('/').unwrap().0);
         assert!(fake.writes().contains(&made), "{:?}", fake.writes());
     }
