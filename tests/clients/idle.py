@@ -9,7 +9,9 @@ import asyncio
 import concurrent.futures
 import http.client
 import json
+import os
 import queue
+import select
 import socket
 import sys
 import time
@@ -66,12 +68,9 @@ class Http:
 
     def use(self):
         # What was closed in order can be seen before it is used; a client that looks loses no request.
-        peeked = socket.MSG_PEEK | socket.MSG_DONTWAIT
-        try:
-            if self.connection.sock is None or self.connection.sock.recv(1, peeked) == b"":
-                return "closed in order"
-        except BlockingIOError:
-            pass
+        connection = self.connection.sock
+        if connection is None or (select.select([connection], [], [], 0)[0] and connection.recv(1) == b""):
+            return "closed in order"
         self.connection.request("GET", "/")
         answer = self.connection.getresponse()
         answer.read()
@@ -151,6 +150,4 @@ else:
     use(float(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
     # Threads of client libraries that wait for ever keep no exit.
     sys.stdout.flush()
-    import os
-
     os._exit(0)

@@ -58,12 +58,10 @@ pub(super) fn services() -> String {
     .join("---\n")
 }
 
-/// A shell command of busybox, in a YAML list.
+/// A shell command, in a YAML list; `get` in it is a GET that fails unless it is answered with success.
 fn shell(script: &str) -> String {
-    format!(
-        "[/bin/busybox, sh, -c, {}]",
-        serde_json::Value::from(script.replace("wget", "/bin/busybox wget -q -T 5 -O /dev/null"))
-    )
+    let script = script.replace("get http", "/usr/bin/curl -sSf -m 10 -o /dev/null http");
+    format!("[/bin/sh, -c, {}]", serde_json::Value::from(script))
 }
 
 /// Weft's echo server under the name of its pod's Deployment.
@@ -74,9 +72,9 @@ fn app(image: &str, name: &str, more: &str) -> String {
     )
 }
 
-/// busybox, which is there to call.
+/// curl and a shell, which are there to call.
 fn tools(more: &str) -> String {
-    let run = shell("echo tools are here; exec /bin/busybox sleep 1000000");
+    let run = shell("echo tools are here; exec /usr/bin/sleep infinity");
     format!("{{name: tools, image: \"{TOOLS}\", imagePullPolicy: IfNotPresent, command: {run}{more}}}")
 }
 
@@ -123,20 +121,18 @@ pub(super) fn workloads(image: &str, [a, b]: &[String; 2]) -> String {
         "{{name: app, image: \"{image}\", imagePullPolicy: IfNotPresent, args: [echo, --name, peer, --http, \"{NODE_PEER}\"]}}"
     );
     let own_root = ", securityContext: {readOnlyRootFilesystem: true}";
-    let calls = "wget http://server.mx-mesh/";
+    let calls = "get http://server.mx-mesh/";
     let drains = format!(
         ", lifecycle: {{preStop: {{exec: {{command: {}}}}}}}",
         shell(
-            "for i in 1 2 3 4 5 6 7 8; do wget http://server.mx-mesh/draining || exit 1; /bin/busybox sleep 1; done; \
-             wget http://server.mx-mesh/drained-$HOSTNAME"
+            "for i in 1 2 3 4 5 6 7 8; do get http://server.mx-mesh/draining || exit 1; /usr/bin/sleep 1; done; \
+             get http://server.mx-mesh/drained-$HOSTNAME"
         )
     );
     let sidecar = format!(
         ", initContainers: [{{name: sidecar, image: \"{image}\", imagePullPolicy: IfNotPresent, restartPolicy: Always, \
          args: [echo, --name, sidecar, --http, \"8081\"]}}, {}]",
-        init(
-            "until wget http://127.0.0.1:8081/; do /bin/busybox sleep 0.2; done; wget http://server.mx-mesh/"
-        )
+        init("until get http://127.0.0.1:8081/; do /usr/bin/sleep 0.2; done; get http://server.mx-mesh/")
     );
     [
         mesh("server-a", a, "", &[app(image, "server-a", "")]),
@@ -179,7 +175,7 @@ fn restricted(image: &str, node: &str) -> String {
 
 /// Three that are ready only when each reaches all by their stable names, as an etcd's members must before it serves.
 fn quorum(image: &str) -> String {
-    let all = "for i in 0 1 2; do wget http://quorum-$i.quorum.mx-mesh:8080/ || exit 1; done";
+    let all = "for i in 0 1 2; do get http://quorum-$i.quorum.mx-mesh:8080/ || exit 1; done";
     let probe = format!(
         ", readinessProbe: {{exec: {{command: {}}}, periodSeconds: 2, timeoutSeconds: 15, failureThreshold: 1}}",
         shell(all)
@@ -195,7 +191,7 @@ fn quorum(image: &str) -> String {
 
 /// One call, one try.
 fn job_spec() -> String {
-    let call = shell("wget http://server.mx-mesh/");
+    let call = shell("get http://server.mx-mesh/");
     format!(
         "{{backoffLimit: 0, template: {{spec: {{restartPolicy: Never, containers: [{{name: tools, image: \"{TOOLS}\", \
          imagePullPolicy: IfNotPresent, command: {call}}}]}}}}}}"

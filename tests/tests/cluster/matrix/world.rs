@@ -3,10 +3,10 @@
 use super::objects::{job, namespaces, services, workloads};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use std::{path::Path, process::Command};
+use std::process::Command;
 use weft_tests::cluster::Cluster;
 
-/// busybox for callers: Weft's own image has no shell.
+/// curl and a shell for callers: Weft's own image has none.
 pub(super) const TOOLS: &str = "weft.test/matrix-tools:1";
 /// `mx-mesh` and `mx-restricted` are in the mesh, the latter under the restricted PodSecurity standard.
 pub(super) const NAMESPACES: [&str; 3] = ["mx-mesh", "mx-restricted", "mx-out"];
@@ -15,6 +15,9 @@ const BALANCED: [(&str, &str, usize); 2] =
     [("balanced", "10.90.140.1", 1), ("balanced-local", "10.90.140.2", 0)];
 pub(super) const HOST_PORT: u16 = 18_080;
 pub(super) const NODE_PEER: u16 = 18_081;
+
+/// A GET that fails unless it is answered with success.
+const GET: [&str; 5] = ["--", "/usr/bin/curl", "-sSf", "-m", "10"];
 
 /// Who calls.
 #[derive(Clone, Copy, Debug)]
@@ -80,15 +83,11 @@ impl<'a> World<'a> {
         let dir = tempfile::tempdir()?;
         let archive = dir.path().join("tools.tar");
         let script = format!("{}/cluster/image.py", env!("CARGO_MANIFEST_DIR"));
-        let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
-        let file = format!(
-            "{}:/bin/busybox",
-            busybox.context("busybox is missing: apt-get install busybox-static")?
-        );
-        let made = Command::new(script)
-            .arg(&archive)
-            .args(["--name", TOOLS, "--file", &file, "--entrypoint", "/bin/busybox"])
-            .output()?;
+        let programs =
+            ["--file", "/bin/dash:/bin/sh", "--program", "/usr/bin/curl", "--program", "/usr/bin/sleep"];
+        let mut image = Command::new(script);
+        image.arg(&archive).args(["--name", TOOLS, "--entrypoint", "/bin/sh"]).args(programs);
+        let made = image.output()?;
         ensure!(made.status.success(), "image.py: {}", String::from_utf8_lossy(&made.stderr));
         self.cluster.ctl(&["load", archive.to_str().context("path")?]).map(drop)
     }
@@ -139,8 +138,7 @@ impl<'a> World<'a> {
             Caller::Host => ("mx-out", "host"),
         };
         let (of, url) = (format!("deploy/{name}"), format!("http://{host}/"));
-        let wget = ["--", "/bin/busybox", "wget", "-q", "-T", "5", "-O", "-", &url];
-        self.kubectl(&[&["-n", namespace, "exec", &of, "-c", "tools"][..], &wget].concat())
+        self.kubectl(&[&["-n", namespace, "exec", &of, "-c", "tools"][..], &GET, &[&url]].concat())
     }
 
     /// From outside the cluster.
@@ -307,9 +305,9 @@ impl<'a> World<'a> {
     pub(super) fn shape(&self, name: &str) -> Result<()> {
         let namespace = if name == "restricted" { "mx-restricted" } else { "mx-mesh" };
         self.client(&format!("{name}.{namespace}"), name)?;
-        let wget = ["/bin/busybox", "wget", "-q", "-T", "5", "-O", "-", "http://server.mx-mesh/"];
         let of = format!("deploy/{name}");
-        self.kubectl(&[&["-n", namespace, "exec", &of, "-c", "tools", "--"][..], &wget].concat())?;
+        let own = ["-n", namespace, "exec", &of, "-c", "tools"];
+        self.kubectl(&[&own[..], &GET, &["http://server.mx-mesh/"]].concat())?;
         let slices = self.cluster.json(&["-n", namespace, "get", "workloadslices"])?;
         let captured = slices["items"]
             .as_array()
@@ -353,9 +351,9 @@ impl<'a> World<'a> {
             "-c",
             "tools",
             "--",
-            "/bin/busybox",
-            "echo",
-            "here",
+            "/bin/sh",
+            "-c",
+            "echo here",
         ])?;
         ensure!(said.trim() == "here", "{said}");
         Ok(())

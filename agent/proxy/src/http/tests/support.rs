@@ -93,9 +93,9 @@ impl Sockets for NoSockets {
 }
 
 /// The HTTP path with a listener in front.
-pub(crate) struct Bed {
+pub(crate) struct Bed<D: Dial = Plain> {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) http: Rc<HttpWorker<Plain>>,
+    pub(crate) http: Rc<HttpWorker<D>>,
     pub(crate) share: Rc<Share>,
     pub(crate) dials: Rc<Cell<u32>>,
 }
@@ -106,6 +106,15 @@ impl Bed {
     }
 
     pub(crate) fn with(limits: Limits, config: Config) -> Rc<Self> {
+        let plain = Plain::default();
+        let dials = Rc::clone(&plain.dials);
+        Self::around(limits, config, (plain, dials))
+    }
+}
+
+impl<D: Dial> Bed<D> {
+    /// With upstreams of the test's own making, and a count of how often they are dialled.
+    pub(crate) fn around(limits: Limits, config: Config, (dial, dials): (D, Rc<Cell<u32>>)) -> Rc<Self> {
         let telemetry = Telemetry::detached(TelemetryConfig {
             access_log: crate::telemetry::AccessLogConfig {
                 output: crate::telemetry::AccessLogOutput::Off,
@@ -123,12 +132,10 @@ impl Bed {
             Drain::new(),
             Arc::default(),
         );
-        let plain = Plain::default();
-        let dials = Rc::clone(&plain.dials);
         let http = {
             let telemetry = shared.telemetry.worker();
             let loads = Loads::new(telemetry.clone(), shared.sticky.clone(), None);
-            HttpWorker::new(Arc::clone(&shared), plain, telemetry, loads, 42)
+            HttpWorker::new(Arc::clone(&shared), dial, telemetry, loads, 42)
         };
         Rc::new(Self { shared, http, share, dials })
     }
@@ -140,8 +147,22 @@ impl Bed {
 
     /// Listens as a Gateway's HTTP port.
     pub(crate) async fn gateway(self: &Rc<Self>) -> SocketAddr {
-        let gateway = ObjectKey::new("infra", "edge");
-        self.listen(Entrance::Gateway(GatewayEntrance { gateway, port: GATEWAY_PORT, tls: None }), None).await
+        self.listen(at_gateway(), None).await
+    }
+
+    /// Serves one connection.
+    pub(crate) fn serve<S>(&self, io: S, peer: SocketAddr, entrance: Entrance, version: Option<HttpVersion>)
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
+    {
+        let conn = HttpConn {
+            http: Rc::clone(&self.http),
+            share: Rc::clone(&self.share),
+            source: self.source(),
+            peer: Peer { ip: peer.ip(), port: peer.port() },
+            entrance,
+        };
+        self.share.spawn(serve(io, version, conn));
     }
 
     pub(crate) async fn listen(
@@ -154,14 +175,7 @@ impl Bed {
         let bed = Rc::clone(self);
         tokio::task::spawn_local(async move {
             while let Ok((io, peer)) = listener.accept().await {
-                let conn = HttpConn {
-                    http: Rc::clone(&bed.http),
-                    share: Rc::clone(&bed.share),
-                    source: bed.source(),
-                    peer: Peer { ip: peer.ip(), port: peer.port() },
-                    entrance: entrance.clone(),
-                };
-                bed.share.spawn(serve(io, version, conn));
+                bed.serve(io, peer, entrance.clone(), version);
             }
         });
         addr
@@ -192,6 +206,11 @@ impl Bed {
         });
         Rc::new(Source { share: ShareKey::Pod(pod), workload, identity: None, sockets: Arc::new(NoSockets) })
     }
+}
+
+pub(crate) fn at_gateway() -> Entrance {
+    let gateway = ObjectKey::new("infra", "edge");
+    Entrance::Gateway(GatewayEntrance { gateway, port: GATEWAY_PORT, tls: None })
 }
 
 /// Matches and what they lead to.
@@ -443,7 +462,14 @@ pub(crate) type Body2 = UnsyncBoxBody<Bytes, io::Error>;
 
 /// An HTTP/2 client with prior knowledge.
 pub(crate) async fn h2_client(addr: SocketAddr) -> hyper::client::conn::http2::SendRequest<Body2> {
-    let io = TcpStream::connect(addr).await.unwrap();
+    h2_over(TcpStream::connect(addr).await.unwrap()).await
+}
+
+/// The same over any stream.
+pub(crate) async fn h2_over<S>(io: S) -> hyper::client::conn::http2::SendRequest<Body2>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
+{
     let (sender, conn) = hyper::client::conn::http2::handshake(LocalExec, TokioIo::new(io)).await.unwrap();
     tokio::task::spawn_local(async move {
         let _ = conn.await;
@@ -453,7 +479,14 @@ pub(crate) async fn h2_client(addr: SocketAddr) -> hyper::client::conn::http2::S
 
 /// An HTTP/1.1 client on one connection.
 pub(crate) async fn h1_client(addr: SocketAddr) -> hyper::client::conn::http1::SendRequest<Body2> {
-    let io = TcpStream::connect(addr).await.unwrap();
+    h1_over(TcpStream::connect(addr).await.unwrap()).await
+}
+
+/// The same over any stream.
+pub(crate) async fn h1_over<S>(io: S) -> hyper::client::conn::http1::SendRequest<Body2>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
+{
     let (sender, conn) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await.unwrap();
     tokio::task::spawn_local(async move {
         let _ = conn.await;

@@ -243,31 +243,33 @@ async fn lives(tunnel: &Tunnel) -> Duration {
 
 #[tokio::test(start_paused = true)]
 async fn no_silence_of_a_stream_is_too_long() {
-    local(async {
-        let (mut near, mut far, tunnel) = stream().await;
-        for _ in 0..2 {
-            assert_eq!(lives(&tunnel).await, Duration::from_secs(24 * 3600));
-            near.write_all(b"ping").await.unwrap();
-            let mut got = [0; 4];
-            far.read_exact(&mut got).await.unwrap();
-            far.write_all(b"pong").await.unwrap();
-            near.read_exact(&mut got).await.unwrap();
-            assert_eq!(&got, b"pong");
-        }
-    })
-    .await;
+    LocalSet::new()
+        .run_until(async {
+            let (mut near, mut far, tunnel) = stream().await;
+            for _ in 0..2 {
+                assert_eq!(lives(&tunnel).await, Duration::from_secs(24 * 3600));
+                near.write_all(b"ping").await.unwrap();
+                let mut got = [0; 4];
+                far.read_exact(&mut got).await.unwrap();
+                far.write_all(b"pong").await.unwrap();
+                near.read_exact(&mut got).await.unwrap();
+                assert_eq!(&got, b"pong");
+            }
+        })
+        .await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_unused_tunnel_is_retired_after_five_minutes() {
-    local(async {
-        let (near, far, tunnel) = stream().await;
-        tokio::time::sleep(Duration::from_secs(1000)).await;
-        drop((near, far));
-        let lived = lives(&tunnel).await.as_secs();
-        assert!((300..=312).contains(&lived), "{lived} s");
-    })
-    .await;
+    LocalSet::new()
+        .run_until(async {
+            let (near, far, tunnel) = stream().await;
+            tokio::time::sleep(Duration::from_secs(1000)).await;
+            drop((near, far));
+            let lived = lives(&tunnel).await.as_secs();
+            assert!((300..=312).contains(&lived), "{lived} s");
+        })
+        .await;
 }
 
 #[tokio::test(start_paused = true)]
