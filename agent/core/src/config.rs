@@ -36,6 +36,8 @@ pub struct Config {
     /// Networks that pods have their addresses from. An address of theirs that is not among [`Self::workloads`] is a pod
     /// that is not known yet, not a stranger outside the cluster.
     pub pod_cidrs: Arc<[ipnet::IpNet]>,
+    /// Addresses of nodes: Gateways call from there.
+    pub nodes: Shards<IpAddr, ()>,
 }
 
 /// One Gateway.

@@ -21,7 +21,7 @@ use weft_core::{
     config::{
         AppProtocol, Backend, BackendKey, Config, Endpoint, EndpointSet, Frontend, MeshRoutes, Transport,
     },
-    model::{MtlsMode, ObjectKey, SpiffeId, Workload},
+    model::{MtlsMode, ObjectKey, SpiffeId, TunnelPort, Workload},
 };
 
 /// The trust domain of every test.
@@ -80,7 +80,7 @@ pub(crate) struct Mesh {
     pub(crate) shared: Arc<Shared>,
     pub(crate) store: Arc<IdentityStore>,
     /// One for all pods of the mesh; their addresses differ.
-    hbone_port: u16,
+    pub(crate) hbone_port: u16,
 }
 
 /// A made-up workload.
@@ -91,6 +91,8 @@ pub(crate) fn workload(name: &str, ip: IpAddr, enrolled: bool, mode: MtlsMode) -
         identity: SpiffeId::new(TRUST_DOMAIN, "shop", name),
         node: None,
         enrolled,
+        labelled: enrolled,
+        tunnel: TunnelPort::Hbone,
         mode,
         app: name.into(),
     })
@@ -133,6 +135,16 @@ impl Mesh {
         let shared = Arc::new(shared);
         let plane = DataPlane::new(Workers::start(workers, shared.clone()).expect("threads"));
         Self { plane, shared, store: store(), hbone_port }
+    }
+
+    /// From now on the pod is said to look for tunnels on its applications' ports.
+    pub(crate) fn announce(&self, pod: &TestPod) -> Arc<Workload> {
+        let workload = Workload { tunnel: TunnelPort::application([]), ..(*pod.workload).clone() };
+        let workload = Arc::new(workload);
+        self.configure(|config| {
+            config.workloads.insert(workload.ips[0], workload.clone());
+        });
+        workload
     }
 
     /// Another agent with the same Config and CA.

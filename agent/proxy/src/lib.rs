@@ -4,7 +4,8 @@
 //! gateway listener ─┐
 //! pod 15001 ────────┼▶ detect ─▶ http::serve ─▶ select rule ─▶ filters ─▶ pick backend, endpoint ─▶ dial ─▶ upstream
 //!                   └▶ l4 ──────────────────────────────────────────────────────────────────────▶ dial ─▶ upstream
-//! pod 15008 (HBONE), 15006 (plaintext) ─▶ inbound ─▶ the application, from the client's address
+//! pod 15006 (every port) ─▶ tunnel or plaintext? ─┐
+//! pod 15008 (HBONE) ─────────────────────────────┴▶ the application, from the client's address
 //! ```
 //!
 //! Threads: one control runtime elsewhere, and N [`worker`]s here, each a current-thread runtime. A connection lives
@@ -12,6 +13,7 @@
 //! Each pod's (or Gateway's) connections run under that pod's [`share`].
 #![forbid(unsafe_code)]
 
+mod arrival;
 pub mod context;
 pub mod dial;
 pub mod drain;

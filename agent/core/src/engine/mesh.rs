@@ -63,10 +63,10 @@ impl State {
 
     pub(super) fn note_nodes(&mut self, changes: &mut Changes, touched: &mut Touched) {
         for (ip, won) in std::mem::take(&mut changes.node_ips) {
-            if won {
-                self.node_ips.insert(ip)
+            touched.config |= if won {
+                self.config.nodes.insert(ip, ()).is_none()
             } else {
-                self.node_ips.remove(&ip)
+                self.config.nodes.remove(&ip).is_some()
             };
             changes.endpoints.extend(self.services_by_ip.get(&ip).into_iter().flatten().cloned());
         }
@@ -168,8 +168,8 @@ impl State {
             Some(_) => EndpointSource::Unknown,
             None => match self.world.snapshot.pods.get(pod) {
                 Some(pod) if pod.host_network => EndpointSource::Plain,
-                // Of other nodes' pods only those with an address of their own are told of.
-                None if self.node_ips.contains(&ip) => EndpointSource::Plain,
+                // Pods in their node's network share its address. Of other nodes' pods only those with an address of their own are told of.
+                None if self.config.nodes.get(&ip).is_some() => EndpointSource::Plain,
                 _ => EndpointSource::Unknown,
             },
         }

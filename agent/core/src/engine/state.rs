@@ -12,7 +12,7 @@ use crate::{
 };
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -50,8 +50,6 @@ pub(super) struct State {
     pub(super) workloads: Claims<IpAddr, PodRank, Arc<Workload>>,
     /// What each pod claims in `workloads`.
     pub(super) workload_keys: HashMap<ObjectKey, (PodRank, Arc<Workload>)>,
-    /// Pods in their node's network share its address.
-    pub(super) node_ips: HashSet<IpAddr>,
     /// Services with an endpoint of this address, known pod or not.
     pub(super) services_by_ip: HashMap<IpAddr, Vec<ObjectKey>>,
     /// Services that wait for a pod to become known.

@@ -18,6 +18,7 @@ mod secret;
 mod service;
 mod snapshot;
 mod tls_policy;
+mod tunnel;
 mod workload;
 
 pub use filter::*;
@@ -34,4 +35,5 @@ pub use secret::*;
 pub use service::*;
 pub use snapshot::*;
 pub use tls_policy::*;
+pub use tunnel::*;
 pub use workload::*;

@@ -1,6 +1,6 @@
 //! Namespaces, and pods as the mesh knows them.
 
-use super::{Labels, Meta, ObjectKey, SpiffeId, Str};
+use super::{Labels, Meta, ObjectKey, SpiffeId, Str, TunnelPort};
 use std::net::IpAddr;
 
 /// Label that puts a namespace or pod into the mesh (`enabled`) or keeps it out (`disabled`); the pod's wins.
@@ -30,6 +30,8 @@ pub struct Pod {
     pub host_network: bool,
     /// Whether its traffic is captured, as its node's agent says; `None` where nobody says (files): then the label decides.
     pub captured: Option<bool>,
+    /// Where tunnels to it may come, as its node's agent says; not looked at where nobody says.
+    pub tunnel: TunnelPort,
     /// Finished (`status.phase` Succeeded or Failed): its IPs may belong to another pod by now.
     pub finished: bool,
 }
@@ -55,8 +57,12 @@ pub struct Workload {
     pub identity: SpiffeId,
     /// Its node.
     pub node: Option<Str>,
-    /// Whether its traffic is captured, so that it can be reached by HBONE on port 15008.
+    /// Whether its traffic is captured, so that it can be reached by HBONE.
     pub enrolled: bool,
+    /// Whether labels put it into the mesh. One that is not captured yet may speak HBONE before we hear that it is.
+    pub labelled: bool,
+    /// Where tunnels to it may come.
+    pub tunnel: TunnelPort,
     /// What it accepts from outside the mesh.
     pub mode: MtlsMode,
     /// Names for telemetry (`service.name` and the like), from annotations and labels by the
@@ -84,6 +90,11 @@ impl Workload {
             Some("permissive") => MtlsMode::Permissive,
             _ => default_mode,
         };
+        let labelled = Self::wants_mesh(pod, namespace);
+        let tunnel = match pod.captured {
+            Some(_) => pod.tunnel.clone(),
+            None => TunnelPort::in_files(&pod.meta.annotations),
+        };
         Self {
             pod: pod.meta.key.clone(),
             ips: pod.ips.clone(),
@@ -95,7 +106,9 @@ impl Workload {
             node: pod.node.clone(),
             // Peers must not speak HBONE to a running pod that is labelled and not captured yet, and must go on doing so
             // to one that is captured still.
-            enrolled: pod.captured.unwrap_or_else(|| Self::wants_mesh(pod, namespace)) && !pod.host_network,
+            enrolled: pod.captured.unwrap_or(labelled) && !pod.host_network,
+            labelled,
+            tunnel,
             mode,
             app: app_name(&pod.meta.annotations, &pod.meta.labels, &pod.meta.key.name),
         }

@@ -2,7 +2,7 @@
 
 use super::{Cx, meta};
 use k8s_openapi::api::core::v1 as core;
-use weft_core::model::{Kind, Labels, MESH_LABEL, MTLS_LABEL, Namespace, Pod, Str};
+use weft_core::model::{Kind, Labels, MESH_LABEL, MTLS_LABEL, Namespace, Pod, Str, TunnelPort};
 
 pub(super) fn namespace(cx: &mut Cx<'_>) -> Option<Namespace> {
     let object: core::Namespace = cx.object()?;
@@ -46,6 +46,7 @@ pub(super) fn pod(cx: &mut Cx<'_>) -> Option<Pod> {
         node: spec.node_name.filter(|n| !n.is_empty()).map(Str::from),
         host_network: spec.host_network.unwrap_or(false),
         captured: None,
+        tunnel: TunnelPort::default(),
         finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
     })
 }

@@ -36,6 +36,8 @@ pub(super) fn workload(namespace: &str, pod: &str, app: &str) -> Arc<Workload> {
         identity: SpiffeId::new("cluster.local", namespace, app),
         node: Some("node-1".into()),
         enrolled: true,
+        labelled: true,
+        tunnel: weft_core::model::TunnelPort::default(),
         mode: MtlsMode::Permissive,
         app: app.into(),
     })

@@ -27,6 +27,9 @@ pub async fn tcp(
     let connecting = async { prepare(sockets, from, to)?.connect(to).await };
     match tokio::time::timeout(deadline, connecting).await {
         Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Err(failed(Reason::ConnectFailed, format!("connect to {to}: refused, nothing listens there")))
+        }
         Ok(Err(error)) => Err(failed(Reason::ConnectFailed, format!("connect to {to}: {error}"))),
         Err(_) => {
             Err(failed(Reason::ConnectTimeout, format!("connect to {to}: no answer within {deadline:?}")))

@@ -16,6 +16,7 @@ pub(super) fn pod(name: &str, addr: &str) -> Pod {
         node: Some("n1".into()),
         host_network: false,
         captured: None,
+        tunnel: TunnelPort::default(),
         finished: false,
     }
 }

@@ -175,6 +175,8 @@ impl Bed {
             ips: Vec::new(),
             node: None,
             enrolled: true,
+            labelled: true,
+            tunnel: weft_core::model::TunnelPort::default(),
             mode: MtlsMode::Permissive,
             app: "curl".into(),
         });
