@@ -81,11 +81,7 @@ pub(crate) async fn serve(conn: Accepted) {
     ended.record(&conn.worker);
 }
 
-async fn connect(
-    conn: &Accepted,
-    config: &Config,
-    ended: &mut Ended,
-) -> Result<Leads, ProxyError> {
+async fn connect(conn: &Accepted, config: &Config, ended: &mut Ended) -> Result<Leads, ProxyError> {
     let source = &conn.pod.source;
     let to = source.sockets.original_dst(conn.io.as_fd()).map(canonical);
     let to = to.map_err(|error| denied(format!("no original destination: {error}")))?;

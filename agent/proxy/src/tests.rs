@@ -16,7 +16,10 @@ use weft_core::{config::AppProtocol, model::MtlsMode};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An application that says `banner`, then echoes until its client ends; gives where, and who connected.
-pub(crate) async fn echo(ip: &str, banner: &'static str) -> (SocketAddr, tokio::sync::mpsc::Receiver<SocketAddr>) {
+pub(crate) async fn echo(
+    ip: &str,
+    banner: &'static str,
+) -> (SocketAddr, tokio::sync::mpsc::Receiver<SocketAddr>) {
     let listener = TcpListener::bind((ip, 0)).await.unwrap();
     let addr = listener.local_addr().unwrap();
     let (seen, clients) = tokio::sync::mpsc::channel(64);

@@ -13,6 +13,7 @@ mod facts;
 mod install;
 mod join;
 mod members;
+mod policies;
 mod show;
 mod status;
 mod uninstall;

@@ -4,6 +4,7 @@ use super::{Cx, Source, kinds, meta};
 use crate::{
     path,
     problem::{Problem, Report},
+    workloads::ApplicationPorts,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -12,7 +13,7 @@ use std::{
     net::IpAddr,
     sync::{Arc, LazyLock},
 };
-use weft_core::model::{Labels, MESH_LABEL, MTLS_LABEL, Meta, ObjectKey, Pod, Str};
+use weft_core::model::{Labels, MESH_LABEL, MTLS_LABEL, Meta, ObjectKey, Pod, Str, TunnelPort};
 
 /// A slice, its entries as pods by name. All are in the slice's namespace.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +36,8 @@ struct Entry {
     enrolled: bool,
     #[serde(default)]
     captured: bool,
+    #[serde(default)]
+    application_ports: Option<ApplicationPorts>,
     #[serde(default)]
     mtls: String,
     #[serde(default)]
@@ -90,6 +93,9 @@ fn pod(entry: Entry, namespace: &Str, names: &mut Names) -> Pod {
         node: (!entry.node.is_empty()).then(|| names.get(entry.node)),
         host_network: entry.host_network,
         captured: Some(entry.captured),
+        tunnel: entry
+            .application_ports
+            .map_or(TunnelPort::Hbone, |ports| TunnelPort::application(ports.except)),
         finished: false,
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Cx, meta};
 use k8s_openapi::api::core::v1 as core;
-use weft_core::model::{Kind, Labels, MESH_LABEL, MTLS_LABEL, Namespace, Pod, Str};
+use weft_core::model::{Kind, Labels, MESH_LABEL, MTLS_LABEL, Namespace, Pod, Str, TunnelPort};
 
 pub(super) fn namespace(cx: &mut Cx<'_>) -> Option<Namespace> {
     let object: core::Namespace = cx.object()?;

@@ -11,6 +11,7 @@ use kube::{
         Preconditions,
     },
 };
+use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -295,7 +296,11 @@ async fn write(client: &Client, change: &SliceChange, uid: &str) -> Result<Str, 
     let name = change.name();
     if !change.workloads.is_empty() {
         let params = PatchParams::apply(MANAGER).force();
-        let applied = api.patch(&name, &params, &Patch::Apply(&slice_body(change))).await;
+        let mut body = slice_body(change);
+        let mut applied = api.patch(&name, &params, &Patch::Apply(&body)).await;
+        if applied.as_ref().is_err_and(is_not_in_schema) && forget_application_ports(&mut body) {
+            applied = api.patch(&name, &params, &Patch::Apply(&body)).await;
+        }
         return applied.map(|o| o.metadata.uid.unwrap_or_default().into()).map_err(|e| in_words(&e));
     }
     let uid = Some(uid.to_owned()).filter(|u| !u.is_empty());
@@ -305,6 +310,17 @@ async fn write(client: &Client, change: &SliceChange, uid: &str) -> Result<Str, 
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok("".into()),
         Err(error) => Err(in_words(&error)),
     }
+}
+
+/// Whether the cluster's definition of the kind is older than this controller: an upgrade that left the CRDs behind.
+fn is_not_in_schema(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.message.contains("field not declared in schema"))
+}
+
+/// Leaves out what the version before did not have: tunnels come to 15008 then. False if there was none.
+fn forget_application_ports(body: &mut Value) -> bool {
+    let entries = body["workloads"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut);
+    entries.fold(false, |found, entry| entry.remove("applicationPorts").is_some() || found)
 }
 
 fn resource() -> ApiResource {

@@ -182,11 +182,7 @@ async fn serve_connect(
 
 /// Where a CONNECT wants to go: a port of this pod (the port that was dialled, if that was the application's), on the
 /// address that the tunnel came to. Anything else would make the agent an open relay inside the pod's network namespace.
-fn destination<B>(
-    request: &Request<B>,
-    local: IpAddr,
-    only: Option<u16>,
-) -> Result<SocketAddr, StatusCode> {
+fn destination<B>(request: &Request<B>, local: IpAddr, only: Option<u16>) -> Result<SocketAddr, StatusCode> {
     if request.method() != Method::CONNECT || request.extensions().get::<h2::ext::Protocol>().is_some() {
         return Err(StatusCode::BAD_REQUEST);
     }
@@ -231,7 +227,11 @@ mod tests {
         check(Method::CONNECT, "10.0.0.1:15008", None);
         check(Method::CONNECT, "web.shop:80", None);
         let on_80 = |uri: &str, expected: Option<&str>| {
-            assert_eq!(to(Method::CONNECT, uri, Some(80)).as_deref(), expected, "{uri} by a tunnel on port 80");
+            assert_eq!(
+                to(Method::CONNECT, uri, Some(80)).as_deref(),
+                expected,
+                "{uri} by a tunnel on port 80"
+            );
         };
         on_80("10.0.0.1:80", Some("10.0.0.1:80"));
         on_80("10.0.0.1:9000", None);

@@ -14,7 +14,7 @@ use std::{
 };
 use tempfile::TempDir;
 use tokio::{sync::mpsc, time::timeout};
-use weft_core::model::{Labels, MESH_LABEL, Meta, Namespace, Pod, Snapshot};
+use weft_core::model::{Labels, MESH_LABEL, Meta, Namespace, Pod, Snapshot, TunnelPort};
 use weft_inpod::{ManagerConfig, PodEvent, PodManager, holder};
 
 /// A test that waits longer hangs.

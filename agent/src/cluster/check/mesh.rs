@@ -1,6 +1,7 @@
 //! What must hold of an installed Weft: WEFT-C020 on.
 
 use super::*;
+use crate::cluster::{facts::POLICIES, policies};
 
 /// A leader that has not renewed for so long has ended.
 const LEASE_PATIENCE: jiff::SignedDuration = jiff::SignedDuration::from_secs(30);
@@ -21,6 +22,7 @@ pub(super) fn installed(report: &mut Report<'_>) {
     class(report);
     taints(report);
     pods(report);
+    policies(report);
 }
 
 fn running(report: &mut Report<'_>) {
@@ -250,6 +252,25 @@ fn taints(report: &mut Report<'_>) {
             format!("taint {}: still on {}, where an agent runs", bundle::TAINT, stuck.join(", ")),
             "weft install --addon node-taint lets the controller take it away; by hand: kubectl taint node NAME weft.dev/agent-not-ready-",
         );
+    }
+}
+
+fn policies(report: &mut Report<'_>) {
+    let facts = report.facts;
+    if report.denied("WEFT-C033", POLICIES) {
+        return;
+    }
+    let missing = policies::missing(&policies::World::of(facts));
+    for one in &missing {
+        let id = match one.lacks {
+            policies::Lacks::Hbone => "WEFT-C033",
+            policies::Lacks::Application => "WEFT-C034",
+        };
+        report.add(id, Level::Error, one.message(), one.remedy());
+    }
+    if missing.is_empty() && !facts.policies.is_empty() {
+        let looked_at = count(facts.policies.len(), "NetworkPolicy");
+        report.ok("WEFT-C033", format!("{looked_at}: each admits the tunnels of those that it admits"));
     }
 }
 

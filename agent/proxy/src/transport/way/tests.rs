@@ -41,7 +41,10 @@ fn tunnels_go_to_the_applications_port_where_they_are_looked_for() {
     leaving.workloads.remove(&client.ips[0]);
     check(&leaving, &from_pod, (&ours, 8080), Way::Hbone);
     // Gateways call from nodes. In files there may be none.
-    let gateway = source(ShareKey::Gateway(ObjectKey::new("shop", "edge")), &pod("edge", "10.9.9.9", TunnelPort::Hbone));
+    let gateway = source(
+        ShareKey::Gateway(ObjectKey::new("shop", "edge")),
+        &pod("edge", "10.9.9.9", TunnelPort::Hbone),
+    );
     check(&config, &gateway, (&ours, 8080), Way::Hbone);
     config.nodes.insert([192, 0, 2, 1].into(), ());
     check(&config, &gateway, (&ours, 8080), Way::Application(8080));
