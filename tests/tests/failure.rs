@@ -90,9 +90,11 @@ fn a_killed_agent_leaks_nothing_and_refuses_nobody() -> Result<()> {
     let url = format!("http://{ip}/");
     mesh.wait_serving(&clients[0], &url, &["cart-v1"])?;
 
-    // Whatever leaves a pod of node-a must go to 15008; a RST from our side would be a refusal.
+    // Whatever leaves a pod of node-a must go to the application's port, and begin there with no request in clear.
+    let request = "tcp[((tcp[12:1] & 0xf0) >> 2):4] = 0x47455420";
     let plain = format!(
-        "tcp and src net 10.88.0.0/24 and dst net 10.88.1.0/24 and not port 15008 or (tcp and dst host {ip})"
+        "tcp and src net 10.88.0.0/24 and dst net 10.88.1.0/24 and (not port 8080 or {request}) \
+         or (tcp and dst host {ip})"
     );
     let wire = Wire::start(&mesh, 0, &plain)?;
     let away =

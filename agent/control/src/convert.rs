@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use prost::Message;
 use weft_core::{
     config::Transport,
-    model::{CaBundle, ConfigMap, KeyPair, Meta, ObjectKey, PrivateKey, Secret, SecretData, Str},
+    model::{
+        CaBundle, Capture, ConfigMap, KeyPair, Meta, ObjectKey, PrivateKey, Secret, SecretData, Str,
+        TunnelPort,
+    },
 };
 
 use crate::{
@@ -129,10 +132,17 @@ fn gateway(applied: wire::GatewayApplied) -> Result<(ObjectKey, AppliedGateway, 
 
 impl Chunk for wire::Captured {
     type Key = ObjectKey;
-    type Value = Str;
+    type Value = Capture;
 
-    fn set(&mut self, key: &ObjectKey, uid: &Str) -> usize {
-        push(&mut self.pods, wire::CapturedPod { pod: Some(key_to_wire(key)), uid: uid.to_string() })
+    fn set(&mut self, key: &ObjectKey, capture: &Capture) -> usize {
+        let application = match &capture.tunnel {
+            TunnelPort::Hbone => None,
+            TunnelPort::Application { except } => {
+                Some(wire::ApplicationPorts { except: except.iter().copied().map(u32::from).collect() })
+            }
+        };
+        let (pod, uid) = (Some(key_to_wire(key)), capture.uid.to_string());
+        push(&mut self.pods, wire::CapturedPod { pod, uid, application })
     }
 
     fn unset(&mut self, key: &ObjectKey) -> usize {
@@ -143,15 +153,21 @@ impl Chunk for wire::Captured {
         (self.full, self.more) = (full, more);
     }
 
-    fn open(self) -> Result<Opened<ObjectKey, Str>, Malformed> {
+    fn open(self) -> Result<Opened<ObjectKey, Capture>, Malformed> {
         let pod = |pod: wire::CapturedPod| {
             let size = pod.encoded_len();
-            Ok((key(pod.pod)?, text(&pod.uid), size))
+            let tunnel = pod.application.map_or(Ok(TunnelPort::Hbone), tunnel)?;
+            Ok((key(pod.pod)?, Capture { uid: text(&pod.uid), tunnel }, size))
         };
         let set: Result<_, _> = self.pods.into_iter().map(pod).collect();
         let unset: Result<_, _> = self.removed.into_iter().map(|k| key(Some(k))).collect();
         Ok(Opened { full: self.full, more: self.more, set: set?, unset: unset? })
     }
+}
+
+fn tunnel(ports: wire::ApplicationPorts) -> Result<TunnelPort, Malformed> {
+    let except = ports.except.into_iter().map(u16::try_from).collect::<Result<Vec<_>, _>>();
+    Ok(TunnelPort::application(except.map_err(|_| Malformed::Part { what: "a port" })?))
 }
 
 /// Names one object of a [`Material`].

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use weft_core::{
     config::Transport,
-    model::{ConfigMap, ObjectKey, Objects, Secret, Str},
+    model::{Capture, ConfigMap, ObjectKey, Objects, Secret, Str},
 };
 
 /// What an agent serves, by Gateway.
@@ -34,8 +34,8 @@ pub struct AppliedGateway {
     pub unusable: BTreeMap<IpAddr, Str>,
 }
 
-/// Pods of a node whose capture stands: key and UID.
-pub type Captured = BTreeMap<ObjectKey, Str>;
+/// Pods of a node whose capture stands.
+pub type Captured = BTreeMap<ObjectKey, Capture>;
 
 /// Secrets and ConfigMaps that a node's agent needs, without labels and annotations.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -176,6 +176,17 @@ pub(crate) struct CapturedPod {
     /// Its UID.
     #[prost(string, tag = "2")]
     pub(crate) uid: String,
+    /// Tunnels may come to the application's own ports. None: to 15008 only, as every agent says that does not know of this.
+    #[prost(message, optional, tag = "3")]
+    pub(crate) application: Option<ApplicationPorts>,
+}
+
+/// The ports of a pod that tunnels may come to: all but some.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct ApplicationPorts {
+    /// Not captured, in ascending order.
+    #[prost(uint32, repeated, tag = "1")]
+    pub(crate) except: Vec<u32>,
 }
 
 /// From controller to agent.

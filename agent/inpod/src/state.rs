@@ -6,6 +6,7 @@
 
 use crate::{capture_config::CaptureConfig, holder::PodRecord};
 use std::collections::{BTreeMap, BTreeSet};
+use weft_core::model::TunnelPort;
 
 /// Names a waiting caller.
 pub type Ticket = u64;
@@ -125,6 +126,8 @@ struct Pod {
     /// Peers may count on its capture: from the first success (of this agent or one before it) until it is to end.
     /// A failed update of the rules changes nothing: the kernel has kept the old ones.
     stands: bool,
+    /// What was last decided to leave out of its capture; `None` while nothing was.
+    leaves_out: Option<CaptureConfig>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -197,9 +200,12 @@ impl Pods {
         self.pods.values().map(|pod| &pod.record)
     }
 
-    /// The pods whose capture stands.
-    pub fn standing(&self) -> impl Iterator<Item = &PodRecord> {
-        self.pods.values().filter(|pod| pod.stands && !pod.gone).map(|pod| &pod.record)
+    /// The pods whose capture stands, and where tunnels to them may come. What was decided last counts, not what the rules
+    /// say: of an exclusion peers must hear before it is made, and an agent that starts must not take back for a moment
+    /// what the one before it had said.
+    pub fn standing(&self) -> impl Iterator<Item = (&PodRecord, TunnelPort)> {
+        let standing = self.pods.values().filter(|pod| pod.stands && !pod.gone);
+        standing.map(|pod| (&pod.record, pod.leaves_out.as_ref().map_or(TunnelPort::Hbone, tunnel_port)))
     }
 
     /// How many pods are captured, how many are on their way to be captured or released, and how many are known.
@@ -313,7 +319,7 @@ impl Pods {
 impl Pod {
     const fn new(record: PodRecord, phase: Phase) -> Self {
         let stands = matches!(phase, Phase::Held);
-        Self { record, phase, waiting: Vec::new(), failures: 0, gone: false, stands }
+        Self { record, phase, waiting: Vec::new(), failures: 0, gone: false, stands, leaves_out: None }
     }
 
     const fn is_busy(&self) -> bool {
@@ -326,7 +332,11 @@ impl Pod {
             return;
         }
         let id = id.to_owned();
-        match (decide(&self.record), &self.phase) {
+        let decision = decide(&self.record);
+        if let Decision::Enrolled(config) = &decision {
+            self.leaves_out = Some(config.clone());
+        }
+        match (decision, &self.phase) {
             // Fail closed: what is captured stays so until it is known that it should not be.
             (Decision::Unknown, Phase::Captured(_)) => self.reply(&Ok(()), actions),
             (Decision::Unknown, _) => {}
@@ -349,6 +359,16 @@ impl Pod {
     fn reply(&mut self, result: &Result<(), String>, actions: &mut Vec<Action>) {
         let replies = self.waiting.drain(..);
         actions.extend(replies.map(|ticket| Action::Reply { ticket, result: result.clone() }));
+    }
+}
+
+/// A tunnel for a port that is not captured would meet the application. Peers that are left alone by their address cannot
+/// know it: then all come to 15008, which is never captured.
+fn tunnel_port(config: &CaptureConfig) -> TunnelPort {
+    if config.inbound_cidrs.is_empty() {
+        TunnelPort::application(config.inbound_ports.iter().copied())
+    } else {
+        TunnelPort::Hbone
     }
 }
 

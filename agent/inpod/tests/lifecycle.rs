@@ -217,7 +217,8 @@ async fn a_running_pod_joins_and_leaves() {
     let mut ours = accept_one(&pod.listeners.outbound, at(PEER4, 80));
     assert_talks(&mut old, &mut old_server);
     let standing = agent.handle.captured();
-    let record = Captured { uid: "u".into(), ips: vec![POD4.parse().unwrap()] };
+    let tunnel = weft_core::model::TunnelPort::application([]);
+    let record = Captured { uid: "u".into(), ips: vec![POD4.parse().unwrap()], tunnel };
     assert_eq!(**standing.borrow(), BTreeMap::from([(ObjectKey::new("shop", "a"), record)]));
     assert!(agent.handle.last_add().borrow().is_some());
 

@@ -58,6 +58,8 @@ struct Inner {
     away: bool,
     /// HTTP status for a plural.
     failing: BTreeMap<String, u16>,
+    /// A field that no definition has; none when empty.
+    undeclared: String,
     streaming: bool,
     page_size: usize,
 }
@@ -278,6 +280,11 @@ impl FakeApi {
         }
     }
 
+    /// From now on the definitions lack this field: whoever applies it is refused, in the API server's words.
+    pub(crate) fn undeclare(&self, field: &str) {
+        self.inner.lock().undeclared = field.to_owned();
+    }
+
     /// Whether `sendInitialEvents` is granted (it is, at first), and the largest page of a list.
     pub(crate) fn lists(&self, streaming: bool, page_size: usize) {
         let mut inner = self.inner.lock();
@@ -349,6 +356,15 @@ impl Inner {
         if let Some(status) = self.failing.get(plural) {
             let reason = if *status == 403 { "Forbidden" } else { "InternalError" };
             return failure(*status, reason, &format!("{plural} is refused by the test"));
+        }
+        if !self.undeclared.is_empty()
+            && request.body.to_string().contains(&format!("\"{}\":", self.undeclared))
+        {
+            let what = format!(
+                "failed to create typed patch object: .{}: field not declared in schema",
+                self.undeclared
+            );
+            return failure(500, "InternalError", &what);
         }
         let resource = (group.to_owned(), plural.to_owned());
         if self.served.get(&resource).is_none_or(|s| !s.versions.iter().any(|v| v == version)) {

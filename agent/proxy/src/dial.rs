@@ -24,7 +24,10 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
-use weft_core::{config::Endpoint, model::SpiffeId};
+use weft_core::{
+    config::Endpoint,
+    model::{SpiffeId, Workload},
+};
 
 /// An established way to an endpoint: plain TCP, TLS to the backend, or a stream of an HBONE tunnel.
 #[derive(Debug)]
@@ -130,7 +133,8 @@ impl Dialer {
         let want = Want { source, workload, to, bulk, headers };
         let deadline = Duration::from_millis(limits.connect_timeout_ms + limits.handshake_timeout_ms);
         let stream = tokio::time::timeout(deadline, self.worker.tunnels.stream(&self.worker, want));
-        let (io, tunnel) = stream.await.map_err(|_| slow(to, deadline))??;
+        let opened = stream.await.map_err(|_| slow(to, deadline))?;
+        let (io, tunnel) = opened.map_err(|error| in_pod(error, workload))?;
         let info = UpstreamInfo { addr: to, identity: Some(tunnel.identity.clone()), tunnel: Some(tunnel) };
         Ok(Upstream { io: UpstreamIo::Tunnel(io), info })
     }
@@ -147,6 +151,14 @@ impl Dial for Dialer {
     ) -> Result<Upstream<UpstreamIo>, ProxyError> {
         self.dial_with(source, endpoint, bulk, &HeaderMap::new()).await
     }
+}
+
+/// A port on which nothing listens is refused by the pod itself: who reads the log wants to know which pod that is.
+fn in_pod(mut error: ProxyError, workload: &Workload) -> ProxyError {
+    if matches!(error.reason, Reason::ConnectFailed | Reason::ConnectTimeout) {
+        error.detail = format!("{} (pod {})", error.detail, workload.pod);
+    }
+    error
 }
 
 fn slow(to: SocketAddr, deadline: Duration) -> ProxyError {

@@ -12,7 +12,7 @@ use weft_control::{Applied, AppliedGateway, ControlClient, watermarks};
 use weft_core::{
     config::Config,
     engine::Feedback,
-    model::{ObjectKey, Snapshot, Str},
+    model::{Capture, ObjectKey, Snapshot, Str},
 };
 use weft_inpod::Announcer;
 use weft_k8s::{Captured, Material, WatchState, World};
@@ -77,7 +77,7 @@ impl Cluster {
     pub(super) fn follow_captured<C>(
         &self,
         mut captured: watch::Receiver<Arc<BTreeMap<ObjectKey, C>>>,
-        uid: fn(&C) -> Str,
+        capture: fn(&C) -> Capture,
     ) where
         C: Send + Sync + 'static,
     {
@@ -85,9 +85,9 @@ impl Cluster {
         self.tasks.lock().push(Task::spawn(async move {
             loop {
                 let now = captured.borrow_and_update().clone();
-                let uids: Captured = now.iter().map(|(key, pod)| (key.clone(), uid(pod))).collect();
-                control.captured(uids.clone());
-                provider.send_replace(Arc::new(uids));
+                let now: Captured = now.iter().map(|(key, pod)| (key.clone(), capture(pod))).collect();
+                control.captured(now.clone());
+                provider.send_replace(Arc::new(now));
                 if captured.changed().await.is_err() {
                     return;
                 }

@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 use weft_certs::IdentityStore;
 use weft_core::{
     engine::{Feedback, Update},
-    model::{ObjectKey, Snapshot},
+    model::{Capture, ObjectKey, Snapshot},
 };
 use weft_inpod::{ManagerConfig, ManagerHandle, PodManager};
 use weft_k8s::{AgentConfig, World};
@@ -148,7 +148,10 @@ pub(super) async fn serve(options: Options, mut worlds: watch::Receiver<Arc<Worl
     let node = agent.options.run_dir.as_deref().map(|dir| agent.start_node(dir)).transpose()?;
     let manager = node.as_ref().map(|n| n.manager.clone());
     if let (Some(cluster), Some(manager)) = (&agent.options.cluster, &manager) {
-        cluster.follow_captured(manager.captured(), |pod| pod.uid.as_str().into());
+        cluster.follow_captured(manager.captured(), |pod| Capture {
+            uid: pod.uid.as_str().into(),
+            tunnel: pod.tunnel.clone(),
+        });
     }
     let leaving = agent.tell_node(&worlds, node.as_ref());
     let mut gateways = Gateways::new(agent.plane.clone(), agent.pages.identities.clone(), manager);

@@ -20,6 +20,8 @@ pub(super) const GATEWAY_API: &str = "gateway.networking.k8s.io";
 
 /// Where RuntimeClasses are.
 pub(super) const RUNTIME_CLASSES: &str = "/apis/node.k8s.io/v1/runtimeclasses";
+/// NetworkPolicies of all namespaces.
+pub(super) const POLICIES: &str = "/apis/networking.k8s.io/v1/networkpolicies";
 
 /// How much to ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +91,8 @@ pub(super) struct Facts {
     pub(super) runtime_classes: Vec<Value>,
     /// WorkloadSlices.
     pub(super) slices: Vec<Value>,
+    /// NetworkPolicies.
+    pub(super) policies: Vec<Value>,
     /// GatewayClasses.
     pub(super) classes: Vec<Value>,
     /// Gateways.
@@ -155,9 +159,14 @@ impl Facts {
         Ok(())
     }
 
-    async fn mesh(&mut self, cluster: &Cluster) -> Result<(), ClusterError> {
+    /// Namespaces, pods, slices and policies.
+    ///
+    /// # Errors
+    /// As [`gather`].
+    pub(super) async fn mesh(&mut self, cluster: &Cluster) -> Result<(), ClusterError> {
         self.namespaces = self.list(cluster, "/api/v1/namespaces").await?;
         self.slices = self.list(cluster, "/apis/weft.dev/v1alpha1/workloadslices").await?;
+        self.policies = self.list(cluster, POLICIES).await?;
         let joined: Vec<String> =
             self.namespaces.iter().filter(|ns| label(ns, MESH_LABEL) == Some("enabled")).map(key).collect();
         for namespace in joined {

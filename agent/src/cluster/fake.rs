@@ -15,7 +15,8 @@ pub(super) type Objects = BTreeMap<String, Value>;
 type Reaction = Box<dyn Fn(&Method, &str, &mut Objects) + Send + Sync>;
 type Agent = Box<dyn Fn(&str) -> Result<Value, String> + Send + Sync>;
 
-const PLURALS: [&str; 20] = [
+const PLURALS: [&str; 21] = [
+    "networkpolicies",
     "nodes",
     "pods",
     "namespaces",

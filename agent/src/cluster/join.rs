@@ -4,9 +4,10 @@ use super::{
     NAMESPACE, STRICT,
     api::{Cluster, label, text},
     args::MembershipArgs,
-    facts::{RUNTIME_CLASSES, ask_agents, never_joins},
+    facts::{Facts, RUNTIME_CLASSES, ask_agents, never_joins},
     install::AGENTS,
     members::{self, Member, Scene, State},
+    policies,
     show::{Mark, Show, count},
 };
 use anyhow::{Context as _, Result, bail, ensure};
@@ -124,10 +125,28 @@ async fn follow(
         let open: Vec<&Member> = all.iter().filter(|m| unsettled(m, enter)).collect();
         if open.is_empty() || Instant::now() > end {
             show.result(&json!({"target": target.title(), "settled": open.is_empty(), "pods": all}));
-            return Ok(conclude(&all, &open, enter, show));
+            let code = conclude(&all, &open, enter, show);
+            if enter {
+                tell_policies(cluster, target, show).await?;
+            }
+            return Ok(code);
         }
         tokio::time::sleep(cluster.pace).await;
     }
+}
+
+/// Names the NetworkPolicies that keep tunnels from or to the pods that have joined.
+async fn tell_policies(cluster: &Cluster, target: &Target, show: &Show) -> Result<()> {
+    let mut facts = Facts::default();
+    facts.mesh(cluster).await?;
+    let in_namespace = |pod: &String| pod.split('/').next() == Some(target.namespace.as_str());
+    for missing in policies::missing(&policies::World::of(&facts)) {
+        if missing.pods.iter().any(in_namespace) {
+            show.line(Mark::Warn, &missing.message());
+            show.plain(&missing.remedy());
+        }
+    }
+    Ok(())
 }
 
 /// Every pod that is concerned. Agents are asked only about what is open, for the reason.

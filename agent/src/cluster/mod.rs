@@ -15,6 +15,7 @@ mod install;
 mod join;
 mod members;
 mod missing;
+mod policies;
 mod show;
 mod status;
 mod uninstall;

@@ -220,8 +220,8 @@ impl World {
         let header = format!("x-secret: {}", wire::SECRET);
         let tally = call(sandbox, &self.web, &["--count", "20", "--connections", "1", "--header", &header])?;
         ensure!(tally.bad() == 0, "requests failed: {:?} {:?}", tally.codes, tally.failures);
-        let seen = capture.finish()?;
-        show.line(&format!("{} packets, all between {} and port 15008", seen.packets, self.web.ip));
+        let seen = capture.finish(8080)?;
+        show.line(&format!("{} packets, all between {} and cart's own port 8080", seen.packets, self.web.ip));
         show.line(&format!(
             "TLS application data records: {}; the secret in clear: {}",
             seen.tls_records, seen.secrets

@@ -22,7 +22,7 @@ pub(super) struct Seen {
     pub(super) tls_records: usize,
     /// Packets with the secret.
     pub(super) secrets: usize,
-    /// TCP packets with payload that neither come from nor go to port 15008.
+    /// TCP packets with payload that neither come from nor go to the application's port.
     pub(super) elsewhere: usize,
     /// A hex dump of one payload's start.
     pub(super) sample: String,
@@ -45,14 +45,15 @@ impl Capture {
         Ok(Self { process, file })
     }
 
-    pub(super) fn finish(mut self) -> Result<Seen> {
+    /// Ends it. `port` is the application's.
+    pub(super) fn finish(mut self, port: u16) -> Result<Seen> {
         self.process.stop(Duration::from_secs(10))?;
-        Ok(read(&fs::read(&self.file)?))
+        Ok(read(&fs::read(&self.file)?, port))
     }
 }
 
 /// Reads a little-endian pcap file of Ethernet frames.
-fn read(pcap: &[u8]) -> Seen {
+fn read(pcap: &[u8], port: u16) -> Seen {
     let mut seen = Seen { packets: 0, tls_records: 0, secrets: 0, elsewhere: 0, sample: String::new() };
     let mut rest = pcap.get(24..).unwrap_or_default();
     while let Some((header, tail)) = rest.split_at_checked(16) {
@@ -60,16 +61,16 @@ fn read(pcap: &[u8]) -> Seen {
         let Some((frame, tail)) = tail.split_at_checked(length) else { break };
         rest = tail;
         if let Some((ports, payload)) = tcp_payload(frame).filter(|(_, payload)| !payload.is_empty()) {
-            seen.count(ports, payload);
+            seen.elsewhere += usize::from(ports.0 != port && ports.1 != port);
+            seen.count(payload);
         }
     }
     seen
 }
 
 impl Seen {
-    fn count(&mut self, ports: (u16, u16), payload: &[u8]) {
+    fn count(&mut self, payload: &[u8]) {
         self.packets += 1;
-        self.elsewhere += usize::from(ports.0 != 15008 && ports.1 != 15008);
         self.secrets += usize::from(payload.windows(SECRET.len()).any(|w| w == SECRET.as_bytes()));
         if payload.starts_with(&[0x17, 0x03, 0x03]) {
             self.tls_records += 1;

@@ -83,11 +83,11 @@ async fn shake(server: Arc<ServerConfig>, client: Arc<ClientConfig>) -> (Seen, S
     };
     let connect = async {
         let name = ServerName::try_from("10.0.0.1").unwrap();
-        let offered = client.alpn_protocols[0].clone();
+        let offered = client.alpn_protocols.first().cloned();
         let mut stream = TlsConnector::from(client).connect(name, near).await.map_err(fail)?;
         stream.read_u8().await.map_err(fail)?;
         let tls = stream.get_ref().1;
-        assert_eq!(tls.alpn_protocol(), Some(&*offered), "the server takes what is offered");
+        assert_eq!(tls.alpn_protocol(), offered.as_deref(), "the server takes what is offered");
         if tls.handshake_kind() == Some(HandshakeKind::Full) {
             assert_eq!(tls.negotiated_key_exchange_group().unwrap().name(), NamedGroup::X25519MLKEM768);
         }

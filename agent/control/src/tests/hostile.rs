@@ -56,6 +56,7 @@ fn many_pods(count: usize, uid: usize) -> Up {
     let pods = (0..count).map(|i| wire::CapturedPod {
         pod: Some(wire::Key { namespace: "shop".into(), name: format!("web-{i}") }),
         uid: "u".repeat(uid),
+        application: None,
     });
     up(UpBody::Captured(wire::Captured { full: true, pods: pods.collect(), ..Default::default() }))
 }
@@ -129,7 +130,7 @@ async fn what_is_too_much_or_malformed_ends_only_its_own_stream() {
         let status = end(&mut down).await;
         assert_eq!(status.code(), code, "{status:?}");
     }
-    well_behaved.captured([(key("shop/web"), "u".into())].into());
+    well_behaved.captured([(key("shop/web"), capture("u"))].into());
     until(&mut running.server.agents(), |agents| agents.get("n2").is_some_and(|a| a.captured.len() == 1))
         .await;
     running.stop().await;

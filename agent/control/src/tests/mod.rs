@@ -15,7 +15,7 @@ use tokio::{sync::watch, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use weft_certs::{Ca, TrustBundle};
 use weft_core::model::{
-    CaBundle, ConfigMap, FromNamespaces, Gateway, KeyPair, Meta, ObjectKey, Pod, PrivateKey, Secret,
+    CaBundle, Capture, ConfigMap, FromNamespaces, Gateway, KeyPair, Meta, ObjectKey, Pod, PrivateKey, Secret,
     SecretData, Snapshot, Str, TunnelPort,
 };
 
@@ -211,6 +211,11 @@ fn pod(key: &str, account: &str, node: &str) -> Pod {
         captured: None,
         tunnel: TunnelPort::default(),
     }
+}
+
+/// A capture whose pod's agent looks for tunnels on the application's ports.
+fn capture(uid: &str) -> Capture {
+    Capture { uid: uid.into(), tunnel: TunnelPort::application([]) }
 }
 
 fn gateway(of: &str, generation: i64) -> Gateway {

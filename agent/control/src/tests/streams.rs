@@ -10,7 +10,7 @@ async fn reports_go_up_and_material_comes_down() {
     let running = bench.serve(Limits::default());
     let client = bench.client("n1");
     client.report(applied(&[("infra/edge", 3)]));
-    client.captured([(key("shop/web"), "u-1".into()), (key("shop/cart"), "u-2".into())].into());
+    client.captured([(key("shop/web"), capture("u-1")), (key("shop/cart"), capture("u-2"))].into());
 
     let got = until(&mut client.material(), |m| !m.secrets.is_empty()).await;
     assert_eq!(*got, material(&["infra/cert"], &["infra/ca"]), "and nothing of other nodes");
@@ -26,7 +26,7 @@ async fn reports_go_up_and_material_comes_down() {
     assert_eq!((all.len(), &*all["n1"].version, all["n1"].gone), (1, env!("CARGO_PKG_VERSION"), None));
 
     client.report(applied(&[("infra/edge", 4), ("infra/more", 1)]));
-    client.captured([(key("shop/web"), "u-1".into())].into());
+    client.captured([(key("shop/web"), capture("u-1"))].into());
     let all = until(&mut agents, |agents| has(agents, 4, 1) && agents["n1"].applied.len() == 2).await;
     assert_eq!(names(&*all["n1"].captured), ["shop/web"]);
 
@@ -82,7 +82,7 @@ async fn after_a_restart_of_the_server_everything_is_said_again() {
     let running = bench.serve(Limits::default());
     let client = bench.client("n1");
     client.report(applied(&[("infra/edge", 3)]));
-    client.captured([(key("shop/web"), "u-1".into())].into());
+    client.captured([(key("shop/web"), capture("u-1"))].into());
     until(&mut running.server.agents(), |agents| agents.get("n1").is_some_and(|a| a.captured.len() == 1))
         .await;
     running.stop().await;

@@ -105,9 +105,28 @@ fn parameters_of_config_maps_travel_field_by_field() {
     assert_eq!(material_from_map(mirror.entries()), all);
 }
 
+/// A controller must clear what the agent of the version before does not say.
+#[test]
+fn an_agent_that_does_not_know_of_application_ports_says_15008() {
+    let pod = wire::Key { namespace: "shop".into(), name: "web".into() };
+    let check = |application: Option<Vec<u32>>, expected: Option<TunnelPort>| {
+        let application = application.map(|except| wire::ApplicationPorts { except });
+        let said = wire::CapturedPod { pod: Some(pod.clone()), uid: "u".into(), application };
+        let chunk = wire::Captured { full: true, pods: vec![said], ..wire::Captured::default() };
+        let mut mirror = Mirror::<wire::Captured>::new(NO_BOUNDS);
+        let complete = mirror.take(chunk).is_ok();
+        let tunnel = mirror.entries().get(&key("shop/web")).map(|capture| capture.tunnel.clone());
+        assert_eq!((complete, tunnel), (expected.is_some(), expected), "{pod:?}");
+    };
+    check(None, Some(TunnelPort::Hbone));
+    check(Some(vec![]), Some(TunnelPort::application([])));
+    check(Some(vec![9100, 22]), Some(TunnelPort::application([22, 9100])));
+    check(Some(vec![70_000]), None);
+}
+
 #[test]
 fn large_changes_travel_in_pieces() {
-    let pods = (0..20_000).map(|i| (key(&format!("shop/web-{i}")), Str::from("x".repeat(40))));
+    let pods = (0..20_000).map(|i| (key(&format!("shop/web-{i}")), capture(&"x".repeat(40))));
     let pods: crate::Captured = pods.collect();
     let chunks = diff::<wire::Captured>(None, &pods);
     assert!(chunks.len() > 3);
@@ -183,8 +202,13 @@ fn newer_peers_are_understood_as_far_as_possible() {
 
 /// A small map of pods.
 fn some_pods() -> impl Strategy<Value = crate::Captured> {
-    let entry =
-        (0u8..12, 0u8..3).prop_map(|(name, uid)| (key(&format!("ns/p{name}")), format!("u{uid}").into()));
+    let tunnel = prop_oneof![
+        Just(TunnelPort::Hbone),
+        proptest::collection::vec(1u16.., 0..4).prop_map(TunnelPort::application),
+    ];
+    let entry = (0u8..12, 0u8..3, tunnel).prop_map(|(name, uid, tunnel)| {
+        (key(&format!("ns/p{name}")), Capture { uid: format!("u{uid}").into(), tunnel })
+    });
     proptest::collection::vec(entry, 0..10).prop_map(|entries| entries.into_iter().collect())
 }
 

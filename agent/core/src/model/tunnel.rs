@@ -9,6 +9,18 @@ pub const TUNNEL_PORT_ANNOTATION: &str = "weft.dev/tunnel-port";
 /// Begins the annotations that leave a part of a pod's inbound traffic alone.
 const EXCLUDE_INBOUND: &str = "weft.dev/exclude-inbound-";
 
+/// More excluded ports than this are not told of: every agent keeps them for every pod.
+const EXCEPT_MAX: usize = 64;
+
+/// A pod's capture, as its node's agent reports it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capture {
+    /// The pod's `metadata.uid`.
+    pub uid: Str,
+    /// Where tunnels to it may come.
+    pub tunnel: TunnelPort,
+}
+
 /// Where tunnels to a captured pod may come.
 ///
 /// On the application's own port a NetworkPolicy decides about a tunnel as it would about the application's connection. A
@@ -26,13 +38,13 @@ pub enum TunnelPort {
 }
 
 impl TunnelPort {
-    /// On the application's own port, but for these.
+    /// On the application's own port, but for these; with more than 64 of them, [`TunnelPort::Hbone`].
     #[must_use]
     pub fn application(except: impl IntoIterator<Item = u16>) -> Self {
         let mut except: Vec<u16> = except.into_iter().collect();
         except.sort_unstable();
         except.dedup();
-        Self::Application { except: except.into() }
+        if except.len() > EXCEPT_MAX { Self::Hbone } else { Self::Application { except: except.into() } }
     }
 
     /// Of a pod in files, where no agent says: as pods of ours are, unless an annotation tells otherwise. What is excluded
@@ -70,6 +82,8 @@ mod tests {
         check(TunnelPort::application([9100, 22]), 8080, true);
         check(TunnelPort::application([9100, 22]), 22, false);
         check(TunnelPort::application([9100, 22]), 9100, false);
+        check(TunnelPort::application(1..=64), 8080, true);
+        check(TunnelPort::application(1..=65), 8080, false);
     }
 
     #[test]

@@ -150,9 +150,9 @@ impl Manager {
         let (captured, pending, known) = self.pods.counts();
         let now = Counts { captured, pending, known, holder: self.connected };
         // First, so that whoever waits for counts finds the pods that they count.
-        let standing = self.pods.standing().map(|record| {
+        let standing = self.pods.standing().map(|(record, tunnel)| {
             let key = ObjectKey::new(record.namespace.as_str(), record.name.as_str());
-            (key, Captured { uid: record.uid.clone(), ips: record.ips.clone() })
+            (key, Captured { uid: record.uid.clone(), ips: record.ips.clone(), tunnel })
         });
         let standing: BTreeMap<ObjectKey, Captured> = standing.collect();
         self.shown.captured.send_if_modified(|shown| {

@@ -35,7 +35,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use weft_cni::protocol::{Enrolled, socket_path};
-use weft_core::model::ObjectKey;
+use weft_core::model::{ObjectKey, TunnelPort};
 use work::Kit;
 
 pub use crate::state::Decision;
@@ -223,6 +223,8 @@ pub struct Captured {
     pub uid: String,
     /// Its addresses, as its network plugin reported them.
     pub ips: Vec<IpAddr>,
+    /// Where tunnels to it may come.
+    pub tunnel: TunnelPort,
 }
 
 /// The manager's end is [`drive::Shown`].

@@ -202,6 +202,32 @@ fn capture_stands_from_its_success_until_it_is_to_end() {
     }
 }
 
+/// Peers hear of an exclusion before its rules are made; and an agent that starts says at once what the one before it said:
+/// of a default deny there is no way around for the time between.
+#[test]
+fn where_tunnels_may_come_follows_what_is_decided() {
+    let cidrs =
+        CaptureConfig { inbound_cidrs: ["10.0.0.0/8".parse().unwrap()].into(), ..CaptureConfig::default() };
+    let outward = CaptureConfig { outbound_ports: BTreeSet::from([5432]), ..CaptureConfig::default() };
+    let everywhere = TunnelPort::application([]);
+    let story = [
+        (Event::Found { record: record("a"), captured: true }, Decision::Unknown, TunnelPort::Hbone),
+        (Event::EnrolmentChanged, enrolled(), everywhere.clone()),
+        (captured(Ok(())), enrolled(), everywhere.clone()),
+        (Event::EnrolmentChanged, Decision::Enrolled(excluding(80)), TunnelPort::application([80])),
+        (captured(Err("no")), Decision::Enrolled(excluding(80)), TunnelPort::application([80])),
+        (Event::Retry { id: "a".into() }, Decision::Enrolled(cidrs), TunnelPort::Hbone),
+        (captured(Ok(())), Decision::Unknown, TunnelPort::Hbone),
+        (Event::EnrolmentChanged, Decision::Enrolled(outward), everywhere),
+    ];
+    let mut pods = Pods::default();
+    for (number, (event, decision, want)) in story.into_iter().enumerate() {
+        pods.on(event, &|_: &PodRecord| decision.clone());
+        let said: Vec<TunnelPort> = pods.standing().map(|(_, tunnel)| tunnel).collect();
+        assert_eq!(said, [want], "step {number}");
+    }
+}
+
 /// One random thing that happens in the world.
 #[derive(Clone, Debug)]
 enum Step {
@@ -340,7 +366,7 @@ proptest! {
         while !world.open.is_empty() {
             world.step(Step::Overdue(true));
         }
-        let standing: BTreeSet<&str> = world.pods.standing().map(|r| r.container_id.as_str()).collect();
+        let standing: BTreeSet<&str> = world.pods.standing().map(|(r, _)| r.container_id.as_str()).collect();
         for record in world.pods.records() {
             let stands = standing.contains(record.container_id.as_str());
             match world.wanted.get(&record.container_id) {

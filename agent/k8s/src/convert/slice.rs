@@ -4,6 +4,7 @@ use super::{Cx, Source, kinds, meta};
 use crate::{
     path,
     problem::{Problem, Report},
+    workloads::ApplicationPorts,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -35,6 +36,8 @@ struct Entry {
     enrolled: bool,
     #[serde(default)]
     captured: bool,
+    #[serde(default)]
+    application_ports: Option<ApplicationPorts>,
     #[serde(default)]
     mtls: String,
     #[serde(default)]
@@ -90,7 +93,9 @@ fn pod(entry: Entry, namespace: &Str, names: &mut Names) -> Pod {
         node: (!entry.node.is_empty()).then(|| names.get(entry.node)),
         host_network: entry.host_network,
         captured: Some(entry.captured),
-        tunnel: TunnelPort::Hbone,
+        tunnel: entry
+            .application_ports
+            .map_or(TunnelPort::Hbone, |ports| TunnelPort::application(ports.except)),
         finished: false,
         probes: Arc::default(),
     }

@@ -21,10 +21,12 @@ use std::{
     ops::Bound,
     sync::Arc,
 };
-use weft_core::model::{Doubt, Kind, ObjectKey, ObjectRef, Objects, Origin, Pod, Snapshot, Str};
+use weft_core::model::{
+    Capture, Doubt, Kind, ObjectKey, ObjectRef, Objects, Origin, Pod, Snapshot, Str, TunnelPort,
+};
 
-/// Pods whose capture stands, with their uid.
-pub type Captured = BTreeMap<ObjectKey, Str>;
+/// Pods whose capture stands.
+pub type Captured = BTreeMap<ObjectKey, Capture>;
 
 /// Everything that has come in.
 #[derive(Debug, Default)]
@@ -366,8 +368,9 @@ fn keep_same<T: PartialEq>(before: &Objects<T>, now: &Objects<T>) -> Objects<T> 
 }
 
 fn with_capture(pod: &Arc<Pod>, captured: &Captured) -> Arc<Pod> {
-    let stands = captured.get(&pod.meta.key) == Some(&pod.meta.uid);
-    Arc::new(Pod { captured: Some(stands), ..(**pod).clone() })
+    let capture = captured.get(&pod.meta.key).filter(|capture| capture.uid == pod.meta.uid);
+    let tunnel = capture.map_or(TunnelPort::Hbone, |capture| capture.tunnel.clone());
+    Arc::new(Pod { captured: Some(capture.is_some()), tunnel, ..(**pod).clone() })
 }
 
 /// The settings of a document, over the last good ones.

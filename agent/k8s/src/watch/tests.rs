@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::watch;
 use weft_core::model::{
-    DEFAULT_TRUST_DOMAIN, Doubt, Kind, MtlsMode, ObjectKey, ObjectRef, RouteKind, Snapshot, Str, Workload,
+    Capture, DEFAULT_TRUST_DOMAIN, Doubt, Kind, MtlsMode, ObjectKey, ObjectRef, RouteKind, Snapshot, Str,
+    TunnelPort, Workload,
 };
 
 const GATEWAY: &str = "gateway.networking.k8s.io";
@@ -540,8 +541,12 @@ async fn pods_of_other_nodes_come_from_slices() {
     assert_eq!(world.snapshot.pods[&key("own")].captured, Some(false), "nobody has captured it yet");
     // Its capture stands: for the pod of that uid only.
     let uid = world.snapshot.pods[&key("own")].meta.uid.clone();
-    captured_tx.send_replace(Arc::new(BTreeMap::from([(key("own"), uid)])));
-    bed.world("captured", |w| w.snapshot.pods[&key("own")].captured == Some(true)).await;
+    captured_tx.send_replace(Arc::new(BTreeMap::from([(
+        key("own"),
+        Capture { uid, tunnel: TunnelPort::application([9100]) },
+    )])));
+    let captured = bed.world("captured", |w| w.snapshot.pods[&key("own")].captured == Some(true)).await;
+    assert_eq!(captured.snapshot.pods[&key("own")].tunnel, TunnelPort::application([9100]));
     // From one slice to another, in either order of events.
     bed.api.put(slice("weft-0", &[("far", "n2", true), ("moved", "n3", true)]));
     bed.api.put(slice("weft-1", &[]));

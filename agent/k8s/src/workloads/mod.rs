@@ -9,6 +9,7 @@ mod publisher;
 mod tests;
 
 pub use plan::{
-    Captured, SLICE_CAPACITY, Slice, SliceChange, Slices, Workload, plan_slices, read_slice, slice_body,
+    ApplicationPorts, Captured, SLICE_CAPACITY, Slice, SliceChange, Slices, Workload, plan_slices,
+    read_slice, slice_body,
 };
 pub use publisher::{SliceOptions, SlicePublisher};

@@ -11,7 +11,9 @@ use std::{
     net::IpAddr,
     sync::Arc,
 };
-use weft_core::model::{MTLS_LABEL, ObjectKey, Pod, Snapshot, Str, Workload as CoreWorkload, app_name};
+use weft_core::model::{
+    Capture, MTLS_LABEL, ObjectKey, Pod, Snapshot, Str, TunnelPort, Workload as CoreWorkload, app_name,
+};
 
 /// Entries of one slice: at 250 bytes each it stays far below the API server's limit of an object.
 pub const SLICE_CAPACITY: usize = 500;
@@ -40,12 +42,23 @@ pub struct Workload {
     /// Whether its node's agent says that its traffic is captured.
     #[serde(default)]
     pub captured: bool,
+    /// Where tunnels to it may come besides 15008, as its node's agent says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub application_ports: Option<ApplicationPorts>,
     /// `strict` or `permissive`, when a label says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtls: Option<Str>,
     /// What telemetry calls it.
     #[serde(default)]
     pub app: Str,
+}
+
+/// The ports of a pod that tunnels may come to: all but some.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApplicationPorts {
+    /// Not captured, in ascending order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub except: Vec<u16>,
 }
 
 /// One `WorkloadSlice` as it is in the cluster.
@@ -62,9 +75,9 @@ pub struct Slice {
 /// The slices of every namespace, by number (`weft-3` is 3).
 pub type Slices = BTreeMap<Str, BTreeMap<u32, Slice>>;
 
-/// Pods whose capture stands with their uid, by node: the agents' reports. A node that is not in the map has not reported
+/// Pods whose capture stands, by node: the agents' reports. A node that is not in the map has not reported
 /// (yet): what the slices say of its pods stays.
-pub type Captured = BTreeMap<Str, Arc<BTreeMap<ObjectKey, Str>>>;
+pub type Captured = BTreeMap<Str, Arc<BTreeMap<ObjectKey, Capture>>>;
 
 /// One slice to write, or to delete (without workloads).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,10 +156,14 @@ fn workload(world: &Snapshot, pod: &Pod, captured: &Captured, known: Option<&Wor
     }
     let (key, uid) = (&pod.meta.key, &pod.meta.uid);
     let namespace = world.namespaces.get(&key.namespace).map(|n| &**n);
-    let captured = match captured.get(node) {
-        Some(pods) => pods.get(key) == Some(uid),
-        // A pod of the same name may be another one: a StatefulSet's.
-        None => known.is_some_and(|k| k.captured && k.uid == *uid),
+    // A pod of the same name may be another one: a StatefulSet's.
+    let (captured, application_ports) = match captured.get(node).map(|pods| pods.get(key)) {
+        Some(Some(capture)) if capture.uid == *uid => (true, application_ports(&capture.tunnel)),
+        Some(_) => (false, None),
+        None => match known.filter(|k| k.captured && k.uid == *uid) {
+            Some(known) => (true, known.application_ports.clone()),
+            None => (false, None),
+        },
     };
     let label = |name: &str| {
         let own = pod.meta.labels.get(name);
@@ -160,9 +177,17 @@ fn workload(world: &Snapshot, pod: &Pod, captured: &Captured, known: Option<&Wor
         node: node.clone(),
         enrolled: CoreWorkload::wants_mesh(pod, namespace),
         captured,
+        application_ports,
         mtls: label(MTLS_LABEL).filter(|m| matches!(&**m, "strict" | "permissive")),
         app: app_name(&pod.meta.annotations, &pod.meta.labels, &key.name),
     })
+}
+
+fn application_ports(tunnel: &TunnelPort) -> Option<ApplicationPorts> {
+    match tunnel {
+        TunnelPort::Hbone => None,
+        TunnelPort::Application { except } => Some(ApplicationPorts { except: except.to_vec() }),
+    }
 }
 
 /// A slice as the API server sends it: namespace, number, content. `None` for what is not one of ours.

@@ -11,6 +11,7 @@ use kube::{
         Preconditions,
     },
 };
+use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -320,8 +321,12 @@ async fn write(client: &Client, change: &SliceChange, known: &Known) -> Result<K
     let name = change.name();
     if !change.workloads.is_empty() {
         let params = PatchParams::apply(MANAGER).force();
-        let body = slice_body(change, &known.version);
-        return match api.patch(&name, &params, &Patch::Apply(&body)).await {
+        let mut body = slice_body(change, &known.version);
+        let mut applied = api.patch(&name, &params, &Patch::Apply(&body)).await;
+        if applied.as_ref().is_err_and(is_not_in_schema) && forget_application_ports(&mut body) {
+            applied = api.patch(&name, &params, &Patch::Apply(&body)).await;
+        }
+        return match applied {
             Ok(o) => Ok(Known {
                 uid: o.metadata.uid.unwrap_or_default().into(),
                 version: o.metadata.resource_version.unwrap_or_default().into(),
@@ -343,6 +348,17 @@ async fn write(client: &Client, change: &SliceChange, known: &Known) -> Result<K
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(Known::default()),
         Err(error) => Err(Refusal::Other(in_words(&error))),
     }
+}
+
+/// Whether the cluster's definition of the kind is older than this controller: an upgrade that left the CRDs behind.
+fn is_not_in_schema(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.message.contains("field not declared in schema"))
+}
+
+/// Leaves out what the version before did not have: tunnels come to 15008 then. False if there was none.
+fn forget_application_ports(body: &mut Value) -> bool {
+    let entries = body["workloads"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut);
+    entries.fold(false, |found, entry| entry.remove("applicationPorts").is_some() || found)
 }
 
 fn resource() -> ApiResource {

@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use weft_core::model::{ObjectKey, Snapshot, Str};
+use weft_core::model::{Capture, ObjectKey, Snapshot, Str, TunnelPort};
 
 fn add(world: &mut Snapshot, text: &str) {
     let (documents, errors) = yaml::read(text);
@@ -40,6 +40,10 @@ fn pod(world: &mut Snapshot, (namespace, name): (&str, &str), meta: &str, status
              spec: {{nodeName: n1, serviceAccountName: sa, containers: []}}\nstatus: {{podIP: 10.1.0.1, {status}}}\n"
         ),
     );
+}
+
+fn capture(uid: &str, tunnel: TunnelPort) -> Capture {
+    Capture { uid: uid.into(), tunnel }
 }
 
 /// What the slices are after the changes.
@@ -84,7 +88,10 @@ fn entries_say_what_agents_need() {
     }
     let captured = Captured::from([(
         "n1".into(),
-        Arc::new(BTreeMap::from([(ObjectKey::new("shop", "a"), Str::from("uid-a"))])),
+        Arc::new(BTreeMap::from([(
+            ObjectKey::new("shop", "a"),
+            capture("uid-a", TunnelPort::application([9100])),
+        )])),
     )]);
     let changes = plan_slices(&world, &captured, &Slices::new());
     let lines: Vec<String> = changes
@@ -129,6 +136,40 @@ fn entries_say_what_agents_need() {
     assert!(plan_slices(&world, &captured, &slices).iter().all(|c| c.workloads.is_empty()));
     world.namespaces.clear();
     assert_eq!(plan_slices(&world, &captured, &slices), []);
+}
+
+/// From upgrade to rollback: an agent says where tunnels may come, its successor of the version before does not.
+#[test]
+fn slices_say_where_tunnels_come_while_the_agent_does() {
+    let mut world = Snapshot::default();
+    namespace(&mut world, "shop", "weft.dev/mesh: enabled");
+    pod(&mut world, ("shop", "a"), "", "");
+    let mut slices = Slices::new();
+    let mut check = |said: Option<TunnelPort>, expected: TunnelPort| {
+        let reported = |tunnel| (ObjectKey::new("shop", "a"), capture("uid-a", tunnel));
+        let captured = said.map(|tunnel| ("n1".into(), Arc::new(BTreeMap::from([reported(tunnel)]))));
+        let captured: Captured = captured.into_iter().collect();
+        let changes = plan_slices(&world, &captured, &slices);
+        // As agents read it.
+        let read = changes.first().map(|change| {
+            let source = convert::Source::default();
+            let (slice, problems) = convert::convert_workload_slice(&slice_body(change, ""), &source);
+            assert!(problems.is_empty(), "{problems:?}");
+            slice.expect("a slice").pods["a"].tunnel.clone()
+        });
+        done(&mut slices, &changes);
+        let text = format!("{captured:?} {changes:?}");
+        let entry = slices[&Str::from("shop")][&0].workloads["a"].application_ports.clone();
+        let tunnel = entry.map_or(TunnelPort::Hbone, |ports| TunnelPort::application(ports.except));
+        assert_eq!(tunnel, expected, "{text}");
+        assert!(read.is_none_or(|read| read == expected), "{text}");
+    };
+    check(Some(TunnelPort::Hbone), TunnelPort::Hbone);
+    check(Some(TunnelPort::application([9100])), TunnelPort::application([9100]));
+    // The controller has been restarted, and has not heard of that node yet.
+    check(None, TunnelPort::application([9100]));
+    check(Some(TunnelPort::application([])), TunnelPort::application([]));
+    check(Some(TunnelPort::Hbone), TunnelPort::Hbone);
 }
 
 #[test]
@@ -246,7 +287,7 @@ async fn what_others_wrote_into_a_slice_is_read_before_it_is_written_over() {
     let mut world = Snapshot::default();
     namespace(&mut world, "shop", "weft.dev/mesh: enabled");
     pod(&mut world, ("shop", "a"), "", "");
-    let reported = BTreeMap::from([(ObjectKey::new("shop", "a"), Str::from("uid-a"))]);
+    let reported = BTreeMap::from([(ObjectKey::new("shop", "a"), capture("uid-a", TunnelPort::Hbone))]);
     publisher.publish(&world, &Arc::new(Captured::from([("n1".into(), Arc::new(reported))])));
     let captured = |api: &FakeApi| {
         let slice = api.object("workloadslices", "shop", "weft-0");
@@ -263,6 +304,31 @@ async fn what_others_wrote_into_a_slice_is_read_before_it_is_written_over() {
     publisher.publish(&world, &none);
     api.until("the other pod", |api| names(api, "weft-0") == ["a", "b"]).await;
     assert!(!captured(&api));
+    publisher.stop().await;
+}
+
+/// An upgrade may leave the CRDs behind: pods must be told of all the same.
+#[tokio::test]
+async fn a_definition_of_the_version_before_stops_no_slice() {
+    let api = FakeApi::new();
+    api.undeclare("applicationPorts");
+    let publisher = SlicePublisher::start(api.client(), options());
+    let mut world = Snapshot::default();
+    namespace(&mut world, "shop", "");
+    pod(&mut world, ("shop", "a"), "", "");
+    let said = (ObjectKey::new("shop", "a"), capture("uid-a", TunnelPort::application([])));
+    let captured = Arc::new(Captured::from([("n1".into(), Arc::new(BTreeMap::from([said])))]));
+    publisher.publish(&world, &captured);
+    publisher.set_leader(true);
+    api.until("the slice", |api| names(api, "weft-0") == ["a"]).await;
+    let entry =
+        |api: &FakeApi| api.object("workloadslices", "shop", "weft-0").unwrap()["workloads"][0].clone();
+    assert!(entry(&api)["captured"] == true && entry(&api).get("applicationPorts").is_none());
+    // With the new definition it is written at the next occasion.
+    api.undeclare("");
+    pod(&mut world, ("shop", "b"), "", "");
+    publisher.publish(&world, &captured);
+    api.until("the field", |api| entry(api).get("applicationPorts").is_some()).await;
     publisher.stop().await;
 }
 

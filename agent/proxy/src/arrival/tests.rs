@@ -153,13 +153,29 @@ async fn what_comes_from_outside_is_not_looked_at() {
     assert_eq!(exchange(io, &hello).await.unwrap(), hello);
     let (mail, _clients) = echo("127.11.10.2", "220 ready").await;
     server.sockets.going_to(mail);
-    let began = Instant::now();
     let mut io = TcpStream::connect(server.inbound).await.unwrap();
     let mut banner = [0; 9];
     tokio::time::timeout(PATIENCE, io.read_exact(&mut banner)).await.unwrap().unwrap();
     assert_eq!(&banner, b"220 ready");
-    assert!(began.elapsed() < PATIENCE_MESH, "a server that speaks first is not late");
     mesh.stop().await;
+}
+
+/// A server that speaks first is late by this for whoever is silent.
+#[tokio::test(start_paused = true)]
+async fn nobody_outside_waits() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (io, _) = listener.accept().await.unwrap();
+    let check = async |origin: Origin, expected: Arrived, pause: Duration| {
+        let began = Instant::now();
+        assert_eq!(look(origin, &io).await, expected, "{origin:?}");
+        // The clock's steps are of a millisecond.
+        let took = began.elapsed();
+        assert!((pause..=pause + Duration::from_millis(1)).contains(&took), "{origin:?}: {took:?}");
+    };
+    check(Origin::Outside, Arrived::Plaintext, Duration::ZERO).await;
+    check(Origin::Either, Arrived::Nothing, PATIENCE_DOUBT).await;
+    check(Origin::Mesh, Arrived::Nothing, PATIENCE_MESH).await;
 }
 
 /// While a pod joins or leaves, its plaintext passes as before, also where the server speaks first or the client says
@@ -338,14 +354,30 @@ async fn a_forged_hello_ends_at_mutual_tls() {
     });
     let mut io = TcpStream::connect(server.inbound).await.unwrap();
     io.write_all(&hello()).await.unwrap();
-    let mut answer = Vec::new();
-    // ServerHello, its certificate request; then nothing of ours follows.
-    let _ = tokio::time::timeout(Duration::from_millis(200), io.read_to_end(&mut answer)).await;
-    assert_eq!(answer.first(), Some(&0x16));
+    let mut answer = vec![0];
+    tokio::time::timeout(PATIENCE, io.read_exact(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(answer, [0x16], "a ServerHello, and a request for a certificate");
     io.write_all(b"\x15\x03\x03\x00\x02\x02\x50").await.unwrap();
     let _ = tokio::time::timeout(PATIENCE, io.read_to_end(&mut answer)).await.unwrap();
     assert!(clients.try_recv().is_err(), "the application was called");
     mesh.configure(|config| drop(config.workloads.remove(&IpAddr::from([127, 0, 0, 1]))));
     assert_reset(server.inbound).await;
+    mesh.stop().await;
+}
+
+/// A tunnel is kept for each port that is called; not for thousands.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_calls_every_port_keeps_few_tunnels() {
+    let mesh = Mesh::start(1);
+    let client = mesh.pod("a", "127.11.18.1", MtlsMode::Strict).await;
+    let server = mesh.pod("b", "127.11.18.2", MtlsMode::Strict).await;
+    mesh.announce(&server);
+    let mut most = 0;
+    for _ in 0..40 {
+        let port = captured_port(&server, client.workload.ips[0], PROMPT).await;
+        assert_eq!(exchange(call(&client, port.addr).await, b"x").await.unwrap(), b"x");
+        most = most.max(mesh.plane.workers().run(0, async |worker| worker.tunnels.len()).await.unwrap());
+    }
+    assert!((20..=33).contains(&most), "{most} tunnels");
     mesh.stop().await;
 }

@@ -1,7 +1,7 @@
 //! What must hold of an installed Weft: WEFT-C020 on.
 
 use super::*;
-use crate::cluster::{STRICT, members::Member, missing::Missing};
+use crate::cluster::{STRICT, facts::POLICIES, members::Member, missing::Missing, policies};
 use std::collections::BTreeMap;
 use weft_core::model::MTLS_LABEL;
 
@@ -26,6 +26,7 @@ pub(super) fn installed(report: &mut Report<'_>) {
     class(report);
     taints(report);
     pods(report);
+    policies(report);
 }
 
 fn running(report: &mut Report<'_>) {
@@ -253,6 +254,25 @@ fn taints(report: &mut Report<'_>) {
             format!("taint {}: still on {}, where an agent runs", bundle::TAINT, stuck.join(", ")),
             "weft install --addon node-taint lets the controller take it away; by hand: kubectl taint node NAME weft.dev/agent-not-ready-",
         );
+    }
+}
+
+fn policies(report: &mut Report<'_>) {
+    let facts = report.facts;
+    if report.denied("WEFT-C037", POLICIES) {
+        return;
+    }
+    let missing = policies::missing(&policies::World::of(facts));
+    for one in &missing {
+        let id = match one.lacks {
+            policies::Lacks::Hbone => "WEFT-C037",
+            policies::Lacks::Application => "WEFT-C038",
+        };
+        report.add(id, Level::Error, one.message(), one.remedy());
+    }
+    if missing.is_empty() && !facts.policies.is_empty() {
+        let looked_at = count(facts.policies.len(), "NetworkPolicy");
+        report.ok("WEFT-C037", format!("{looked_at}: each admits the tunnels of those that it admits"));
     }
 }
 
