@@ -1,5 +1,6 @@
 //! The configuration files of CNIs that are run elsewhere, as they write them: our entry goes in behind all of theirs and out
 //! again, with the same bytes left. (Flannel and bridge are really run by the cluster tests.)
+#![allow(clippy::unwrap_used)] // clippy knows #[test] functions, not the helpers of an integration test
 
 use serde_json::{Value, json};
 use std::{

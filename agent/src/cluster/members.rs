@@ -188,11 +188,6 @@ mod tests {
         ]);
         let gone = Missing { cause: "evicted".into(), remedy: String::new(), chosen: false };
         let missing = BTreeMap::from([("n4".to_owned(), gone)]);
-        let runtimes = [
-            json!({"metadata": {"name": "sandboxed"}, "handler": "runsc"}),
-            json!({"metadata": {"name": "kata-fast"}, "handler": "kata-qemu"}),
-            json!({"metadata": {"name": "nvidia"}, "handler": "nvidia"}),
-        ];
         let slices = [
             json!({"metadata": {"namespace": "shop"}, "workloads": [
                 {"name": "in", "uid": "1", "captured": true}, {"name": "anew", "uid": "old", "captured": true},
@@ -214,7 +209,7 @@ mod tests {
                 slices: &slices,
                 agents: Some(&agents),
                 missing: Some(&missing),
-                runtimes: &runtimes,
+                runtimes: &[],
             };
             let found = members(&[pod], &scene);
             assert_eq!((found[0].state, found[0].why.contains(why)), (state, true), "{name}: {found:?}");
@@ -227,11 +222,6 @@ mod tests {
         check("slow", json!({"/spec": {"nodeName": "n3"}}), State::Bypassing, "no agent is ready on n3");
         check("slow", json!({"/spec": {"nodeName": "n4"}}), State::Bypassing, "no agent serves n4: evicted");
         check("in", json!({"/spec": {"nodeName": "n4"}}), State::Unserved, "no agent serves n4: evicted");
-        let runtime = |class: &str| json!({"/spec": {"nodeName": "n1", "runtimeClassName": class}});
-        check("in", runtime("sandboxed"), State::Excluded, "RuntimeClass sandboxed (handler runsc)");
-        check("slow", runtime("kata-fast"), State::Excluded, "handler kata-qemu");
-        check("slow", runtime("gvisor"), State::Excluded, "not readable by you");
-        check("in", runtime("nvidia"), State::Captured, "");
         check("slow", json!({"/spec": {}}), State::Bypassing, "no node yet");
         check(
             "host",
@@ -247,5 +237,30 @@ mod tests {
         };
         check("opted-out", labels("disabled", "opted-out"), State::Leaving, "let go");
         check("own-label", labels("enabled", "own-label"), State::Captured, "");
+    }
+
+    #[test]
+    fn a_pod_whose_runtime_has_a_network_stack_of_its_own_cannot_join() {
+        let namespaces = [json!({"metadata": {"name": "shop", "labels": {"weft.dev/mesh": "enabled"}}})];
+        let slices =
+            [json!({"metadata": {"namespace": "shop"}, "workloads": [{"name": "web", "captured": true}]})];
+        let runtimes = [
+            json!({"metadata": {"name": "sandboxed"}, "handler": "runsc"}),
+            json!({"metadata": {"name": "kata-fast"}, "handler": "kata-qemu"}),
+            json!({"metadata": {"name": "nvidia"}, "handler": "nvidia"}),
+        ];
+        let scene =
+            Scene { namespaces: &namespaces, slices: &slices, runtimes: &runtimes, ..Scene::default() };
+        let check = |class: &str, state: State, why: &str| {
+            let pod = json!({"metadata": {"namespace": "shop", "name": "web"}, "spec": {"runtimeClassName": class},
+                "status": {"phase": "Running"}});
+            let found = members(&[pod], &scene);
+            assert_eq!((found[0].state, found[0].why.contains(why)), (state, true), "{class}: {found:?}");
+        };
+        check("sandboxed", State::Excluded, "RuntimeClass sandboxed (handler runsc)");
+        check("kata-fast", State::Excluded, "handler kata-qemu");
+        check("gvisor", State::Excluded, "not readable by you");
+        check("nvidia", State::Captured, "");
+        check("", State::Captured, "");
     }
 }

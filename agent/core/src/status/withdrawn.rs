@@ -62,7 +62,7 @@ mod tests {
         let check = |kind: Kind, status: ObjectStatus, expected: Option<&[&str]>| {
             let object = ObjectRef { kind, key: ObjectKey::new("a", "b") };
             let all: AllStatuses = [(object.clone(), Arc::new(status))].into_iter().collect();
-            assert_eq!(named(&all), [object.clone()]);
+            assert_eq!(named(&all), std::slice::from_ref(&object));
             let left = withdrawn(&all);
             let Some(left) = left.get(&object) else { return assert_eq!(expected, None, "{kind:?}") };
             let (conditions, parts) = match &**left {

@@ -191,7 +191,8 @@ fn authority(report: &mut Report<'_>) {
             "WEFT-C028",
             Level::Error,
             "ConfigMap weft-system/weft-config: uninstall is `true`: agents let every pod go",
-            "`weft uninstall` was begun and not ended: run it again, or take it back by `weft install`",
+            "`weft uninstall`, or the hook of `helm uninstall`, was begun and not ended: run it again, or take it back: `weft install`, or for \
+             Helm kubectl -n weft-system patch configmap weft-config --type merge -p '{\"data\":{\"uninstall\":null,\"drain\":null}}'",
         );
     }
     match &facts.ca_root {

@@ -31,18 +31,23 @@ fn container(state: Value, last: Value) -> Value {
         {"name": "agent", "state": state, "lastState": last, "restartCount": 7}]})
 }
 
+/// What is missing once the facts are spoiled: n2, with a cause that has these words.
+fn check(spoil: &dyn Fn(&mut Facts), says: &str, chosen: bool) {
+    let mut facts = facts();
+    spoil(&mut facts);
+    let found = missing(&facts);
+    assert_eq!(found.keys().collect::<Vec<_>>(), ["n2"], "{says}");
+    let n2 = &found["n2"];
+    assert!(n2.cause.contains(says) && !n2.remedy.is_empty(), "{says}: {n2:?}");
+    assert_eq!(n2.chosen, chosen, "{says}");
+}
+
+fn with(pod: Value) -> impl Fn(&mut Facts) {
+    move |f| f.system_pods.push(pod.clone())
+}
+
 #[test]
 fn an_agent_that_is_missing_has_its_cause() {
-    let check = |spoil: &dyn Fn(&mut Facts), says: &str, chosen: bool| {
-        let mut facts = facts();
-        spoil(&mut facts);
-        let found = missing(&facts);
-        assert_eq!(found.keys().collect::<Vec<_>>(), ["n2"], "{says}");
-        let n2 = &found["n2"];
-        assert!(n2.cause.contains(says) && !n2.remedy.is_empty(), "{says}: {n2:?}");
-        assert_eq!(n2.chosen, chosen, "{says}");
-    };
-    let with = |pod: Value| move |f: &mut Facts| f.system_pods.push(pod.clone());
     check(&|_| {}, "no pod of DaemonSet weft-agent", false);
     check(
         &with(pod(container(
@@ -89,7 +94,11 @@ fn an_agent_that_is_missing_has_its_cause() {
         "was ended: Evicted: The node was low on memory.",
         false,
     );
-    let mut ending = pod(unready.clone());
+}
+
+#[test]
+fn an_agent_that_ends_waits_or_is_not_wanted_has_its_cause() {
+    let mut ending = pod(json!({"phase": "Running"}));
     ending["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
     check(&with(ending), "is ending (told at 2026-01-01T00:00:00Z)", false);
     let mut waits = pod(json!({"phase": "Pending", "conditions": [
