@@ -7,6 +7,7 @@ mod nodes;
 mod objects;
 mod personas;
 mod screens;
+mod services;
 mod sharing;
 
 use anyhow::{Context, Result, ensure};
@@ -62,6 +63,7 @@ impl<'a> Story<'a> {
     fn run(&self) -> Result<()> {
         step("before the installation", || screens::before(self.cluster))?;
         step("install", || self.install())?;
+        step("whom Services reach", || services::run(self))?;
         let kept = step("join running pods", || self.join())?;
         step("mutual TLS", || self.mutual_tls())?;
         step("gateway", || self.gateway())?;
