@@ -153,8 +153,10 @@ fn e19_external_addresses_are_as_the_cluster_ip() -> Result<()> {
     reaches(&mesh, &web, "http://192.0.2.50/", &["cart-a", "cart-b"])?;
     reaches(&mesh, &web, "http://192.0.2.51/", &["cart-a", "cart-b"])?;
     reaches(&mesh, &web, "http://10.96.0.50/", &["cart-a"])?;
-    let line = mesh.log_line(1, &["inbound", "sa/cart", "spiffe://"])?;
+    // Strict pods have answered, and to whom is known on both sides.
+    let line = mesh.log_line(0, &["\"mesh\"", "\"cart-b", "spiffe://"])?;
     ensure!(line["source_identity"] == "spiffe://cluster.local/ns/shop/sa/web", "{line}");
+    ensure!(line["destination_identity"] == "spiffe://cluster.local/ns/shop/sa/cart", "{line}");
     ensure!(tries(&mesh, &web, "192.0.2.51", "90")? == "data");
     // Not in loadBalancerSourceRanges, which are the load balancer's only.
     ensure!(["reset", "refused"].contains(&&*tries(&mesh, &other, "192.0.2.51", "90")?));

@@ -45,6 +45,6 @@ impl StickyClients {
             ShareKey::Gateway(_) => &self.strangers,
         };
         let shard = usize::try_from(affinity::client_key(client) % SHARDS as u64).unwrap_or_default();
-        shards[shard].lock().pick((backend, timeout), &set.ready, client, fresh, now)
+        shards[shard].lock().pick((backend, timeout), &set.ready, (client, now), fresh)
     }
 }

@@ -12,6 +12,7 @@ mod phases;
 mod probes;
 mod rollouts;
 mod screens;
+mod services;
 mod sharing;
 mod upgrade;
 

@@ -6,8 +6,8 @@
 //! with [`Phase::leaving`].
 
 use crate::{
-    Story, authority, clear, leaving, matrix, nodes, personas, probes, rollouts, screens, sharing, step,
-    upgrade,
+    Story, authority, clear, leaving, matrix, nodes, personas, probes, rollouts, screens, services, sharing,
+    step, upgrade,
 };
 use anyhow::{Context, Result, ensure};
 use weft_tests::cluster::Cluster;
@@ -66,6 +66,7 @@ impl Phase {
 #[rustfmt::skip]
 const ALL: &[Phase] = &[
     Phase::new("install", "screens before the installation, and the installation", Absent, install).leaving(Installed),
+    Phase::new("services", "whom Services reach, with kube-proxy and with Weft", Installed, services::run).on_the_bed(),
     Phase::new("join", "running pods join with their connections in use; mutual TLS", Installed, join).leaving(Joined),
     Phase::new("routes", "a Gateway, one trace, a canary over two nodes", Joined, routes).leaving(Routed),
     Phase::new("rights", "who may do what, who gets which certificate, two controllers on one route", Routed, rights),

@@ -47,9 +47,8 @@ impl Sticky {
         &mut self,
         (backend, timeout): (&Backend, Duration),
         endpoints: &[Endpoint],
-        client: IpAddr,
+        (client, now): (IpAddr, Instant),
         fresh: impl Fn(usize) -> bool,
-        now: Instant,
     ) -> Option<usize> {
         let key = BackendKey { reach: Reach::default(), ..backend.key.clone() };
         let client = Client { ip: client.to_canonical(), service: key };

@@ -37,7 +37,27 @@ impl Engine {
                 (object, format!("target Service {service} does not exist"))
             })
         });
-        DeadReferences::new(snapshot).find().into_iter().chain(grants).chain(policies).collect()
+        let dead = DeadReferences::new(snapshot).find().into_iter();
+        dead.chain(grants).chain(policies).chain(self.taken_addresses()).collect()
+    }
+
+    /// Services that say that an address is theirs which is another's.
+    fn taken_addresses(&self) -> Vec<(ObjectRef, String)> {
+        let mut out = Vec::new();
+        for (service, keys) in &self.state.frontend_keys {
+            for (addr, _) in keys {
+                let owner = self.state.frontends.first(addr).map(|frontend| &frontend.service);
+                if let Some(owner) = owner.filter(|owner| *owner != service) {
+                    let object = ObjectRef { kind: Kind::Service, key: service.clone() };
+                    let message = format!(
+                        "{addr} is Service {owner}'s: a ClusterIP counts before an external address, then the older Service"
+                    );
+                    out.push((object, message));
+                }
+            }
+        }
+        out.sort();
+        out
     }
 }
 

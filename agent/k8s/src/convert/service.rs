@@ -46,8 +46,8 @@ pub(super) fn service(cx: &mut Cx<'_>) -> Option<Service> {
     })
 }
 
-fn family(text: &String) -> Option<IpFamily> {
-    match text.as_str() {
+fn family(text: &str) -> Option<IpFamily> {
+    match text {
         "IPv4" => Some(IpFamily::V4),
         "IPv6" => Some(IpFamily::V6),
         _ => None,

@@ -44,14 +44,14 @@ impl Table {
 
     /// The last byte of the endpoint that a client gets after so many seconds; `tried` may not be taken.
     fn get(&mut self, seconds: u64, n: u32, all: &[u8], tried: &[u8]) -> Option<u8> {
-        self.of(&backend("web", 80, Reach::default()), seconds, n, all, tried)
+        self.of(&backend("web", 80, Reach::default()), (seconds, n), all, tried)
     }
 
-    fn of(&mut self, backend: &Backend, seconds: u64, n: u32, all: &[u8], tried: &[u8]) -> Option<u8> {
+    fn of(&mut self, backend: &Backend, (seconds, n): (u64, u32), all: &[u8], tried: &[u8]) -> Option<u8> {
         let now = self.start + Duration::from_secs(seconds);
         let fresh = |i: usize| !tried.contains(&all[i]);
         let set = endpoints(all.iter().copied());
-        let index = self.sticky.pick((backend, TIMEOUT), &set, client(n), fresh, now)?;
+        let index = self.sticky.pick((backend, TIMEOUT), &set, (client(n), now), fresh)?;
         Some(all[index])
     }
 }
@@ -111,19 +111,19 @@ fn a_seat_belongs_to_a_client_and_a_service_port() {
     let mut table = Table::new(100);
     let (web, local) = (backend("web", 80, Reach::default()), Reach { local: true, second_family: false });
     for n in 0..20 {
-        let first = table.of(&web, 0, n, &[1, 2], &[]);
-        let by_its_other_address = table.of(&backend("web", 80, local), 1, n, &[1, 2, 3, 4, 5], &[]);
+        let first = table.of(&web, (0, n), &[1, 2], &[]);
+        let by_its_other_address = table.of(&backend("web", 80, local), (1, n), &[1, 2, 3, 4, 5], &[]);
         assert_eq!(first, by_its_other_address);
     }
     let others = [backend("web", 81, Reach::default()), backend("api", 80, Reach::default())];
     for other in others {
-        let seen: Vec<_> = (0..20).map(|n| table.of(&other, 1, n, &[1, 2, 3, 4, 5], &[])).collect();
+        let seen: Vec<_> = (0..20).map(|n| table.of(&other, (1, n), &[1, 2, 3, 4, 5], &[])).collect();
         assert!(seen.iter().any(|e| *e > Some(2)), "{}: {seen:?}", other.key.port);
     }
     // An IPv4-mapped address is the IPv4 client.
     let now = Instant::now();
     let mut sticky = Sticky::new(10);
-    let mut pick = |ip: IpAddr, all: &[Endpoint]| sticky.pick((&web, TIMEOUT), all, ip, |_| true, now);
+    let mut pick = |ip: IpAddr, all: &[Endpoint]| sticky.pick((&web, TIMEOUT), all, (ip, now), |_| true);
     let IpAddr::V4(v4) = client(1) else { panic!() };
     assert_eq!(pick(v4.into(), &endpoints([1])), Some(0));
     assert_eq!(pick(v4.to_ipv6_mapped().into(), &endpoints(1..9)), Some(0));

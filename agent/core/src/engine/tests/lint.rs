@@ -152,3 +152,25 @@ fn a_listener_set_without_a_gateway_is_named() {
         &["ListenerSet shop/a: spec.parentRef: Service is no Gateway; a ListenerSet belongs to a Gateway"],
     );
 }
+
+#[test]
+fn an_external_address_of_another_service_is_named() {
+    let claim = |name: &str, ip_of_its_own: &str, created| Service {
+        meta: Meta { created, ..meta(name) },
+        external_ips: vec![ip("10.0.0.7"), ip("192.0.2.1")],
+        ..service(name, ip_of_its_own, &[80])
+    };
+    let counts = "a ClusterIP counts before an external address, then the older Service";
+    check(
+        |w| {
+            w.service(service("shop/owner", "10.0.0.7", &[80]));
+            w.service(claim("shop/older", "10.0.0.8", 1));
+            w.service(claim("shop/newer", "10.0.0.9", 2));
+        },
+        &[
+            &format!("Service shop/newer: 10.0.0.7:80 is Service shop/owner's: {counts}"),
+            &format!("Service shop/newer: 192.0.2.1:80 is Service shop/older's: {counts}"),
+            &format!("Service shop/older: 10.0.0.7:80 is Service shop/owner's: {counts}"),
+        ],
+    );
+}

@@ -151,7 +151,7 @@ fn endpoint_slices() {
     let ours = "kubernetes.io/service-name: cart";
     let Object::EndpointSlice(s) = model(&slice(
         ours,
-        "addressType: IPv4\nports: [{name: \"\", port: 8080}, {name: any}]\nendpoints:\n- {addresses: [10.0.0.1], nodeName: node-1, zone: z, hints: {forZones: [{name: z}, {name: y}], forNodes: [{name: node-1}]}, targetRef: {kind: Pod, name: p}}\n- {addresses: [10.0.0.2], conditions: {ready: false, terminating: true}}\n",
+        "addressType: IPv4\nports: [{name: \"\", port: 8080}, {name: any}]\nendpoints:\n- {addresses: [10.0.0.1], nodeName: node-1, zone: z, hints: {forZones: [{name: z}, {name: w}], forNodes: [{name: node-1}]}, targetRef: {kind: Pod, name: p}}\n- {addresses: [10.0.0.2], conditions: {ready: false, terminating: true}}\n",
     )) else {
         panic!()
     };
@@ -166,7 +166,7 @@ fn endpoint_slices() {
     );
     assert_eq!(
         (s.endpoints[0].for_zones.join(" "), s.endpoints[0].for_nodes.join(" ")),
-        ("z y".into(), "node-1".into())
+        ("z w".into(), "node-1".into())
     );
     assert_eq!(s.endpoints[0].pod, Some(ObjectKey::new("shop", "p")));
     for (labels, rest, said) in [
