@@ -7,6 +7,7 @@ mod nodes;
 mod objects;
 mod personas;
 mod phases;
+mod policies;
 mod rollouts;
 mod screens;
 mod sharing;

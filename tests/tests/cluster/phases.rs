@@ -5,7 +5,7 @@
 //! tables) it takes away again when it succeeds; the demo application and Weft it leaves as it found them, or says what it left
 //! with [`Phase::leaving`].
 
-use crate::{Story, authority, clear, nodes, personas, rollouts, screens, sharing, step, upgrade};
+use crate::{Story, authority, clear, nodes, personas, policies, rollouts, screens, sharing, step, upgrade};
 use anyhow::{Context, Result, ensure};
 use weft_tests::cluster::Cluster;
 
@@ -70,6 +70,7 @@ const ALL: &[Phase] = &[
     Phase::new("strict", "leaving and joining again; callers in clear are refused", Routed, strict).leaving(Strict),
     Phase::new("agents", "an agent is away; an agent is replaced under load", Strict, agents),
     Phase::new("nodes", "another CNI rewrites its configuration, the power fails, a new node comes", Strict, nodes).on_the_bed(),
+    Phase::new("policies", "NetworkPolicies allow and refuse in the mesh what they did before", Installed, policies::run).on_the_bed(),
     Phase::new("rollouts", "Deployments are rolled out, scaled and lose pods under load", Installed, rollouts::run).on_the_bed(),
     Phase::new("uninstall", "nothing of Weft is left, and pods talk on", Joined, uninstall).leaving(Unknown),
     Phase::new("upgrade", "from the build before to this one and back under load", Absent, upgrade::run).leaving(Unknown).on_the_bed(),
