@@ -7,6 +7,7 @@ pub mod bench;
 pub mod cluster;
 pub mod faults;
 pub mod idle;
+pub mod policies;
 pub mod rollouts;
 pub mod scale;
 

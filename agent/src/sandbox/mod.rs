@@ -31,6 +31,9 @@ use std::{
 const NODES_MAX: usize = 8;
 const PODS_PER_NODE_MAX: usize = 250;
 
+/// How long an agent may take to be ready.
+pub const READY: Duration = Duration::from_secs(20);
+
 /// A cluster's worth of namespaces.
 #[derive(Debug)]
 pub struct Sandbox {
@@ -56,6 +59,8 @@ pub struct Options {
     pub agent_args: Vec<String>,
     /// Environment of every agent.
     pub agent_env: Vec<(String, String)>,
+    /// How long an agent may take to be ready; [`READY`] when left out.
+    pub patience: Option<Duration>,
 }
 
 /// One node: a namespace with a bridge for its pods and a link to the other nodes.
@@ -284,7 +289,7 @@ impl Sandbox {
     /// Starts the node's holder (if it is not running) and its agent, and waits until the agent is ready.
     ///
     /// # Errors
-    /// When a process ends or is not ready within 20 s; the error carries the end of its log.
+    /// When a process ends or is not ready in time; the error carries the end of its log.
     pub fn start_agent(&mut self, node: usize) -> Result<()> {
         if self.nodes[node].holder.is_none() {
             let holder = self.spawn_weft(node, "holder", &["holder", "--run-dir"])?;
@@ -426,7 +431,7 @@ impl Sandbox {
             if self.agent_page(node, 15021, "/readyz").is_ok() {
                 return Ok(());
             }
-            if !agent.is_running() || start.elapsed() > Duration::from_secs(20) {
+            if !agent.is_running() || start.elapsed() > self.options.patience.unwrap_or(READY) {
                 let name = &self.nodes[node].name;
                 bail!("the agent of {name} is not ready; the end of its log:\n{}", agent.log_tail());
             }

@@ -48,19 +48,20 @@ impl Rig {
     /// What the sandbox says.
     pub(super) fn create(options: &Options) -> Result<Self> {
         let weft = options.takes_part(Who::Weft).then(crate::weft_binary).transpose()?;
-        Self::of(weft.as_deref())
+        Self::of(weft.as_deref(), sandbox::READY)
     }
 
-    /// Nodes, with agents of this build when there is one.
+    /// Nodes, with agents of this build when there is one; each may take so long to be ready.
     ///
     /// # Errors
     /// What the sandbox says.
-    pub(super) fn of(weft: Option<&std::path::Path>) -> Result<Self> {
+    pub(super) fn of(weft: Option<&std::path::Path>, patience: Duration) -> Result<Self> {
         let with_agents = weft.is_some();
         let mut sandbox = Sandbox::create(sandbox::Options {
             weft: Some(weft.map_or_else(std::env::current_exe, |weft| Ok(weft.to_owned()))?),
             pinned: true,
             agent_args: argv(&["--workers", "1"]),
+            patience: Some(patience),
             ..sandbox::Options::default()
         })?;
         sandbox.apply("namespaces", &namespaces("permissive"))?;

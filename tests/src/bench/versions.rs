@@ -14,8 +14,8 @@ use super::{
 };
 use anyhow::{Context as _, Result};
 use interval::{Interval, interval};
-use std::{fmt::Write as _, path::PathBuf, process::ExitCode};
-use weft::sandbox::Process;
+use std::{fmt::Write as _, path::PathBuf, process::ExitCode, time::Duration};
+use weft::sandbox::{Process, READY};
 
 /// Names of the two in a row's samples.
 const OLD: &str = "old";
@@ -80,7 +80,7 @@ pub(super) fn run(options: &Options, args: &VersionsArgs) -> Result<ExitCode> {
             rows.push(gateways(options, args.pairs, name, &builds)?);
         }
         if !meshes.is_empty() {
-            let mut sides = [Side::new(&builds[0])?, Side::new(&builds[1])?];
+            let mut sides = [Side::new(&builds[0], READY)?, Side::new(&builds[1], READY)?];
             for scenario in meshes {
                 rows.push(in_mesh(options, args.pairs, scenario, &mut sides));
             }
@@ -128,8 +128,8 @@ struct Side {
 }
 
 impl Side {
-    fn new(build: &std::path::Path) -> Result<Self> {
-        let mut rig = Rig::of(Some(build))?;
+    fn new(build: &std::path::Path, patience: Duration) -> Result<Self> {
+        let mut rig = Rig::of(Some(build), patience)?;
         let client = rig.pod(0, "shop", "client")?;
         let path = rig.path("shop", &client, "server")?;
         Ok(Self { path, rig })

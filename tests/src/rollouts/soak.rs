@@ -50,7 +50,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut world = World::build(&cluster, *rate)?;
     while soak.made() < *requests {
         // The comparison has rounds of its own: its servers answer slowly, and must not take the time of the others.
-        for backends in [&[Backend::Finishes, Backend::PreStop][..], &[Backend::Exits]] {
+        for backends in [&[Backend::Finishes, Backend::PreStop][..], &[Backend::Exits], &[Backend::Late]] {
             let counted = world.round(backends)?;
             soak.note(&counted, verdict(&counted, &world.taken()?));
             println!("{} of {requests} requests after {} s", soak.made(), soak.start.elapsed().as_secs());
@@ -78,14 +78,14 @@ impl Soak {
     /// Requests to servers that finish, in the mesh and through the Gateway.
     fn made(&self) -> u64 {
         let counts = |((backend, way), _): &(&(Backend, Way), &Tally)| {
-            *backend != Backend::Exits && *way != Way::Outside
+            matches!(backend, Backend::Finishes | Backend::PreStop) && *way != Way::Outside
         };
         self.sums.iter().filter(counts).map(|(_, tally)| tally.good() + tally.bad()).sum()
     }
 
     fn note(&mut self, counted: &[Counted], wrong: Vec<String>) {
         self.rounds += 1;
-        for backend in [Backend::Finishes, Backend::PreStop, Backend::Exits] {
+        for backend in [Backend::Finishes, Backend::PreStop, Backend::Exits, Backend::Late] {
             for way in Way::ALL {
                 let tally = sum(counted, backend, way);
                 if tally.good() + tally.bad() > 0 {
@@ -103,10 +103,11 @@ impl Soak {
             "# Rollouts for long\n\nWritten by `./dev soak rollouts` ({now}, commit {commit}{}): a real Kubernetes with two nodes \
              (README.md beside this file).\nIn {} rounds of {} s in all each Deployment of three pods was restarted, grown to five, \
              shrunk to two, and had a pod deleted, under four loads of {rate} requests a second on each: in the mesh and through the \
-             Gateway, on kept and on new connections; `exits` also outside the mesh, by kube-proxy.\n\n\
+             Gateway, on kept and on new connections; `exits` and `late` also outside the mesh, by kube-proxy.\n\n\
              - *finishes*: readiness tells the truth, and on SIGTERM it answers what it has taken. *prestop*: the same with a `preStop` \
              that waits 3 s. Nothing may fail.\n\
-             - *exits*: ends at once on SIGTERM. Only what its own log says it had taken may fail, and no more than outside.\n\n\
+             - *exits*: ends at once on SIGTERM. Only what its own log says it had taken may fail, and no more than outside.\n\
+             - *late*: listens ten seconds after its start, and its readiness is a `tcpSocket`; only restarted. Nothing may fail.\n\n\
              | server | way | requests | failed | longest gap, ms |\n|---|---|--:|--:|--:|\n",
             if self.ended { "" } else { "; it was ended early" },
             self.rounds,

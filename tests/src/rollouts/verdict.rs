@@ -37,7 +37,7 @@ pub fn verdict(counted: &[Counted], taken: &HashSet<String>) -> Vec<String> {
         if good < AT_LEAST {
             wrong.push(format!("{name}: only {good} requests succeeded"));
         }
-        if load.way == Way::Outside {
+        if load.way == Way::Outside && load.backend == Backend::Exits {
             continue;
         }
         if load.backend != Backend::Exits {
@@ -104,11 +104,12 @@ mod tests {
 
     #[test]
     fn what_may_fail_is_what_a_server_that_exits_had_taken() {
-        use Backend::{Exits, Finishes, PreStop};
+        use Backend::{Exits, Finishes, Late, PreStop};
         use Way::{Gateway, Mesh, Outside};
         check(&[load(Finishes, Mesh, 500, &[]), load(PreStop, Gateway, 500, &[])], &[]);
         check(&[load(Finishes, Mesh, 500, &[3])], &["mesh: 1 failed"]);
         check(&[load(PreStop, Gateway, 7, &[])], &["only 7"]);
+        check(&[load(Late, Outside, 500, &[]), load(Late, Mesh, 500, &[1, 2])], &["mesh: 2 failed"]);
         let outside = load(Exits, Outside, 500, &[1, 2, 3]);
         check(&[load(Exits, Mesh, 500, &[1, 49]), outside.clone()], &[]);
         check(&[load(Exits, Mesh, 500, &[1, 50]), outside.clone()], &["1 of 2 failed without"]);

@@ -53,23 +53,29 @@ pub(super) fn backend(image: &str, backend: Backend) -> String {
 fn deployment(image: &str, namespace: &str, backend: Backend) -> String {
     let (name, delay) = (backend.name(), backend.answer_after());
     let end = match backend {
-        Backend::Finishes | Backend::PreStop => "finish",
+        Backend::Finishes | Backend::PreStop | Backend::Late => "finish",
         Backend::Exits => "exit",
     };
     let stop = match backend {
-        Backend::PreStop => "lifecycle: {preStop: {sleep: {seconds: 3}}}, ",
+        Backend::PreStop | Backend::Late => "lifecycle: {preStop: {sleep: {seconds: 3}}}, ",
         Backend::Finishes | Backend::Exits => "",
     };
     // Only what ends at once is judged by its log.
     let log = if backend == Backend::Exits { ", --log, /log/$(POD)" } else { "" };
+    let (probe, start, surge) = match backend {
+        // All at once: one wait of ten seconds is enough to see a lie.
+        Backend::Late => ("tcpSocket: {port: 8080}", ", --listen-after, \"10\"", "100%"),
+        _ => ("httpGet: {path: /ready, port: 8080}", "", "25%"),
+    };
     format!(
-        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{namespace: {namespace}, name: {name}}}\nspec:\n  replicas: {REPLICAS}\n  \
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{namespace: {namespace}, name: {name}}}\nspec:\n  \
+         strategy: {{rollingUpdate: {{maxUnavailable: 0, maxSurge: {surge}}}}}\n  replicas: {REPLICAS}\n  \
          selector: {{matchLabels: {{app: {name}}}}}\n  template:\n    metadata: {{labels: {{app: {name}}}}}\n    spec:\n      \
          terminationGracePeriodSeconds: 30\n      \
          volumes: [{{name: log, hostPath: {{path: {LOGS}, type: DirectoryOrCreate}}}}]\n      containers:\n      \
          - {{name: app, image: \"{image}\", imagePullPolicy: IfNotPresent,\n         \
-         args: [echo, --name, {name}, --http, \"8080\", --answer-after, \"{delay}\", --on-term, {end}{log}],\n         \
+         args: [echo, --name, {name}, --http, \"8080\", --answer-after, \"{delay}\", --on-term, {end}{log}{start}],\n         \
          env: [{{name: POD, valueFrom: {{fieldRef: {{fieldPath: metadata.name}}}}}}],\n         \
-         volumeMounts: [{{name: log, mountPath: /log}}], {stop}readinessProbe: {{httpGet: {{path: /ready, port: 8080}}, periodSeconds: 1}}}}\n"
+         volumeMounts: [{{name: log, mountPath: /log}}], {stop}readinessProbe: {{{probe}, periodSeconds: 1}}}}\n"
     )
 }

@@ -9,6 +9,7 @@ mod nodes;
 mod objects;
 mod personas;
 mod phases;
+mod policies;
 mod probes;
 mod rollouts;
 mod screens;

@@ -6,8 +6,8 @@
 //! with [`Phase::leaving`].
 
 use crate::{
-    Story, authority, clear, leaving, matrix, nodes, personas, probes, rollouts, screens, services, sharing,
-    step, upgrade,
+    Story, authority, clear, leaving, matrix, nodes, personas, policies, probes, rollouts, screens, services,
+    sharing, step, upgrade,
 };
 use anyhow::{Context, Result, ensure};
 use weft_tests::cluster::Cluster;
@@ -75,6 +75,7 @@ const ALL: &[Phase] = &[
     Phase::new("probes", "under strict the kubelet may ask what a pod declares, and nobody else may", Strict, probes::run),
     Phase::new("agents", "an agent is away; an agent is replaced under load", Strict, agents),
     Phase::new("nodes", "another CNI rewrites its configuration, the power fails, a new node comes", Strict, nodes).on_the_bed(),
+    Phase::new("policies", "NetworkPolicies allow and refuse in the mesh what they did before", Installed, policies::run).on_the_bed(),
     Phase::new("rollouts", "Deployments are rolled out, scaled and lose pods under load", Installed, rollouts::run).on_the_bed(),
     Phase::new("matrix", "Services of every kind and pods of every shape, permissive and strict", Installed, matrix::run).on_the_bed(),
     Phase::new("leaving", "an agent that is gone, a node cleaned, the chart's hook, pods that outlive Weft", Joined, leaving::run).leaving(Unknown).on_the_bed(),

@@ -18,6 +18,13 @@ pub(crate) fn run(story: &Story<'_>) -> Result<()> {
         let counted = world.round(&[Backend::Exits])?;
         told(&counted, &world.taken()?)
     })?;
+    step(
+        "a server that listens ten seconds after its start, ready by tcpSocket, also outside the mesh",
+        || {
+            let counted = world.round(&[Backend::Late])?;
+            told(&counted, &HashSet::new())
+        },
+    )?;
     World::clear(story.cluster)
 }
 

@@ -48,7 +48,7 @@ pub(super) fn run(builds: &[PathBuf; 2]) -> Result<Vec<Row>> {
     let mut rows: Vec<Row> = LOADS.iter().map(|(name, title, _)| Row::new(name, title)).collect();
     for (build, who) in builds.iter().zip([OLD, NEW]) {
         let dir = tempfile::tempdir()?;
-        let side = Side::new(&under_valgrind(build, dir.path())?)?;
+        let side = Side::new(&under_valgrind(build, dir.path())?, LIMIT)?;
         for ((_, title, args), row) in LOADS.iter().zip(&mut rows) {
             eprintln!("count {who}: {title}");
             let figures = one(&side, build, args, dir.path())?;
@@ -59,13 +59,18 @@ pub(super) fn run(builds: &[PathBuf; 2]) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// A directory with a `weft` that runs the build in callgrind, and its plugin as it is.
+/// A directory with a `weft` that runs the build in callgrind, and its plugin as it is. Without its line tables, which
+/// valgrind would read at every start; names of functions stay.
 fn under_valgrind(build: &Path, dir: &Path) -> Result<PathBuf> {
+    let program = dir.join("program");
+    let stripped =
+        Command::new("strip").arg("--strip-debug").arg("-o").args([program.as_path(), build]).status()?;
+    ensure!(stripped.success(), "cannot strip {}", build.display());
     let script = dir.join("weft");
     let text = format!(
         "#!/bin/sh\nexec valgrind --quiet --tool=callgrind --instr-atstart=no --callgrind-out-file={}/out.%p {} \"$@\"\n",
         dir.display(),
-        build.display()
+        program.display()
     );
     fs::write(&script, text)?;
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
