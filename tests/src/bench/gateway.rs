@@ -117,7 +117,7 @@ pub(super) fn run(options: &Options, names: &[String]) -> Result<Vec<Row>> {
                 scenario.title.to_owned()
             };
             eprintln!("gateway {name}: {title}");
-            let bench = Bench::create(scenario, *workers, options)?;
+            let bench = Bench::create(scenario, *workers, options, crate::weft_binary()?)?;
             rows.push(bench.run(Row::new(&name, &title), &mut shuffle)?);
         }
     }
@@ -125,10 +125,12 @@ pub(super) fn run(options: &Options, names: &[String]) -> Result<Vec<Row>> {
 }
 
 /// A scenario with its namespace, backend and participants, made anew for each.
-struct Bench<'a> {
+pub(super) struct Bench<'a> {
     scenario: &'a Scenario,
     workers: usize,
     options: &'a Options,
+    /// The build of Weft that takes part.
+    weft: PathBuf,
     certificate: (PathBuf, PathBuf),
     dir: PathBuf,
     load: Place,
@@ -139,7 +141,21 @@ struct Bench<'a> {
 }
 
 impl<'a> Bench<'a> {
-    fn create(scenario: &'a Scenario, workers: usize, options: &'a Options) -> Result<Self> {
+    /// A scenario with one worker and this build of Weft; `None` when there is no scenario of that name.
+    ///
+    /// # Errors
+    /// When the namespace or the backend cannot be made.
+    pub(super) fn of(name: &str, options: &'a Options, weft: &Path) -> Result<Option<Self>> {
+        let scenario = SCENARIOS.iter().find(|s| s.name == name);
+        scenario.map(|scenario| Self::create(scenario, 1, options, weft.to_owned())).transpose()
+    }
+
+    /// Its row in the tables.
+    pub(super) fn row(&self) -> Row {
+        Row::new(self.scenario.name, self.scenario.title)
+    }
+
+    fn create(scenario: &'a Scenario, workers: usize, options: &'a Options, weft: PathBuf) -> Result<Self> {
         let mut sandbox = Sandbox::create(sandbox::Options {
             weft: Some(std::env::current_exe()?),
             ..sandbox::Options::default()
@@ -163,6 +179,7 @@ impl<'a> Bench<'a> {
             scenario,
             workers,
             options,
+            weft,
             certificate,
             dir,
             load,
@@ -203,7 +220,7 @@ impl<'a> Bench<'a> {
             shuffle.shuffle(&mut who);
             for who in &who {
                 if let Some(process) = running.get(who) {
-                    self.once(&mut row, *who, process.as_ref(), round == 0);
+                    self.once(&mut row, (*who, who.name()), process.as_ref(), round == 0);
                 }
             }
         }
@@ -216,22 +233,32 @@ impl<'a> Bench<'a> {
         Ok(row)
     }
 
-    fn start(&self, who: Who) -> Result<Option<Process>> {
+    /// Starts a participant.
+    ///
+    /// # Errors
+    /// When it does not serve.
+    pub(super) fn start(&self, who: Who) -> Result<Option<Process>> {
         let setup = self.setup(who.name())?;
         peers::start(who, &self.proxy, &setup.borrow(self))
     }
 
-    /// One run of one participant, with a second of warm-up before the first.
-    fn once(&self, row: &mut Row, who: Who, process: Option<&Process>, first: bool) {
+    /// One run of one participant, called so in the row, with a second of warm-up before the first.
+    pub(super) fn once(
+        &self,
+        row: &mut Row,
+        (who, name): (Who, &str),
+        process: Option<&Process>,
+        first: bool,
+    ) {
         let (measured, known) = self.trees(process);
         if first && !self.options.quick {
             let _ = self.send(who, 1);
         }
         let send = || measure(&measured, &known, || self.send(who, self.options.seconds));
-        let figures = self.options.run_quiet(row, who.name(), &["proxy"], send);
+        let figures = self.options.run_quiet(row, name, &["proxy"], send);
         if let (Some(_), Some(pid)) = (figures, measured.first()) {
             let pss = proc::pss_bytes(*pid) as f64 / 1e6;
-            if let Some(last) = row.samples.get_mut(who.name()).and_then(|s| s.last_mut()) {
+            if let Some(last) = row.samples.get_mut(name).and_then(|s| s.last_mut()) {
                 last.insert("pss_mb".into(), pss);
             }
         }
@@ -344,6 +371,7 @@ impl Directory {
             log: bench.scenario.log,
             certificate: (&bench.certificate.0, &bench.certificate.1),
             dir: &self.0,
+            weft: &bench.weft,
         }
     }
 }

@@ -37,7 +37,8 @@ enum Kind {
     PacedBeside,
 }
 
-struct Scenario {
+/// What is measured.
+pub(super) struct Scenario {
     name: &'static str,
     title: &'static str,
     kind: Kind,
@@ -77,6 +78,27 @@ const SCENARIOS: &[Scenario] = &[
         kind: Kind::PacedBeside,
     },
 ];
+
+/// The scenario of this name.
+pub(super) fn scenario(name: &str) -> Option<&'static Scenario> {
+    SCENARIOS.iter().find(|s| s.name == name && !matches!(s.kind, Kind::Held { .. }))
+}
+
+impl Scenario {
+    /// Its row in the tables.
+    pub(super) fn row(&self) -> Row {
+        Row::new(self.name, self.title)
+    }
+}
+
+/// A way through two agents, or without.
+pub(super) struct Party<'a> {
+    /// What it is called in the row.
+    pub(super) name: &'a str,
+    pub(super) path: &'a Path,
+    /// Process ids of the agents that are measured.
+    pub(super) agents: &'a [u32],
+}
 
 /// Names and titles.
 pub(super) fn list() -> Vec<(String, &'static str)> {
@@ -133,7 +155,11 @@ fn run_scenario(
             match scenario.kind {
                 Kind::Held { opaque } if *who == Who::Weft => held(rig, row, path, opaque, options.quick),
                 Kind::Held { .. } => {}
-                _ => once(rig, row, (*who, path), scenario, options),
+                _ => {
+                    let agents = if *who == Who::Weft { rig.agents.clone() } else { Vec::new() };
+                    let party = Party { name: who.name(), path, agents: &agents };
+                    once(rig, row, &party, scenario, options);
+                }
             }
             rig.tidy(row);
         }
@@ -149,12 +175,13 @@ fn run_scenario(
     Ok(())
 }
 
-fn once(rig: &Rig, row: &mut Row, (who, path): (Who, &Path), scenario: &Scenario, options: &Options) {
-    let measured = if who == Who::Weft { rig.agents.clone() } else { Vec::new() };
+/// One run.
+pub(super) fn once(rig: &Rig, row: &mut Row, party: &Party<'_>, scenario: &Scenario, options: &Options) {
+    let Party { name, path, agents } = *party;
     let mut beside = None;
     let parts = ["client", "server"];
-    let figures = options.run_quiet(row, who.name(), &parts, || {
-        let sent = measure(&measured, &rig.servers(), || {
+    let figures = options.run_quiet(row, name, &parts, || {
+        let sent = measure(agents, &rig.servers(), || {
             let (load, gbit) = send(rig, path, scenario.kind, options.seconds)?;
             beside = gbit;
             Ok(load)
@@ -162,13 +189,18 @@ fn once(rig: &Rig, row: &mut Row, (who, path): (Who, &Path), scenario: &Scenario
         Ok(sent)
     });
     if let (Some(_), Some(gbit), Some(last)) =
-        (figures, beside, row.samples.get_mut(who.name()).and_then(|s| s.last_mut()))
+        (figures, beside, row.samples.get_mut(name).and_then(|s| s.last_mut()))
     {
         last.insert("beside_gbit".into(), gbit);
         last.remove("cpu_us"); // it would charge the transfer to the requests
         last.remove("cpu_us@client");
         last.remove("cpu_us@server");
     }
+}
+
+/// A second of load that is not measured.
+pub(super) fn warm(rig: &Rig, path: &Path, scenario: &Scenario) {
+    let _ = send(rig, path, scenario.kind, 1);
 }
 
 /// The load, and the rate of a transfer beside it.

@@ -13,6 +13,7 @@ mod report;
 mod results;
 mod rig;
 mod tools;
+mod versions;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
@@ -87,6 +88,8 @@ enum What {
         /// Scenarios; all when left out
         scenarios: Vec<String>,
     },
+    /// An older build and this one in turns, judged by the interval of the ratio
+    Versions(versions::VersionsArgs),
     /// Write RESULTS.md from the raw results
     Report {
         /// Where to
@@ -123,14 +126,17 @@ pub fn run(args: Args) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         What::Report { file } => report::write(&options.out, &file).map(|()| ExitCode::SUCCESS),
-        What::Gateway { scenarios } => finish(&options, "gateway", gateway::run(&options, &scenarios)?),
-        What::Mesh { scenarios } => finish(&options, "mesh", mesh::run(&options, &scenarios)?),
-        What::Fairness { scenarios } => finish(&options, "fairness", fairness::run(&options, &scenarios)?),
+        What::Gateway { scenarios } => finish(&options, ("gateway", ""), gateway::run(&options, &scenarios)?),
+        What::Mesh { scenarios } => finish(&options, ("mesh", ""), mesh::run(&options, &scenarios)?),
+        What::Fairness { scenarios } => {
+            finish(&options, ("fairness", ""), fairness::run(&options, &scenarios)?)
+        }
+        What::Versions(args) => versions::run(&options, &args),
         What::All => {
             let codes = [
-                finish(&options, "gateway", gateway::run(&options, &[])?)?,
-                finish(&options, "mesh", mesh::run(&options, &[])?)?,
-                finish(&options, "fairness", fairness::run(&options, &[])?)?,
+                finish(&options, ("gateway", ""), gateway::run(&options, &[])?)?,
+                finish(&options, ("mesh", ""), mesh::run(&options, &[])?)?,
+                finish(&options, ("fairness", ""), fairness::run(&options, &[])?)?,
             ];
             Ok(codes.into_iter().find(|c| *c != ExitCode::SUCCESS).unwrap_or(ExitCode::SUCCESS))
         }
@@ -138,11 +144,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
 }
 
 /// Prints a suite's tables, writes its raw results, and judges it: every participant must have figures, none failures.
-fn finish(options: &Options, name: &str, rows: Vec<Row>) -> Result<ExitCode> {
+fn finish(options: &Options, (name, against): (&str, &str), rows: Vec<Row>) -> Result<ExitCode> {
     ensure!(!rows.is_empty(), "no scenario of that name in {name}: see `weft-bench list`");
     let suite = Suite {
         date: output("date", &["-u", "+%Y-%m-%d %H:%M"]),
         commit: output("git", &["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty"]),
+        against: against.into(),
         rounds: options.rounds,
         seconds: options.seconds,
         rows,

@@ -134,6 +134,8 @@ pub(super) struct Setup<'a> {
     pub certificate: (&'a Path, &'a Path),
     /// Directory of this participant in this scenario; empty.
     pub dir: &'a Path,
+    /// The build of Weft that takes part.
+    pub weft: &'a Path,
 }
 
 impl Setup<'_> {

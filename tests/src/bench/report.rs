@@ -305,6 +305,9 @@ const BUDGETS: &[Budget] = &[
 
 /// A suite's tables in Markdown; readable in a terminal too.
 pub(super) fn tables(name: &str, suite: &Suite) -> String {
+    if name == "versions" {
+        return super::versions::tables(suite);
+    }
     let tables = match name {
         "gateway" => GATEWAY,
         "mesh" => MESH,
@@ -382,7 +385,7 @@ pub(super) fn one_line(figures: &Figures) -> String {
 /// When there is nothing.
 pub(super) fn write(out: &Path, file: &Path) -> Result<()> {
     let mut suites = BTreeMap::new();
-    for name in ["gateway", "mesh", "fairness"] {
+    for name in ["gateway", "mesh", "fairness", "versions"] {
         if let Some(suite) = Suite::read(&out.join(format!("{name}.json")))? {
             suites.insert(name, suite);
         }
@@ -402,6 +405,7 @@ pub(super) fn write(out: &Path, file: &Path) -> Result<()> {
         ("gateway", "Gateway: proxies in front of one backend"),
         ("mesh", "Mesh: pod to pod through two agents"),
         ("fairness", "Fairness: one pod beside another pod's flood"),
+        ("versions", "Versions: an older build and this one"),
     ] {
         if let Some(suite) = suites.get(name) {
             let _ = writeln!(text, "## {title}\n\n{}", tables(name, suite).trim_end());

@@ -32,6 +32,9 @@ pub(super) struct Suite {
     pub date: String,
     /// Commit of the tree.
     pub commit: String,
+    /// The older build that was measured beside it, where one was.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub against: String,
     /// Rounds and seconds of each run.
     pub rounds: u32,
     /// See `rounds`.

@@ -47,9 +47,18 @@ impl Rig {
     /// # Errors
     /// What the sandbox says.
     pub(super) fn create(options: &Options) -> Result<Self> {
-        let with_agents = options.takes_part(Who::Weft);
+        let weft = options.takes_part(Who::Weft).then(crate::weft_binary).transpose()?;
+        Self::of(weft.as_deref())
+    }
+
+    /// Nodes, with agents of this build when there is one.
+    ///
+    /// # Errors
+    /// What the sandbox says.
+    pub(super) fn of(weft: Option<&std::path::Path>) -> Result<Self> {
+        let with_agents = weft.is_some();
         let mut sandbox = Sandbox::create(sandbox::Options {
-            weft: Some(if with_agents { crate::weft_binary()? } else { std::env::current_exe()? }),
+            weft: Some(weft.map_or_else(std::env::current_exe, |weft| Ok(weft.to_owned()))?),
             pinned: true,
             agent_args: argv(&["--workers", "1"]),
             ..sandbox::Options::default()

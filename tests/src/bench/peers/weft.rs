@@ -15,7 +15,7 @@ pub(super) fn prepare(setup: &Setup<'_>) -> Result<Vec<String>> {
     fs::write(config.join("routes.yaml"), routes(setup))?;
     let base = Ports::of(Who::Weft).http;
     let at = |offset: u16| format!("127.0.0.1:{}", base + offset);
-    let (weft, ca, access) = (crate::weft_binary()?, setup.dir.join("ca"), setup.dir.join("access.log"));
+    let (weft, ca, access) = (setup.weft, setup.dir.join("ca"), setup.dir.join("access.log"));
     let access = if setup.log { access.to_str().context("path")? } else { "off" };
     Ok(argv(&[
         weft.to_str().context("path")?,

@@ -6,6 +6,7 @@ use crate::{
     drain::Drain,
     error::{ProxyError, Reason, Retryable},
     http::{Entrance, GatewayEntrance, HttpConn, HttpVersion, HttpWorker, respond, serve},
+    loads::Loads,
     share::{Share, ShareLimits, scheduler::Scheduler},
     telemetry::{Telemetry, TelemetryConfig},
 };
@@ -20,7 +21,7 @@ use std::{
     convert::Infallible,
     io,
     net::SocketAddr,
-    os::fd::OwnedFd,
+    os::fd::{BorrowedFd, OwnedFd},
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -34,7 +35,7 @@ use weft_core::{
     balance::Weighted,
     config::{
         Action, AppProtocol, Backend, BackendKey, Config, Endpoint, EndpointSet, FailReason, FilterChain,
-        Frontend, GatewayConfig, HttpBackend, HttpListener, HttpRule, MeshRoutes, PortConfig, RuleId,
+        Frontend, GatewayConfig, HttpBackend, HttpListener, HttpRule, MeshRoutes, PortConfig, Reach, RuleId,
         Transport,
     },
     matching::{Entry, HostMap, Order, RouteTable},
@@ -85,6 +86,10 @@ impl Sockets for NoSockets {
     fn tcp(&self, _: bool) -> io::Result<OwnedFd> {
         Err(io::ErrorKind::Unsupported.into())
     }
+
+    fn original_dst(&self, _: BorrowedFd<'_>) -> io::Result<SocketAddr> {
+        Err(io::ErrorKind::NotFound.into())
+    }
 }
 
 /// The HTTP path with a listener in front.
@@ -127,7 +132,11 @@ impl<D: Dial> Bed<D> {
             Drain::new(),
             Arc::default(),
         );
-        let http = HttpWorker::new(Arc::clone(&shared), dial, shared.telemetry.worker(), 42);
+        let http = {
+            let telemetry = shared.telemetry.worker();
+            let loads = Loads::new(telemetry.clone(), shared.sticky.clone(), None);
+            HttpWorker::new(Arc::clone(&shared), dial, telemetry, loads, 42)
+        };
         Rc::new(Self { shared, http, share, dials })
     }
 
@@ -189,8 +198,11 @@ impl<D: Dial> Bed<D> {
             ips: Vec::new(),
             node: None,
             enrolled: true,
+            labelled: true,
+            tunnel: weft_core::model::TunnelPort::default(),
             mode: MtlsMode::Permissive,
             app: "curl".into(),
+            probes: Arc::default(),
         });
         Rc::new(Source { share: ShareKey::Pod(pod), workload, identity: None, sockets: Arc::new(NoSockets) })
     }
@@ -209,8 +221,13 @@ pub(crate) type Routes = Vec<(Match, HttpRule)>;
 pub(crate) struct World(pub(crate) Config);
 
 pub(crate) fn backend(name: &str, protocol: AppProtocol) -> Backend {
-    let key = BackendKey { service: ObjectKey::new("shop", name), port: 80, transport: Transport::Tcp };
-    Backend { key, protocol, tls: None, client_ip_affinity: false }
+    let key = BackendKey {
+        service: ObjectKey::new("shop", name),
+        port: 80,
+        transport: Transport::Tcp,
+        reach: Reach::default(),
+    };
+    Backend { key, protocol, tls: None, client_ip_affinity: None }
 }
 
 impl World {
@@ -227,6 +244,7 @@ impl World {
         let frontend = Frontend {
             service: default.key.service.clone(),
             port: 80,
+            external: None,
             protocol: default.protocol,
             producer: routes.map(|routes| MeshRoutes::Http(table(routes))),
             consumers: Default::default(),

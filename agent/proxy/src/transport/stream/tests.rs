@@ -43,7 +43,7 @@ async fn tunnel() -> (Rc<Tunnel>, mpsc::Receiver<Accepted>) {
         }
     });
     let identity = Rc::new(SpiffeId::new("cluster.local", "shop", "b"));
-    let (tunnel, driver) = Tunnel::establish(near, identity).await.unwrap();
+    let (tunnel, driver) = Tunnel::establish(near, identity, None).await.unwrap();
     tokio::task::spawn_local(driver);
     (tunnel, accepts)
 }
@@ -280,7 +280,7 @@ async fn a_tunnel_whose_other_end_is_no_more_is_given_up() {
             let identity = Rc::new(SpiffeId::new("cluster.local", "shop", "b"));
             // Empty SETTINGS: it speaks HTTP/2, and then no more.
             far.write_all(b"\0\0\0\x04\0\0\0\0\0").await.unwrap();
-            let (tunnel, driver) = Tunnel::establish(near, identity).await.unwrap();
+            let (tunnel, driver) = Tunnel::establish(near, identity, None).await.unwrap();
             tokio::task::spawn_local(driver);
             // PING after 10 s, 20 s of patience.
             let lived = lives(&tunnel).await.as_secs();
