@@ -220,7 +220,7 @@ impl World {
         let (python, script) = (python()?, client_script("peer.py"));
         let mut argv = vec![&*python, &script, "call"];
         argv.extend(orders.iter().map(String::as_str));
-        let said = self.mesh.sandbox.exec(&self.callers[&from], &argv, LIMIT * 3)?.ok()?;
+        let said = self.mesh.sandbox.exec(&self.callers[&from], &argv, LIMIT * 20)?.ok()?;
         serde_json::from_str(&said).with_context(|| format!("peer.py printed {said}"))
     }
 }

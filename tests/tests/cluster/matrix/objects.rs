@@ -103,7 +103,7 @@ impl Deployment<'_> {
              selector: {{matchLabels: {{name: {name}}}}}\n  template:\n    metadata: {{labels: {{name: {name}, app: {app}}}}}\n    \
              spec: {{nodeSelector: {{kubernetes.io/hostname: {node}}}, terminationGracePeriodSeconds: {grace}{spec},\n      containers: [{}]}}\n",
             containers.join(",\n        "),
-            grace = if *name == "draining" { 20 } else { 1 },
+            grace = if *name == "draining" { 60 } else { 1 },
         )
     }
 }
