@@ -160,15 +160,15 @@ impl Table {
     fn loopback(&mut self) {
         let mut rules = vec![
             format!("tcp dport {{ {OUTBOUND_PORT}, {INBOUND_PORT} }} {RESET}"), // it would go in circles
-            // The client's own port, by which a captured connection of the same addresses already goes (see
-            // `transport::connect` of the data plane, which then takes another).
-            format!("ct state != new {RESET}"),
+            // The port that the client has for a captured connection, to the same addresses (see `transport::connect` of the
+            // data plane, which takes another soon). Silence: an answer, addressed to the client, would reach just it.
+            "ct state != new drop".to_owned(),
         ];
         if self.tproxy() {
             // Two effects. A socket in TIME_WAIT that has these addresses ends, in exchange for the listener, as nft_tproxy
             // does; the listener of 15008 is not transparent, so the rule stops there and the SYN goes on to the application.
             // A captured connection that has them is transparent: the rule goes on to its end.
-            rules.push(format!("{TCP} tproxy to :{HBONE_PORT} {RESET}"));
+            rules.push(format!("{TCP} tproxy to :{HBONE_PORT} drop"));
             self.chain(
                 "to_agent",
                 None,
@@ -208,6 +208,9 @@ impl Table {
             // original destination. One over lo that was redirected there has IPS_DST_NAT.
             format!("iifname lo {own} ct status & dnat == 0 {RESET}"),
             format!("iifname != lo {own} {RESET}"),
+            // A client that takes the port of the agent's connection in its name (of a range that clients rarely take). Silence
+            // again: it comes again in a second, and an answer would go over lo and end the agent's connection.
+            format!("iifname != lo {} drop", mark_is("ct", LOCAL_MARK)),
             "jump exempt_inbound".to_owned(),
         ];
         match self.pod.mechanism {

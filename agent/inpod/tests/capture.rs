@@ -64,6 +64,7 @@ fn connect_from(socket: OwnedFd, source: Option<SocketAddr>, to: SocketAddr) -> 
 fn outbound_connections_are_captured_as_they_are() {
     for mechanism in Mechanism::ALL {
         let net = Net::new();
+        strictest_filter(&net);
         let listeners = captured_by(mechanism, &net, &CaptureConfig::default());
         // Nobody listens there, and 192.0.2.7 does not even exist: capture comes first. Somebody's port 15006 is no other.
         for to in [
@@ -103,6 +104,13 @@ fn inbound_connections_are_captured_as_they_are() {
     }
 }
 
+/// Packets with foreign addresses over lo must pass all the same.
+fn strictest_filter(net: &Net) {
+    for interface in ["all", "default", "lo", "eth0"] {
+        net.in_pod("sysctl", &["-qw", &format!("net.ipv4.conf.{interface}.rp_filter=1")]);
+    }
+}
+
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
@@ -120,6 +128,10 @@ fn hbone_is_not_captured() {
 
 #[test]
 fn connections_that_exist_stay_as_they_are() {
+    Mechanism::ALL.into_iter().for_each(connections_that_exist_stay_as_they_are_by);
+}
+
+fn connections_that_exist_stay_as_they_are_by(mechanism: Mechanism) {
     let net = Net::new();
     let (inside, outside) = (serve(&net.pod, at(POD4, 80)), serve(&net.peer, at(PEER4, 80)));
     let mut inbound = connect(&net.peer, at(POD4, 80)).unwrap();
@@ -127,7 +139,7 @@ fn connections_that_exist_stay_as_they_are() {
     let mut outbound = connect(&net.pod, at(PEER4, 80)).unwrap();
     let mut outbound_server = accept(&outside).0;
 
-    let _listeners = captured(&net, &CaptureConfig::default());
+    let _listeners = captured_by(mechanism, &net, &CaptureConfig::default());
     assert_talks(&mut inbound, &mut inbound_app);
     assert_talks(&mut outbound, &mut outbound_server);
 
@@ -152,12 +164,13 @@ fn the_agents_own_sockets_are_skipped() {
 
 #[test]
 fn the_application_sees_the_clients_address() {
+    Mechanism::ALL.into_iter().for_each(the_application_sees_the_clients_address_by);
+}
+
+fn the_application_sees_the_clients_address_by(mechanism: Mechanism) {
     let net = Net::new();
-    // The strictest setting: a reply to a foreign address over lo must pass all the same.
-    for interface in ["all", "default", "lo", "eth0"] {
-        net.in_pod("sysctl", &["-qw", &format!("net.ipv4.conf.{interface}.rp_filter=1")]);
-    }
-    let listeners = captured(&net, &CaptureConfig::default());
+    strictest_filter(&net);
+    let listeners = captured_by(mechanism, &net, &CaptureConfig::default());
     let stash = sockets(&net);
     // The last pair: the pod calls itself through a Service.
     for (source, to) in
@@ -195,6 +208,10 @@ fn a_pod_reaches_itself_directly() {
 
 #[test]
 fn exclusions_are_left_alone() {
+    Mechanism::ALL.into_iter().for_each(exclusions_are_left_alone_by);
+}
+
+fn exclusions_are_left_alone_by(mechanism: Mechanism) {
     enum Way {
         In,
         Out,
@@ -212,7 +229,7 @@ fn exclusions_are_left_alone() {
     let net = Net::new();
     let listeners = open_listeners(&net.pod).unwrap();
     for (annotation, value, way, to) in cases {
-        apply(&net.pod, &excluding(annotation, value), Mode::Capture).unwrap();
+        apply_by(mechanism, &net.pod, &excluding(annotation, value), Mode::Capture).unwrap();
         let (from, server, ours) = match way {
             Way::In => (&net.peer, &net.pod, &listeners.inbound),
             Way::Out => (&net.pod, &net.peer, &listeners.outbound),
@@ -237,12 +254,16 @@ fn exclusions_are_left_alone() {
 
 #[test]
 fn without_listeners_everything_is_refused() {
+    Mechanism::ALL.into_iter().for_each(without_listeners_everything_is_refused_by);
+}
+
+fn without_listeners_everything_is_refused_by(mechanism: Mechanism) {
     let net = Net::new();
     drop(open_listeners(&net.pod).unwrap());
     for port in [OUTBOUND_PORT, INBOUND_PORT] {
         wait_until_refused(&net.pod, at("::1", port));
     }
-    apply(&net.pod, &CaptureConfig::default(), Mode::Capture).unwrap();
+    apply_by(mechanism, &net.pod, &CaptureConfig::default(), Mode::Capture).unwrap();
     for (from, server, to) in [
         (&net.pod, &net.peer, at(PEER4, 80)),
         (&net.pod, &net.peer, at(PEER6, 80)),
@@ -258,8 +279,12 @@ fn without_listeners_everything_is_refused() {
 
 #[test]
 fn our_plaintext_ports_are_reached_by_capture_only() {
+    Mechanism::ALL.into_iter().for_each(our_plaintext_ports_are_reached_by_capture_only_by);
+}
+
+fn our_plaintext_ports_are_reached_by_capture_only_by(mechanism: Mechanism) {
     let net = Net::new();
-    let listeners = captured(&net, &CaptureConfig::default());
+    let listeners = captured_by(mechanism, &net, &CaptureConfig::default());
     for to in
         [at(POD4, OUTBOUND_PORT), at(POD4, INBOUND_PORT), at(POD6, OUTBOUND_PORT), at(POD6, INBOUND_PORT)]
     {
@@ -330,20 +355,29 @@ fn a_mark_that_is_taken_away_opens_nothing() {
 
 #[test]
 fn applying_again_keeps_captured_connections() {
+    Mechanism::ALL.into_iter().for_each(applying_again_keeps_captured_connections_by);
+}
+
+fn applying_again_keeps_captured_connections_by(mechanism: Mechanism) {
     let net = Net::new();
-    let listeners = captured(&net, &CaptureConfig::default());
+    let listeners = captured_by(mechanism, &net, &CaptureConfig::default());
     let mut client = connect(&net.pod, at(PEER4, 80)).unwrap();
     let (mut accepted, _) = accept(&listeners.outbound);
-    apply(&net.pod, &excluding("weft.dev/exclude-outbound-ports", "80"), Mode::Capture).unwrap();
-    apply(&net.pod, &CaptureConfig::default(), Mode::Capture).unwrap();
+    apply_by(mechanism, &net.pod, &excluding("weft.dev/exclude-outbound-ports", "80"), Mode::Capture)
+        .unwrap();
+    apply_by(mechanism, &net.pod, &CaptureConfig::default(), Mode::Capture).unwrap();
     assert_talks(&mut client, &mut accepted);
 }
 
 #[test]
 fn leaving_drains_captured_connections_and_then_restores_the_pod() {
+    Mechanism::ALL.into_iter().for_each(leaving_drains_captured_connections_and_then_restores_the_pod_by);
+}
+
+fn leaving_drains_captured_connections_and_then_restores_the_pod_by(mechanism: Mechanism) {
     let net = Net::new();
     let before = pod_state(&net);
-    let listeners = captured(&net, &CaptureConfig::default());
+    let listeners = captured_by(mechanism, &net, &CaptureConfig::default());
     let stash = sockets(&net);
     let (inside, outside) = (serve(&net.pod, at(POD4, 80)), serve(&net.peer, at(PEER4, 80)));
     let mut outbound = connect(&net.pod, at(PEER4, 80)).unwrap();
@@ -354,7 +388,7 @@ fn leaving_drains_captured_connections_and_then_restores_the_pod() {
         connect_from(stash.tcp(Family::V4).unwrap(), Some(at(CLIENT4, 0)), at(POD4, 80)).unwrap();
     let mut app = accept(&inside).0;
 
-    apply(&net.pod, &CaptureConfig::default(), Mode::Drain).unwrap();
+    apply_by(mechanism, &net.pod, &CaptureConfig::default(), Mode::Drain).unwrap();
     assert_talks(&mut outbound, &mut outbound_agent);
     assert_talks(&mut inbound, &mut inbound_agent);
     assert_talks(&mut to_app, &mut app);
@@ -381,16 +415,23 @@ fn pod_state(net: &Net) -> [String; 5] {
 
 #[test]
 fn a_pod_without_ipv6_is_captured_too() {
-    let net = Net::new();
-    for interface in ["all", "default", "lo", "eth0"] {
-        net.in_pod("sysctl", &["-qw", &format!("net.ipv6.conf.{interface}.disable_ipv6=1")]);
+    for (mechanism, interfaces) in [
+        (Mechanism::Tproxy, &["all", "default", "lo", "eth0"][..]),
+        (Mechanism::Tproxy, &["lo"]), // what came by IPv6 would be refused
+        (Mechanism::Redirect, &["all", "default", "lo", "eth0"]),
+    ] {
+        let net = Net::new();
+        for interface in interfaces {
+            net.in_pod("sysctl", &["-qw", &format!("net.ipv6.conf.{interface}.disable_ipv6=1")]);
+        }
+        let listeners =
+            captured_by(mechanism, &net, &excluding("weft.dev/exclude-outbound-cidrs", "fd00::/8"));
+        assert!(listeners.outbound.local_addr().unwrap().is_ipv4());
+        let _client = connect(&net.pod, at(PEER4, 80)).unwrap();
+        assert_eq!(original_dst(&accept(&listeners.outbound).0).unwrap(), at(PEER4, 80));
+        assert!(nobody_waits(&listeners.inbound));
+        remove(&net.pod).unwrap();
     }
-    let listeners = captured(&net, &excluding("weft.dev/exclude-outbound-cidrs", "fd00::/8"));
-    assert!(listeners.outbound.local_addr().unwrap().is_ipv4());
-    let _client = connect(&net.pod, at(PEER4, 80)).unwrap();
-    assert_eq!(original_dst(&accept(&listeners.outbound).0).unwrap(), at(PEER4, 80));
-    assert!(nobody_waits(&listeners.inbound));
-    remove(&net.pod).unwrap();
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::{
 };
 use tokio::sync::watch;
 use weft_control::ControlServer;
+use weft_inpod::Mechanism;
 use weft_k8s::{
     WatchState,
     events::EventCounts,
@@ -143,6 +144,16 @@ pub(super) fn agent(page: &NodePage, out: &mut Text) {
     let missing = page.on_node.missing.borrow().len();
     for (state, n) in [("captured", counts.captured), ("pending", counts.pending), ("failed", missing)] {
         out.line("weft_node_pods", &[("state", state)], &n);
+    }
+    out.family(
+        "weft_node_capture",
+        "How pods are captured: redirect where the kernel lacks nft_tproxy.",
+        "gauge",
+    );
+    let mechanism = *page.on_node.mechanism.borrow();
+    for known in Mechanism::ALL {
+        let value = u8::from(mechanism == Some(known));
+        out.line("weft_node_capture", &[("mechanism", known.name())], &value);
     }
     out.gauge("weft_holder_connected", "Whether the holder answers.", u8::from(counts.holder));
     let connected = u8::from(page.controller.borrow().connected);

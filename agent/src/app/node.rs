@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use weft_certs::IdentityStore;
 use weft_control::ClientState;
 use weft_core::model::ObjectKey;
-use weft_inpod::{Captured, Counts};
+use weft_inpod::{Captured, Counts, Mechanism};
 use weft_k8s::WatchState;
 use weft_proxy::{context::Shared, plaintext::PlaintextCaller};
 
@@ -36,6 +36,7 @@ pub(super) struct NodePage {
 pub(super) struct OnNode {
     pub(super) counts: watch::Receiver<Counts>,
     pub(super) captured: watch::Receiver<Arc<BTreeMap<ObjectKey, Captured>>>,
+    pub(super) mechanism: watch::Receiver<Option<Mechanism>>,
     pub(super) missing: watch::Receiver<Missing>,
     pub(super) leaving: watch::Receiver<Leaving>,
 }
@@ -86,6 +87,7 @@ impl NodePage {
             controller: controller(&self.controller.borrow()),
             kernel: std::fs::read_to_string(KERNEL).unwrap_or_default().trim().to_owned(),
             nft: self.nft.get().cloned().unwrap_or_default(),
+            capture: self.on_node.mechanism.borrow().map(|m| m.name().to_owned()).unwrap_or_default(),
             cni: self.plugin.report(),
             pods: pods.reports(),
             connections: self.shared.telemetry.open_connections(),

@@ -257,6 +257,7 @@ impl Agent {
         let on_node = node.map(|node| OnNode {
             counts: node.manager.counts(),
             captured: node.manager.captured(),
+            mechanism: node.manager.mechanism(),
             missing: node.joining.missing(),
             leaving,
         });

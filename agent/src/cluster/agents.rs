@@ -29,6 +29,9 @@ pub struct NodeReport {
     pub kernel: String,
     /// What `nft --version` says; empty when it does not run.
     pub nft: String,
+    /// How pods are captured, as the kernel lets them: `tproxy`, or a redirect (`redirect-listening`, `redirect`), which
+    /// slows down. Empty until one is.
+    pub capture: String,
     /// The plugin's place in the runtime's configuration.
     pub cni: CniReport,
     /// Pods of the node that are, or should be, in the mesh.

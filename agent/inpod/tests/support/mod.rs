@@ -1,6 +1,7 @@
 //! A pod and the network around it: two namespaces joined by a veth, gone when the value is dropped.
 #![allow(dead_code)] // each test binary uses a part
 
+use socket2::{Domain, Socket, Type};
 use std::{
     io::{self, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
@@ -120,6 +121,42 @@ pub(crate) fn connect(ns: &Netns, to: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
+/// A connection of an application in `ns` from this address, which a connection before it may have had.
+pub(crate) fn connect_as(ns: &Netns, from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    let connect = || -> io::Result<TcpStream> {
+        let socket = Socket::new(Domain::for_address(from), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&from.into())?;
+        socket.connect_timeout(&to.into(), PATIENCE)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(socket.into())
+    };
+    ns.run(connect).unwrap()
+}
+
+/// One of the kernel's counters in `ns`, as in `TcpExt` of /proc/net/netstat.
+pub(crate) fn counter(ns: &Netns, name: &str) -> u64 {
+    let text = ns.run(|| std::fs::read_to_string("/proc/thread-self/net/netstat")).unwrap().unwrap();
+    let mut lines = text.lines().filter_map(|l| l.strip_prefix("TcpExt: "));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let found = names.split(' ').zip(values.split(' ')).find(|(n, _)| *n == name);
+    found.unwrap_or_else(|| panic!("no counter {name}")).1.parse().unwrap()
+}
+
+/// Sockets of the pod in this state of `ss`, e.g. `time-wait`, one line each; IPv4 as such.
+pub(crate) fn sockets_in(net: &Net, state: &str) -> String {
+    net.in_pod("ss", &["-Htan", "state", state]).replace("::ffff:", "").replace(['[', ']'], "")
+}
+
+/// Waits until this holds.
+pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(std::time::Instant::now() < deadline, "{what}");
+        std::thread::yield_now();
+    }
+}
+
 /// Accepts within [`PATIENCE`], also from a non-blocking listener.
 pub(crate) fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -156,9 +193,5 @@ fn exchange(from: &mut TcpStream, to: &mut TcpStream) {
 /// Waits until nobody listens at `to`. After the last handle is closed a child process that another test is just
 /// starting may still have a copy, until it has become its program.
 pub(crate) fn wait_until_refused(ns: &Netns, to: SocketAddr) {
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while connect(ns, to).is_ok() {
-        assert!(std::time::Instant::now() < deadline, "somebody listens at {to}");
-        std::thread::yield_now();
-    }
+    wait_until("somebody listens", || connect(ns, to).is_err());
 }

@@ -26,9 +26,9 @@ const CLIENT_PORTS: std::ops::RangeInclusive<u16> = 61_000..=65_535;
 const STRIDE: u32 = 1009;
 /// Ports that are tried before the kernel may choose any.
 const PORTS_TRIED: usize = 8;
-/// How often a refusal is not believed: the pod's rules refuse a port that the client itself has in use. The application
-/// itself refuses rarely, since its dead ports are refused before anybody comes here, and it takes microseconds.
-const REFUSALS_DOUBTED: usize = 2;
+/// How long one port is tried. The way is within a pod and takes microseconds; only a port that the client itself has in
+/// use gets no answer, and an application whose accept queue is full (which is then asked again).
+const PORT_PATIENCE: Duration = Duration::from_millis(250);
 
 /// Not from 0: an agent before this one may have connections that live.
 static NEXT_PORT: LazyLock<AtomicU32> = LazyLock::new(|| {
@@ -54,9 +54,9 @@ pub async fn tcp(
 ///
 /// The client's own connection, captured as it is, has the same addresses and the application's port too, and both live in
 /// one namespace: with the client's port as well, the two would be one to the kernel, which does not see such a conflict
-/// when it chooses a port, and the connection would hang. Nor may the client, later, choose a port that is used here. So
-/// the ports are those that clients do not take; a port that is in use all the same is refused by the kernel or by the
-/// pod's rules, and the next one is tried.
+/// when it chooses a port, and the connection hangs. Nor may the client, later, choose a port that is used here. So the ports
+/// are those that clients rarely take. To one that a connection in this client's name has, the kernel says so; to one that
+/// the client itself has, the pod's rules say nothing, to nobody's harm. Then the next is tried.
 ///
 /// # Errors
 /// As [`tcp`].
@@ -67,17 +67,14 @@ pub async fn to_application(
     limits: &Limits,
 ) -> Result<TcpStream, ProxyError> {
     let connecting = async {
-        let mut refused = 0;
         for _ in 0..PORTS_TRIED {
             let from = SocketAddr::new(client, next_port());
-            let connected = match prepare(sockets, Some(from), to) {
-                Ok(socket) => socket.connect(to).await,
-                Err(error) => Err(error),
-            };
-            match connected.as_ref().map_err(io::Error::kind) {
-                Err(io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable) => {}
-                Err(io::ErrorKind::ConnectionRefused) if refused < REFUSALS_DOUBTED => refused += 1,
-                _ => return connected,
+            let trying = async { prepare(sockets, Some(from), to)?.connect(to).await };
+            match tokio::time::timeout(PORT_PATIENCE, trying).await {
+                Err(_) => {}
+                Ok(Err(e))
+                    if matches!(e.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable) => {}
+                Ok(connected) => return connected,
             }
         }
         prepare(sockets, Some(SocketAddr::new(client, 0)), to)?.connect(to).await

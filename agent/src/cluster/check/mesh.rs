@@ -136,6 +136,23 @@ fn agents(report: &mut Report<'_>) {
             Ok(_) => {}
         }
     }
+    let redirecting: Vec<&str> = facts
+        .agents
+        .iter()
+        .filter(|(_, answer)| answer.as_ref().is_ok_and(|agent| agent.capture.starts_with("redirect")))
+        .map(|(node, _)| node.as_str())
+        .collect();
+    if !redirecting.is_empty() {
+        report.add(
+            "WEFT-C040",
+            Level::Warning,
+            format!(
+                "capture: redirect on {}: new connections of a pod to several destinations slow down above some 500 a second",
+                redirecting.join(", ")
+            ),
+            "load the kernel modules nft_tproxy and nft_socket there; pods are captured anew with the agent's next start",
+        );
+    }
 }
 
 fn unanswered(report: &mut Report<'_>, node: &str, reason: &str) {

@@ -208,6 +208,8 @@ fn each_thing_that_is_wrong_with_an_installation_has_its_finding() {
     check("WEFT-C022", Level::Info, &agent(&|a| a.version = "9.9.9".into()));
     check("WEFT-C023", Level::Warning, &|f| drop(f.agents.insert("n1".into(), Err("timed out".into()))));
     check("WEFT-C024", Level::Error, &agent(&|a| a.nft.clear()));
+    check("WEFT-C040", Level::Warning, &agent(&|a| a.capture = "redirect".into()));
+    check("WEFT-C040", Level::Warning, &agent(&|a| a.capture = "redirect-listening".into()));
     check("WEFT-C025", Level::Warning, &agent(&|a| a.controller = "refused".into()));
     check("WEFT-C026", Level::Error, &agent(&|a| a.cni.state = "waiting".into()));
     check("WEFT-C026", Level::Error, &agent(&|a| a.cni.state = "failed".into()));
