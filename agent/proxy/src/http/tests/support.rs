@@ -59,6 +59,8 @@ pub(crate) fn run(test: impl Future<Output = ()> + 'static) {
 #[derive(Default)]
 pub(crate) struct Plain {
     pub(crate) dials: Rc<Cell<u32>>,
+    /// Takes no connection and refuses none.
+    pub(crate) hangs: Rc<Cell<Option<SocketAddr>>>,
 }
 
 impl Dial for Plain {
@@ -71,6 +73,9 @@ impl Dial for Plain {
         _: bool,
     ) -> Result<Upstream<TcpStream>, ProxyError> {
         self.dials.set(self.dials.get() + 1);
+        if self.hangs.get() == Some(endpoint.addr) {
+            std::future::pending::<()>().await;
+        }
         let io = TcpStream::connect(endpoint.addr).await.map_err(|e| ProxyError {
             retry: Retryable::Yes,
             ..respond::error(Reason::ConnectFailed, e.to_string())
@@ -94,6 +99,7 @@ pub(crate) struct Bed {
     pub(crate) http: Rc<HttpWorker<Plain>>,
     pub(crate) share: Rc<Share>,
     pub(crate) dials: Rc<Cell<u32>>,
+    pub(crate) hangs: Rc<Cell<Option<SocketAddr>>>,
 }
 
 impl Bed {
@@ -120,13 +126,13 @@ impl Bed {
             Arc::default(),
         );
         let plain = Plain::default();
-        let dials = Rc::clone(&plain.dials);
+        let (dials, hangs) = (Rc::clone(&plain.dials), Rc::clone(&plain.hangs));
         let http = {
             let telemetry = shared.telemetry.worker();
             let loads = Loads::new(telemetry.clone(), None);
             HttpWorker::new(Arc::clone(&shared), plain, telemetry, loads, 42)
         };
-        Rc::new(Self { shared, http, share, dials })
+        Rc::new(Self { shared, http, share, dials, hangs })
     }
 
     /// Listens as 15001 would, for connections to [`FRONTEND`].
