@@ -13,13 +13,16 @@ use std::{
     collections::HashMap,
     rc::{Rc, Weak},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 use weft_core::{
     balance::{Fault, Outlier, Standing},
     hash::FxBuild,
     model::Str,
 };
+
+/// How long a sign of life speaks for a node one of whose tunnels is silent.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// The nodes that a worker has to do with.
 #[derive(Debug)]
@@ -125,8 +128,15 @@ impl Node {
 
     /// A tunnel has been silent since `since`. Unless another one has not, the node is suspected.
     pub(crate) fn silent(&self, since: Instant, now: Instant) {
-        if self.heard_at.get().is_some_and(|heard| heard > since) {
-            return;
+        if let Some(heard) = self.heard_at.get().filter(|heard| *heard > since) {
+            let age = now.saturating_duration_since(heard);
+            if age > FRESH {
+                // The node may have followed its pod.
+                self.ask();
+            }
+            if age < FRESH * 2 {
+                return;
+            }
         }
         let was_in = self.health.get().is_in();
         if self.edit(|health| health.silent(now)) {

@@ -105,9 +105,13 @@ impl Future for Wait {
         if self.pulse.silence.get() >= self.limit {
             return Poll::Ready(());
         }
-        match &mut self.pulse.waiting.borrow_mut().slots[self.slot] {
-            Some(waker) if waker.will_wake(cx.waker()) => {}
-            slot => *slot = Some(cx.waker().clone()),
+        let mut waiting = self.pulse.waiting.borrow_mut();
+        let slot = &mut waiting.slots[self.slot];
+        if slot.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
+            let old = slot.replace(cx.waker().clone());
+            // Whatever a waker does when it is dropped, it finds nothing borrowed.
+            drop(waiting);
+            drop(old);
         }
         Poll::Pending
     }
@@ -116,8 +120,10 @@ impl Future for Wait {
 impl Drop for Wait {
     fn drop(&mut self) {
         let mut waiting = self.pulse.waiting.borrow_mut();
-        waiting.slots[self.slot] = None;
+        let old = waiting.slots[self.slot].take();
         waiting.free.push(self.slot);
+        drop(waiting);
+        drop(old);
     }
 }
 

@@ -83,6 +83,76 @@ fn another_endpoint_is_tried_when_one_refuses() {
     });
 }
 
+/// A bed with two endpoints, of which the second answers with `code` and these headers.
+async fn uneven(code: u16, header: (&'static str, &'static str)) -> (Rc<Bed>, App, App) {
+    let good = App::named("good").await;
+    let bad = App::start(move |_, _| {
+        Box::pin(async move {
+            let mut answer = text(code, "");
+            answer.headers_mut().insert(header.0, HeaderValue::from_static(header.1));
+            answer
+        })
+    })
+    .await;
+    let mut world = World::default();
+    let both = world.service(backend("app", AppProtocol::Http), &[good.addr, bad.addr]);
+    (Bed::new(world.frontend(&both, None)), good, bad)
+}
+
+#[test]
+fn an_endpoint_that_only_fails_is_ejected_and_one_that_is_too_busy_gets_less() {
+    run(async {
+        let grpc = "content-type: application/grpc\r\n";
+        let cases = [
+            // Five in a row, and a probe each time that an ejection is over.
+            (503, ("x", "y"), "", 5..=10, true),
+            (200, ("grpc-status", "14"), grpc, 5..=10, true),
+            (429, ("x", "y"), "", 1..=20, false),
+            (200, ("grpc-status", "8"), grpc, 1..=20, false),
+            // What the request is to blame for says nothing of the endpoint.
+            (404, ("x", "y"), "", 20..=80, false),
+            (200, ("grpc-status", "5"), grpc, 20..=80, false),
+        ];
+        for (code, header, request_header, expected, ejected) in cases {
+            let (bed, good, bad) = uneven(code, header).await;
+            let mesh = bed.mesh().await;
+            for _ in 0..100 {
+                let request = format!(
+                    "POST / HTTP/1.1\r\nhost: a\r\n{request_header}content-length: 0\r\nconnection: close\r\n\r\n"
+                );
+                raw(mesh, &request).await;
+            }
+            assert_eq!(good.count() + bad.count(), 100);
+            assert!(expected.contains(&bad.count()), "{code} {header:?}: {}", bad.count());
+            assert_eq!(!bed.metrics().contains("weft_ejections_total 0"), ejected, "{}", bed.metrics());
+        }
+    });
+}
+
+#[test]
+fn a_connection_that_does_not_come_about_in_a_second_is_tried_elsewhere_where_that_is_possible() {
+    run(async {
+        let app = App::named("app").await;
+        let hanging: std::net::SocketAddr = ([127, 0, 0, 1], 1).into();
+        for both in [true, false] {
+            let mut world = World::default();
+            let endpoints = if both { vec![hanging, app.addr] } else { vec![hanging] };
+            let service = world.service(backend("app", AppProtocol::Http), &endpoints);
+            let bed = Bed::new(world.frontend(&service, None));
+            bed.hangs.set(Some(hanging));
+            let mesh = bed.mesh().await;
+            let asking = async {
+                // Until the first request has drawn the one that hangs.
+                while bed.metrics().contains("weft_retries_total 0") {
+                    assert_eq!(get(mesh, "/").await, (200, "app".into()));
+                }
+            };
+            let asked = tokio::time::timeout(Duration::from_secs(if both { 20 } else { 2 }), asking).await;
+            assert_eq!(asked.is_ok(), both, "without another one it is waited for");
+        }
+    });
+}
+
 #[test]
 fn says_why_there_is_no_answer() {
     run(async {

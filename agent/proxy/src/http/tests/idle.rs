@@ -71,7 +71,11 @@ impl Quiet {
         let only = world.service(backend("app", protocol), &[peer()]);
         let (give, upstreams) = mpsc::unbounded_channel();
         Self {
-            bed: Bed::around(Limits::default(), at(world, &only), (Memory(give), Rc::default())),
+            bed: Bed::around(
+                Limits::default(),
+                at(world, &only),
+                (Memory(give), Rc::default(), Rc::default()),
+            ),
             upstreams,
         }
     }

@@ -59,6 +59,8 @@ pub(crate) fn run(test: impl Future<Output = ()> + 'static) {
 #[derive(Default)]
 pub(crate) struct Plain {
     pub(crate) dials: Rc<Cell<u32>>,
+    /// Takes no connection and refuses none.
+    pub(crate) hangs: Rc<Cell<Option<SocketAddr>>>,
 }
 
 impl Dial for Plain {
@@ -71,6 +73,9 @@ impl Dial for Plain {
         _: bool,
     ) -> Result<Upstream<TcpStream>, ProxyError> {
         self.dials.set(self.dials.get() + 1);
+        if self.hangs.get() == Some(endpoint.addr) {
+            std::future::pending::<()>().await;
+        }
         let io = TcpStream::connect(endpoint.addr).await.map_err(|e| ProxyError {
             retry: Retryable::Yes,
             ..respond::error(Reason::ConnectFailed, e.to_string())
@@ -98,6 +103,7 @@ pub(crate) struct Bed<D: Dial = Plain> {
     pub(crate) http: Rc<HttpWorker<D>>,
     pub(crate) share: Rc<Share>,
     pub(crate) dials: Rc<Cell<u32>>,
+    pub(crate) hangs: Rc<Cell<Option<SocketAddr>>>,
 }
 
 impl Bed {
@@ -107,14 +113,18 @@ impl Bed {
 
     pub(crate) fn with(limits: Limits, config: Config) -> Rc<Self> {
         let plain = Plain::default();
-        let dials = Rc::clone(&plain.dials);
-        Self::around(limits, config, (plain, dials))
+        let (dials, hangs) = (Rc::clone(&plain.dials), Rc::clone(&plain.hangs));
+        Self::around(limits, config, (plain, dials, hangs))
     }
 }
 
 impl<D: Dial> Bed<D> {
     /// With upstreams of the test's own making, and a count of how often they are dialled.
-    pub(crate) fn around(limits: Limits, config: Config, (dial, dials): (D, Rc<Cell<u32>>)) -> Rc<Self> {
+    pub(crate) fn around(
+        limits: Limits,
+        config: Config,
+        (dial, dials, hangs): (D, Rc<Cell<u32>>, Rc<Cell<Option<SocketAddr>>>),
+    ) -> Rc<Self> {
         let telemetry = Telemetry::detached(TelemetryConfig {
             access_log: crate::telemetry::AccessLogConfig {
                 output: crate::telemetry::AccessLogOutput::Off,
@@ -137,7 +147,7 @@ impl<D: Dial> Bed<D> {
             let loads = Loads::new(telemetry.clone(), shared.sticky.clone(), None);
             HttpWorker::new(Arc::clone(&shared), dial, telemetry, loads, 42)
         };
-        Rc::new(Self { shared, http, share, dials })
+        Rc::new(Self { shared, http, share, dials, hangs })
     }
 
     /// Listens as 15001 would, for connections to [`FRONTEND`].

@@ -203,6 +203,13 @@ async fn a_node_is_suspected_when_all_of_its_tunnels_are_silent() {
         one.wire.freeze();
         assert!(matches!(one.open().await, Err(OpenError::Silent)));
         assert_eq!(standing(), Standing::In);
+        // The node follows its pod, which is silent already.
+        tokio::time::sleep(ms(5_000)).await;
+        assert_eq!(standing(), Standing::In);
+        other.wire.freeze();
+        tokio::time::sleep(ms(3_500)).await;
+        assert_eq!(standing(), Standing::Out);
+        other.wire.thaw();
         one.wire.thaw();
         assert!(one.tunnel.pulse_settles().await);
         // The node is gone.
@@ -215,7 +222,7 @@ async fn a_node_is_suspected_when_all_of_its_tunnels_are_silent() {
         other.wire.thaw();
         assert!(other.tunnel.pulse_settles().await);
         assert_eq!(standing(), Standing::In, "back with its first sign of life");
-        assert!(telemetry.render_metrics(false).contains("weft_node_suspicions_total 1"));
+        assert!(telemetry.render_metrics(false).contains("weft_node_suspicions_total 2"));
     })
     .await;
 }
