@@ -23,18 +23,36 @@ pub async fn tcp(
     to: SocketAddr,
     limits: &Limits,
 ) -> Result<TcpStream, ProxyError> {
+    let reset = || failed(Reason::ConnectFailed, format!("connect to {to}: accepted, and reset at once"));
+    tcp_unless_reset(sockets, from, to, limits).await?.ok_or_else(reset)
+}
+
+/// The same, which tells a connection that was refused (an error) from one that was accepted and reset before we had a look
+/// at it (`None`): somebody is there, and does not want to talk to us like this.
+///
+/// # Errors
+/// As [`tcp`].
+pub async fn tcp_unless_reset(
+    sockets: &dyn Sockets,
+    from: Option<IpAddr>,
+    to: SocketAddr,
+    limits: &Limits,
+) -> Result<Option<TcpStream>, ProxyError> {
     let deadline = Duration::from_millis(limits.connect_timeout_ms);
     let connecting = async { prepare(sockets, from, to)?.connect(to).await };
-    match tokio::time::timeout(deadline, connecting).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            Err(failed(Reason::ConnectFailed, format!("connect to {to}: refused, nothing listens there")))
-        }
-        Ok(Err(error)) => Err(failed(Reason::ConnectFailed, format!("connect to {to}: {error}"))),
-        Err(_) => {
-            Err(failed(Reason::ConnectTimeout, format!("connect to {to}: no answer within {deadline:?}")))
-        }
-    }
+    let (reason, why) = match tokio::time::timeout(deadline, connecting).await {
+        Ok(Ok(stream)) => return Ok(Some(stream)),
+        Ok(Err(error)) => match error.kind() {
+            // A RST in answer to the SYN would be ConnectionRefused.
+            io::ErrorKind::ConnectionReset => return Ok(None),
+            io::ErrorKind::ConnectionRefused => {
+                (Reason::ConnectFailed, "refused, nothing listens there".to_owned())
+            }
+            _ => (Reason::ConnectFailed, error.to_string()),
+        },
+        Err(_) => (Reason::ConnectTimeout, format!("no answer within {deadline:?}")),
+    };
+    Err(failed(reason, format!("connect to {to}: {why}")))
 }
 
 fn prepare(sockets: &dyn Sockets, from: Option<IpAddr>, to: SocketAddr) -> io::Result<TcpSocket> {
