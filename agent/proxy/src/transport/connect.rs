@@ -46,8 +46,27 @@ pub async fn tcp(
     to: SocketAddr,
     limits: &Limits,
 ) -> Result<TcpStream, ProxyError> {
+    unless_reset(to, tcp_unless_reset(sockets, from, to, limits).await?)
+}
+
+/// The same, which tells a connection that was refused (an error) from one that was accepted and reset before we had a look
+/// at it (`None`): somebody is there, and does not want to talk to us like this.
+///
+/// # Errors
+/// As [`tcp`].
+pub async fn tcp_unless_reset(
+    sockets: &dyn Sockets,
+    from: Option<IpAddr>,
+    to: SocketAddr,
+    limits: &Limits,
+) -> Result<Option<TcpStream>, ProxyError> {
     let connecting = async { prepare(sockets, from.map(|ip| SocketAddr::new(ip, 0)), to)?.connect(to).await };
     in_time(to, limits, connecting).await
+}
+
+fn unless_reset(to: SocketAddr, connected: Option<TcpStream>) -> Result<TcpStream, ProxyError> {
+    let reset = || failed(Reason::ConnectFailed, format!("connect to {to}: accepted, and reset at once"));
+    connected.ok_or_else(reset)
 }
 
 /// Connects to the application at `to` in its client's name: from the address `client`.
@@ -79,7 +98,7 @@ pub async fn to_application(
         }
         prepare(sockets, Some(SocketAddr::new(client, 0)), to)?.connect(to).await
     };
-    in_time(to, limits, connecting).await
+    unless_reset(to, in_time(to, limits, connecting).await?)
 }
 
 fn next_port() -> u16 {
@@ -88,22 +107,26 @@ fn next_port() -> u16 {
     u16::try_from(first + draw % (last - first + 1)).unwrap_or(*CLIENT_PORTS.start())
 }
 
+/// `None` if it was accepted, and reset at once.
 async fn in_time(
     to: SocketAddr,
     limits: &Limits,
     connecting: impl Future<Output = io::Result<TcpStream>>,
-) -> Result<TcpStream, ProxyError> {
+) -> Result<Option<TcpStream>, ProxyError> {
     let deadline = Duration::from_millis(limits.connect_timeout_ms);
-    match tokio::time::timeout(deadline, connecting).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            Err(failed(Reason::ConnectFailed, format!("connect to {to}: refused, nothing listens there")))
-        }
-        Ok(Err(error)) => Err(failed(Reason::ConnectFailed, format!("connect to {to}: {error}"))),
-        Err(_) => {
-            Err(failed(Reason::ConnectTimeout, format!("connect to {to}: no answer within {deadline:?}")))
-        }
-    }
+    let (reason, why) = match tokio::time::timeout(deadline, connecting).await {
+        Ok(Ok(stream)) => return Ok(Some(stream)),
+        Ok(Err(error)) => match error.kind() {
+            // A RST in answer to the SYN would be ConnectionRefused.
+            io::ErrorKind::ConnectionReset => return Ok(None),
+            io::ErrorKind::ConnectionRefused => {
+                (Reason::ConnectFailed, "refused, nothing listens there".to_owned())
+            }
+            _ => (Reason::ConnectFailed, error.to_string()),
+        },
+        Err(_) => (Reason::ConnectTimeout, format!("no answer within {deadline:?}")),
+    };
+    Err(failed(reason, format!("connect to {to}: {why}")))
 }
 
 fn prepare(sockets: &dyn Sockets, from: Option<SocketAddr>, to: SocketAddr) -> io::Result<TcpSocket> {

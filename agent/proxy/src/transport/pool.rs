@@ -22,11 +22,12 @@ use http::HeaderMap;
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    io,
     net::{IpAddr, SocketAddr},
     rc::Rc,
     time::{Duration, Instant},
 };
-use tokio::sync::Notify;
+use tokio::{net::TcpStream, sync::Notify};
 use weft_core::model::{SpiffeId, Workload};
 
 /// Streams of one tunnel.
@@ -338,20 +339,22 @@ async fn establish(
         Way::Application(port) => SocketAddr::new(key.ip, port),
         Way::Hbone => SocketAddr::new(key.ip, worker.shared.hbone_port),
     };
-    // Before the turn: endpoints that do not answer at all must not keep the pod from the others. Where the application's
-    // port is refused or a NetworkPolicy drops it, 15008 is not tried: that would be a way around the policy.
-    let tcp = |way| connect::tcp(&*source.sockets, key.from, to(way), &worker.shared.limits);
     let share = worker.share(&source.share);
-    let shake = async |way: Way, tcp| {
+    let tcp = |way| connect::tcp_unless_reset(&*source.sockets, key.from, to(way), &worker.shared.limits);
+    let shake = async |way: Way, tcp: Option<TcpStream>| {
+        let tcp = tcp.ok_or_else(|| broken(to(way), &io::Error::from(io::ErrorKind::ConnectionReset)))?;
         let permit = share.handshake().await;
         permit.during(tls::connect(worker, source, &key.identity, (key.ip, tcp, way.alpn()))).await
     };
+    // Before the turn: endpoints that do not answer at all must not keep the pod from the others. Where the application's
+    // port is refused or a NetworkPolicy drops it, 15008 is not tried: that would be a way around the policy.
     let first = tcp(key.way).await?;
     let (tls, came) = match key.way {
         Way::Hbone => (shake(Way::Hbone, first).await?, Way::Hbone),
         Way::Application(_) => {
+            let again = async || shake(key.way, tcp(key.way).await?).await;
             let detour = async || shake(Way::Hbone, tcp(Way::Hbone).await?).await;
-            let (tls, detoured) = either(shake(key.way, first), detour).await?;
+            let (tls, detoured) = either(shake(key.way, first), again, detour).await?;
             (tls, if detoured { Way::Hbone } else { key.way })
         }
     };

@@ -16,6 +16,8 @@ use weft_core::{config::Config, model::Workload};
 
 /// What listens on the application's port has this long to answer as an agent does; then 15008 is asked too.
 const DETOUR_AFTER: Duration = Duration::from_secs(1);
+/// After a handshake that failed there, 15008 is given this long before the application's port is asked once more.
+const AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// So long a pod is not asked again on its applications' ports, when only 15008 answered as an agent does. What its agent
 /// says of that has come to us by then.
 const REMEMBERED: Duration = Duration::from_secs(30);
@@ -64,14 +66,16 @@ pub fn way(config: &Config, source: &Source, workload: &Workload, to: SocketAddr
 /// The handshake on the application's port; on 15008 if that fails, or as well if it takes long. The second value is whether
 /// it came by 15008.
 ///
-/// An agent that was replaced by one of the version before hands a tunnel to the application, and nobody has told us yet. As
-/// well, not instead: an agent that is being restarted answers late, and a policy may keep us from 15008. It is mutual TLS
-/// on both, so whoever breaks the first has won nothing.
+/// An agent that was replaced by one of the version before hands a tunnel to the application, or resets it, and nobody has
+/// told us yet: 15008 is right. An agent that is being restarted lets go of what it has just accepted, or answers late, and
+/// a policy may keep us from 15008: the same port is right, `again` if need be. So both are tried, and the first that stands
+/// is taken. It is mutual TLS on both: whoever breaks the first has won nothing.
 ///
 /// # Errors
 /// That of the application's port.
 pub async fn either<T>(
     own: impl Future<Output = Result<T, ProxyError>>,
+    again: impl AsyncFnOnce() -> Result<T, ProxyError>,
     detour: impl AsyncFnOnce() -> Result<T, ProxyError>,
 ) -> Result<(T, bool), ProxyError> {
     let mut own = pin!(own);
@@ -81,10 +85,18 @@ pub async fn either<T>(
         Ok(Err(error)) => Some(error),
         Err(_) => None,
     };
+    let mut own = pin!(async {
+        let error = match failed {
+            Some(error) => error,
+            None => match own.await {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            },
+        };
+        tokio::time::sleep(AGAIN_AFTER).await;
+        again().await.map_err(|_| error)
+    });
     let mut detour = pin!(detour());
-    if let Some(error) = failed {
-        return detour.await.map(|done| (done, true)).map_err(|_| error);
-    }
     tokio::select! {
         done = &mut own => match done {
             Ok(done) => Ok((done, false)),

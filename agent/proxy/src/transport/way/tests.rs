@@ -1,6 +1,6 @@
 use super::*;
 use crate::fixtures::{TestSockets, workload};
-use std::{cell::Cell, future::ready, sync::Arc};
+use std::sync::Arc;
 use tokio::time::sleep;
 use weft_core::model::{MtlsMode, ObjectKey, TunnelPort};
 
@@ -78,26 +78,31 @@ async fn the_detour_is_taken_when_no_agent_answers_and_only_then() {
         sleep(Duration::from_millis(after)).await;
         end.map_err(error)
     }
-    let check = async |own: End, detour: End, expected: Result<bool, Reason>, asked: bool| {
-        let was_asked = Cell::new(false);
-        let other = async || {
-            was_asked.set(true);
-            end(detour).await
+    let check = async |[own, again, detour]: [End; 3], expected: Result<bool, Reason>, asked: &str| {
+        let was_asked = RefCell::new(String::new());
+        let ask = async |what: &str, how: End| {
+            was_asked.borrow_mut().push_str(what);
+            end(how).await
         };
-        let got = either(end(own), other).await.map(|((), detoured)| detoured).map_err(|e| e.reason);
-        assert_eq!((got, was_asked.get()), (expected, asked), "{own:?} {detour:?}");
+        let done =
+            either(end(own), async || ask("again", again).await, async || ask("detour ", detour).await);
+        let got = done.await.map(|((), detoured)| detoured).map_err(|e| e.reason);
+        assert_eq!((got, was_asked.borrow().trim()), (expected, asked), "{own:?} {again:?} {detour:?}");
     };
-    let (bad, refused) = (Err(Reason::PeerIdentity), Err(Reason::ConnectFailed));
-    check((900, Ok(())), (0, Ok(())), Ok(false), false).await;
-    check((5, bad), (5, Ok(())), Ok(true), true).await;
-    check((5, bad), (5, refused), Err(Reason::PeerIdentity), true).await;
-    check((5, Err(Reason::NoCertificate)), (5, Ok(())), Err(Reason::NoCertificate), false).await;
-    // Nobody answers: both are waited for.
-    check((9000, Ok(())), (5, Ok(())), Ok(true), true).await;
-    check((3000, Ok(())), (5000, Ok(())), Ok(false), true).await;
-    check((3000, Ok(())), (5, refused), Ok(false), true).await;
-    check((3000, bad), (5000, Ok(())), Ok(true), true).await;
-    check((3000, bad), (5, refused), Err(Reason::PeerIdentity), true).await;
-    let never = either(ready(Ok(1)), async || -> Result<i32, ProxyError> { unreachable!("not asked") });
-    assert_eq!(never.await.unwrap(), (1, false));
+    let (good, bad, refused) = (Ok(()), Err(Reason::PeerIdentity), Err(Reason::ConnectFailed));
+    check([(900, good), (0, bad), (0, good)], Ok(false), "").await;
+    check([(5, Err(Reason::NoCertificate)), (0, good), (5, good)], Err(Reason::NoCertificate), "").await;
+    // An agent of the version before.
+    check([(5, bad), (0, bad), (5, good)], Ok(true), "detour").await;
+    check([(5, bad), (5, bad), (600, good)], Ok(true), "detour again").await;
+    // An agent that is being restarted, behind a policy that refuses or drops 15008.
+    check([(5, bad), (5, good), (5, refused)], Ok(false), "detour again").await;
+    check([(5, bad), (5, good), (5000, refused)], Ok(false), "detour again").await;
+    check([(5, bad), (5, refused), (5, refused)], Err(Reason::PeerIdentity), "detour again").await;
+    // Nobody answers: all are waited for.
+    check([(9000, good), (0, bad), (5, good)], Ok(true), "detour").await;
+    check([(3000, good), (0, bad), (5000, good)], Ok(false), "detour").await;
+    check([(3000, good), (0, bad), (5, refused)], Ok(false), "detour").await;
+    check([(3000, bad), (5, bad), (5000, good)], Ok(true), "detour again").await;
+    check([(3000, bad), (5, good), (5, refused)], Ok(false), "detour again").await;
 }
