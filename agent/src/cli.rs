@@ -3,7 +3,8 @@
 use crate::{
     call::CallArgs,
     cluster::{
-        AdminArgs, CheckArgs, EXIT_CODES, HealthArgs, InstallArgs, MembershipArgs, StatusArgs, UninstallArgs,
+        AdminArgs, CheckArgs, CleanArgs, EXIT_CODES, HealthArgs, InstallArgs, MembershipArgs, StatusArgs,
+        UninstallArgs,
     },
     demo::DemoArgs,
     echo::EchoArgs,
@@ -56,6 +57,8 @@ pub enum Command {
     /// Show nodes, namespaces, pods, callers in clear and what points nowhere, on one screen
     #[command(after_help = EXIT_CODES)]
     Status(StatusArgs),
+    /// Heal a node whose agent is gone for good
+    Node(NodeArgs),
     /// Ask an agent whether it is well, over its Unix socket (for probes)
     #[command(hide = true)]
     Health(HealthArgs),
@@ -79,6 +82,23 @@ Examples:
 Kinds: GatewayClass (controllerName weft.dev/gateway-controller), Gateway, ListenerSet, HTTPRoute, GRPCRoute, TLSRoute,
 TCPRoute, UDPRoute, ReferenceGrant, BackendTLSPolicy, Service, EndpointSlice, Namespace, Pod, Secret, ConfigMap, and
 AgentConfig (weft.dev/v1alpha1) for addresses, tracing and limits.";
+
+/// `weft node`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct NodeArgs {
+    /// What to do with a node.
+    #[command(subcommand)]
+    pub command: NodeCommand,
+}
+
+/// `weft node …`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum NodeCommand {
+    /// Take the mesh's rules out of a node's pods, the plugin out of its network configuration, and every file of an agent
+    /// away: for a node whose agent is gone for good. Refused while an agent serves there; again does no harm
+    #[command(after_help = EXIT_CODES)]
+    Clean(CleanArgs),
+}
 
 /// `weft run`.
 #[derive(Clone, Debug, clap::Args)]

@@ -12,7 +12,7 @@
 //!
 //! ```
 //! use std::{sync::Arc, time::Duration};
-//! use weft_certs::{Ca, IdentityStore, LocalIssuer, PeerSet, SpiffeId, StoreConfig};
+//! use weft_certs::{Alpn, Ca, IdentityStore, LocalIssuer, PeerSet, SpiffeId, StoreConfig};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -26,8 +26,8 @@
 //! // Both are cheap: an Arc clone, and a small map look-up.
 //! let accept = shop.server_config().ok_or("no certificate")?;
 //! let to_cart = PeerSet::one(SpiffeId::new("cluster.local", "shop", "cart"));
-//! let connect = shop.client_config(&to_cart).ok_or("no certificate")?;
-//! # assert_eq!(accept.alpn_protocols, connect.alpn_protocols);
+//! let connect = shop.client_config(&to_cart, Alpn::Weft).ok_or("no certificate")?;
+//! # assert!(accept.alpn_protocols.contains(&connect.alpn_protocols[0]));
 //! # Ok(())
 //! # }
 //! ```
@@ -66,6 +66,6 @@ pub use issue::{
 pub use leaf::RootInfo;
 pub use server::ServerCertificate;
 pub use store::{IdentityHandle, IdentityStore, NotReady, StoreConfig};
-pub use tls::{ALPN_H2, crypto_provider};
+pub use tls::{ALPN_H2, ALPN_WEFT, Alpn, crypto_provider};
 pub use verify::{IdentityError, PeerSet, peer_identity};
 pub use weft_core::model::SpiffeId;

@@ -20,6 +20,7 @@ use crate::{
     entry::{Entry, Shared, maintain},
     info::{IdentityInfo, Metrics},
     issue::{IssueError, Issuer},
+    tls::Alpn,
     verify::PeerSet,
 };
 
@@ -173,21 +174,21 @@ impl IdentityHandle {
         }
     }
 
-    /// For accepting: TLS 1.3, ALPN h2, a client certificate of the trust domain required.
+    /// For accepting: TLS 1.3, either [`Alpn`], a client certificate of the trust domain required.
     /// None without a valid certificate: nobody would accept ours.
     #[must_use]
     pub fn server_config(&self) -> Option<Arc<ServerConfig>> {
         Some(self.held.entry.usable()?.server.clone())
     }
 
-    /// For connecting to an endpoint that may have one of `peers`: TLS 1.3, ALPN h2, no SNI; the server name
+    /// For connecting to an endpoint that may have one of `peers`: TLS 1.3, no SNI; the server name
     /// given to rustls is not compared and only keys session resumption: give the endpoint's address. None
     /// without a valid certificate.
     #[must_use]
-    pub fn client_config(&self, peers: &PeerSet) -> Option<Arc<ClientConfig>> {
+    pub fn client_config(&self, peers: &PeerSet, alpn: Alpn) -> Option<Arc<ClientConfig>> {
         let credentials = self.held.entry.usable()?;
         credentials
-            .client(peers)
+            .client(peers, alpn)
             .inspect_err(|error| tracing::error!(%error, identity = %self.identity(), "no client config"))
             .ok()
     }

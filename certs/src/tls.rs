@@ -25,8 +25,30 @@ use crate::{
     verify::{Accept, MeshVerifier, PeerSet},
 };
 
-/// The protocol of the tunnel, in both directions.
+/// The protocol of the tunnel on port 15008, of HBONE peers of every make.
 pub const ALPN_H2: &[u8] = b"h2";
+/// The same protocol on the application's own port, where the name alone tells a tunnel from TLS of the application.
+pub const ALPN_WEFT: &[u8] = b"weft-hbone/1";
+
+/// What a client offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Alpn {
+    /// [`ALPN_H2`].
+    H2,
+    /// [`ALPN_WEFT`].
+    Weft,
+}
+
+impl Alpn {
+    /// As in the ClientHello.
+    #[must_use]
+    pub const fn name(self) -> &'static [u8] {
+        match self {
+            Self::H2 => ALPN_H2,
+            Self::Weft => ALPN_WEFT,
+        }
+    }
+}
 
 /// How long a ticket key is in use, in seconds. A resumed session is not verified anew, so this (twice, as
 /// the last key still opens tickets) bounds how long a peer outlives its certificate; rustls's own ticketer
@@ -102,13 +124,16 @@ impl Credentials {
     }
 
     /// The config for calling `peers`: from the cache, else built.
-    pub(crate) fn client(&self, peers: &PeerSet) -> Result<Arc<ClientConfig>, rustls::Error> {
+    pub(crate) fn client(&self, peers: &PeerSet, alpn: Alpn) -> Result<Arc<ClientConfig>, rustls::Error> {
         let mut clients = self.clients.lock();
-        if let Some(config) = clients.get(peers) {
+        let key = (peers.clone(), alpn);
+        if let Some(config) = clients.get(&key) {
             return Ok(config);
         }
-        let config = Arc::new(client_config(&self.settings, &self.material, &self.roots, peers)?);
-        clients.insert(peers.clone(), config.clone());
+        let mut config = client_config(&self.settings, &self.material, &self.roots, peers)?;
+        config.alpn_protocols = vec![alpn.name().to_vec()];
+        let config = Arc::new(config);
+        clients.insert(key, config.clone());
         Ok(config)
     }
 }
@@ -132,7 +157,8 @@ fn server_config(
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(material.key.clone())));
-    config.alpn_protocols = vec![ALPN_H2.to_vec()];
+    // A client offers one of them.
+    config.alpn_protocols = vec![ALPN_WEFT.to_vec(), ALPN_H2.to_vec()];
     config.ticketer = ticketer;
     Ok(config)
 }
@@ -150,7 +176,6 @@ fn client_config(
         .dangerous() // the host name is not compared; the identity is (MeshVerifier)
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(material.key.clone())));
-    config.alpn_protocols = vec![ALPN_H2.to_vec()];
     config.enable_sni = false; // the listener is the pod: a name would only tell watchers whom we call
     config.resumption = Resumption::in_memory_sessions(CLIENT_SESSIONS);
     Ok(config)
@@ -190,11 +215,11 @@ impl ProducesTickets for Generation {
     }
 }
 
-/// Client configs by peer set. When full, the one unused for longest goes.
+/// Client configs by peer set and protocol. When full, the one unused for longest goes.
 struct ClientCache {
     bound: usize,
     uses: u64,
-    configs: HashMap<PeerSet, (u64, Arc<ClientConfig>)>,
+    configs: HashMap<(PeerSet, Alpn), (u64, Arc<ClientConfig>)>,
 }
 
 impl ClientCache {
@@ -202,14 +227,14 @@ impl ClientCache {
         Self { bound: bound.max(1), uses: 0, configs: HashMap::new() }
     }
 
-    fn get(&mut self, peers: &PeerSet) -> Option<Arc<ClientConfig>> {
+    fn get(&mut self, peers: &(PeerSet, Alpn)) -> Option<Arc<ClientConfig>> {
         self.uses += 1;
         let (last_use, config) = self.configs.get_mut(peers)?;
         *last_use = self.uses;
         Some(config.clone())
     }
 
-    fn insert(&mut self, peers: PeerSet, config: Arc<ClientConfig>) {
+    fn insert(&mut self, peers: (PeerSet, Alpn), config: Arc<ClientConfig>) {
         if self.configs.len() >= self.bound {
             let oldest = self.configs.iter().min_by_key(|(_, (last_use, _))| *last_use);
             if let Some(oldest) = oldest.map(|(peers, _)| peers.clone()) {

@@ -68,6 +68,12 @@ impl Cluster {
         Self { weft: program, image: image.into(), ..self.clone() }
     }
 
+    /// The image of Jaeger, where there is one.
+    #[must_use]
+    pub fn jaeger(&self) -> Option<&str> {
+        self.jaeger.as_deref()
+    }
+
     /// Whether the cluster is that of `tests/cluster`, whose network and nodes tests may look into.
     #[must_use]
     pub fn is_bed(&self) -> bool {

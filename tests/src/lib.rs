@@ -6,19 +6,20 @@
 pub mod bench;
 pub mod cluster;
 pub mod faults;
+pub mod idle;
 pub mod policies;
 pub mod rollouts;
 pub mod scale;
 
 use anyhow::{Context, Result, bail};
 use std::{
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     time::Duration,
 };
 use weft::{
     call::Tally,
-    sandbox::{EndpointsOf, Options, Output, Pod, PodSpec, Process, Sandbox, service_yaml},
+    sandbox::{EndpointsOf, Ip, Netns, Options, Output, Pod, PodSpec, Process, Sandbox, service_yaml},
 };
 
 /// How long a condition may take before a test fails. Generous: machines are shared.
@@ -102,6 +103,52 @@ impl Mesh {
             "2525",
         ];
         self.serve(pod, "echo", &argv, 2525)
+    }
+
+    /// A node's own network, as if it were a pod: where its processes and pods with `hostNetwork` are.
+    #[must_use]
+    pub fn host(&self, node: usize) -> Pod {
+        let host = &self.sandbox.nodes()[node];
+        let number = u16::try_from(node + 1).unwrap_or(u16::MAX);
+        Pod {
+            key: format!("host/{}", host.name),
+            netns: host.netns.clone(),
+            ip: host.ip,
+            ip6: Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, number),
+            node,
+            spec: PodSpec::new("host", &host.name, "host"),
+            host_veth: String::new(),
+        }
+    }
+
+    /// A machine that is neither node nor pod, on the nodes' network, as if it were a pod. Removed with the sandbox.
+    ///
+    /// # Errors
+    /// `ip`'s.
+    pub fn external(&self) -> Result<Pod> {
+        let node = &self.sandbox.nodes()[0];
+        let prefix = node.netns.name().strip_suffix(&node.name).context("the sandbox's prefix")?;
+        let (netns, switch) =
+            (Netns::named(&format!("{prefix}external")), Netns::named(&format!("{prefix}switch")));
+        let (ip, ip6) = (Ipv4Addr::new(10, 77, 0, 250), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 250));
+        Ip::new().line(&format!("netns add {}", netns.name())).run()?;
+        Ip::inside(&switch)
+            .line(&format!("link add external type veth peer name eth0 netns {}", netns.name()))
+            .line("link set external master br0 up")
+            .run()?;
+        let mut own = Ip::inside(&netns)
+            .line("link set lo up")
+            .line(&format!("address add {ip}/24 dev eth0"))
+            .line(&format!("address add {ip6}/64 dev eth0 nodad"))
+            .line("link set eth0 up");
+        for (index, node) in self.sandbox.nodes().iter().enumerate() {
+            own = own
+                .line(&format!("route add 10.88.{index}.0/24 via {}", node.ip))
+                .line(&format!("route add fd88:{index}::/64 via fd77::{}", index + 1));
+        }
+        own.run()?;
+        let spec = PodSpec::new("external", "external", "external");
+        Ok(Pod { key: "external".into(), netns, ip, ip6, node: 0, spec, host_veth: String::new() })
     }
 
     /// Starts a server in a pod and waits until it listens on `port`.

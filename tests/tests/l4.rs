@@ -120,3 +120,20 @@ fn a_million_one_byte_writes_over_a_hundred_streams_with_a_slow_reader() -> Resu
     ensure!(answer.contains(&format!("ok {writes} bytes")), "{answer}");
     Ok(())
 }
+
+/// An application's keepalive ends at its agent, so that a peer that vanished, or NAT on the way that forgets what is quiet,
+/// would be noticed by nobody.
+#[test]
+fn what_leaves_the_mesh_is_kept_alive() -> Result<()> {
+    let mut mesh = Mesh::new()?;
+    let (web, free) = (mesh.pod(0, "web-1")?, mesh.pod_in(1, "outside", "free-1")?);
+    mesh.serve_echo(&free)?;
+    let to = free.ip.to_string();
+    let _held = mesh.sandbox.spawn(&web, "held", &["nc", "-d", &to, "9000"])?;
+    let sockets = || mesh.sandbox.exec(&web, &["ss", "-Htno", "state", "established", "dst", &to], LIMIT);
+    // nc asks for none itself.
+    Sandbox::wait_until("the agent's connection to be kept alive", LIMIT / 4, || {
+        sockets().is_ok_and(|said| said.stdout.contains("timer:(keepalive,"))
+    })
+    .with_context(|| format!("{:?}", sockets()))
+}

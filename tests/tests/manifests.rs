@@ -62,6 +62,7 @@ fn chart_and_kustomization_install_the_same_objects() -> Result<()> {
     let check = |dir: &str, settings: &[&str]| -> Result<()> {
         let settings = [&["managedBy=weft", "namespace.create=true"], settings].concat();
         let (mut helm, plain) = (chart(&settings)?, kustomize(dir)?);
+        helm.retain(|_, object| !is_hook(object)); // `kubectl` has none
         for object in helm.values_mut() {
             // What only Helm reads.
             if let Some(annotations) =
@@ -83,6 +84,74 @@ fn chart_and_kustomization_install_the_same_objects() -> Result<()> {
     check(".", &[])?;
     check("addons/jaeger", &["jaeger.enabled=true"])?;
     check("addons/node-taint", &["nodeTaint.remove=true"])
+}
+
+/// What Helm makes and deletes around an action, and never counts among a release's objects.
+fn is_hook(object: &Value) -> bool {
+    object["metadata"]["annotations"]["helm.sh/hook"].is_string()
+}
+
+#[test]
+fn before_helm_deletes_anything_a_hook_takes_everybody_out_with_the_least_rights() -> Result<()> {
+    let all = chart(&["uninstall.drainSeconds=45", "image.tag=v1"])?;
+    let mut hooks: Vec<(i64, &str, &Value)> = Vec::new();
+    for (name, object) in all.iter().filter(|(_, object)| is_hook(object)) {
+        let notes = &object["metadata"]["annotations"];
+        assert_eq!(notes["helm.sh/hook"], "pre-delete", "{name}");
+        assert_eq!(notes["helm.sh/hook-delete-policy"], "before-hook-creation,hook-succeeded", "{name}");
+        let weight = notes["helm.sh/hook-weight"].as_str().context("a weight is a text")?.parse()?;
+        hooks.push((weight, object["kind"].as_str().context("kind")?, object));
+    }
+    // Each finds what it needs: accounts and roles, then bindings, then the Job.
+    hooks.sort_by_key(|(weight, kind, _)| (*weight, *kind));
+    let kinds: Vec<&str> = hooks.iter().map(|(_, kind, _)| *kind).collect();
+    assert_eq!(kinds, ["ClusterRole", "Role", "ServiceAccount", "ClusterRoleBinding", "RoleBinding", "Job"]);
+    let job = &all["Job weft-system/weft-uninstall"]["spec"];
+    let pod = &job["template"]["spec"];
+    assert_eq!(pod["serviceAccountName"], "weft-uninstall");
+    assert_eq!((&pod["restartPolicy"], &job["activeDeadlineSeconds"]), (&json!("Never"), &json!(285)));
+    let container = &pod["containers"][0];
+    assert_eq!(
+        container["image"],
+        all["DaemonSet weft-system/weft-agent"]["spec"]["template"]["spec"]["containers"][1]["image"]
+    );
+    assert_eq!(container["securityContext"]["capabilities"]["drop"], json!(["ALL"]));
+    assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+    // Its arguments are ones that this program takes.
+    let args = container["args"].as_array().context("args")?.iter().filter_map(Value::as_str);
+    let cli = <weft::cli::Cli as clap::Parser>::try_parse_from(std::iter::once("weft").chain(args))?;
+    let weft::cli::Command::Uninstall(args) = cli.command else { bail!("{cli:?}") };
+    ensure!(args.leave_only && args.drain.as_secs() == 45 && args.timeout.as_secs() == 180, "{args:?}");
+
+    let mut expected = BTreeSet::new();
+    let mut add = |group: &str, resources: &[&str], verbs: &[&str], name: &str| {
+        for resource in resources {
+            expected.extend(verbs.iter().map(|verb| right(group, resource, verb, name)));
+        }
+    };
+    let read = [
+        "backendtlspolicies",
+        "gatewayclasses",
+        "gateways",
+        "grpcroutes",
+        "httproutes",
+        "listenersets",
+        "tcproutes",
+        "tlsroutes",
+        "udproutes",
+    ];
+    add(GATEWAY_API, &read, &["list"], "*");
+    add("", &["serviceaccounts", "services"], &["delete", "list"], "*");
+    add("discovery.k8s.io", &["endpointslices"], &["delete", "list"], "*");
+    add("weft.dev", &["workloadslices"], &["delete", "list"], "*");
+    add("", &["configmaps"], &["get", "patch"], "weft-config");
+    add("", &["pods"], &["get", "list"], "*");
+    add("apps", &["daemonsets"], &["get"], "weft-agent");
+    add("apps", &["deployments"], &["delete", "get"], "weft-controller");
+    assert_eq!(granted(&all, "weft-uninstall"), expected);
+    ensure!(!chart(&["uninstall.hook=false"])?.values().any(is_hook), "who wants none gets none");
+    ensure!(!kustomize(".")?.values().any(is_hook), "kubectl would make the Job at once");
+    Ok(())
 }
 
 #[test]

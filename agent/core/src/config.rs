@@ -17,6 +17,7 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 /// The whole of what an agent serves.
@@ -26,8 +27,8 @@ pub struct Config {
     pub version: u64,
     /// Gateways of our classes, by `namespace/name`.
     pub gateways: Arc<BTreeMap<ObjectKey, Arc<GatewayConfig>>>,
-    /// Frontends of the mesh by (ClusterIP, port). A pod's IP is never in here: traffic sent straight to a pod is
-    /// only protected, never routed.
+    /// Frontends of the mesh by (ClusterIP or external address, port). A pod's IP never counts here: traffic sent
+    /// straight to a pod is only protected, never routed.
     pub frontends: Shards<SocketAddr, Arc<Frontend>>,
     /// Pods of the whole cluster by IP.
     pub workloads: Shards<IpAddr, Arc<Workload>>,
@@ -36,6 +37,27 @@ pub struct Config {
     /// Networks that pods have their addresses from. An address of theirs that is not among [`Self::workloads`] is a pod
     /// that is not known yet, not a stranger outside the cluster.
     pub pod_cidrs: Arc<[ipnet::IpNet]>,
+    /// Addresses of nodes: Gateways call from there.
+    pub nodes: Shards<IpAddr, ()>,
+    /// The node whose clients this is for.
+    pub node: Option<Str>,
+}
+
+impl Config {
+    /// Why nobody can be sent to this backend: it has no endpoint that could be used from here.
+    #[must_use]
+    pub fn no_endpoint(&self, backend: &BackendKey) -> String {
+        let BackendKey { service, port, reach, .. } = backend;
+        match (reach.local, &self.node) {
+            (false, _) => format!("{service} port {port} has no ready endpoint"),
+            (true, node) => {
+                let node = node.as_deref().unwrap_or("(unknown)");
+                format!(
+                    "{service} port {port} has internalTrafficPolicy: Local and no ready endpoint on node {node}"
+                )
+            }
+        }
+    }
 }
 
 /// One Gateway.
@@ -133,13 +155,15 @@ pub struct ClientValidation {
     pub optional: bool,
 }
 
-/// One mesh frontend: a Service port reached by its ClusterIP.
+/// One mesh frontend: a Service port at one of the Service's addresses.
 #[derive(Clone, Debug)]
 pub struct Frontend {
     /// The Service.
     pub service: ObjectKey,
     /// The Service's port.
     pub port: u16,
+    /// The address is one of `externalIPs` or a load balancer's; `None`: it is a ClusterIP.
+    pub external: Option<External>,
     /// What is declared to be spoken here.
     pub protocol: AppProtocol,
     /// Routes in the Service's namespace: for every client without routes of its own.
@@ -148,6 +172,23 @@ pub struct Frontend {
     pub consumers: BTreeMap<Str, MeshRoutes>,
     /// Where traffic goes without any route.
     pub default: Arc<Backend>,
+}
+
+/// A Service's address that clients outside the cluster use too. It is the Service's own word that the address is its:
+/// where a pod is known to have it, the pod counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct External {
+    /// Clients that may use it (`loadBalancerSourceRanges`); empty: all.
+    pub source_ranges: Vec<ipnet::IpNet>,
+}
+
+impl External {
+    /// Whether a client with one of these addresses may use it.
+    #[must_use]
+    pub fn admits(&self, client: &[IpAddr]) -> bool {
+        self.source_ranges.is_empty()
+            || client.iter().any(|ip| self.source_ranges.iter().any(|range| range.contains(ip)))
+    }
 }
 
 impl Frontend {
@@ -311,11 +352,11 @@ pub struct Backend {
     pub protocol: AppProtocol,
     /// TLS from the gateway or client's agent to the backend (BackendTLSPolicy).
     pub tls: Option<Arc<BackendTls>>,
-    /// `sessionAffinity: ClientIP` of the Service.
-    pub client_ip_affinity: bool,
+    /// `sessionAffinity: ClientIP` of the Service: how long a client that is silent keeps its endpoint.
+    pub client_ip_affinity: Option<Duration>,
 }
 
-/// A Service and one of its ports.
+/// A Service, one of its ports, and which of the endpoints there.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BackendKey {
     /// The Service.
@@ -324,6 +365,18 @@ pub struct BackendKey {
     pub port: u16,
     /// TCP or UDP: a Service may have the same number twice (DNS).
     pub transport: Transport,
+    /// Which endpoints.
+    pub reach: Reach,
+}
+
+/// Which endpoints of a Service port are meant: those of which node, of which address family. The default is all nodes'
+/// (as far as hints and conditions let them be used), of the Service's first family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Reach {
+    /// Those of the client's node only: `internalTrafficPolicy: Local`.
+    pub local: bool,
+    /// Those of the family that is not the Service's first: what the second ClusterIP of a dual-stack Service leads to.
+    pub second_family: bool,
 }
 
 /// TLS to a backend.
@@ -337,10 +390,10 @@ pub struct BackendTls {
     pub subject_alt_names: Vec<SubjectAltName>,
 }
 
-/// Endpoints of one Service port, in a stable order.
+/// Endpoints of one Service port that clients of this node use, in a stable order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointSet {
-    /// Ready ones (or, when there is none, those still serving while they terminate).
+    /// Ready ones, fewer where hints say so (or, when there is none, those still serving while they terminate).
     pub ready: Vec<Endpoint>,
 }
 

@@ -92,7 +92,7 @@ impl Engine {
             self.state = State::default();
             self.state.work = work;
         }
-        let mut changes = replace(&mut self.state.world, snapshot);
+        let mut changes = replace(&mut self.state.world, snapshot, self.settings.node.as_deref());
         let replaced = std::mem::take(&mut changes.replaced);
         let mut touched = self.state.update(&self.settings, changes);
         if *feedback != self.feedback {

@@ -108,6 +108,34 @@ pub fn find_sandboxes(
     uids.iter().map(find).collect()
 }
 
+/// Every network namespace that processes of pods are in, by the pods' UIDs; the host's is none of them. More than one of a
+/// pod that made some itself. Blocking.
+///
+/// # Errors
+/// When /proc cannot be read. Processes that end meanwhile are passed over.
+pub fn pod_namespaces(proc_root: &Path) -> Result<BTreeMap<String, Vec<Netns>>, NotFound> {
+    let failed = |error| NotFound::Proc(proc_root.display().to_string(), error);
+    let hosts = host_namespaces(proc_root);
+    let mut found: BTreeMap<String, Vec<Netns>> = BTreeMap::new();
+    for entry in fs::read_dir(proc_root).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let Some((uid, _)) = membership(proc_root, pid) else { continue };
+        let netns = match Netns::open(&entry.path().join("ns/net")) {
+            Ok(netns) => netns,
+            Err(NetnsError::Open { source, .. }) if is_gone(&source) => continue,
+            Err(error) => return Err(NotFound::Denied(error)),
+        };
+        let of_pod = found.entry(uid).or_default();
+        if !hosts.contains(&netns.inode()) && of_pod.iter().all(|known| known.inode() != netns.inode()) {
+            of_pod.push(netns);
+        }
+    }
+    Ok(found)
+}
+
 /// A process of a pod's container.
 struct Process {
     pid: u32,
@@ -191,7 +219,7 @@ fn pod_and_container(line: &str) -> Option<(String, String)> {
 }
 
 /// `pod<uid>` (cgroupfs), `kubepods-burstable-pod<uid>.slice` (systemd, which spells `-` as `_`).
-fn pod_uid(segment: &str) -> Option<String> {
+pub(crate) fn pod_uid(segment: &str) -> Option<String> {
     let name = segment.strip_suffix(".slice").unwrap_or(segment);
     let uid = name.rsplit_once("-pod").map(|(_, uid)| uid).or_else(|| name.strip_prefix("pod"))?;
     (!uid.is_empty()).then(|| uid.replace('_', "-"))

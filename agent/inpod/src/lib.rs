@@ -9,17 +9,19 @@
 //! The binary calls [`holder::run`] (subcommand `weft holder`) and [`PodManager::start`]; the data plane
 //! gets [`CapturedPod`]s with their listeners and [`PodSockets`]. A pod that ran before Weft came is found by
 //! [`find_sandbox`] and given to [`ManagerHandle::add`]. All rules live inside pods: nothing here
-//! changes the host's network.
+//! changes the host's network. [`KubeletWatch`] tells the kubelet's connections from everybody else's.
 //!
 //! This is the only crate with `unsafe`: to own descriptors that came by SCM_RIGHTS, and for `setrlimit`.
 #![warn(missing_docs)]
 
 mod announce;
 mod apply;
+mod capture_config;
 mod cni_server;
 mod error_list;
 mod find;
 pub mod holder;
+mod kubelet;
 mod manager;
 mod netns;
 mod ns_thread;
@@ -32,9 +34,11 @@ mod sys;
 mod wire;
 
 pub use announce::{AnnounceError, Announcer};
-pub use apply::{ApplyError, apply, remove};
+pub use apply::{ApplyError, apply, apply_by, is_captured, remove};
+pub use capture_config::{CaptureConfig, InvalidAnnotation};
 pub use error_list::ErrorList;
-pub use find::{NotFound, Sandbox, find_sandbox, find_sandboxes};
+pub use find::{NotFound, Sandbox, find_sandbox, find_sandboxes, pod_namespaces};
+pub use kubelet::{KubeletWatch, NodeSocket, Stranger};
 pub use manager::{
     Captured, CapturedPod, Counts, Decision, Enrolment, ManagerConfig, ManagerHandle, PodEvent, PodManager,
     StartError,
@@ -42,8 +46,7 @@ pub use manager::{
 pub use netns::{Netns, NetnsError};
 pub use ns_thread::{NetnsThread, Refused};
 pub use ruleset::{
-    AGENT_MARK, CaptureConfig, HBONE_PORT, INBOUND_PORT, InvalidAnnotation, Mode, OUTBOUND_PORT, REPLY_MARK,
-    ruleset,
+    AGENT_MARK, HBONE_PORT, INBOUND_PORT, LOCAL_MARK, Mechanism, Mode, OUTBOUND_PORT, Surroundings, ruleset,
 };
 pub use socket::{
     Family, Listeners, OpenError, bind_udp, ipv6_enabled, listen, open_listeners, original_dst,

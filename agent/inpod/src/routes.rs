@@ -1,10 +1,10 @@
-//! Policy routing inside a pod: packets marked as replies to the agent are delivered locally.
+//! Policy routing inside a pod: marked packets are delivered locally, whatever their destination.
 //!
-//! When the agent connects to the application with the client's address as source, the application's reply
-//! is addressed to the client and would leave by the pod's interface. `ip rule fwmark 0x111/0xfff lookup 100`
-//! and `local default dev lo table 100` bring it back to the agent's socket.
+//! They are the packets of the pod's captured calls, on their way to the agent's socket, and the application's replies to
+//! the agent, which connected with the client's address as source. `ip rule fwmark 0x111/0xfff lookup 100` and
+//! `local default dev lo table 100` keep them in the pod.
 
-use crate::{error_list::ErrorList, ruleset::REPLY_MARK};
+use crate::{error_list::ErrorList, ruleset::LOCAL_MARK};
 use futures_util::TryStreamExt;
 use rtnetlink::{
     Error as NetlinkError, Handle, RouteMessageBuilder,
@@ -99,7 +99,7 @@ async fn add_rule(handle: &Handle, family: AddressFamily) -> Result<(), RouteErr
         .add()
         .table_id(TABLE)
         .priority(PREFERENCE)
-        .fw_mark(REPLY_MARK)
+        .fw_mark(LOCAL_MARK)
         .action(RuleAction::ToTable);
     let message = request.message_mut();
     message.header.family = family;
@@ -130,7 +130,7 @@ async fn delete_rules(handle: &Handle, family: AddressFamily) -> Result<(), Rout
 
 fn is_ours(rule: &RuleMessage) -> bool {
     let has = |wanted: &RuleAttribute| rule.attributes.contains(wanted);
-    has(&RuleAttribute::FwMark(REPLY_MARK)) && has(&RuleAttribute::Priority(PREFERENCE))
+    has(&RuleAttribute::FwMark(LOCAL_MARK)) && has(&RuleAttribute::Priority(PREFERENCE))
 }
 
 fn route(family: AddressFamily) -> RouteMessage {

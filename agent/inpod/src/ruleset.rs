@@ -1,385 +1,345 @@
-//! PURE: what a pod excludes from capture → the nftables ruleset of its network namespace.
+//! PURE: what a pod excludes from capture → the nftables ruleset of its network namespace, as text for `nft -f`.
+//!
+//! Only a connection's first SYN is looked at, so connections that exist when a pod joins stay as they are. What
+//! happens to it, with `tproxy` ([`Mechanism::Tproxy`]):
 //!
 //! ```text
-//! mangle_prerouting  (filter, -150)  agent → application over lo: remember the connection (ct mark 0x111)
-//! mangle_output      (route,  -150)  the application's replies on it: mark 0x111, so that routes.rs keeps them
-//! nat_prerouting     (nat,    -100)  first SYN from outside → 15006
-//! nat_output         (nat,    -100)  first SYN of the pod   → 15001
-//! guard_input        (filter, 0)     at input: a SYN that should have been redirected and was not is dropped
-//! guard_output       (filter, 0)     at postrouting: the same, outward
+//! the pod calls out            mangle_output: not exempt → `ct mark 0x111`, and with it `meta mark 0x111`
+//!   (to SERVICE:80)              → routes.rs sends every packet of the connection to lo
+//!                              mangle_prerouting, on lo: marked → `tproxy to :15001`
+//!                                → accepted there; the socket's own address is SERVICE:80
+//! the pod is called            mangle_prerouting, not on lo, not exempt: does a socket of the application listen?
+//!   (to POD:8080)                yes → `tproxy to :15006`; the socket's own address is POD:8080
+//!                                no  → RST
+//! the agent calls the          mangle_prerouting, on lo, the agent's mark: `ct mark 0x111`
+//!   application                  → the application's replies, addressed to the client, get `meta mark 0x111` in
+//!   (from CLIENT to POD:8080)      mangle_output and come back over lo
+//! guard_input, guard_output    what should have been captured by the above and was not is dropped
 //! ```
 //!
-//! Only a connection's first SYN is looked at, so connections that exist when a pod joins stay as they are.
-//! The guards make capture fail closed by construction: a packet that conntrack does not track (`notrack`,
-//! a table of somebody else) is dropped instead of leaving in clear. A SYN that is redirected while nobody
-//! listens is refused by the kernel.
+//! Addresses and ports stay as the application made them. That matters: `redirect` folds all destinations into one
+//! local address, and then SYNs to one destination meet sockets in TIME_WAIT of another and are dropped, for
+//! seconds, above some 500 new connections a second.
+//!
+//! Conntrack is used, without translation: to remember by its mark which connections go over lo (an outgoing packet
+//! tells of its connection nothing else that a rule could see), and because it then knows every connection by its
+//! true addresses: an application's own firewall in the pod sees what it saw before, and an agent of the version
+//! that redirected finds the destination of a connection that it takes over.
+//!
+//! A kernel without `nft_tproxy` gets the same table with `redirect` in NAT chains; with `nft_socket` dead ports are
+//! refused there too.
+//!
+//! Surprising, and known: a captured connection's socket on the agent's side has the *destination's* port as its
+//! local one, in the pod. An application that begins to listen on 0.0.0.0:80 without SO_REUSEADDR while it has (or
+//! had, for a minute) a connection to somebody's port 80 gets EADDRINUSE.
 
+use crate::capture_config::CaptureConfig;
 use ipnet::IpNet;
-use nftables::{
-    batch::Batch,
-    expr::{
-        BinaryOperation, CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix,
-        SetItem,
-    },
-    schema::{Chain, NfListObject, Nftables, Rule, Table},
-    stmt::{JumpTarget, Mangle, Match, NAT, Operator, Reject, RejectType, Statement},
-    types::{NfChainPolicy, NfChainType, NfFamily, NfHook},
-};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-/// Where the pod's outbound connections are redirected to.
+/// Where the pod's outbound connections are captured.
 pub const OUTBOUND_PORT: u16 = 15001;
-/// Where inbound connections other than HBONE are redirected to.
+/// Where inbound connections other than HBONE are captured.
 pub const INBOUND_PORT: u16 = 15006;
-/// Where HBONE arrives; never redirected.
+/// Where HBONE arrives; never captured.
 pub const HBONE_PORT: u16 = 15008;
 /// SO_MARK of every socket that the agent opens in a pod: such packets are skipped.
 pub const AGENT_MARK: u32 = 0x539;
-/// Mark (and conntrack mark) of connections from the agent to the application: their replies are kept local.
-pub const REPLY_MARK: u32 = 0x111;
+/// Mark (and conntrack mark) of connections whose packets go over `lo` although their destination is elsewhere: the pod's
+/// captured calls, and the application's replies to the agent.
+pub const LOCAL_MARK: u32 = 0x111;
 
-/// The bits of the mark that are ours; the others belong to the CNI.
-const MASK: u32 = 0xfff;
-const TABLE: &str = "weft";
-/// FIN|SYN|RST|ACK and SYN of the TCP flags. ECE and CWR may be set on a first SYN (RFC 3168).
-const FLAGS_LOOKED_AT: u32 = 0x17;
-const FLAG_SYN: u32 = 0x02;
-/// IPS_DST_NAT of `linux/netfilter/nf_conntrack_common.h`.
-const CT_STATUS_DNAT: u32 = 1 << 5;
-/// More entries than this in one annotation are refused: it bounds the transaction.
-const MAX_ENTRIES: usize = 256;
+const FIRST_SYN: &str = "tcp flags & (fin | syn | rst | ack) == syn"; // ECE and CWR may be set on it (RFC 3168)
+const TCP: &str = "meta l4proto tcp"; // nft wants to see it in each rule with tproxy
+const RESET: &str = "reject with tcp reset";
 
-/// What of a pod's traffic is left alone. From the pod's annotations `weft.dev/exclude-…`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CaptureConfig {
-    /// `exclude-inbound-ports`: ports of the pod that are reached directly.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub inbound_ports: BTreeSet<u16>,
-    /// `exclude-outbound-ports`: destination ports that the pod reaches directly.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub outbound_ports: BTreeSet<u16>,
-    /// `exclude-inbound-cidrs`: sources that reach the pod directly.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub inbound_cidrs: BTreeSet<IpNet>,
-    /// `exclude-outbound-cidrs`: destinations that the pod reaches directly.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub outbound_cidrs: BTreeSet<IpNet>,
+/// How a captured connection comes to the agent. In the order in which they are tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mechanism {
+    /// As it is: addresses untouched, dead ports refused. Needs `nft_tproxy` and `nft_socket`.
+    Tproxy,
+    /// Its destination rewritten; dead ports refused. Needs `nft_socket`.
+    RedirectListening,
+    /// Its destination rewritten; a dead port is noticed only by the agent, after the handshake.
+    Redirect,
 }
 
-/// An annotation that says nothing usable. The rest of the configuration holds; the entry captures.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("annotation {annotation}: \"{entry}\" {reason}")]
-pub struct InvalidAnnotation {
-    /// The annotation's name.
-    pub annotation: String,
-    /// The part that is wrong.
-    pub entry: String,
-    /// Why.
-    pub reason: &'static str,
-}
+impl Mechanism {
+    /// Best first.
+    pub const ALL: [Self; 3] = [Self::Tproxy, Self::RedirectListening, Self::Redirect];
 
-impl CaptureConfig {
-    /// Reads `weft.dev/exclude-{inbound,outbound}-{ports,cidrs}`: comma-separated ports or CIDRs (an address
-    /// stands for itself). Invalid entries are reported and left out, so that a typo captures too much rather
-    /// than too little.
-    pub fn from_annotations<'a>(
-        annotations: impl IntoIterator<Item = (&'a str, &'a str)>,
-    ) -> (Self, Vec<InvalidAnnotation>) {
-        let known: BTreeMap<&str, &str> = annotations.into_iter().collect();
-        let mut invalid = Vec::new();
-        let config = Self {
-            inbound_ports: entries(&known, "weft.dev/exclude-inbound-ports", port, &mut invalid),
-            outbound_ports: entries(&known, "weft.dev/exclude-outbound-ports", port, &mut invalid),
-            inbound_cidrs: entries(&known, "weft.dev/exclude-inbound-cidrs", cidr, &mut invalid),
-            outbound_cidrs: entries(&known, "weft.dev/exclude-outbound-cidrs", cidr, &mut invalid),
-        };
-        (config, invalid)
+    /// The name in reports: `tproxy`, `redirect-listening`, `redirect`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tproxy => "tproxy",
+            Self::RedirectListening => "redirect-listening",
+            Self::Redirect => "redirect",
+        }
     }
 }
 
 /// What the table does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// New connections are redirected.
+    /// New connections are captured.
     Capture,
-    /// New connections are not; those that were go on. The NAT chains must stay while they live: with the last
-    /// chain goes the kernel's address translation, and with it every redirected connection.
+    /// New connections are not; those that were go on.
     Drain,
 }
 
-/// One transaction that replaces our table by the one described. `ipv6`: whether the pod has IPv6 at all.
+/// What the pod and its kernel are like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Surroundings {
+    /// How to capture.
+    pub mechanism: Mechanism,
+    /// Whether the pod has IPv6 at all.
+    pub ipv6: bool,
+    /// Whether redirected connections may live (an agent of an earlier version captured them). With the last NAT chain
+    /// goes the kernel's address translation, and with it every such connection.
+    pub translated: bool,
+}
+
+/// One transaction that replaces our table by the one described: no packet sees the pod without it.
 #[must_use]
-pub fn ruleset(config: &CaptureConfig, mode: Mode, ipv6: bool) -> Nftables<'static> {
-    let mut build = Build { batch: replaced_table(), ipv6 };
-    build.chain("mangle_prerouting", NfChainType::Filter, NfHook::Prerouting, -150);
-    build.chain("mangle_output", NfChainType::Route, NfHook::Output, -150);
-    build.chain("nat_prerouting", NfChainType::NAT, NfHook::Prerouting, -100);
-    build.chain("nat_output", NfChainType::NAT, NfHook::Output, -100);
-    build.marks();
-    if mode == Mode::Capture {
-        build.exempt("exempt_inbound", Side::Inbound, &config.inbound_ports, &config.inbound_cidrs);
-        build.exempt("exempt_outbound", Side::Outbound, &config.outbound_ports, &config.outbound_cidrs);
-        build.chain("guard_input", NfChainType::Filter, NfHook::Input, 0);
-        // Not at the output hook: a packet that nat_output has turned to `lo` still shows its old interface there.
-        build.chain("guard_output", NfChainType::Filter, NfHook::Postrouting, 0);
-        build.own_ports();
-        build.capture("nat_prerouting", "exempt_inbound", redirect(INBOUND_PORT));
-        build.capture("nat_output", "exempt_outbound", redirect(OUTBOUND_PORT));
-        build.capture("guard_input", "exempt_inbound", Statement::Drop(None));
-        build.capture("guard_output", "exempt_outbound", Statement::Drop(None));
+pub fn ruleset(config: &CaptureConfig, mode: Mode, pod: Surroundings) -> String {
+    let mut table = Table { text: removal() + "table inet weft {\n", pod };
+    table.loopback();
+    match mode {
+        Mode::Drain => table.mangle(&[], &[]),
+        Mode::Capture => {
+            table.exempt(config);
+            table.capture();
+            table.guards();
+        }
     }
-    build.batch.to_nftables()
+    table.translation(mode);
+    table.text + "}\n"
 }
 
 /// One transaction after which our table is gone, whether it was there or not.
 #[must_use]
-pub(crate) fn removal() -> Nftables<'static> {
-    let mut batch = Batch::new();
-    batch.add(table()); // deleting what is not there is an error
-    batch.delete(table());
-    batch.to_nftables()
+pub(crate) fn removal() -> String {
+    // Deleting what is not there is an error.
+    "add table inet weft\ndelete table inet weft\n".to_owned()
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Side {
-    Inbound,
-    Outbound,
-}
-
-struct Build {
-    batch: Batch<'static>,
-    ipv6: bool,
-}
-
-impl Build {
-    fn chain(&mut self, name: &'static str, kind: NfChainType, hook: NfHook, priority: i32) {
-        self.batch.add(NfListObject::Chain(Chain {
-            family: NfFamily::INet,
-            table: TABLE.into(),
-            name: name.into(),
-            _type: Some(kind),
-            hook: Some(hook),
-            prio: Some(priority),
-            policy: Some(NfChainPolicy::Accept),
-            ..Chain::default()
-        }));
-    }
-
-    fn rule(&mut self, chain: &'static str, statements: Vec<Statement<'static>>) {
-        self.batch.add(NfListObject::Rule(Rule {
-            family: NfFamily::INet,
-            table: TABLE.into(),
-            chain: chain.into(),
-            expr: statements.into(),
-            ..Rule::default()
-        }));
-    }
-
-    fn marks(&mut self) {
-        // Only packets over lo still carry the sender's mark here: crossing a veth clears it.
-        self.rule("mangle_prerouting", vec![mark_is(MetaKey::Mark, AGENT_MARK), set_ct_mark()]);
-        self.rule("mangle_output", vec![mark_is_not(AGENT_MARK), ct_mark_is(REPLY_MARK), set_meta_mark()]);
-    }
-
-    /// Our plaintext ports are reached by redirect only: a caller of its own would choose what the agent takes
-    /// for the original destination, or send the agent in circles.
-    fn own_ports(&mut self) {
-        let ports = BTreeSet::from([OUTBOUND_PORT, INBOUND_PORT]);
-        let reset = || Statement::Reject(Some(Reject::new(Some(RejectType::TCPReset), None)));
-        // From outside before the redirect, which would make a call to 15001 one to 15006.
-        let outside = iface(MetaKey::Iifname, Operator::NEQ);
-        self.rule("mangle_prerouting", vec![outside, first_syn(), port_in(&ports), reset()]);
-        // From the pod itself (and from the agent) after it.
-        self.rule("guard_input", vec![first_syn(), port_in(&ports), not_redirected(), reset()]);
-    }
-
-    /// A chain that accepts what is not captured, jumped to by the redirect and by the guard alike.
-    fn exempt(&mut self, name: &'static str, side: Side, ports: &BTreeSet<u16>, cidrs: &BTreeSet<IpNet>) {
-        self.batch.add(NfListObject::Chain(Chain {
-            family: NfFamily::INet,
-            table: TABLE.into(),
-            name: name.into(),
-            ..Chain::default()
-        }));
-        let allow = |this: &mut Self, condition| this.rule(name, vec![condition, Statement::Accept(None)]);
-        match side {
-            Side::Inbound => {
-                allow(self, iface(MetaKey::Iifname, Operator::EQ));
-                // After the redirect the guard sees our port; 15008 is never redirected.
-                allow(self, port_in(&BTreeSet::from([INBOUND_PORT, HBONE_PORT])));
-            }
-            Side::Outbound => {
-                // To itself: 127/8, ::1 and the pod's own addresses. Also what has just been redirected.
-                allow(self, iface(MetaKey::Oifname, Operator::EQ));
-                allow(self, mark_is(MetaKey::Mark, AGENT_MARK));
-            }
-        }
-        if !ports.is_empty() {
-            allow(self, port_in(ports));
-        }
-        let field = if side == Side::Inbound { "saddr" } else { "daddr" };
-        let (v4, v6): (Vec<&IpNet>, Vec<&IpNet>) = cidrs.iter().partition(|c| matches!(c, IpNet::V4(_)));
-        for cidr in v4 {
-            allow(self, address_in("ip", field, cidr));
-        }
-        // Without IPv6 no such packet exists, and an nft without IPv6 would refuse the rule.
-        let v6 = if self.ipv6 { v6 } else { Vec::new() };
-        for cidr in v6 {
-            allow(self, address_in("ip6", field, cidr));
-        }
-    }
-
-    fn capture(&mut self, chain: &'static str, exempt: &'static str, verdict: Statement<'static>) {
-        let jump = Statement::Jump(JumpTarget { target: exempt.into() });
-        self.rule(chain, vec![first_syn(), jump]);
-        self.rule(chain, vec![first_syn(), verdict]);
-    }
-}
-
-fn table() -> NfListObject<'static> {
-    NfListObject::Table(Table { family: NfFamily::INet, name: TABLE.into(), handle: None })
-}
-
-/// Add, delete, add: idempotent whether the table exists or not, and one transaction, so that no packet sees
-/// the pod without it.
-fn replaced_table() -> Batch<'static> {
-    let mut batch = Batch::new();
-    batch.add(table());
-    batch.delete(table());
-    batch.add(table());
-    batch
-}
-
-const fn redirect(port: u16) -> Statement<'static> {
-    Statement::Redirect(Some(NAT {
-        addr: None,
-        family: None,
-        port: Some(Expression::Number(port as u32)),
-        flags: None,
-    }))
-}
-
-fn first_syn() -> Statement<'static> {
-    compare(and(payload("tcp", "flags"), FLAGS_LOOKED_AT), Operator::EQ, Expression::Number(FLAG_SYN))
-}
-
-/// The packet comes from (or goes to) `lo`, or does not.
-fn iface(key: MetaKey, op: Operator) -> Statement<'static> {
-    compare(meta(key), op, Expression::String("lo".into()))
-}
-
-fn port_in(ports: &BTreeSet<u16>) -> Statement<'static> {
-    let items = ports.iter().map(|p| SetItem::Element(Expression::Number(u32::from(*p)))).collect();
-    compare(payload("tcp", "dport"), Operator::EQ, Expression::Named(NamedExpression::Set(items)))
-}
-
-fn address_in(protocol: &'static str, field: &'static str, cidr: &IpNet) -> Statement<'static> {
-    let prefix = Prefix {
-        addr: Box::new(Expression::String(cidr.network().to_string().into())),
-        len: u32::from(cidr.prefix_len()),
+/// The smallest transaction that a kernel refuses exactly when it lacks what `mechanism` needs. For a check only.
+#[must_use]
+pub(crate) fn probe(mechanism: Mechanism) -> Option<String> {
+    let rule = match mechanism {
+        Mechanism::Tproxy => "socket transparent <= 1 tproxy to :1",
+        Mechanism::RedirectListening => "socket wildcard <= 1 accept",
+        Mechanism::Redirect => return None,
     };
-    compare(payload(protocol, field), Operator::EQ, Expression::Named(NamedExpression::Prefix(prefix)))
+    let hook = "type filter hook prerouting priority mangle";
+    Some(format!("table inet weft-probe {{\nchain probe {{\n{hook}\n{FIRST_SYN} {rule}\n}}\n}}\n"))
 }
 
-fn mark_is(key: MetaKey, mark: u32) -> Statement<'static> {
-    compare(and(meta(key), MASK), Operator::EQ, Expression::Number(mark))
+struct Table {
+    text: String,
+    pod: Surroundings,
 }
 
-fn mark_is_not(mark: u32) -> Statement<'static> {
-    compare(and(meta(MetaKey::Mark), MASK), Operator::NEQ, Expression::Number(mark))
-}
+impl Table {
+    /// A chain: where it hooks in (`None`: it is jumped to), and its rules.
+    fn chain<R: AsRef<str>>(&mut self, name: &str, hook: Option<&str>, rules: &[R]) {
+        let hook = hook.map(|hook| format!("type {hook}; policy accept")).into_iter();
+        let lines: Vec<String> = hook.chain(rules.iter().map(|r| r.as_ref().to_owned())).collect();
+        let body: String = lines.iter().map(|line| format!("    {line}\n")).collect();
+        self.text.push_str(&format!("  chain {name} {{\n{body}  }}\n"));
+    }
 
-fn ct_mark_is(mark: u32) -> Statement<'static> {
-    compare(and(ct_mark(), MASK), Operator::EQ, Expression::Number(mark))
-}
+    fn tproxy(&self) -> bool {
+        self.pod.mechanism == Mechanism::Tproxy
+    }
 
-/// The connection's destination was not rewritten (`ct status` has no IPS_DST_NAT).
-fn not_redirected() -> Statement<'static> {
-    compare(and(ct("status"), CT_STATUS_DNAT), Operator::EQ, Expression::Number(0))
-}
+    /// What holds while any captured connection lives: first SYNs that came over `lo`.
+    fn loopback(&mut self) {
+        let mut rules = vec![
+            format!("tcp dport {{ {OUTBOUND_PORT}, {INBOUND_PORT} }} {RESET}"), // it would go in circles
+            // The client's own port, by which a captured connection of the same addresses already goes (see
+            // `transport::connect` of the data plane, which then takes another).
+            format!("ct state != new {RESET}"),
+        ];
+        if self.tproxy() {
+            // Two effects. A socket in TIME_WAIT that has these addresses ends, in exchange for the listener, as nft_tproxy
+            // does; the listener of 15008 is not transparent, so the rule stops there and the SYN goes on to the application.
+            // A captured connection that has them is transparent: the rule goes on to its end.
+            rules.push(format!("{TCP} tproxy to :{HBONE_PORT} {RESET}"));
+            self.chain(
+                "to_agent",
+                None,
+                &[format!("{TCP} tproxy to :{OUTBOUND_PORT} accept"), RESET.to_owned()],
+            );
+        }
+        rules.push(set_mark("ct"));
+        self.chain("from_agent", None, &rules);
+    }
 
-/// `ct mark set ct mark & ~0xfff | 0x111`
-fn set_ct_mark() -> Statement<'static> {
-    Statement::Mangle(Mangle { key: ct_mark(), value: marked(ct_mark()) })
-}
+    /// The two chains that mark; `arriving` and `leaving` are what capture adds: rules for first SYNs.
+    fn mangle(&mut self, arriving: &[String], leaving: &[String]) {
+        // The sender's mark is still there over lo only: crossing a veth clears it.
+        let mut first = vec![format!("iifname lo {} goto from_agent", mark_is("meta", AGENT_MARK))];
+        if self.tproxy() {
+            // Either will do: a foreign rule that changed one must not bring the SYN to a listener of the application's, for
+            // which a wildcard address is as good as its own.
+            let kinds = ["meta", "ct"];
+            first.extend(kinds.map(|kind| format!("iifname lo {} goto to_agent", mark_is(kind, LOCAL_MARK))));
+        }
+        first.extend_from_slice(arriving);
+        self.chain("first_syn", None, &first);
+        let hook = Some("filter hook prerouting priority -150");
+        self.chain("mangle_prerouting", hook, &[format!("{FIRST_SYN} goto first_syn")]);
+        let mut rules = vec!["oifname lo accept".to_owned()]; // it goes where the mark would send it
+        rules.push(format!("{} accept", mark_is("meta", AGENT_MARK)));
+        rules.extend_from_slice(leaving);
+        // Where conntrack does not see the packet this does not match, and guard_output drops the SYN.
+        rules.push(format!("{} {}", mark_is("ct", LOCAL_MARK), set_mark("meta")));
+        self.chain("mangle_output", Some("route hook output priority -150"), &rules);
+    }
 
-/// `meta mark set meta mark & ~0xfff | 0x111`
-fn set_meta_mark() -> Statement<'static> {
-    Statement::Mangle(Mangle { key: meta(MetaKey::Mark), value: marked(meta(MetaKey::Mark)) })
-}
-
-fn marked(value: Expression<'static>) -> Expression<'static> {
-    Expression::BinaryOperation(Box::new(BinaryOperation::OR(vec![
-        and(value, !MASK),
-        Expression::Number(REPLY_MARK),
-    ])))
-}
-
-fn compare(left: Expression<'static>, op: Operator, right: Expression<'static>) -> Statement<'static> {
-    Statement::Match(Match { left, right, op })
-}
-
-fn and(value: Expression<'static>, mask: u32) -> Expression<'static> {
-    Expression::BinaryOperation(Box::new(BinaryOperation::AND(value, Expression::Number(mask))))
-}
-
-const fn meta(key: MetaKey) -> Expression<'static> {
-    Expression::Named(NamedExpression::Meta(Meta { key }))
-}
-
-fn ct_mark() -> Expression<'static> {
-    ct("mark")
-}
-
-fn ct(key: &'static str) -> Expression<'static> {
-    Expression::Named(NamedExpression::CT(CT { key: key.into(), family: None, dir: None }))
-}
-
-fn payload(protocol: &'static str, field: &'static str) -> Expression<'static> {
-    Expression::Named(NamedExpression::Payload(Payload::PayloadField(PayloadField {
-        protocol: protocol.into(),
-        field: field.into(),
-    })))
-}
-
-fn entries<T: Ord>(
-    annotations: &BTreeMap<&str, &str>,
-    name: &'static str,
-    parse: fn(&str) -> Result<T, &'static str>,
-    invalid: &mut Vec<InvalidAnnotation>,
-) -> BTreeSet<T> {
-    let value = annotations.get(name).copied().unwrap_or_default();
-    let mut found = BTreeSet::new();
-    for entry in value.split(',').map(str::trim).filter(|e| !e.is_empty()) {
-        let parsed =
-            if found.len() < MAX_ENTRIES { parse(entry) } else { Err("is one entry too many (256)") };
-        match parsed {
-            Ok(value) => {
-                found.insert(value);
+    fn capture(&mut self) {
+        let own = format!("tcp dport {{ {OUTBOUND_PORT}, {INBOUND_PORT} }}");
+        let mut arriving = vec![
+            // Our plaintext ports are reached by capture only: a caller of its own would choose what the agent takes for the
+            // original destination. One over lo that was redirected there has IPS_DST_NAT.
+            format!("iifname lo {own} ct status & dnat == 0 {RESET}"),
+            format!("iifname != lo {own} {RESET}"),
+            "jump exempt_inbound".to_owned(),
+        ];
+        match self.pod.mechanism {
+            Mechanism::Tproxy => {
+                self.listening();
+                arriving.extend([
+                    "socket wildcard <= 1 goto take".to_owned(),    // a listener
+                    "socket transparent <= 1 goto twin".to_owned(), // what is no full socket
+                    RESET.to_owned(),
+                ]);
             }
-            Err(reason) => {
-                let entry = entry.chars().take(64).collect();
-                invalid.push(InvalidAnnotation { annotation: name.into(), entry, reason });
-                if found.len() >= MAX_ENTRIES {
-                    break;
-                }
-            }
+            Mechanism::RedirectListening => arriving.extend([
+                "socket wildcard <= 1 accept".to_owned(),
+                "socket transparent <= 1 accept".to_owned(), // a twin: the agent finds out
+                RESET.to_owned(),
+            ]),
+            Mechanism::Redirect => {}
+        }
+        let leaving = if self.tproxy() {
+            vec![format!("{FIRST_SYN} jump exempt_outbound"), format!("{FIRST_SYN} {}", set_mark("ct"))]
+        } else {
+            Vec::new()
+        };
+        self.mangle(&arriving, &leaving);
+    }
+
+    /// Takes a SYN for which a socket of the application was found.
+    fn listening(&mut self) {
+        // Without a transparent listener `tproxy` does not match.
+        self.chain("take", None, &[format!("{TCP} tproxy to :{INBOUND_PORT} accept"), RESET.to_owned()]);
+        // The lookup found a socket in TIME_WAIT, or a handshake under way, with just these addresses, and says nothing
+        // of a listener then. Left to itself, TIME_WAIT would hand the SYN to the application's listener, past us.
+        let mut rules = vec![format!("{TCP} tproxy ip to ip daddr")];
+        if self.pod.ipv6 {
+            rules.push(format!("{TCP} tproxy ip6 to ip6 daddr"));
+        }
+        rules.extend([
+            // If the application listens, nft_tproxy has now ended the TIME_WAIT in exchange for that listener, and has not
+            // taken it, since it is not transparent: this lookup finds it.
+            "socket wildcard <= 1 goto take".to_owned(),
+            // It does not: TIME_WAIT ends in exchange for our listener, which is now the packet's socket.
+            format!("{TCP} tproxy to :{INBOUND_PORT}"),
+            format!("socket wildcard <= 1 {RESET}"),
+            // A handshake under way: a SYN that comes again.
+            "accept".to_owned(),
+        ]);
+        self.chain("twin", None, &rules);
+    }
+
+    /// Fail closed: a first SYN that the rules above should have taken.
+    fn guards(&mut self) {
+        let mut input = Vec::new();
+        if self.tproxy() {
+            // The packet's socket is the one that tproxy gave it.
+            input.extend(["jump exempt_inbound", "socket transparent 1 accept", "drop"].map(str::to_owned));
+        } else {
+            // After the redirect it has our port.
+            input.extend([
+                "jump exempt_inbound".to_owned(),
+                format!("tcp dport {INBOUND_PORT} accept"),
+                "drop".to_owned(),
+            ]);
+        }
+        self.chain("not_taken", None, &input);
+        let rule = [format!("{FIRST_SYN} goto not_taken")];
+        self.chain("guard_input", Some("filter hook input priority 0"), &rule);
+        // Not at the output hook: a packet that was turned to `lo` still shows its old interface there.
+        let rules = [format!("{FIRST_SYN} jump exempt_outbound"), format!("{FIRST_SYN} drop")];
+        self.chain("guard_output", Some("filter hook postrouting priority 0"), &rules);
+    }
+
+    /// Chains that accept what is not captured, jumped to by capture and by the guard alike.
+    fn exempt(&mut self, config: &CaptureConfig) {
+        let inbound = [
+            "iifname lo accept".to_owned(),
+            format!("tcp dport {HBONE_PORT} accept"), // has a listener of its own
+        ];
+        let outbound = [
+            // To itself: 127/8, ::1 and the pod's own addresses. Also what has just been turned there.
+            "oifname lo accept".to_owned(),
+            format!("{} accept", mark_is("meta", AGENT_MARK)),
+        ];
+        let excluded = |ports, cidrs, side| exclusions(ports, cidrs, side, self.pod.ipv6);
+        let more = excluded(&config.inbound_ports, &config.inbound_cidrs, "saddr");
+        let rules: Vec<String> = inbound.into_iter().chain(more).collect();
+        let more = excluded(&config.outbound_ports, &config.outbound_cidrs, "daddr");
+        let leaving: Vec<String> = outbound.into_iter().chain(more).collect();
+        self.chain("exempt_inbound", None, &rules);
+        self.chain("exempt_outbound", None, &leaving);
+    }
+
+    /// The NAT chains: what captures where `tproxy` is missing, and what keeps redirected connections alive.
+    fn translation(&mut self, mode: Mode) {
+        if self.tproxy() && !self.pod.translated {
+            return;
+        }
+        let redirected = !self.tproxy() && mode == Mode::Capture;
+        for (chain, hook, exempt, port) in [
+            ("nat_prerouting", "prerouting", "exempt_inbound", INBOUND_PORT),
+            ("nat_output", "output", "exempt_outbound", OUTBOUND_PORT),
+        ] {
+            let rules = [format!("{FIRST_SYN} jump {exempt}"), format!("{FIRST_SYN} redirect to :{port}")];
+            let hook = format!("nat hook {hook} priority -100");
+            self.chain(chain, Some(&hook), if redirected { &rules } else { &[] });
         }
     }
-    found
 }
 
-fn port(entry: &str) -> Result<u16, &'static str> {
-    entry.parse().ok().filter(|p| *p > 0).ok_or("is not a port from 1 to 65535")
+fn exclusions(ports: &BTreeSet<u16>, cidrs: &BTreeSet<IpNet>, side: &str, ipv6: bool) -> Vec<String> {
+    let mut rules = Vec::new();
+    if !ports.is_empty() {
+        let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+        rules.push(format!("tcp dport {{ {} }} accept", ports.join(", ")));
+    }
+    for cidr in cidrs {
+        match cidr {
+            IpNet::V4(net) => rules.push(format!("ip {side} {net} accept")),
+            // Without IPv6 no such packet exists, and an nft without IPv6 would refuse the rule.
+            IpNet::V6(net) if ipv6 => rules.push(format!("ip6 {side} {net} accept")),
+            IpNet::V6(_) => {}
+        }
+    }
+    rules
 }
 
-fn cidr(entry: &str) -> Result<IpNet, &'static str> {
-    let net = entry
-        .parse::<IpNet>()
-        .or_else(|_| entry.parse::<std::net::IpAddr>().map(IpNet::from))
-        .map_err(|_| "is not a CIDR or address")?;
-    Ok(net.trunc())
+/// The bits 0xfff of the mark are ours; the others belong to the CNI.
+fn mark_is(kind: &str, mark: u32) -> String {
+    format!("{kind} mark & 0xfff == {mark:#x}")
+}
+
+fn set_mark(kind: &str) -> String {
+    format!("{kind} mark set {kind} mark & 0xfffff000 | {LOCAL_MARK:#x}")
 }
 
 #[cfg(test)]

@@ -33,6 +33,10 @@ impl Family {
         if address.to_canonical().is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
+    const fn of_socket(local: SocketAddr) -> Self {
+        if local.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
     const fn domain(self) -> Domain {
         match self {
             Self::V4 => Domain::IPV4,
@@ -44,11 +48,12 @@ impl Family {
 /// The three listening sockets of a captured pod. Accepted sockets inherit TCP_NODELAY and keepalive.
 #[derive(Debug)]
 pub struct Listeners {
-    /// Port 15001: what the pod sends. [`original_dst`] tells where to.
+    /// Port 15001: what the pod sends. [`original_dst`] tells where to. Transparent, as is the next: they accept connections
+    /// to other addresses and ports.
     pub outbound: TcpListener,
     /// Port 15006: plaintext (or TLS that is not ours) for the pod.
     pub inbound: TcpListener,
-    /// Port 15008: HBONE.
+    /// Port 15008: HBONE. Must not be transparent: the rules count on that (chain `from_agent`).
     pub hbone: TcpListener,
 }
 
@@ -63,6 +68,23 @@ impl Listeners {
     #[must_use]
     pub fn from_fds([outbound, inbound, hbone]: [OwnedFd; 3]) -> Self {
         Self { outbound: outbound.into(), inbound: inbound.into(), hbone: hbone.into() }
+    }
+
+    /// Makes them ready for `tproxy`: those that an agent of the version that redirected opened are not. Without effect on
+    /// those that are; from any namespace.
+    ///
+    /// # Errors
+    /// When the process lacks CAP_NET_ADMIN.
+    pub fn make_transparent(&self) -> io::Result<()> {
+        // One bit in the kernel for both families; the option of the socket's own family sets it.
+        for listener in [&self.outbound, &self.inbound] {
+            let socket = SockRef::from(listener);
+            match Family::of_socket(listener.local_addr()?) {
+                Family::V4 => socket.set_ip_transparent_v4(true)?,
+                Family::V6 => socket.set_ip_transparent_v6(true)?,
+            }
+        }
+        Ok(())
     }
 
     /// Further handles of the same sockets: one accept queue each, however many handles.
@@ -96,11 +118,13 @@ pub fn open_listeners(netns: &Netns) -> Result<Listeners, OpenError> {
         let open = |port| {
             listen(SocketAddr::new(any, port), false).map_err(|source| OpenError::Listen { port, source })
         };
-        Ok(Listeners {
+        let listeners = Listeners {
             outbound: open(OUTBOUND_PORT)?,
             inbound: open(INBOUND_PORT)?,
             hbone: open(HBONE_PORT)?,
-        })
+        };
+        listeners.make_transparent().map_err(OpenError::Transparent)?;
+        Ok(listeners)
     })?
 }
 
@@ -118,6 +142,9 @@ pub enum OpenError {
         /// The cause.
         source: io::Error,
     },
+    /// They cannot be made transparent.
+    #[error("cannot make the pod's listeners transparent: {0}")]
+    Transparent(io::Error),
 }
 
 /// A TCP listener in the current namespace, as captured pods and Gateways have it. `[::]` also takes IPv4.
@@ -189,22 +216,21 @@ pub(crate) fn plain_client(family: Family) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
-/// Where a redirected connection was going before the redirect (SO_ORIGINAL_DST). Without a redirect it is
-/// the socket's own address. IPv4 over a dual-stack listener comes out as IPv4.
+/// Where a captured connection was going: the socket's own address, unless that has one of our ports. Then it was
+/// redirected there, and conntrack remembers (SO_ORIGINAL_DST); it also knows one that went to such a port elsewhere.
+/// IPv4 over a dual-stack listener comes out as IPv4.
 ///
 /// # Errors
-/// When the socket is not connected or conntrack has forgotten the connection.
+/// When the socket is not connected, or conntrack knows nothing of it: the connection was made to the listener itself.
 pub fn original_dst(socket: &impl AsFd) -> io::Result<SocketAddr> {
     let socket = SockRef::from(socket);
     let not_ip = || io::Error::new(io::ErrorKind::InvalidInput, "not an IP socket");
     let local = canonical(socket.local_addr()?.as_socket().ok_or_else(not_ip)?);
-    let found = if local.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
-    match found {
-        Ok(address) => address.as_socket().map(canonical).ok_or_else(not_ip),
-        // No conntrack entry: the connection was never redirected (a pod that calls our port itself).
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOPROTOOPT)) => Ok(local),
-        Err(e) => Err(e),
+    if ![OUTBOUND_PORT, INBOUND_PORT].contains(&local.port()) {
+        return Ok(local);
     }
+    let found = if local.is_ipv4() { socket.original_dst_v4()? } else { socket.original_dst_v6()? };
+    found.as_socket().map(canonical).ok_or_else(not_ip)
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {

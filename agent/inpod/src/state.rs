@@ -4,7 +4,7 @@
 //! another event. At most one piece of work runs per pod. An enrolled pod's ADD is answered with success only
 //! when it is captured, and while it is not known whether a pod is enrolled, nothing about it changes.
 
-use crate::{holder::PodRecord, ruleset::CaptureConfig};
+use crate::{capture_config::CaptureConfig, holder::PodRecord};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Names a waiting caller.

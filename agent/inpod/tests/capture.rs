@@ -12,17 +12,28 @@ use std::{
 };
 use support::*;
 use weft_inpod::{
-    AGENT_MARK, CaptureConfig, Family, HBONE_PORT, INBOUND_PORT, Listeners, Mode, NetnsThread, OUTBOUND_PORT,
-    PodSockets, apply, open_listeners, original_dst, remove,
+    AGENT_MARK, CaptureConfig, Family, HBONE_PORT, INBOUND_PORT, Listeners, Mechanism, Mode, NetnsThread,
+    OUTBOUND_PORT, PodSockets, apply, apply_by, open_listeners, original_dst, remove,
 };
 
 /// Dropped packets show as a connect that does not end: this long is enough to tell.
 const NO_ANSWER: Duration = Duration::from_millis(300);
 
 fn captured(net: &Net, config: &CaptureConfig) -> Listeners {
+    captured_by(Mechanism::Tproxy, net, config)
+}
+
+fn captured_by(mechanism: Mechanism, net: &Net, config: &CaptureConfig) -> Listeners {
     let listeners = open_listeners(&net.pod).unwrap();
-    apply(&net.pod, config, Mode::Capture).unwrap();
+    apply_by(mechanism, &net.pod, config, Mode::Capture).unwrap();
     listeners
+}
+
+/// The tests' own kernel has everything.
+#[test]
+fn the_best_mechanism_is_taken() {
+    let net = Net::new();
+    assert_eq!(apply(&net.pod, &CaptureConfig::default(), Mode::Capture).unwrap(), Mechanism::Tproxy);
 }
 
 fn excluding(annotation: &str, value: &str) -> CaptureConfig {
@@ -48,40 +59,56 @@ fn connect_from(socket: OwnedFd, source: Option<SocketAddr>, to: SocketAddr) -> 
     Ok(stream)
 }
 
+/// F3: four-tuples as the application made them.
 #[test]
-fn outbound_connections_are_redirected_with_their_destination() {
-    let net = Net::new();
-    let listeners = captured(&net, &CaptureConfig::default());
-    // Nobody listens there, and 192.0.2.7 does not even exist: the redirect comes first.
-    for to in [at(PEER4, 80), at("192.0.2.7", 443), at(PEER6, 80), at("2001:db8::7", 443)] {
-        let mut client = connect(&net.pod, to).unwrap();
-        let (mut accepted, peer) = accept(&listeners.outbound);
-        assert_eq!(original_dst(&accepted).unwrap(), to);
-        // Not the port: two connections of one source port to two destinations (which is allowed) end at one
-        // listener, and then the kernel gives one of them another source port.
-        assert_eq!(peer.ip(), client.local_addr().unwrap().ip());
-        assert!(accepted.nodelay().unwrap(), "inherited from the listener");
-        assert_talks(&mut client, &mut accepted);
+fn outbound_connections_are_captured_as_they_are() {
+    for mechanism in Mechanism::ALL {
+        let net = Net::new();
+        let listeners = captured_by(mechanism, &net, &CaptureConfig::default());
+        // Nobody listens there, and 192.0.2.7 does not even exist: capture comes first. Somebody's port 15006 is no other.
+        for to in [
+            at(PEER4, 80),
+            at("192.0.2.7", 443),
+            at(PEER6, 80),
+            at("2001:db8::7", 443),
+            at(PEER4, INBOUND_PORT),
+        ] {
+            let mut client = connect(&net.pod, to).unwrap();
+            let (mut accepted, peer) = accept(&listeners.outbound);
+            assert_eq!(original_dst(&accepted).unwrap(), to);
+            assert_eq!(peer, client.local_addr().unwrap());
+            if mechanism == Mechanism::Tproxy {
+                assert_eq!(canonical(accepted.local_addr().unwrap()), to, "no address was rewritten");
+            }
+            assert!(accepted.nodelay().unwrap(), "inherited from the listener");
+            assert_talks(&mut client, &mut accepted);
+        }
     }
 }
 
 #[test]
-fn inbound_connections_are_redirected_with_their_destination_and_source() {
-    let net = Net::new();
-    let listeners = captured(&net, &CaptureConfig::default());
-    for to in [at(POD4, 8080), at(POD6, 8080)] {
-        let app = serve(&net.pod, to);
-        let mut client = connect(&net.peer, to).unwrap();
-        let (mut accepted, peer) = accept(&listeners.inbound);
-        assert_eq!(original_dst(&accepted).unwrap(), to);
-        assert_eq!(peer.ip(), client.local_addr().unwrap().ip());
-        assert_talks(&mut client, &mut accepted);
-        assert!(nobody_waits(&app), "the application saw a plaintext connection");
+fn inbound_connections_are_captured_as_they_are() {
+    for mechanism in Mechanism::ALL {
+        let net = Net::new();
+        let listeners = captured_by(mechanism, &net, &CaptureConfig::default());
+        for to in [at(POD4, 8080), at(POD6, 8080)] {
+            let app = serve(&net.pod, to);
+            let mut client = connect(&net.peer, to).unwrap();
+            let (mut accepted, peer) = accept(&listeners.inbound);
+            assert_eq!(original_dst(&accepted).unwrap(), to);
+            assert_eq!(peer, client.local_addr().unwrap());
+            assert_talks(&mut client, &mut accepted);
+            assert!(nobody_waits(&app), "the application saw a plaintext connection");
+        }
     }
 }
 
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
 #[test]
-fn hbone_is_not_redirected() {
+fn hbone_is_not_captured() {
     let net = Net::new();
     let listeners = captured(&net, &CaptureConfig::default());
     for to in [at(POD4, HBONE_PORT), at(POD6, HBONE_PORT)] {
@@ -197,9 +224,14 @@ fn exclusions_are_left_alone() {
         assert!(nobody_waits(ours), "{annotation}={value}");
         // Another port (or, for addresses, the other family) is captured as ever.
         let other = if annotation.ends_with("ports") { SocketAddr::new(to.ip(), 81) } else { continue };
+        let _other_app = serve(server, other);
         let _client = connect(from, other).unwrap();
         ours.set_nonblocking(true).unwrap();
         assert_eq!(original_dst(&accept(ours).0).unwrap(), other);
+        if let Way::In = way {
+            drop(app);
+            connect(from, to).expect_err("an excluded port is the kernel's business, dead or not");
+        }
     }
 }
 
@@ -225,7 +257,7 @@ fn without_listeners_everything_is_refused() {
 }
 
 #[test]
-fn our_plaintext_ports_are_reached_by_redirect_only() {
+fn our_plaintext_ports_are_reached_by_capture_only() {
     let net = Net::new();
     let listeners = captured(&net, &CaptureConfig::default());
     for to in
@@ -244,34 +276,60 @@ fn our_plaintext_ports_are_reached_by_redirect_only() {
     assert!(nobody_waits(&listeners.inbound) && nobody_waits(&listeners.outbound));
 }
 
+/// Nothing passes in clear by somebody else's rules. Outward the connection's packets are known by conntrack's mark, so
+/// without conntrack it is dropped; inward capture needs no conntrack.
 #[test]
 fn what_conntrack_does_not_see_is_dropped() {
+    for mechanism in Mechanism::ALL {
+        let net = Net::new();
+        let listeners = captured_by(mechanism, &net, &CaptureConfig::default());
+        let notrack = "table inet foreign { \
+            chain o { type filter hook output priority -300; notrack; }; \
+            chain p { type filter hook prerouting priority -300; notrack; }; }";
+        net.in_pod("nft", &[notrack]);
+        for (from, server, to) in [
+            (&net.pod, &net.peer, at(PEER4, 80)),
+            (&net.pod, &net.peer, at(PEER6, 80)),
+            (&net.peer, &net.pod, at(POD4, 80)),
+            (&net.peer, &net.pod, at(POD6, 80)),
+        ] {
+            let app = serve(server, to);
+            let connected = from.run(|| TcpStream::connect_timeout(&to, NO_ANSWER)).unwrap();
+            if mechanism == Mechanism::Tproxy && from.inode() == net.peer.inode() {
+                assert_eq!(original_dst(&accept(&listeners.inbound).0).unwrap(), to);
+            } else {
+                assert!(connected.is_err(), "{to} was reached in clear");
+            }
+            assert!(nobody_waits(&app), "{to} was reached in clear");
+        }
+        // It is the guards that drop: without them the same packets pass.
+        apply_by(mechanism, &net.pod, &CaptureConfig::default(), Mode::Drain).unwrap();
+        let app = serve(&net.peer, at(PEER4, 81));
+        let _direct = connect(&net.pod, at(PEER4, 81)).unwrap();
+        accept(&app);
+    }
+}
+
+/// A table of somebody else that takes our mark away turns a call neither outward nor to the pod's own listener, for
+/// which 0.0.0.0 is as good an address as any.
+#[test]
+fn a_mark_that_is_taken_away_opens_nothing() {
     let net = Net::new();
     let _listeners = captured(&net, &CaptureConfig::default());
-    let notrack = "table inet foreign { \
-        chain o { type filter hook output priority -300; notrack; }; \
-        chain p { type filter hook prerouting priority -300; notrack; }; }";
-    net.in_pod("nft", &[notrack]);
-    for (from, server, to) in [
-        (&net.pod, &net.peer, at(PEER4, 80)),
-        (&net.pod, &net.peer, at(PEER6, 80)),
-        (&net.peer, &net.pod, at(POD4, 80)),
-        (&net.peer, &net.pod, at(POD6, 80)),
-    ] {
-        let app = serve(server, to);
-        let connected = from.run(|| TcpStream::connect_timeout(&to, NO_ANSWER)).unwrap();
-        assert!(connected.is_err(), "{to} was reached in clear");
-        assert!(nobody_waits(&app));
+    let own = serve(&net.pod, at("0.0.0.0", 80));
+    let server = serve(&net.peer, at(PEER4, 80));
+    for hook in ["type route hook output priority 10", "type filter hook prerouting priority -400"] {
+        net.in_pod("nft", &[&format!("table inet foreign {{ chain c {{ {hook}; meta mark set 0; }}; }}")]);
+        let connected = net.pod.run(|| TcpStream::connect_timeout(&at(PEER4, 80), NO_ANSWER)).unwrap();
+        let reached_us = hook.contains("prerouting");
+        assert_eq!(connected.is_ok(), reached_us, "{hook}: conntrack's mark does in prerouting");
+        assert!(nobody_waits(&own) && nobody_waits(&server), "{hook}");
+        net.in_pod("nft", &["delete table inet foreign"]);
     }
-    // It is the guards that drop: without them the same packets pass.
-    apply(&net.pod, &CaptureConfig::default(), Mode::Drain).unwrap();
-    let app = serve(&net.peer, at(PEER4, 81));
-    let _direct = connect(&net.pod, at(PEER4, 81)).unwrap();
-    accept(&app);
 }
 
 #[test]
-fn applying_again_keeps_redirected_connections() {
+fn applying_again_keeps_captured_connections() {
     let net = Net::new();
     let listeners = captured(&net, &CaptureConfig::default());
     let mut client = connect(&net.pod, at(PEER4, 80)).unwrap();
@@ -282,7 +340,7 @@ fn applying_again_keeps_redirected_connections() {
 }
 
 #[test]
-fn leaving_drains_redirected_connections_and_then_restores_the_pod() {
+fn leaving_drains_captured_connections_and_then_restores_the_pod() {
     let net = Net::new();
     let before = pod_state(&net);
     let listeners = captured(&net, &CaptureConfig::default());

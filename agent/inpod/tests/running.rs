@@ -12,7 +12,10 @@ use std::{
 };
 use support::*;
 use tempfile::TempDir;
-use weft_inpod::{Netns, NotFound, find_sandbox, find_sandboxes};
+use weft_inpod::{
+    CaptureConfig, Mode, Netns, NotFound, apply, find_sandbox, find_sandboxes, is_captured, pod_namespaces,
+    remove,
+};
 
 const UID: &str = "3c5a1c2e-8f0d-4b2e-9d1a-0123456789ab";
 
@@ -115,4 +118,35 @@ fn what_is_not_found_says_why() {
     }
     let nowhere = proc.0.path().join("nowhere");
     assert!(matches!(find_sandbox(&nowhere, UID), Err(NotFound::Proc(..))));
+}
+
+/// What `weft node clean` does: without an agent, a holder or the pods' names.
+#[test]
+fn the_rules_of_an_agent_that_is_gone_are_found_and_taken_out_of_pods_and_of_nothing_else() {
+    let (net, proc) = (Net::new(), Proc::new());
+    let (app, nested) = (Program::start(&net.pod), Program::start(&net.peer));
+    let group = format!("/kubepods/burstable/pod{UID}");
+    proc.add(50, app.pid(), &format!("{group}/aaa"), 10);
+    proc.add(51, app.pid(), &format!("{group}/bbb"), 10);
+    proc.add(52, std::process::id(), "/kubepods/podhost/c2", 1);
+    let gone = Program::start(&net.pod);
+    proc.add(53, gone.pid(), "/kubepods/podgone/c3", 1);
+    drop(gone);
+    // A program in a namespace of its own that is no pod's: somebody else's test, or a demo.
+    proc.add(54, nested.pid(), "/user.slice", 1);
+    let found = pod_namespaces(proc.0.path()).unwrap();
+    let inodes: Vec<(&str, Vec<u64>)> =
+        found.iter().map(|(uid, all)| (uid.as_str(), all.iter().map(Netns::inode).collect())).collect();
+    assert_eq!(inodes, [(UID, vec![net.pod.inode()]), ("host", vec![])]);
+
+    let pod = &found[UID][0];
+    assert!(!is_captured(pod).unwrap());
+    for mode in [Mode::Capture, Mode::Drain] {
+        apply(pod, &CaptureConfig::default(), mode).unwrap();
+        assert!(is_captured(pod).unwrap(), "{mode:?}");
+        for _ in 0..2 {
+            remove(pod).unwrap();
+            assert!(!is_captured(pod).unwrap(), "{mode:?}");
+        }
+    }
 }

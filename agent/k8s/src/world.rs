@@ -1,6 +1,7 @@
 //! The world as a provider hands it out.
 
 use crate::{config::AgentConfig, problem::Problem};
+use std::time::Duration;
 use weft_core::model::Snapshot;
 
 /// Everything that a source says: a directory of files, or a cluster.
@@ -14,4 +15,6 @@ pub struct World {
     pub agent: AgentConfig,
     /// `uninstall: "true"` beside the settings of a cluster: agents let every pod go and clean their node. Never of files.
     pub uninstall: bool,
+    /// Beside `uninstall`: how long connections of pods that leave may go on, where that is less than an agent allows.
+    pub drain: Option<Duration>,
 }

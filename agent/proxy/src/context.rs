@@ -1,6 +1,12 @@
 //! What every connection can reach: process-wide, per worker, and per source of traffic.
 
-use crate::{plaintext::PlaintextCallers, telemetry::Telemetry};
+use crate::{
+    inbound::probe::redirects::Redirects,
+    kubelet::{Kubelet, NoKubelet},
+    plaintext::PlaintextCallers,
+    sticky::StickyClients,
+    telemetry::Telemetry,
+};
 use arc_swap::ArcSwap;
 use std::{
     io,
@@ -26,6 +32,12 @@ pub struct Shared {
     pub telemetry: Arc<Telemetry>,
     /// Who speaks to permissive pods in clear.
     pub plaintext: PlaintextCallers,
+    /// Knows the kubelet of this node, whose probes strict pods let in.
+    pub kubelet: Arc<dyn Kubelet>,
+    /// Where applications have sent its probes on to.
+    pub(crate) redirects: Redirects,
+    /// Endpoints of clients whose Service asks for affinity.
+    pub(crate) sticky: Arc<StickyClients>,
 }
 
 /// The port of HBONE: inbound mutual TLS, on the pod's own address.
@@ -36,7 +48,7 @@ pub const OUTBOUND_PORT: u16 = 15001;
 pub const INBOUND_PORT: u16 = 15006;
 
 impl Shared {
-    /// State that serves an empty Config.
+    /// State that serves an empty Config, on a node without a kubelet.
     #[must_use]
     pub fn new(limits: Limits, telemetry: Arc<Telemetry>) -> Self {
         Self {
@@ -45,6 +57,9 @@ impl Shared {
             hbone_port: HBONE_PORT,
             telemetry,
             plaintext: PlaintextCallers::default(),
+            kubelet: Arc::new(NoKubelet),
+            redirects: Redirects::default(),
+            sticky: Arc::default(),
         }
     }
 }
@@ -94,17 +109,11 @@ pub trait Sockets: Send + Sync + std::fmt::Debug {
     /// When the kernel gives no socket (limits), or the pod's namespace is gone.
     fn tcp(&self, ipv6: bool) -> io::Result<OwnedFd>;
 
-    /// Where a captured connection was going before it was redirected.
+    /// Where a captured connection was going.
     ///
     /// # Errors
-    /// When the kernel knows no original destination: the connection was made to the listener itself.
-    fn original_dst(&self, socket: BorrowedFd<'_>) -> io::Result<SocketAddr> {
-        let socket = socket2::SockRef::from(&socket);
-        let ipv6 = socket.local_addr()?.as_socket_ipv6().is_some_and(|a| a.ip().to_ipv4_mapped().is_none());
-        // A dual-stack listener holds IPv4 connections as v4-mapped ones; conntrack knows them as IPv4.
-        let addr = if ipv6 { socket.original_dst_v6()? } else { socket.original_dst_v4()? };
-        addr.as_socket().ok_or_else(|| io::Error::other("the original destination is no IP address"))
-    }
+    /// When that cannot be known: the connection was made to the listener itself.
+    fn original_dst(&self, socket: BorrowedFd<'_>) -> io::Result<SocketAddr>;
 }
 
 /// On whose behalf connections are opened and work is charged: a pod of this node, or a Gateway.

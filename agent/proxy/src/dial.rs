@@ -54,10 +54,28 @@ impl UpstreamInfo {
     }
 
     /// Whether its tunnel takes nothing new: the peer's agent is being replaced, and gives this connection until its
-    /// drain's deadline. A kept connection must not be used for another request then.
+    /// drain's deadline; or the peer gives no sign of life. A kept connection must not be used for another request then.
     #[must_use]
     pub fn is_retired(&self) -> bool {
-        self.tunnel.as_ref().is_some_and(|tunnel| tunnel.state() == State::Retired)
+        self.tunnel.as_ref().is_some_and(|tunnel| tunnel.state() == State::Retired || tunnel.is_suspect())
+    }
+}
+
+/// How long a connection may take before another endpoint is tried, if there is one that is well.
+const TRY_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Connects to `to`, but not for longer than [`TRY_PATIENCE`] when `has_other` endpoint to try. Without another, an
+/// endpoint that is slow is better than none: the full time applies.
+pub(crate) async fn impatiently<T>(
+    to: SocketAddr,
+    connecting: impl Future<Output = Result<T, ProxyError>>,
+    has_other: impl FnOnce() -> bool,
+) -> Result<T, ProxyError> {
+    let mut connecting = std::pin::pin!(connecting);
+    match tokio::time::timeout(TRY_PATIENCE, &mut connecting).await {
+        Ok(connected) => connected,
+        Err(_) if has_other() => Err(slow(to, TRY_PATIENCE)),
+        Err(_) => connecting.await,
     }
 }
 
@@ -105,6 +123,8 @@ impl Dialer {
         let to = endpoint.addr;
         let Some(workload) = endpoint.workload.as_deref().filter(|w| w.enrolled) else {
             let io = connect::tcp(&*source.sockets, source.bind_ip(to.is_ipv6()), to, limits).await?;
+            // Fails only on a socket that is already gone.
+            let _ = connect::keep_alive(&io);
             return Ok(Upstream { io: UpstreamIo::Tcp(io), info: UpstreamInfo::plain(to) });
         };
         let want = Want { source, workload, to, bulk, headers };
@@ -134,7 +154,7 @@ fn slow(to: SocketAddr, deadline: Duration) -> ProxyError {
         reason: Reason::ConnectTimeout,
         blame: Blame::Upstream,
         retry: Retryable::Yes,
-        detail: format!("no stream to {to} within {deadline:?}"),
+        detail: format!("no connection to {to} within {deadline:?}"),
     }
 }
 

@@ -1,6 +1,8 @@
 //! One error type for everything between accept and the upstream's answer: whose fault, whether to retry, and one
 //! low-cardinality reason for logs and metrics. Only `http::respond` makes an HTTP answer of it.
 
+use weft_core::config::{BackendKey, Config};
+
 /// Whose fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
@@ -34,6 +36,8 @@ pub enum Reason {
     Invalid(weft_core::config::FailReason),
     /// The backend has no ready endpoint (503).
     NoEndpoint,
+    /// The backend has `internalTrafficPolicy: Local` and no ready endpoint on the client's node (503).
+    NoLocalEndpoint,
     /// TCP connect refused or unreachable (503).
     ConnectFailed,
     /// TCP connect, tunnel or handshake took too long (503).
@@ -46,6 +50,8 @@ pub enum Reason {
     UpstreamReset,
     /// The upstream's answer is not HTTP (502).
     UpstreamProtocol,
+    /// The endpoint's node went silent before an answer (504).
+    PeerSilent,
     /// A timeout of the rule passed (504).
     Timeout,
     /// The client sent something that is not HTTP, or too large (400, 431).
@@ -72,12 +78,14 @@ impl Reason {
             Self::NoRoute => "no_route",
             Self::Invalid(why) => why.as_str(),
             Self::NoEndpoint => "no_endpoint",
+            Self::NoLocalEndpoint => "no_local_endpoint",
             Self::ConnectFailed => "connect_failed",
             Self::ConnectTimeout => "connect_timeout",
             Self::PeerIdentity => "peer_identity",
             Self::TunnelRefused => "tunnel_refused",
             Self::UpstreamReset => "upstream_reset",
             Self::UpstreamProtocol => "upstream_protocol",
+            Self::PeerSilent => "peer_silent",
             Self::Timeout => "timeout",
             Self::BadRequest => "bad_request",
             Self::ClientGone => "client_gone",
@@ -102,4 +110,17 @@ pub struct ProxyError {
     pub retry: Retryable,
     /// For the log line: addresses, the cause.
     pub detail: String,
+}
+
+impl ProxyError {
+    /// Nobody can be sent to this backend from here.
+    #[must_use]
+    pub fn no_endpoint(config: &Config, backend: &BackendKey) -> Self {
+        Self {
+            reason: if backend.reach.local { Reason::NoLocalEndpoint } else { Reason::NoEndpoint },
+            blame: Blame::Config,
+            retry: Retryable::No,
+            detail: config.no_endpoint(backend),
+        }
+    }
 }

@@ -3,6 +3,7 @@
 
 use crate::{
     context::{Limits, Shared, Sockets},
+    kubelet::Kubelet,
     pods::{CapturedPod, DataPlane, Listeners},
     telemetry::{Telemetry, TelemetryConfig},
     worker::Workers,
@@ -19,9 +20,10 @@ use std::{
 use weft_certs::{Ca, IdentityHandle, IdentityStore, LocalIssuer, StoreConfig};
 use weft_core::{
     config::{
-        AppProtocol, Backend, BackendKey, Config, Endpoint, EndpointSet, Frontend, MeshRoutes, Transport,
+        AppProtocol, Backend, BackendKey, Config, Endpoint, EndpointSet, Frontend, MeshRoutes, Reach,
+        Transport,
     },
-    model::{MtlsMode, ObjectKey, SpiffeId, Workload},
+    model::{MtlsMode, ObjectKey, SpiffeId, TunnelPort, Workload},
 };
 
 /// The trust domain of every test.
@@ -80,7 +82,7 @@ pub(crate) struct Mesh {
     pub(crate) shared: Arc<Shared>,
     pub(crate) store: Arc<IdentityStore>,
     /// One for all pods of the mesh; their addresses differ.
-    hbone_port: u16,
+    pub(crate) hbone_port: u16,
 }
 
 /// A made-up workload.
@@ -91,8 +93,11 @@ pub(crate) fn workload(name: &str, ip: IpAddr, enrolled: bool, mode: MtlsMode) -
         identity: SpiffeId::new(TRUST_DOMAIN, "shop", name),
         node: None,
         enrolled,
+        labelled: enrolled,
+        tunnel: TunnelPort::Hbone,
         mode,
         app: name.into(),
+        probes: Arc::default(),
     })
 }
 
@@ -127,12 +132,32 @@ impl Mesh {
     }
 
     pub(crate) fn with_limits(workers: usize, limits: Limits) -> Self {
+        Self::with(workers, Shared::new(limits, telemetry()))
+    }
+
+    /// On a node with this kubelet.
+    pub(crate) fn with_kubelet(workers: usize, kubelet: Arc<dyn Kubelet>) -> Self {
+        let mut shared = Shared::new(Limits::default(), telemetry());
+        shared.kubelet = kubelet;
+        Self::with(workers, shared)
+    }
+
+    fn with(workers: usize, mut shared: Shared) -> Self {
         let hbone_port = hbone_port();
-        let mut shared = Shared::new(limits, telemetry());
         shared.hbone_port = hbone_port;
         let shared = Arc::new(shared);
         let plane = DataPlane::new(Workers::start(workers, shared.clone()).expect("threads"));
         Self { plane, shared, store: store(), hbone_port }
+    }
+
+    /// From now on the pod is said to look for tunnels on its applications' ports.
+    pub(crate) fn announce(&self, pod: &TestPod) -> Arc<Workload> {
+        let workload = Workload { tunnel: TunnelPort::application([]), ..(*pod.workload).clone() };
+        let workload = Arc::new(workload);
+        self.configure(|config| {
+            config.workloads.insert(workload.ips[0], workload.clone());
+        });
+        workload
     }
 
     /// Another agent with the same Config and CA.
@@ -217,10 +242,18 @@ pub(crate) fn frontend(
     routes: Option<MeshRoutes>,
 ) -> (Arc<Frontend>, SocketAddr) {
     let service = ObjectKey::new("shop", name);
-    let key = BackendKey { service: service.clone(), port: 80, transport: Transport::Tcp };
-    let default = Arc::new(Backend { key, protocol, tls: None, client_ip_affinity: false });
+    let key =
+        BackendKey { service: service.clone(), port: 80, transport: Transport::Tcp, reach: Reach::default() };
+    let default = Arc::new(Backend { key, protocol, tls: None, client_ip_affinity: None });
     let last = name.bytes().fold(0_u8, |a, b| a.wrapping_mul(31).wrapping_add(b));
-    let frontend =
-        Frontend { service, port: 80, protocol, producer: routes, consumers: BTreeMap::new(), default };
+    let frontend = Frontend {
+        service,
+        port: 80,
+        external: None,
+        protocol,
+        producer: routes,
+        consumers: BTreeMap::new(),
+        default,
+    };
     (Arc::new(frontend), SocketAddr::from(([192, 0, 2, last], 80)))
 }

@@ -1,68 +1,98 @@
-//! 15006: what a pod is sent in plaintext, by callers outside the mesh.
+//! 15006: what a pod is sent on its own ports: plaintext by callers outside the mesh, and tunnels of peers.
 
 use crate::{
+    arrival::{self, Arrived, Origin},
     context::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT},
     error::{Blame, ProxyError, Reason, Retryable},
+    kubelet::NotKubelet,
     l4::{copy, tcp::Ended},
     pods::Accepted,
     telemetry::{Counter, Direction},
-    transport::connect::{self, canonical, reset_on_close},
+    transport::{
+        accept,
+        connect::{self, canonical, reset_on_close},
+    },
 };
 use bytes::Bytes;
-use std::{net::SocketAddr, os::fd::AsFd, time::Instant};
+use probe::Asked;
+use std::{
+    net::SocketAddr,
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
 use weft_core::{
     config::Config,
     model::{MtlsMode, Workload},
 };
 
+pub(crate) mod probe;
+
 /// What happens with a plaintext connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Action {
     /// To the application, from the client's own address.
-    Pass,
+    Pass {
+        /// The pod's spec has a probe on this port: the kubelet may be calling.
+        probed: bool,
+    },
+    /// If it is the kubelet's: it may ask this.
+    Probe(Vec<Asked>),
     /// Reset.
     Refuse,
 }
 
 /// Decides. The pod's mode is the Config's of this moment; that with which it was captured only until the Config
 /// knows the pod.
-fn decide(config: &Config, pod: &Workload, to: SocketAddr) -> Action {
-    let mode = config.workloads.get(&to.ip()).filter(|w| w.pod == pod.pod).map_or(pod.mode, |w| w.mode);
+///
+/// `redirected`: where the application has lately sent probes that came to this port.
+fn decide(config: &Config, pod: &Workload, to: SocketAddr, redirected: Vec<Asked>) -> Action {
+    let known = config.workloads.get(&to.ip()).filter(|w| w.pod == pod.pod);
+    let (mode, probes) = known.map_or((pod.mode, &pod.probes), |w| (w.mode, &w.probes));
     // Straight to one of our own ports: passed on, it would come back for ever.
-    let ours = [OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT].contains(&to.port());
+    if [OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT].contains(&to.port()) {
+        return Action::Refuse;
+    }
+    let declared = probes.iter().filter(|probe| probe.port == to.port());
+    let mut asks: Vec<Asked> = declared.map(|p| Asked { ask: p.ask.clone(), depth: 0 }).collect();
+    asks.extend(redirected);
     match mode {
-        MtlsMode::Permissive if !ours => Action::Pass,
-        MtlsMode::Permissive | MtlsMode::Strict => Action::Refuse,
+        MtlsMode::Permissive => Action::Pass { probed: !asks.is_empty() },
+        MtlsMode::Strict if asks.is_empty() => Action::Refuse,
+        MtlsMode::Strict => Action::Probe(asks),
     }
 }
 
-/// Serves one plaintext connection.
+/// Where plaintext is not simply passed on, a tunnel has this long to say that it is one.
+const LATE_TUNNEL: Duration = Duration::from_secs(2);
+
+/// Serves one connection.
 pub(crate) async fn serve(conn: Accepted) {
     let mut ended = Ended::new(Direction::Inbound, "tcp", conn.peer, Instant::now());
-    let config = conn.worker.shared.config.load_full();
-    ended.source = config.workloads.get(&conn.peer.ip()).cloned();
-    ended.destination = Some(conn.pod.source.workload.clone());
-    match connect(&conn, &config, &mut ended).await {
-        Ok(application) => {
-            drop(config);
-            let copied =
-                copy::bidirectional(conn.io, application, Bytes::new(), conn.pod.share.copying()).await;
-            ended.copied(&copied);
-        }
-        Err(error) => {
-            reset_on_close(&conn.io);
-            ended.fail(&error);
-        }
+    let worker = conn.worker.clone();
+    match admit(&conn, &mut ended) {
+        Ok((to, origin)) => match arrival::look(origin, &conn.io).await {
+            Arrived::Tunnel => return tunnel(conn, to).await,
+            arrived => {
+                if let Some(conn) = plaintext(conn, to, arrived, &mut ended).await {
+                    return tunnel(conn, to).await;
+                }
+            }
+        },
+        Err(error) => refuse(&conn, &error, &mut ended),
     }
-    ended.record(&conn.worker);
+    ended.record(&worker);
 }
 
-async fn connect(
-    conn: &Accepted,
-    config: &Config,
-    ended: &mut Ended,
-) -> Result<tokio::net::TcpStream, ProxyError> {
+async fn tunnel(conn: Accepted, to: SocketAddr) {
+    Box::pin(accept::serve(conn, Some(to))).await;
+}
+
+/// Where it was going, and what may come from there.
+fn admit(conn: &Accepted, ended: &mut Ended) -> Result<(SocketAddr, Origin), ProxyError> {
+    let config = conn.worker.shared.config.load();
     let source = &conn.pod.source;
+    ended.source = config.workloads.get(&conn.peer.ip()).cloned();
+    ended.destination = Some(source.workload.clone());
     let to = source.sockets.original_dst(conn.io.as_fd()).map(canonical);
     let to = to.map_err(|error| denied(format!("no original destination: {error}")))?;
     ended.endpoint = Some(to);
@@ -72,17 +102,86 @@ async fn connect(
     if !ips.is_empty() && !ips.contains(&to.ip()) {
         return Err(denied(format!("{to} is not an address of pod {}", source.workload.pod)));
     }
-    if decide(config, &source.workload, to) == Action::Refuse {
-        conn.worker.telemetry.count(Counter::DeniedPlaintext);
-        return Err(denied(format!("plaintext from {} to {to}, which is strict", conn.peer)));
-    }
-    let from = ended.source.as_ref().map(|source| &source.pod);
-    conn.worker.shared.plaintext.saw(conn.peer.ip().to_canonical(), from, &source.workload.pod);
-    let limits = &conn.worker.shared.limits;
-    connect::tcp(&*source.sockets, Some(conn.peer.ip()), to, limits).await
+    Ok((to, arrival::origin(&config, conn.peer.ip())))
 }
 
-fn denied(detail: String) -> ProxyError {
+/// Serves what has not said that it is a tunnel. Gives it back if it says so late, before anything was sent either way.
+async fn plaintext(conn: Accepted, to: SocketAddr, arrived: Arrived, ended: &mut Ended) -> Option<Accepted> {
+    let action = {
+        let (shared, workload) = (&conn.worker.shared, &conn.pod.source.workload);
+        let redirected = shared.redirects.of(&workload.pod, to.port(), Instant::now());
+        decide(&shared.config.load(), workload, to, redirected)
+    };
+    let is_silent = arrived == Arrived::Nothing;
+    if let Action::Pass { probed } = action {
+        return pass(conn, to, (probed, is_silent), ended).await;
+    }
+    // Plaintext that says nothing is refused anyway, or the kubelet's, which speaks at once: nobody is kept waiting.
+    if is_silent && arrival::is_tunnel(&conn.io, LATE_TUNNEL).await {
+        return Some(conn);
+    }
+    if let Action::Probe(asks) = action {
+        Box::pin(probe::serve(conn, to, &asks, ended)).await;
+    } else {
+        conn.worker.telemetry.count(Counter::DeniedPlaintext);
+        let error = denied(format!("plaintext from {} to {to}, which is strict", conn.peer));
+        refuse(&conn, &error, ended);
+    }
+    None
+}
+
+/// To the application. Gives the connection back if it turns out to be a tunnel before the application has said anything.
+async fn pass(
+    conn: Accepted,
+    to: SocketAddr,
+    (probed, is_silent): (bool, bool),
+    ended: &mut Ended,
+) -> Option<Accepted> {
+    let sockets = conn.pod.source.sockets.clone();
+    let application =
+        connect::to_application(&*sockets, conn.peer.ip(), to, &conn.worker.shared.limits).await;
+    match application {
+        Ok(application) => {
+            if is_silent && arrival::is_overtaken(&conn.io, &application).await {
+                return Some(conn);
+            }
+            note_caller(&conn, to, probed, ended);
+            let copied =
+                copy::bidirectional(conn.io, application, Bytes::new(), conn.pod.share.copying()).await;
+            ended.copied(&copied);
+        }
+        Err(error) => {
+            note_caller(&conn, to, probed, ended);
+            refuse(&conn, &error, ended);
+        }
+    }
+    None
+}
+
+/// Remembers a caller that `strict` would refuse. Those whose probes it lets in are not of them, and would be nearly all.
+fn note_caller(conn: &Accepted, to: SocketAddr, probed: bool, ended: &Ended) {
+    let (shared, pod, address) = (&conn.worker.shared, &conn.pod.source.workload.pod, conn.peer.ip());
+    let Some(client) = &ended.source else {
+        if !probed {
+            return shared.plaintext.saw(address, None, pod);
+        }
+        let (shared, pod, peer) = (shared.clone(), pod.clone(), conn.peer);
+        return conn.pod.share.spawn(async move {
+            if let Err(NotKubelet::Other(_)) = shared.kubelet.recognise(peer, to).await {
+                shared.plaintext.saw(address, None, &pod);
+            }
+        });
+    };
+    shared.plaintext.saw(address, Some(&client.pod), pod);
+}
+
+fn refuse(conn: &Accepted, error: &ProxyError, ended: &mut Ended) {
+    reset_on_close(&conn.io);
+    ended.fail(error);
+}
+
+fn denied(detail: impl Into<String>) -> ProxyError {
+    let detail = detail.into();
     ProxyError { reason: Reason::Denied, blame: Blame::Downstream, retry: Retryable::No, detail }
 }
 

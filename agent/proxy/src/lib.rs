@@ -4,14 +4,17 @@
 //! gateway listener ─┐
 //! pod 15001 ────────┼▶ detect ─▶ http::serve ─▶ select rule ─▶ filters ─▶ pick backend, endpoint ─▶ dial ─▶ upstream
 //!                   └▶ l4 ──────────────────────────────────────────────────────────────────────▶ dial ─▶ upstream
-//! pod 15008 (HBONE), 15006 (plaintext) ─▶ inbound ─▶ the application, from the client's address
+//! pod 15006 (every port) ─▶ tunnel or plaintext? ─┐
+//! pod 15008 (HBONE) ─────────────────────────────┴▶ the application, from the client's address
 //! ```
 //!
 //! Threads: one control runtime elsewhere, and N [`worker`]s here, each a current-thread runtime. A connection lives
-//! and dies on one worker; pools, balancer state and counters are per worker, without locks (`Rc`, `Cell`).
+//! and dies on one worker; pools, balancer state and counters are per worker, without locks (`Rc`, `Cell`), but for what
+//! `sessionAffinity` remembers ([`sticky`]).
 //! Each pod's (or Gateway's) connections run under that pod's [`share`].
 #![forbid(unsafe_code)]
 
+mod arrival;
 pub mod context;
 pub mod dial;
 pub mod drain;
@@ -19,11 +22,15 @@ pub mod error;
 pub mod gateway;
 pub mod http;
 pub mod inbound;
+pub mod kubelet;
 pub mod l4;
+pub mod loads;
+mod nodes;
 pub mod outbound;
 pub mod plaintext;
 pub mod pods;
 pub mod share;
+mod sticky;
 pub mod telemetry;
 pub mod transport;
 pub mod worker;

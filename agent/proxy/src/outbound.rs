@@ -75,7 +75,13 @@ fn decide(
     to: SocketAddr,
     learned: impl Fn(&BackendKey) -> Option<Class>,
 ) -> (Action, Option<Arc<Frontend>>) {
-    if let Some(frontend) = config.frontends.get(&to) {
+    // What a Service calls its external address is a pod's all the same, if it is one.
+    let taken = || config.workloads.get(&to.ip()).is_some() || is_pods(config, to.ip());
+    let frontend = config.frontends.get(&to).filter(|f| f.external.is_none() || !taken());
+    if let Some(frontend) = frontend {
+        if frontend.external.as_ref().is_some_and(|e| !e.admits(&client.ips)) {
+            return (Action::Refuse(Reason::Denied), Some(frontend.clone()));
+        }
         return (decide_frontend(frontend, client, learned), Some(frontend.clone()));
     }
     let ours = [OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT].contains(&to.port());

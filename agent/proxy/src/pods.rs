@@ -52,7 +52,7 @@ pub struct CapturedPod {
 pub struct Listeners {
     /// 15001: what the pod sends.
     pub outbound: std::net::TcpListener,
-    /// 15006: what it is sent in plaintext.
+    /// 15006: what it is sent on its own ports, plaintext and tunnels.
     pub inbound: std::net::TcpListener,
     /// 15008: what it is sent by HBONE.
     pub hbone: std::net::TcpListener,
@@ -245,7 +245,7 @@ fn begin(worker: &Rc<Worker>, pod: &Rc<Pod>, io: TcpStream, (entrance, peer): (E
     match entrance {
         Entrance::Outbound => pod.share.spawn(outbound::serve(conn)),
         Entrance::Inbound => pod.share.spawn(inbound::serve(conn)),
-        Entrance::Hbone => pod.share.spawn(accept::serve(conn)),
+        Entrance::Hbone => pod.share.spawn(accept::serve(conn, None)),
     }
 }
 

@@ -13,10 +13,13 @@ use tokio::{
 };
 use weft_core::{config::AppProtocol, model::MtlsMode};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An application that says `banner`, then echoes until its client ends; gives where, and who connected.
-async fn echo(ip: &str, banner: &'static str) -> (SocketAddr, tokio::sync::mpsc::Receiver<SocketAddr>) {
+pub(crate) async fn echo(
+    ip: &str,
+    banner: &'static str,
+) -> (SocketAddr, tokio::sync::mpsc::Receiver<SocketAddr>) {
     let listener = TcpListener::bind((ip, 0)).await.unwrap();
     let addr = listener.local_addr().unwrap();
     let (seen, clients) = tokio::sync::mpsc::channel(64);
@@ -36,13 +39,13 @@ async fn echo(ip: &str, banner: &'static str) -> (SocketAddr, tokio::sync::mpsc:
 }
 
 /// Connects as the application in `pod` would to `to`.
-async fn call(pod: &TestPod, to: SocketAddr) -> TcpStream {
+pub(crate) async fn call(pod: &TestPod, to: SocketAddr) -> TcpStream {
     pod.sockets.going_to(to);
     TcpStream::connect(pod.outbound).await.unwrap()
 }
 
 /// Says `request`, ends its direction, and reads all.
-async fn exchange(mut io: TcpStream, request: &[u8]) -> io::Result<Vec<u8>> {
+pub(crate) async fn exchange(mut io: TcpStream, request: &[u8]) -> io::Result<Vec<u8>> {
     let work = async move {
         io.write_all(request).await?;
         io.shutdown().await?;
@@ -54,14 +57,14 @@ async fn exchange(mut io: TcpStream, request: &[u8]) -> io::Result<Vec<u8>> {
 }
 
 /// The connection is reset; that may be seen by connect already.
-async fn assert_reset(to: SocketAddr) {
+pub(crate) async fn assert_reset(to: SocketAddr) {
     let end = async { TcpStream::connect(to).await?.read(&mut [0; 1]).await };
     let end = timeout(PATIENCE, end).await.expect("an end in time");
     assert_eq!(end.expect_err("a reset").kind(), io::ErrorKind::ConnectionReset);
 }
 
 /// What the application in `pod` calls is reset.
-async fn assert_call_reset(pod: &TestPod, to: SocketAddr) {
+pub(crate) async fn assert_call_reset(pod: &TestPod, to: SocketAddr) {
     pod.sockets.going_to(to);
     assert_reset(pod.outbound).await;
 }

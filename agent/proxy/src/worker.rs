@@ -8,6 +8,7 @@ use crate::{
     dial::Dialer,
     drain::Drain,
     http::HttpWorker,
+    loads::Loads,
     share::{Share, ShareLimits, scheduler::Scheduler},
     telemetry::WorkerTelemetry,
     transport::{handshakes::Handshakes, pool::Tunnels},
@@ -48,6 +49,8 @@ pub struct Worker {
     pub drain: Drain,
     /// Metrics, traces, access log.
     pub telemetry: Rc<WorkerTelemetry>,
+    /// What the balancer knows of endpoints.
+    pub loads: Rc<Loads>,
     /// HBONE tunnels to other pods.
     pub tunnels: Tunnels,
     /// What (Service, port)s without a declared protocol turned out to speak.
@@ -71,10 +74,12 @@ impl Worker {
         let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), id);
         let telemetry = shared.telemetry.worker();
         let scheduler = Scheduler::start(telemetry.timing());
+        let loads = Loads::new(telemetry.clone(), shared.sticky.clone(), Some((peers.clone(), id)));
         Rc::new(Self {
             id,
             shared,
             telemetry,
+            loads,
             drain: Drain::new(),
             tunnels: Tunnels::default(),
             learned: crate::l4::learn::Learned::default(),
@@ -132,7 +137,8 @@ impl Worker {
     pub fn http(self: &Rc<Self>) -> Rc<HttpWorker<Dialer>> {
         let make = || {
             let dialer = Dialer::new(self.clone());
-            HttpWorker::new(self.shared.clone(), dialer, self.telemetry.clone(), self.draw())
+            let loads = self.loads.clone();
+            HttpWorker::new(self.shared.clone(), dialer, self.telemetry.clone(), loads, self.draw())
         };
         self.http.borrow_mut().get_or_insert_with(make).clone()
     }
@@ -198,6 +204,11 @@ struct Handle {
 }
 
 impl Peers {
+    /// How many workers there are.
+    pub(crate) const fn count(&self) -> usize {
+        self.handles.len()
+    }
+
     /// Runs `command` on a worker without waiting; gives it back when that worker's queue is full or it has ended.
     pub(crate) fn try_run(&self, worker: usize, command: Command) -> Result<(), Command> {
         let handle = &self.handles[worker];

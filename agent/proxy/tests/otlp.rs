@@ -71,8 +71,11 @@ fn workload(name: &str) -> Arc<Workload> {
         identity: SpiffeId::new("cluster.local", "shop", name),
         node: Some("node-1".into()),
         enrolled: true,
+        labelled: true,
+        tunnel: weft_core::model::TunnelPort::default(),
         mode: MtlsMode::Strict,
         app: name.into(),
+        probes: Arc::default(),
     })
 }
 

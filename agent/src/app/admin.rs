@@ -61,7 +61,7 @@ pub(super) enum Door {
     Admin,
     /// `/metrics`.
     Metrics,
-    /// `/healthz`, `/readyz`.
+    /// `/healthz`, `/readyz`, `/leaving`.
     Health,
 }
 
@@ -70,7 +70,7 @@ impl Door {
         match self {
             Self::Admin => true,
             Self::Metrics => path == "/metrics",
-            Self::Health => matches!(path, "/healthz" | "/readyz"),
+            Self::Health => matches!(path, "/healthz" | "/readyz" | "/leaving"),
         }
     }
 }
@@ -172,11 +172,14 @@ impl Pages {
             "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "the first configuration is not served yet\n"),
             "/status" => self.status(),
             "/certificates" => page(json!(self.identities.as_ref().map(weft_certs::IdentityStore::infos))),
-            "/node" => match self.node.get() {
+            "/node" | "/leaving" => match self.node.get() {
+                Some(node) if request.uri().path() == "/leaving" => page(json!(node.leaving())),
                 Some(node) => page(json!(node.report())),
                 None => text(StatusCode::SERVICE_UNAVAILABLE, "no node of a cluster is served here (yet)\n"),
             },
-            "/" => text(StatusCode::OK, "/status  /node  /certificates  /metrics  /healthz  /readyz\n"),
+            "/" => {
+                text(StatusCode::OK, "/status  /node  /leaving  /certificates  /metrics  /healthz  /readyz\n")
+            }
             _ => text(StatusCode::NOT_FOUND, "no such page; / lists them\n"),
         }
     }
@@ -230,12 +233,16 @@ mod tests {
     #[test]
     fn status_and_certificates_are_for_the_operator_only() {
         let check = |door: Door, pages: &[&str]| {
-            let all = ["/", "/metrics", "/healthz", "/readyz", "/status", "/node", "/certificates"];
+            let all =
+                ["/", "/metrics", "/healthz", "/readyz", "/leaving", "/status", "/node", "/certificates"];
             let shown: Vec<_> = all.into_iter().filter(|page| door.shows(page)).collect();
             assert_eq!(shown, pages, "{door:?}");
         };
-        check(Door::Admin, &["/", "/metrics", "/healthz", "/readyz", "/status", "/node", "/certificates"]);
+        check(
+            Door::Admin,
+            &["/", "/metrics", "/healthz", "/readyz", "/leaving", "/status", "/node", "/certificates"],
+        );
         check(Door::Metrics, &["/metrics"]);
-        check(Door::Health, &["/healthz", "/readyz"]);
+        check(Door::Health, &["/healthz", "/readyz", "/leaving"]);
     }
 }

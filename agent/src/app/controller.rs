@@ -181,7 +181,7 @@ impl Replica {
     ) -> Result<()> {
         let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let mut agents = self.server.agents();
-        let mut pipeline = Pipeline::new(true, duties::nobody(), self.pages.seen.clone());
+        let mut pipeline = Pipeline::new(true, None, duties::nobody(), self.pages.seen.clone());
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut led_since = None;

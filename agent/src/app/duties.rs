@@ -11,6 +11,7 @@ use weft_control::{Agents, AppliedGateway, Expected, Material, Materials, Servin
 use weft_core::{
     engine::{Feedback, Update},
     model::{AddressMode, Kind, ObjectKey, ObjectRef, Secret, SecretData, Snapshot, Str},
+    status::{AllStatuses, named, withdrawn},
 };
 use weft_k8s::{
     Desired, Leadership, Recorder, RecorderConfig, StatusWriter, WatchState, Watched, WriterConfig,
@@ -43,6 +44,8 @@ pub(super) struct Duties {
     events: Arc<EventCounts>,
     /// Since when a node could not serve a Gateway, and when that was so last.
     failed: BTreeMap<(ObjectKey, Str), (Instant, Instant)>,
+    /// What objects are told, or are not any more.
+    words: Words,
     /// Since when agents have been connected while this replica leads.
     heard: Option<Instant>,
 }
@@ -78,6 +81,7 @@ impl Duties {
             lives,
             events: counts,
             failed: BTreeMap::new(),
+            words: Words::default(),
             heard: None,
         }
     }
@@ -104,7 +108,8 @@ impl Duties {
             served: Arc::new(kinds.collect()),
         };
         // Objects that were made anew under the same name are among them.
-        self.writer.publish(desired, &update.changed);
+        let (statuses, changed) = self.words.of(&update, pipeline.leaving());
+        self.writer.publish(Desired { statuses, ..desired }, &changed);
         let serving = serving(snapshot);
         let marks = watermarks(snapshot).into_iter();
         let ours = |key: &ObjectKey| update.config.gateways.contains_key(key);
@@ -175,6 +180,26 @@ impl Duties {
     }
 }
 
+/// What objects are told: what was resolved, or, once Weft is being uninstalled, what they say without a controller. Pods and
+/// addresses are given up from that moment on, so that nothing may be called programmed.
+#[derive(Debug, Default)]
+struct Words {
+    taken_back: bool,
+}
+
+impl Words {
+    /// The statuses, and which of them differ from those of the last call.
+    fn of(&mut self, update: &Update, leaving: bool) -> (Arc<AllStatuses>, Vec<ObjectRef>) {
+        let turned = std::mem::replace(&mut self.taken_back, leaving) != leaving;
+        let statuses = if leaving { Arc::new(withdrawn(&update.statuses)) } else { update.statuses.clone() };
+        let mut changed = update.changed.clone();
+        if turned {
+            changed.extend(named(&update.statuses));
+        }
+        (statuses, changed)
+    }
+}
+
 fn replace<T: PartialEq>(sender: &watch::Sender<Arc<T>>, value: T) {
     sender.send_if_modified(|now| {
         let changed = **now != value;
@@ -242,5 +267,56 @@ fn gather(
             }
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_core::{
+        config::Config,
+        status::{Condition, ConditionStatus, ObjectStatus},
+    };
+
+    /// E11: after an uninstallation Gateways still said `PROGRAMMED True`.
+    #[test]
+    fn words_are_taken_back_while_weft_leaves_and_given_again_when_it_stays() {
+        let object = |kind| ObjectRef { kind, key: ObjectKey::new("shop", "edge") };
+        let programmed = Condition {
+            kind: "Programmed",
+            status: ConditionStatus::True,
+            reason: "Programmed",
+            message: String::new(),
+            observed_generation: 1,
+        };
+        let gateway = ObjectStatus::Gateway {
+            conditions: vec![programmed],
+            addresses: Vec::new(),
+            listeners: Vec::new(),
+            attached_listener_sets: 0,
+        };
+        let all: AllStatuses = [
+            (object(Kind::Gateway), Arc::new(gateway)),
+            (object(Kind::HttpRoute), Arc::new(ObjectStatus::Route { parents: Vec::new() })),
+        ]
+        .into_iter()
+        .collect();
+        let update = |changed| Update {
+            config: Arc::new(Config::default()),
+            statuses: Arc::new(all.clone()),
+            changed,
+        };
+        let mut words = Words::default();
+        let (said, changed) = words.of(&update(vec![object(Kind::Gateway)]), false);
+        assert_eq!((&*said, changed), (&all, vec![object(Kind::Gateway)]));
+        let (said, changed) = words.of(&update(Vec::new()), true);
+        assert_eq!(said.keys().collect::<Vec<_>>(), [&object(Kind::Gateway)], "of the route nothing is left");
+        assert!(matches!(&*said[&object(Kind::Gateway)], ObjectStatus::Gateway { conditions, .. }
+            if conditions.iter().all(|c| c.status == ConditionStatus::Unknown)));
+        assert_eq!(changed.len(), 2, "each is to be looked at");
+        let (_, changed) = words.of(&update(Vec::new()), true);
+        assert_eq!(changed, [], "once");
+        let (said, changed) = words.of(&update(Vec::new()), false);
+        assert_eq!((&*said, changed.len()), (&all, 2));
     }
 }

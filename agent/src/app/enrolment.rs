@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 use tokio::sync::watch;
 use weft_cni::protocol::Enrolled;
@@ -29,6 +30,8 @@ pub(super) struct WorldEnrolment {
     world: RwLock<Option<Snapshot>>,
     /// Weft is being uninstalled: nobody is enrolled.
     leaving: AtomicBool,
+    /// How long connections may go on then.
+    patience: RwLock<Option<Duration>>,
     changed: watch::Sender<u64>,
 }
 
@@ -39,6 +42,7 @@ impl WorldEnrolment {
             node: node.into(),
             world: RwLock::new(None),
             leaving: AtomicBool::new(false),
+            patience: RwLock::new(None),
             changed: watch::Sender::new(0),
         })
     }
@@ -56,11 +60,17 @@ impl WorldEnrolment {
         }
     }
 
-    /// Whether Weft is being uninstalled. To be told before the world that says so.
-    pub(super) fn set_leaving(&self, leaving: bool) {
+    /// Whether Weft is being uninstalled, and how long connections may go on then. To be told before the world that says so.
+    pub(super) fn set_leaving(&self, leaving: bool, patience: Option<Duration>) {
+        *self.patience.write() = patience.filter(|_| leaving);
         if self.leaving.swap(leaving, Ordering::AcqRel) != leaving {
             self.changed.send_modify(|version| *version += 1);
         }
+    }
+
+    /// How long connections of a pod that leaves may go on, where that was said.
+    pub(super) fn patience(&self) -> Option<Duration> {
+        *self.patience.read()
     }
 
     /// The pod's own workload, if it is known.

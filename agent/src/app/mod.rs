@@ -2,12 +2,14 @@
 
 mod admin;
 mod agent;
+mod clean;
 mod cluster;
 mod controller;
 mod duties;
 mod enrolment;
 mod gateways;
 mod joiner;
+mod kubelet;
 mod leave;
 mod metrics;
 mod node;
@@ -21,7 +23,7 @@ mod world;
 
 use crate::{
     call,
-    cli::{Cli, Command},
+    cli::{Cli, Command, NodeCommand},
     cluster::{self as commands, ClusterCommand},
     demo, echo,
 };
@@ -46,6 +48,13 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Leave(args) => return commands::run(&ClusterCommand::Leave(args)),
         Command::Check(args) => return commands::run(&ClusterCommand::Check(args)),
         Command::Status(args) => return commands::run(&ClusterCommand::Status(args)),
+        Command::Node(args) => {
+            let NodeCommand::Clean(args) = args.command;
+            if args.here {
+                return clean::run(&args);
+            }
+            return commands::run(&ClusterCommand::Clean(args));
+        }
         Command::Health(args) => return commands::health(&args),
         Command::Admin(args) => return commands::admin(&args),
         Command::Echo(args) => simple_runtime()?.block_on(echo::run(args))?,

@@ -1,10 +1,9 @@
 //! The page `/node`: the node as its agent sees it. `weft status`, `check`, `leave` and `uninstall` read it.
 
-use super::{enrolment::WorldEnrolment, joiner::Missing, leave::Leaving, plugin::Plugin};
-use crate::cluster::{CertificateReport, NodeReport, PlaintextReport, PodReport};
+use super::{enrolment::WorldEnrolment, joiner::Missing, kubelet::is_ours, leave::Leaving, plugin::Plugin};
+use crate::cluster::{CertificateReport, CniReport, NodeReport, PlaintextReport, PodReport};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, UdpSocket},
     process::Command,
     sync::{Arc, OnceLock},
 };
@@ -54,6 +53,20 @@ impl NodePage {
         said
     }
 
+    /// How far leaving is, for who may not see the whole page: no pod is named.
+    pub(super) fn leaving(&self) -> NodeReport {
+        let report = self.report();
+        let nameless = |pod: PodReport| PodReport { state: pod.state, ..PodReport::default() };
+        NodeReport {
+            node: report.node,
+            cni: CniReport { state: report.cni.state, problem: report.cni.problem, ..CniReport::default() },
+            pods: report.pods.into_iter().map(nameless).collect(),
+            connections: report.connections,
+            uninstall: report.uninstall,
+            ..NodeReport::default()
+        }
+    }
+
     /// The page.
     pub(super) fn report(&self) -> NodeReport {
         let captured: BTreeSet<ObjectKey> = self.on_node.captured.borrow().keys().cloned().collect();
@@ -75,6 +88,7 @@ impl NodePage {
             nft: self.nft.get().cloned().unwrap_or_default(),
             cni: self.plugin.report(),
             pods: pods.reports(),
+            connections: self.shared.telemetry.open_connections(),
             plaintext: self.shared.plaintext.list().into_iter().map(plaintext).collect(),
             uninstall: leaving.word().to_owned(),
             findings: findings(&self.watched.borrow()),
@@ -128,20 +142,11 @@ fn controller(state: &ClientState) -> String {
 fn plaintext(caller: PlaintextCaller) -> PlaintextReport {
     let of_the_node = caller.from.parse().is_ok_and(is_ours);
     PlaintextReport {
-        from: if of_the_node {
-            format!("{} (the node: probes of the kubelet?)", caller.from)
-        } else {
-            caller.from
-        },
+        from: if of_the_node { format!("{} (the node)", caller.from) } else { caller.from },
         to: caller.to.to_string(),
         connections: caller.connections,
         last_seconds: caller.last.elapsed().as_secs(),
     }
-}
-
-/// Whether it is an address of this machine, whose network namespace is ours.
-fn is_ours(address: IpAddr) -> bool {
-    UdpSocket::bind((address, 0)).is_ok()
 }
 
 fn findings(watched: &WatchState) -> Vec<String> {

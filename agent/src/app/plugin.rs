@@ -142,6 +142,7 @@ mod tests {
             plugin_source: at("weft-cni"),
             run_dir: at("run"),
             state_dir: at("state"),
+            cache_dir: at("cache"),
             proc_root: at("proc"),
             reload_pause: Duration::ZERO,
             ..InstallConfig::default()

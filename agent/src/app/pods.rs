@@ -2,7 +2,14 @@
 
 use super::enrolment::WorldEnrolment;
 use parking_lot::{Mutex, RwLock};
-use std::{collections::HashMap, io, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    os::fd::{BorrowedFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
@@ -27,6 +34,10 @@ impl Sockets for InNamespace {
     fn tcp(&self, ipv6: bool) -> io::Result<OwnedFd> {
         self.0.tcp(if ipv6 { Family::V6 } else { Family::V4 })
     }
+
+    fn original_dst(&self, socket: BorrowedFd<'_>) -> io::Result<SocketAddr> {
+        weft_inpod::original_dst(&socket)
+    }
 }
 
 /// What is needed to serve a pod.
@@ -37,7 +48,7 @@ pub(super) struct PodServing {
     pub(super) enrolment: Arc<WorldEnrolment>,
     /// Trust domain and the mesh's default mode; may change with a reload.
     pub(super) mesh: Arc<RwLock<(Str, MtlsMode)>>,
-    /// How long a pod's connections may go on when it leaves.
+    /// The longest that a pod's connections may go on when it leaves.
     pub(super) grace: Duration,
     /// Which sandbox is served under each pod's name: the end of an old sandbox may be told after its successor's start.
     pub(super) sandboxes: Arc<Mutex<HashMap<ObjectKey, String>>>,
@@ -95,7 +106,8 @@ impl PodServing {
     }
 
     async fn release(&self, record: &PodRecord, gone: bool) {
-        let grace = if gone { Duration::ZERO } else { self.grace };
+        let patience = self.enrolment.patience().map_or(self.grace, |patience| patience.min(self.grace));
+        let grace = if gone { Duration::ZERO } else { patience };
         let key = ObjectKey::new(record.namespace.as_str(), record.name.as_str());
         let is_current = {
             let mut sandboxes = self.sandboxes.lock();

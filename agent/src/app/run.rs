@@ -55,7 +55,7 @@ fn dry_run(args: &RunArgs) -> ExitCode {
     for problem in &world.problems {
         println!("{problem}");
     }
-    let mut engine = Engine::new(settings(&world.agent, false));
+    let mut engine = Engine::new(settings(&world.agent, false, Some(args.node.as_str().into())));
     let config = engine.apply(world.snapshot.clone(), &Feedback::default()).config;
     // What would clash when bound is known without binding.
     let update = engine.apply(world.snapshot, &weft_proxy::gateway::clashes(&config));

@@ -6,6 +6,7 @@ use super::{
     enrolment::WorldEnrolment,
     gateways::Gateways,
     joiner::{self, Joiner, Joining},
+    kubelet::NodeKubelet,
     leave::{self, Leaver, Leaving},
     metrics,
     node::{NodePage, OnNode},
@@ -113,6 +114,7 @@ struct Agent {
     started: AgentConfig,
     telemetry: Arc<Telemetry>,
     shared: Arc<Shared>,
+    kubelet: NodeKubelet,
     plane: Arc<DataPlane>,
     mesh: Arc<RwLock<(weft_core::model::Str, weft_core::model::MtlsMode)>>,
     enrolment: Arc<WorldEnrolment>,
@@ -139,7 +141,8 @@ pub(super) async fn serve(options: Options, mut worlds: watch::Receiver<Arc<Worl
     let agent = Agent::start(options, &first)?;
     agent.open_doors().await?;
     let placed = agent.options.cluster.is_some();
-    let mut pipeline = Pipeline::new(placed, agent.enrolment.clone(), agent.pages.seen.clone());
+    let here = Some(agent.options.node.as_str().into());
+    let mut pipeline = Pipeline::new(placed, here, agent.enrolment.clone(), agent.pages.seen.clone());
     let update = pipeline.world(first.clone());
     agent.shared.config.store(update.config.clone());
     let node = agent.options.run_dir.as_deref().map(|dir| agent.start_node(dir)).transpose()?;
@@ -176,7 +179,11 @@ impl Agent {
                 "no spans are exported: {problem}; the endpoint is read at the start: restart the agent then"
             );
         }
-        let shared = Arc::new(Shared::new(limits(config), telemetry.clone()));
+        let kubelet = NodeKubelet::start();
+        kubelet.update(&world.snapshot, &options.node);
+        let mut shared = Shared::new(limits(config), telemetry.clone());
+        shared.kubelet = kubelet.shared();
+        let shared = Arc::new(shared);
         let workers = options.workers.unwrap_or_else(default_workers);
         let plane = Arc::new(DataPlane::new(Workers::start(workers, shared.clone())?));
         let identities = options.identities.take();
@@ -194,6 +201,7 @@ impl Agent {
             started: config.clone(),
             telemetry,
             shared,
+            kubelet,
             plane,
             mesh: Arc::new(RwLock::new((config.trust_domain.clone(), config.mtls))),
             enrolment,
@@ -314,6 +322,7 @@ impl Agent {
 
     async fn world(&self, pipeline: &mut Pipeline, gateways: &mut Gateways, world: Arc<World>) {
         let world = self.as_started(world);
+        self.kubelet.update(&world.snapshot, &self.options.node);
         *self.mesh.write() = (world.agent.trust_domain.clone(), world.agent.mtls);
         let update = pipeline.world(world);
         self.publish(pipeline, gateways, update).await;

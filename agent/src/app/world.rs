@@ -11,7 +11,7 @@ use std::{
 use weft_core::{
     config::Config,
     engine::{Engine, Feedback, Settings, Update},
-    model::{Kind, ObjectKey, ObjectRef, Snapshot},
+    model::{Kind, ObjectKey, ObjectRef, Snapshot, Str},
     status::AllStatuses,
 };
 use weft_k8s::{AgentConfig, Problem, Severity, World};
@@ -50,6 +50,7 @@ pub(super) struct Pipeline {
     enrolment: Arc<WorldEnrolment>,
     seen: Arc<Mutex<Seen>>,
     placed: bool,
+    node: Option<Str>,
     cost: Cost,
     /// What was said of references that lead nowhere and the like.
     lint: BTreeSet<(ObjectRef, String)>,
@@ -60,27 +61,35 @@ pub(super) struct Pipeline {
 /// Without an address map a Gateway binds every address of the machine.
 const EVERY_ADDRESS: IpAddr = IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
 
-/// `placed`: a controller says where Gateways are served.
-pub(super) fn settings(agent: &AgentConfig, placed: bool) -> Settings {
+/// `placed`: a controller says where Gateways are served. `node`: whose clients are served.
+pub(super) fn settings(agent: &AgentConfig, placed: bool, node: Option<Str>) -> Settings {
     Settings {
         trust_domain: agent.trust_domain.clone(),
         default_mode: agent.mtls,
         gateway_addresses: agent.gateway_addresses.clone(),
         default_addresses: vec![EVERY_ADDRESS],
         placed,
+        node,
     }
 }
 
 impl Pipeline {
-    pub(super) fn new(placed: bool, enrolment: Arc<WorldEnrolment>, seen: Arc<Mutex<Seen>>) -> Self {
+    /// `node` is the one whose clients are served, if any are.
+    pub(super) fn new(
+        placed: bool,
+        node: Option<Str>,
+        enrolment: Arc<WorldEnrolment>,
+        seen: Arc<Mutex<Seen>>,
+    ) -> Self {
         let world = Arc::new(World::default());
         Self {
-            engine: Engine::new(settings(&world.agent, placed)),
+            engine: Engine::new(settings(&world.agent, placed, node.clone())),
             world,
             feedback: Feedback::default(),
             enrolment,
             seen,
             placed,
+            node,
             cost: Cost::default(),
             lint: BTreeSet::new(),
             linted: Snapshot::default(),
@@ -91,12 +100,12 @@ impl Pipeline {
     pub(super) fn world(&mut self, world: Arc<World>) -> Update {
         say_problems(&self.world.problems, &world.problems);
         if world.agent != self.world.agent {
-            self.engine.set_settings(settings(&world.agent, self.placed));
+            self.engine.set_settings(settings(&world.agent, self.placed, self.node.clone()));
         }
         self.world = world;
         let update = self.apply();
         let start = Instant::now();
-        self.enrolment.set_leaving(self.world.uninstall);
+        self.enrolment.set_leaving(self.world.uninstall, self.world.drain);
         self.enrolment.update(&self.world.snapshot);
         self.cost.telling += start.elapsed();
         update

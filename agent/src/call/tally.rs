@@ -43,6 +43,9 @@ pub struct Tally {
     pub p50_us: u64,
     /// See `p50_us`.
     pub p99_us: u64,
+    /// The longest latency, in microseconds.
+    #[serde(default)]
+    pub max_us: u64,
     #[serde(skip)]
     latencies: Vec<u64>,
     #[serde(skip)]
@@ -122,7 +125,7 @@ impl Tally {
             let index = index.min(self.latencies.len().saturating_sub(1));
             self.latencies.get(index).copied().unwrap_or(0)
         };
-        (self.p50_us, self.p99_us) = (at(0.5), at(0.99));
+        (self.p50_us, self.p99_us, self.max_us) = (at(0.5), at(0.99), at(1.0));
     }
 
     /// What was counted so far; counting begins anew.

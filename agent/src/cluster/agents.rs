@@ -1,13 +1,14 @@
 //! What agents say of their node: their admin page `/node`, asked by `exec` in their pod, since the page is for the node only.
 
 use super::api::{AskAgent, list, text};
+use anyhow::Context as _;
 use futures_util::{FutureExt as _, future::BoxFuture};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, api::AttachParams};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::time::Duration;
-use tokio::io::AsyncReadExt as _;
+use std::{net::SocketAddr, time::Duration};
+use tokio::{io::AsyncReadExt as _, net::TcpStream};
 
 /// Longest wait for an agent's page.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -32,6 +33,8 @@ pub struct NodeReport {
     pub cni: CniReport,
     /// Pods of the node that are, or should be, in the mesh.
     pub pods: Vec<PodReport>,
+    /// Connections from and to pods that go through the agent now.
+    pub connections: u64,
     /// Connections from outside the mesh that pods accepted in clear: what `strict` would refuse.
     pub plaintext: Vec<PlaintextReport>,
     /// Empty; `leaving` while pods are let go because of `uninstall: "true"` in weft-config; `done` when no pod is captured
@@ -124,6 +127,33 @@ impl AskAgent for ByExec {
         }
         .boxed()
     }
+}
+
+/// Where an agent tells anybody on the node's network how far its leaving is.
+const LEAVING_PORT: u16 = 15021;
+
+/// Asks the agent's page `/leaving`, whatever page is asked for: from within the cluster that needs no right to run programs
+/// in agents' pods, which would be a right to everything on every node.
+pub(super) struct ByPage(pub(super) Client);
+
+impl AskAgent for ByPage {
+    fn ask<'a>(&'a self, pod: &'a str, _path: &'a str) -> BoxFuture<'a, Result<Value, String>> {
+        async move {
+            let page = async { leaving(&self.0, pod).await.map_err(|e| format!("{e:#}")) };
+            tokio::time::timeout(ANSWER, page)
+                .await
+                .unwrap_or_else(|_| Err(format!("no answer in {} s", ANSWER.as_secs())))
+        }
+        .boxed()
+    }
+}
+
+async fn leaving(client: &Client, pod: &str) -> anyhow::Result<Value> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), super::NAMESPACE);
+    let address = pods.get(pod).await?.status.and_then(|s| s.pod_ip).context("it has no address yet")?;
+    let at = SocketAddr::new(address.parse()?, LEAVING_PORT);
+    let stream = TcpStream::connect(at).await.with_context(|| at.to_string())?;
+    Ok(serde_json::from_slice(&super::ask::page(stream, "/leaving").await?)?)
 }
 
 async fn exec(client: &Client, pod: &str, path: &str) -> Result<Value, String> {

@@ -96,6 +96,12 @@ impl Cluster {
         Ok(Self { client, agents, pace: Duration::from_millis(500) })
     }
 
+    /// The same, with agents asked by what they tell anybody on the nodes' network.
+    pub(super) fn by_page(mut self) -> Self {
+        self.agents = Arc::new(super::agents::ByPage(self.client.clone()));
+        self
+    }
+
     #[cfg(test)]
     pub(super) fn fake(client: kube::Client, agents: Arc<dyn AskAgent>) -> Self {
         Self { client, agents, pace: Duration::from_millis(1) }
@@ -149,6 +155,21 @@ impl Cluster {
         match self.send(Method::DELETE, &format!("{path}?propagationPolicy=Background"), None).await {
             Err(error) if error.code() == Some(404) => Ok(false),
             other => other.map(|_| true),
+        }
+    }
+
+    /// A text that is no object: a log.
+    pub(super) async fn text(&self, path: &str) -> Result<String, ClusterError> {
+        let what = format!("GET {}", path.split('?').next().unwrap_or(path));
+        let unreachable = |reason: String| ClusterError::Unreachable { what: what.clone(), reason };
+        let request = Request::get(path).body(Vec::new()).map_err(|e| unreachable(e.to_string()))?;
+        match tokio::time::timeout(ANSWER, self.client.request_text(request)).await {
+            Err(_) => Err(unreachable(format!("nothing in {} s", ANSWER.as_secs()))),
+            Ok(Ok(text)) => Ok(text),
+            Ok(Err(kube::Error::Api(status))) => {
+                Err(ClusterError::Refused { what, code: status.code, message: status.message })
+            }
+            Ok(Err(error)) => Err(unreachable(chain(&error))),
         }
     }
 

@@ -82,7 +82,15 @@ pub struct UninstallArgs {
     /// Go on although a node could not be left clean
     #[arg(long)]
     pub force: bool,
-    /// How long each step may take
+    /// How long connections that go through agents may still go on; what is left is ended then. At most the agents' own
+    /// patience (agent.drainSeconds)
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub drain: Duration,
+    /// Take pods, nodes and statuses out of the mesh and end the controller, but leave the installed objects: what the Helm
+    /// chart's pre-delete hook runs. Asks agents by their page on the nodes' network (port 15021)
+    #[arg(long, conflicts_with = "purge")]
+    pub leave_only: bool,
+    /// How long each step may take, beside the drain
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration)]
     pub timeout: Duration,
 }
@@ -121,6 +129,35 @@ pub struct StatusArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub cluster: ClusterArgs,
+}
+
+/// `weft node clean`.
+#[derive(Clone, Debug, Args)]
+pub struct CleanArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub cluster: ClusterArgs,
+    /// The node, cleaned by a short-lived pod on it
+    #[arg(value_name = "NODE", required_unless_present = "here", conflicts_with = "here")]
+    pub node: Option<String>,
+    /// Clean the node that this runs on, as its root; needs no cluster
+    #[arg(long)]
+    pub here: bool,
+    /// Although an agent serves there (which would take the pods in again)
+    #[arg(long)]
+    pub force: bool,
+    /// Image of the pod; the agents' when left out
+    #[arg(long, value_name = "IMAGE", conflicts_with = "here")]
+    pub image: Option<String>,
+    /// With --here: the container runtime's network configurations
+    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+    /// With --here: the container runtime's plugins
+    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    pub cni_bin_dir: PathBuf,
+    /// How long the pod may take
+    #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = duration)]
+    pub timeout: Duration,
 }
 
 /// `weft health`.

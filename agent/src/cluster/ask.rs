@@ -7,7 +7,10 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
 use std::{io::Write as _, path::Path, process::ExitCode, time::Duration};
-use tokio::net::UnixStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::UnixStream,
+};
 
 /// Longest wait for a page.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -18,7 +21,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// Why it is not.
 pub fn health(args: &HealthArgs) -> Result<ExitCode> {
     let page = block_on(get(&args.socket, &format!("/{}", args.page)))?;
-    print!("{}", String::from_utf8_lossy(&page));
+    super::show::out(String::from_utf8_lossy(&page).trim_end());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -30,7 +33,7 @@ pub fn admin(args: &AdminArgs) -> Result<ExitCode> {
     let AdminCommand::Get { page } = &args.command;
     let path = format!("/{}", page.trim_start_matches('/'));
     let page = block_on(get(&args.socket, &path))?;
-    std::io::stdout().lock().write_all(&page)?;
+    let _ = std::io::stdout().lock().write_all(&page); // nobody may be reading any more
     Ok(ExitCode::SUCCESS)
 }
 
@@ -46,6 +49,14 @@ async fn get(socket: &Path, path: &str) -> Result<Bytes> {
     let stream = UnixStream::connect(socket)
         .await
         .with_context(|| format!("{}: no agent listens there", socket.display()))?;
+    page(stream, path).await
+}
+
+/// A page over a stream to an agent.
+pub(super) async fn page<S>(stream: S, path: &str) -> Result<Bytes>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::get(path).header("host", "agent").body(Empty::<Bytes>::new())?;
     let answer = async {

@@ -7,7 +7,8 @@ use super::{
     bundle,
     facts::{self, Facts, GATEWAY_API, Want},
     install::{trouble, waiting_for},
-    members::{State, members},
+    members::{Scene, State, members},
+    missing::missing,
     show::{Mark, Show, count},
 };
 use anyhow::Result;
@@ -138,6 +139,14 @@ pub(super) fn findings(facts: &Facts, want: Want) -> Vec<Finding> {
     if want == Want::All {
         mesh::installed(&mut report);
     }
+    report.findings
+}
+
+/// What capture cannot see in this cluster, whatever a pod's label says.
+pub(super) fn blind_spots(facts: &Facts) -> Vec<Finding> {
+    let mut report = Report { facts, findings: Vec::new() };
+    platform::load_balancing(&mut report);
+    report.findings.retain(|finding| finding.level == Level::Error && finding.id != "WEFT-C012");
     report.findings
 }
 

@@ -3,7 +3,7 @@
 use super::{
     NAMESPACE,
     agents::{self, NodeReport},
-    api::{Cluster, ClusterError, key, label, text},
+    api::{Cluster, ClusterError, key, label, list, text},
     install::{AGENTS, CONFIG, CONTROLLER},
 };
 use futures_util::{StreamExt as _, stream};
@@ -11,10 +11,15 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use weft_core::model::MESH_LABEL;
 
+/// Crashed agents whose log is read.
+const CRASHES_MAX: usize = 16;
 /// Agents asked at once.
 const AGENTS_AT_ONCE: usize = 16;
 /// The Gateway API's group.
 pub(super) const GATEWAY_API: &str = "gateway.networking.k8s.io";
+
+/// Where RuntimeClasses are.
+pub(super) const RUNTIME_CLASSES: &str = "/apis/node.k8s.io/v1/runtimeclasses";
 
 /// How much to ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,12 +75,18 @@ pub(super) struct Facts {
     pub(super) ca_root: Option<Value>,
     /// Pods of weft-system.
     pub(super) system_pods: Vec<Value>,
+    /// Events of weft-system.
+    pub(super) events: Vec<Value>,
+    /// The last line that a crashed agent logged, by its pod.
+    pub(super) last_words: BTreeMap<String, String>,
     /// What each agent says, by node.
     pub(super) agents: BTreeMap<String, Result<NodeReport, String>>,
     /// All namespaces.
     pub(super) namespaces: Vec<Value>,
     /// Pods of joined namespaces, and pods with a label of their own.
     pub(super) pods: Vec<Value>,
+    /// RuntimeClasses; asked for only where a pod has one.
+    pub(super) runtime_classes: Vec<Value>,
     /// WorkloadSlices.
     pub(super) slices: Vec<Value>,
     /// GatewayClasses.
@@ -133,7 +144,14 @@ impl Facts {
         let lease = "/apis/coordination.k8s.io/v1/namespaces/weft-system/leases/weft-controller";
         self.lease = self.get(cluster, lease).await?;
         self.system_pods = self.list(cluster, "/api/v1/namespaces/weft-system/pods").await?;
+        self.events = self.list(cluster, "/api/v1/namespaces/weft-system/events").await?;
         self.agents = ask_agents(cluster, &self.system_pods).await;
+        for pod in crashed(&self.system_pods) {
+            // Who may not read logs is not told why it crashed; a container that is gone has left none.
+            if let Some(line) = last_words(cluster, &pod).await {
+                self.last_words.insert(pod, line);
+            }
+        }
         Ok(())
     }
 
@@ -150,6 +168,9 @@ impl Facts {
         let known: BTreeSet<String> = self.pods.iter().map(key).collect();
         let labelled = self.list(cluster, &format!("/api/v1/pods?labelSelector={own}")).await?;
         self.pods.extend(labelled.into_iter().filter(|pod| !known.contains(&key(pod))));
+        if self.pods.iter().any(|pod| !text(pod, "/spec/runtimeClassName").is_empty()) {
+            self.runtime_classes = self.list(cluster, RUNTIME_CLASSES).await?;
+        }
         Ok(())
     }
 
@@ -212,6 +233,31 @@ impl Facts {
             other => other,
         }
     }
+}
+
+/// Agents' pods whose container has ended and does not run.
+fn crashed(system_pods: &[Value]) -> Vec<String> {
+    let agents = system_pods.iter().filter(|pod| label(pod, "app.kubernetes.io/component") == Some("agent"));
+    let ended = |pod: &&Value| {
+        let agent = list(pod, "/status/containerStatuses").iter().find(|c| text(c, "/name") == "agent");
+        agent.is_some_and(|c| {
+            c.pointer("/state/running").is_none()
+                && (c.pointer("/state/terminated").is_some() || c.pointer("/lastState/terminated").is_some())
+        })
+    };
+    agents.filter(ended).take(CRASHES_MAX).map(|pod| text(pod, "/metadata/name").to_owned()).collect()
+}
+
+async fn last_words(cluster: &Cluster, pod: &str) -> Option<String> {
+    let path = format!("/api/v1/namespaces/weft-system/pods/{pod}/log?container=agent&tailLines=5");
+    for which in ["&previous=true", ""] {
+        if let Ok(log) = cluster.text(&format!("{path}{which}")).await
+            && let Some(line) = log.lines().rev().find(|line| !line.trim().is_empty())
+        {
+            return Some(line.trim().to_owned());
+        }
+    }
+    None
 }
 
 async fn may_do_all(cluster: &Cluster) -> Result<bool, ClusterError> {

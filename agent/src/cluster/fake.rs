@@ -15,7 +15,7 @@ pub(super) type Objects = BTreeMap<String, Value>;
 type Reaction = Box<dyn Fn(&Method, &str, &mut Objects) + Send + Sync>;
 type Agent = Box<dyn Fn(&str) -> Result<Value, String> + Send + Sync>;
 
-const PLURALS: [&str; 17] = [
+const PLURALS: [&str; 20] = [
     "nodes",
     "pods",
     "namespaces",
@@ -33,6 +33,9 @@ const PLURALS: [&str; 17] = [
     "tcproutes",
     "udproutes",
     "deployments",
+    "backendtlspolicies",
+    "events",
+    "runtimeclasses",
 ];
 
 /// The server, and the agents behind it.
@@ -142,6 +145,7 @@ impl Fake {
                 (200, json!({"items": items(&objects, path, query), "metadata": {}}))
             }
             Method::GET => objects.get(path).map_or_else(|| failure(404, "not found"), |o| (200, o.clone())),
+            Method::POST if path.ends_with("/pods") => (201, body),
             Method::POST => (201, json!({"status": {"allowed": true}})),
             Method::DELETE => match objects.remove(path) {
                 Some(gone) => (200, gone),

@@ -31,7 +31,7 @@ pub(super) fn dry_run(args: &InstallArgs, show: &Show) -> Result<ExitCode> {
         show.result(&json!({"apiVersion": "v1", "kind": "List", "items": objects}));
     } else {
         for object in &objects {
-            print!("---\n{}", bundle::yaml(object));
+            show.plain(format!("---\n{}", bundle::yaml(object)).trim_end());
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -146,7 +146,7 @@ async fn apply_all(cluster: &Cluster, settings: &Settings, show: &Show) -> Resul
     // A merge patch, since `uninstall` was written by another manager: applying without it does not take it away.
     let config = cluster.get(CONFIG).await?.unwrap_or_default();
     if config.pointer("/data/uninstall").is_some() {
-        cluster.merge(CONFIG, &json!({"data": {"uninstall": null}})).await?;
+        cluster.merge(CONFIG, &json!({"data": {"uninstall": null, "drain": null}})).await?;
         changed.push("ConfigMap weft-system/weft-config".into());
     }
     show.line(

@@ -1,18 +1,18 @@
 //! `weft join` and `weft leave`: set the label, then follow until every pod is where it belongs. No pod is restarted.
 
 use super::{
-    NAMESPACE,
+    NAMESPACE, STRICT,
     api::{Cluster, label, text},
     args::MembershipArgs,
-    facts::{ask_agents, never_joins},
+    facts::{RUNTIME_CLASSES, ask_agents, never_joins},
     install::AGENTS,
-    members::{self, Member, State},
+    members::{self, Member, Scene, State},
     show::{Mark, Show, count},
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, process::ExitCode, time::Instant};
-use weft_core::model::MESH_LABEL;
+use weft_core::model::{MESH_LABEL, MTLS_LABEL};
 
 /// What joins or leaves.
 struct Target {
@@ -91,6 +91,9 @@ pub(super) async fn run(
         cluster.merge(&target.path(), &json!({"metadata": {"labels": {MESH_LABEL: wanted}}})).await?;
         show.line(Mark::Good, &format!("{}: {MESH_LABEL}={}", target.title(), wanted.unwrap_or("(none)")));
     }
+    if enter && label(&object, MTLS_LABEL).or_else(|| label(&namespace, MTLS_LABEL)) == Some("strict") {
+        show.line(Mark::Plain, &format!("{MTLS_LABEL}=strict: {STRICT}"));
+    }
     follow(cluster, args, &target, enter, show).await
 }
 
@@ -138,12 +141,24 @@ async fn look(cluster: &Cluster, target: &Target) -> Result<Vec<Member>> {
     let path = format!("/apis/weft.dev/v1alpha1/namespaces/{}/workloadslices", target.namespace);
     let slices = cluster.list(&path).await?.unwrap_or_default();
     let namespaces = [namespace];
-    let mut all = members::members(&pods, &namespaces, &slices, &BTreeMap::new());
+    let special = pods.iter().any(|pod| !text(pod, "/spec/runtimeClassName").is_empty());
+    let runtimes = if special { runtimes(cluster).await? } else { Vec::new() };
+    let scene = Scene { namespaces: &namespaces, slices: &slices, runtimes: &runtimes, ..Scene::default() };
+    let mut all = members::members(&pods, &scene);
     if all.iter().any(|m| m.state == State::Bypassing) {
         let system = cluster.list("/api/v1/namespaces/weft-system/pods").await?.unwrap_or_default();
-        all = members::members(&pods, &namespaces, &slices, &ask_agents(cluster, &system).await);
+        let agents = ask_agents(cluster, &system).await;
+        all = members::members(&pods, &Scene { agents: Some(&agents), ..scene });
     }
     Ok(all)
+}
+
+/// RuntimeClasses, as far as they may be read.
+async fn runtimes(cluster: &Cluster) -> Result<Vec<Value>> {
+    match cluster.list(RUNTIME_CLASSES).await {
+        Err(error) if error.code() == Some(403) => Ok(Vec::new()),
+        other => Ok(other?.unwrap_or_default()),
+    }
 }
 
 fn unsettled(member: &Member, enter: bool) -> bool {
@@ -168,7 +183,7 @@ fn say(member: &Member, enter: bool, show: &Show) {
                 &format!("{pod} on {node}: stays in, its own label says {MESH_LABEL}=enabled"),
             );
         }
-        (State::Bypassing | State::Leaving, _) => {
+        (State::Bypassing | State::Leaving | State::Unserved, _) => {
             show.line(Mark::Plain, &format!("{pod} on {node}: waiting: {why}"))
         }
         (State::Excluded, false) => {}

@@ -3,6 +3,7 @@
 use super::{
     agents::NodeReport,
     api::{key, label, list, text},
+    missing::Missing,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -32,6 +33,8 @@ pub(super) enum State {
     Captured,
     /// Its label wants it in the mesh, and it speaks past it.
     Bypassing,
+    /// In the mesh, as its label wants, on a node whose agent is missing: nobody answers for it.
+    Unserved,
     /// Its label wants it, but it can never be captured.
     Excluded,
     /// Out of the mesh, as its label wants.
@@ -40,19 +43,29 @@ pub(super) enum State {
     Leaving,
 }
 
+/// What pods are judged by.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Scene<'a> {
+    /// Their namespaces.
+    pub(super) namespaces: &'a [Value],
+    /// WorkloadSlices.
+    pub(super) slices: &'a [Value],
+    /// What agents say, by node; `None` when they were not asked.
+    pub(super) agents: Option<&'a BTreeMap<String, Result<NodeReport, String>>>,
+    /// Nodes without an agent.
+    pub(super) missing: Option<&'a BTreeMap<String, Missing>>,
+    /// RuntimeClasses.
+    pub(super) runtimes: &'a [Value],
+}
+
 /// Judges pods by labels, WorkloadSlices and what agents say.
-pub(super) fn members(
-    pods: &[Value],
-    namespaces: &[Value],
-    slices: &[Value],
-    agents: &BTreeMap<String, Result<NodeReport, String>>,
-) -> Vec<Member> {
-    let captured = captured(slices);
+pub(super) fn members(pods: &[Value], scene: &Scene<'_>) -> Vec<Member> {
+    let captured = captured(scene.slices);
     let labels: BTreeMap<&str, &Value> =
-        namespaces.iter().map(|ns| (text(ns, "/metadata/name"), ns)).collect();
+        scene.namespaces.iter().map(|ns| (text(ns, "/metadata/name"), ns)).collect();
     pods.iter()
         .filter(|pod| !matches!(text(pod, "/status/phase"), "Succeeded" | "Failed"))
-        .map(|pod| judge(pod, labels.get(text(pod, "/metadata/namespace")).copied(), &captured, agents))
+        .map(|pod| judge(pod, labels.get(text(pod, "/metadata/namespace")).copied(), &captured, scene))
         .collect()
 }
 
@@ -72,24 +85,55 @@ fn judge(
     pod: &Value,
     namespace: Option<&Value>,
     captured: &BTreeMap<String, (&str, bool)>,
-    agents: &BTreeMap<String, Result<NodeReport, String>>,
+    scene: &Scene<'_>,
 ) -> Member {
     let (key, node) = (key(pod), text(pod, "/spec/nodeName").to_owned());
     let wanted = label(pod, MESH_LABEL).or_else(|| label(namespace?, MESH_LABEL)) == Some("enabled");
     // A pod of the same name may have been made anew since the slice was written.
     let known = captured.get(&key).filter(|(uid, _)| uid.is_empty() || *uid == text(pod, "/metadata/uid"));
     let is = known.is_some_and(|(_, captured)| *captured);
-    let host = pod.pointer("/spec/hostNetwork") == Some(&Value::Bool(true));
+    let missing = scene.missing.and_then(|missing| missing.get(&node));
     let (state, why) = match (wanted, is) {
-        (true, _) if host => {
-            (State::Excluded, "it is on the host's network, which its neighbours share".to_owned())
-        }
-        (true, true) => (State::Captured, String::new()),
-        (true, false) => (State::Bypassing, why(pod, known.is_some(), agents.get(&node))),
+        (true, _) if let Some(why) = beyond_capture(pod, scene.runtimes) => (State::Excluded, why),
+        (true, true) => match missing {
+            Some(missing) => (State::Unserved, format!("no agent serves {node}: {}", missing.cause)),
+            None => (State::Captured, String::new()),
+        },
+        (true, false) => match missing {
+            Some(missing) => (State::Bypassing, format!("no agent serves {node}: {}", missing.cause)),
+            None => {
+                let agent = scene.agents.and_then(|agents| agents.get(&node));
+                (State::Bypassing, why(pod, known.is_some(), agent))
+            }
+        },
         (false, true) => (State::Leaving, "its connections are being let go".to_owned()),
         (false, false) => (State::Outside, String::new()),
     };
     Member { pod: key, node, state, why }
+}
+
+/// Why a pod can never be captured: rules in its network namespace would see other pods' traffic, or none.
+fn beyond_capture(pod: &Value, runtimes: &[Value]) -> Option<String> {
+    if pod.pointer("/spec/hostNetwork") == Some(&Value::Bool(true)) {
+        return Some("it is on the host's network, which its neighbours share".to_owned());
+    }
+    let class = Some(text(pod, "/spec/runtimeClassName")).filter(|class| !class.is_empty())?;
+    let handler = runtimes.iter().find(|runtime| key(runtime) == class).map(|r| text(r, "/handler"));
+    // Who may not read RuntimeClasses goes by the name, which people take from the handler.
+    own_stack(handler.unwrap_or(class)).then(|| {
+        format!(
+            "its RuntimeClass {class} (handler {}) has a network stack of its own, past which rules in the pod's network \
+             namespace do not reach",
+            handler.unwrap_or("not readable by you")
+        )
+    })
+}
+
+/// Runtimes that take packets off the pod's interface before the kernel's stack: gVisor by a packet socket, virtual machines
+/// (Kata, Firecracker) by a redirect to a tap device.
+fn own_stack(handler: &str) -> bool {
+    let handler = handler.to_ascii_lowercase();
+    ["runsc", "gvisor", "kata", "firecracker"].iter().any(|name| handler.contains(name))
 }
 
 /// Why a pod is not captured, from the nearest cause to the farthest.
@@ -142,6 +186,13 @@ mod tests {
             ),
             ("n2".to_owned(), Err("timed out".to_owned())),
         ]);
+        let gone = Missing { cause: "evicted".into(), remedy: String::new(), chosen: false };
+        let missing = BTreeMap::from([("n4".to_owned(), gone)]);
+        let runtimes = [
+            json!({"metadata": {"name": "sandboxed"}, "handler": "runsc"}),
+            json!({"metadata": {"name": "kata-fast"}, "handler": "kata-qemu"}),
+            json!({"metadata": {"name": "nvidia"}, "handler": "nvidia"}),
+        ];
         let slices = [
             json!({"metadata": {"namespace": "shop"}, "workloads": [
                 {"name": "in", "uid": "1", "captured": true}, {"name": "anew", "uid": "old", "captured": true},
@@ -158,7 +209,14 @@ mod tests {
             for (field, value) in extra.as_object().unwrap() {
                 *pod.pointer_mut(field).unwrap() = value.clone();
             }
-            let found = members(&[pod], &namespaces, &slices, &agents);
+            let scene = Scene {
+                namespaces: &namespaces,
+                slices: &slices,
+                agents: Some(&agents),
+                missing: Some(&missing),
+                runtimes: &runtimes,
+            };
+            let found = members(&[pod], &scene);
             assert_eq!((found[0].state, found[0].why.contains(why)), (state, true), "{name}: {found:?}");
         };
         check("in", json!({}), State::Captured, "");
@@ -167,6 +225,13 @@ mod tests {
         check("slow", json!({}), State::Bypassing, "has not captured it yet");
         check("slow", json!({"/spec": {"nodeName": "n2"}}), State::Bypassing, "timed out");
         check("slow", json!({"/spec": {"nodeName": "n3"}}), State::Bypassing, "no agent is ready on n3");
+        check("slow", json!({"/spec": {"nodeName": "n4"}}), State::Bypassing, "no agent serves n4: evicted");
+        check("in", json!({"/spec": {"nodeName": "n4"}}), State::Unserved, "no agent serves n4: evicted");
+        let runtime = |class: &str| json!({"/spec": {"nodeName": "n1", "runtimeClassName": class}});
+        check("in", runtime("sandboxed"), State::Excluded, "RuntimeClass sandboxed (handler runsc)");
+        check("slow", runtime("kata-fast"), State::Excluded, "handler kata-qemu");
+        check("slow", runtime("gvisor"), State::Excluded, "not readable by you");
+        check("in", runtime("nvidia"), State::Captured, "");
         check("slow", json!({"/spec": {}}), State::Bypassing, "no node yet");
         check(
             "host",

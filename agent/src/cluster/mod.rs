@@ -1,4 +1,4 @@
-//! The commands that people run against a cluster: install, uninstall, join, leave, check, status.
+//! The commands that people run against a cluster: install, uninstall, join, leave, check, status, node clean.
 //!
 //! Each asks first (`facts`), decides in plain functions (`check`, `status`, `members`), and then acts. Nothing here writes
 //! the spec of an object that somebody else made; `join` and `leave` set one label.
@@ -9,13 +9,16 @@ mod args;
 mod ask;
 mod bundle;
 mod check;
+mod clean;
 mod facts;
 mod install;
 mod join;
 mod members;
+mod missing;
 mod show;
 mod status;
 mod uninstall;
+mod words;
 
 #[cfg(test)]
 mod fake;
@@ -24,7 +27,9 @@ mod tests;
 
 pub use agents::{CertificateReport, CniReport, NodeReport, PlaintextReport, PodReport};
 pub use api::ClusterError;
-pub use args::{AdminArgs, CheckArgs, HealthArgs, InstallArgs, MembershipArgs, StatusArgs, UninstallArgs};
+pub use args::{
+    AdminArgs, CheckArgs, CleanArgs, HealthArgs, InstallArgs, MembershipArgs, StatusArgs, UninstallArgs,
+};
 pub use ask::{admin, health};
 
 use anyhow::Result;
@@ -34,6 +39,8 @@ use std::process::ExitCode;
 
 /// Where Weft is.
 pub(crate) const NAMESPACE: &str = "weft-system";
+/// What `join`, `check` and `status` say of strict pods: whoever switches it on must know what it leaves.
+const STRICT: &str = "from outside the mesh, strict pods let in only the probes and lifecycle handlers that their own spec declares, asked by their node's kubelet";
 /// Exit code when no cluster answers.
 const NO_CLUSTER: u8 = 3;
 
@@ -57,6 +64,8 @@ pub enum ClusterCommand {
     Check(CheckArgs),
     /// `weft status`
     Status(StatusArgs),
+    /// `weft node clean NODE`
+    Clean(CleanArgs),
 }
 
 /// Runs a command.
@@ -79,13 +88,14 @@ fn no_cluster(error: &anyhow::Error) -> bool {
 }
 
 async fn dispatch(command: &ClusterCommand) -> Result<ExitCode> {
-    use ClusterCommand::{Check, Install, Join, Leave, Status, Uninstall};
+    use ClusterCommand::{Check, Clean, Install, Join, Leave, Status, Uninstall};
     let args = match command {
         Install(args) => &args.cluster,
         Uninstall(args) => &args.cluster,
         Join(args) | Leave(args) => &args.cluster,
         Check(args) => &args.cluster,
         Status(args) => &args.cluster,
+        Clean(args) => &args.cluster,
     };
     let show = Show::new(args.output);
     if let Install(args) = command
@@ -94,6 +104,10 @@ async fn dispatch(command: &ClusterCommand) -> Result<ExitCode> {
         return install::dry_run(args, &show);
     }
     let cluster = Cluster::connect(args).await?;
+    let cluster = match command {
+        Uninstall(args) if args.leave_only => cluster.by_page(),
+        _ => cluster,
+    };
     match command {
         Install(args) => install::run(&cluster, args, &show).await,
         Uninstall(args) => uninstall::run(&cluster, args, &show).await,
@@ -101,5 +115,6 @@ async fn dispatch(command: &ClusterCommand) -> Result<ExitCode> {
         Leave(args) => join::run(&cluster, args, false, &show).await,
         Check(args) => check::run(&cluster, args, &show).await,
         Status(args) => status::run(&cluster, args, &show).await,
+        Clean(args) => clean::run(&cluster, args, &show).await,
     }
 }

@@ -1,7 +1,10 @@
 //! What people see: colour only on a terminal, progress apart from results.
 
 use super::args::Output;
-use std::io::IsTerminal as _;
+use std::{
+    fmt::Display,
+    io::{IsTerminal as _, Write as _},
+};
 
 /// Prints lines, marks and tables.
 pub(super) struct Show {
@@ -37,18 +40,18 @@ impl Show {
     pub(super) fn line(&self, mark: Mark, text: &str) {
         let line = format!("{} {text}", self.sign(mark));
         // Where a program reads the result, people's lines go past it.
-        if self.json() { eprintln!("{line}") } else { println!("{line}") }
+        if self.json() { err(line) } else { out(line) }
     }
 
     /// A line without a mark.
     pub(super) fn plain(&self, text: &str) {
-        if self.json() { eprintln!("{text}") } else { println!("{text}") }
+        if self.json() { err(text) } else { out(text) }
     }
 
     /// The result for a program.
     pub(super) fn result(&self, value: &serde_json::Value) {
         if self.json() {
-            println!("{value:#}");
+            out(format_args!("{value:#}"));
         }
     }
 
@@ -70,6 +73,16 @@ impl Show {
     fn paint(&self, code: &str, text: &str) -> String {
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
+}
+
+/// A line on standard output. Nobody may be reading any more (`| head`): what is being done goes on all the same, and ends
+/// quietly.
+pub(super) fn out(line: impl Display) {
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
+}
+
+fn err(line: impl Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
 /// Columns as wide as their widest cell; the last one as it is. The first row is the heading.

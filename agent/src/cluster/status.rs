@@ -1,11 +1,13 @@
 //! `weft status`: one screen. [`summary`] is a function of [`Facts`]; the rest prints it.
 
 use super::{
+    STRICT,
     api::{Cluster, condition, key, label, list, text},
     args::StatusArgs,
-    bundle,
+    bundle, check,
     facts::{self, Facts, GATEWAY_API, Want},
-    members::{Member, State, members},
+    members::{Member, Scene, State, members},
+    missing::{Missing, missing},
     show::{Mark, Show, count, table},
 };
 use anyhow::Result;
@@ -28,6 +30,8 @@ pub(super) struct Summary {
     leader: String,
     nodes: Vec<NodeLine>,
     namespaces: Vec<NamespaceLine>,
+    /// What capture cannot see in this cluster.
+    blind_spots: Vec<String>,
     /// Pods that are not where their label wants them.
     pods: Vec<Member>,
     plaintext: Vec<super::agents::PlaintextReport>,
@@ -56,6 +60,7 @@ struct NamespaceLine {
     namespace: String,
     mtls: String,
     captured: usize,
+    unserved: usize,
     bypassing: usize,
     excluded: usize,
 }
@@ -90,17 +95,26 @@ pub(super) async fn run(cluster: &Cluster, _args: &StatusArgs, show: &Show) -> R
 
 /// The screen's content.
 pub(super) fn summary(facts: &Facts) -> Summary {
-    let all = members(&facts.pods, &facts.namespaces, &facts.slices, &facts.agents);
+    let missing = missing(facts);
+    let scene = Scene {
+        namespaces: &facts.namespaces,
+        slices: &facts.slices,
+        agents: Some(&facts.agents),
+        missing: Some(&missing),
+        runtimes: &facts.runtime_classes,
+    };
+    let all = members(&facts.pods, &scene);
     Summary {
         installed: facts.daemon_set.is_some(),
         image: facts.daemon_set.as_ref().map(bundle::image).unwrap_or_default().to_owned(),
         leader: facts.lease.as_ref().map(|l| text(l, "/spec/holderIdentity")).unwrap_or_default().to_owned(),
-        nodes: nodes(facts, &all),
+        nodes: nodes(facts, &all, &missing),
         namespaces: namespaces(facts, &all),
         plaintext: facts.agents.values().flatten().flat_map(|agent| agent.plaintext.clone()).collect(),
-        pods: all
+        pods: all.into_iter().filter(|m| !matches!(m.state, State::Captured | State::Outside)).collect(),
+        blind_spots: check::blind_spots(facts)
             .into_iter()
-            .filter(|m| matches!(m.state, State::Bypassing | State::Excluded | State::Leaving))
+            .map(|f| format!("{} {}", f.id, f.message))
             .collect(),
         dangling_parents: dangling_parents(facts),
         unowned_classes: unowned_classes(facts),
@@ -108,7 +122,7 @@ pub(super) fn summary(facts: &Facts) -> Summary {
     }
 }
 
-fn nodes(facts: &Facts, all: &[Member]) -> Vec<NodeLine> {
+fn nodes(facts: &Facts, all: &[Member], missing: &BTreeMap<String, Missing>) -> Vec<NodeLine> {
     let pods = facts::agent_pods(&facts.system_pods);
     facts
         .nodes
@@ -120,10 +134,12 @@ fn nodes(facts: &Facts, all: &[Member]) -> Vec<NodeLine> {
                 facts.system_pods.iter().find(|p| Some(text(p, "/metadata/name")) == pod.map(String::as_str));
             let ready =
                 object.and_then(|p| condition(p, "Ready")).is_some_and(|c| text(c, "/status") == "True");
-            let (report, problem) = match facts.agents.get(&name) {
-                Some(Ok(report)) => (Some(report), String::new()),
-                Some(Err(reason)) => (None, reason.clone()),
-                None => (None, "no agent runs here".into()),
+            let answer = facts.agents.get(&name);
+            let report = answer.and_then(|answer| answer.as_ref().ok());
+            let problem = match (missing.get(&name), answer) {
+                (Some(missing), _) => format!("no agent serves here: {}", missing.cause),
+                (None, Some(Err(reason))) => reason.clone(),
+                (None, _) => String::new(),
             };
             let of = |state| all.iter().filter(|m| m.node == name && m.state == state).count();
             let captured = of(State::Captured);
@@ -133,7 +149,7 @@ fn nodes(facts: &Facts, all: &[Member]) -> Vec<NodeLine> {
                 version: report.map(|r| r.version.clone()).unwrap_or_default(),
                 cni: report.map(|r| r.cni.state.clone()).unwrap_or_default(),
                 captured,
-                wanted: captured + of(State::Bypassing),
+                wanted: captured + of(State::Unserved) + of(State::Bypassing),
                 problem,
                 node: name,
             }
@@ -147,6 +163,7 @@ fn namespaces(facts: &Facts, all: &[Member]) -> Vec<NamespaceLine> {
         namespace: namespace.to_owned(),
         mtls: mtls.to_owned(),
         captured: 0,
+        unserved: 0,
         bypassing: 0,
         excluded: 0,
     };
@@ -163,6 +180,7 @@ fn namespaces(facts: &Facts, all: &[Member]) -> Vec<NamespaceLine> {
         let entry = found.entry(namespace.to_owned()).or_insert_with(|| line(namespace, "(some pods)"));
         match member.state {
             State::Captured => entry.captured += 1,
+            State::Unserved => entry.unserved += 1,
             State::Bypassing => entry.bypassing += 1,
             _ => entry.excluded += 1,
         }
@@ -256,6 +274,8 @@ fn print(summary: &Summary, show: &Show) {
         let pods = summary.pods.iter().filter(move |m| m.state == state);
         pods.map(|m| format!("{} on {}: {}", m.pod, m.node, m.why)).collect::<Vec<_>>()
     };
+    lines(Mark::Bad, "What capture cannot see in this cluster", summary.blind_spots.clone());
+    lines(Mark::Bad, "Pods that nobody serves: their node's agent is missing", of(State::Unserved));
     lines(Mark::Bad, "Pods that bypass the mesh", of(State::Bypassing));
     lines(Mark::Plain, "Pods that are leaving", of(State::Leaving));
     lines(Mark::Warn, "Pods that cannot join", of(State::Excluded));
@@ -311,13 +331,17 @@ fn print_namespaces(summary: &Summary, show: &Show) {
         show.plain("  none yet: weft join NAMESPACE");
         return;
     }
-    let mut rows =
-        vec![["NAMESPACE", "MTLS", "CAPTURED", "BYPASSING", "CANNOT JOIN"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["NAMESPACE", "MTLS", "CAPTURED", "UNSERVED", "BYPASSING", "CANNOT JOIN"].map(str::to_owned).to_vec(),
+    ];
     for n in &summary.namespaces {
-        let cells = [n.captured, n.bypassing, n.excluded].map(|n| n.to_string());
+        let cells = [n.captured, n.unserved, n.bypassing, n.excluded].map(|n| n.to_string());
         rows.push([vec![n.namespace.clone(), n.mtls.clone()], cells.to_vec()].concat());
     }
     show.plain(table(&rows).trim_end());
+    if summary.namespaces.iter().any(|n| n.mtls == "strict") {
+        show.plain(&format!("  {STRICT}"));
+    }
 }
 
 #[cfg(test)]

@@ -246,17 +246,117 @@ async fn pods_leave_first_then_agents_then_the_rest() {
 #[tokio::test]
 async fn agents_stay_while_a_node_is_not_clean() {
     let fake = Arc::new(installed(&["n1"]));
-    let done = uninstall::run(&fake.cluster(), &uninstall_args("weft uninstall --timeout 20ms"), &show())
-        .await
-        .unwrap();
-    assert!(!good(done));
-    assert_eq!(fake.writes(), [format!("PATCH {}", install::CONFIG)]);
     let done =
-        uninstall::run(&fake.cluster(), &uninstall_args("weft uninstall --timeout 20ms --force"), &show())
+        uninstall::run(&fake.cluster(), &uninstall_args("weft uninstall --drain 0s --timeout 20ms"), &show())
             .await
             .unwrap();
+    assert!(!good(done));
+    assert_eq!(fake.writes(), [format!("PATCH {}", install::CONFIG)]);
+    let done = uninstall::run(
+        &fake.cluster(),
+        &uninstall_args("weft uninstall --drain 0s --timeout 20ms --force"),
+        &show(),
+    )
+    .await
+    .unwrap();
     assert!(good(done));
     assert!(!fake.objects.lock().contains_key(install::AGENTS));
+}
+
+#[tokio::test]
+async fn agents_are_told_how_long_connections_may_go_on() {
+    let check = async |line: &str, drain: &str| {
+        let fake = Arc::new(installed(&["n1", "n2"]));
+        let done = Arc::new(parking_lot::Mutex::new(Value::Null));
+        let config = fake.objects.lock()[install::CONFIG].clone();
+        let seen = done.clone();
+        let watching = Fake {
+            reaction: Box::new(move |method, path, objects| {
+                if method == Method::PATCH && path == install::CONFIG {
+                    *seen.lock() = objects[path]["data"].clone();
+                }
+                if method == Method::DELETE && path == install::AGENTS {
+                    objects.retain(|path, _| !path.contains("/pods/weft-agent-"));
+                }
+            }),
+            ..installed(&["n1", "n2"]).with(install::CONFIG, config)
+        };
+        assert!(good(
+            uninstall::run(&Arc::new(watching).cluster(), &uninstall_args(line), &show()).await.unwrap()
+        ));
+        assert_eq!(*done.lock(), json!({"uninstall": "true", "drain": drain}), "{line}");
+    };
+    check("weft uninstall", "0h30s0ms").await;
+    check("weft uninstall --drain 1h1m1s", "1h61s0ms").await;
+    check("weft uninstall --drain 250ms", "0h0s250ms").await;
+}
+
+/// What the chart's hook runs: everybody leaves, and Helm finds its own objects for it to remove.
+#[tokio::test]
+async fn only_leaving_ends_the_controller_and_what_it_made_and_leaves_the_rest_to_helm() {
+    let fake = Arc::new(installed(&["n1", "n2"]));
+    let args = uninstall_args("weft uninstall --leave-only");
+    assert!(good(uninstall::run(&fake.cluster(), &args, &show()).await.unwrap()));
+    assert_eq!(
+        fake.writes(),
+        [
+            format!("PATCH {}", install::CONFIG),
+            format!("DELETE {}", install::CONTROLLER),
+            "DELETE /api/v1/namespaces/shop/services/edge-weft".to_owned(),
+        ]
+    );
+    // Again, as by a hook that is tried a second time.
+    assert!(good(uninstall::run(&fake.cluster(), &args, &show()).await.unwrap()));
+    assert!(fake.objects.lock().contains_key(install::AGENTS));
+    assert!(Cli::try_parse_from(["weft", "uninstall", "--leave-only", "--purge"]).is_err());
+}
+
+/// E11: Gateways still said `PROGRAMMED True` when Weft was gone.
+#[tokio::test]
+async fn an_uninstallation_waits_until_the_controllers_words_are_taken_back() {
+    let path = |plural: &str, name: &str| {
+        format!("/apis/gateway.networking.k8s.io/v1/namespaces/shop/{plural}/{name}")
+    };
+    let says = |status: &str| json!({"conditions": [{"type": "Programmed", "status": status}]});
+    let entry = |list: &str, controller: &str| json!({list: [{"controllerName": controller}]});
+    let (us, them) = ("weft.dev/gateway-controller", "example.test/other");
+    let meta = |name: &str| json!({"namespace": "shop", "name": name});
+    let gateway = |name: &str, class: &str| json!({"metadata": meta(name), "spec": {"gatewayClassName": class}, "status": says("True")});
+    let with = |fake: Fake| {
+        fake.with("/apis/gateway.networking.k8s.io/v1/gatewayclasses/weft", json!({"metadata": {"name": "weft"}, "spec": {"controllerName": us}}))
+            .with(&path("gateways", "edge"), gateway("edge", "weft"))
+            .with(&path("gateways", "theirs"), gateway("theirs", "other"))
+            .with(&path("listenersets", "more"), json!({"metadata": meta("more"), "spec": {"parentRef": {"name": "edge"}}, "status": says("True")}))
+            .with(&path("httproutes", "web"), json!({"metadata": meta("web"), "status": entry("parents", us)}))
+            .with(&path("httproutes", "theirs"), json!({"metadata": meta("theirs"), "status": entry("parents", them)}))
+            .with(&path("backendtlspolicies", "tls"), json!({"metadata": meta("tls"), "status": entry("ancestors", us)}))
+            .with(install::CONTROLLER, json!({"metadata": {"name": "weft-controller"}, "status": {"readyReplicas": 1}}))
+    };
+    let ours =
+        ["Gateway shop/edge", "ListenerSet shop/more", "HTTPRoute shop/web", "BackendTLSPolicy shop/tls"];
+    let fake = Arc::new(with(Fake::default()));
+    assert_eq!(super::words::ours(&fake.cluster()).await.unwrap(), ours);
+    // A controller that needs a few looks to take each back.
+    let looks = std::sync::atomic::AtomicU32::new(0);
+    let reaction = move |method: &Method, at: &str, objects: &mut Objects| {
+        if method == Method::GET && at.ends_with("backendtlspolicies") {
+            let which = ["gateways/edge", "listenersets/more", "httproutes/web", "backendtlspolicies/tls"];
+            let look = looks.fetch_add(1, std::sync::atomic::Ordering::Relaxed) as usize;
+            if let Some((plural, name)) = which.get(look).and_then(|w| w.split_once('/'))
+                && let Some(object) = objects.get_mut(&path(plural, name))
+            {
+                object["status"] =
+                    json!({"conditions": [{"type": "Programmed", "status": "Unknown"}], "parents": []});
+            }
+        }
+        if method == Method::DELETE && at == install::AGENTS {
+            objects.retain(|path, _| !path.contains("/pods/weft-agent-"));
+        }
+    };
+    let fake = Arc::new(with(Fake { reaction: Box::new(reaction), ..installed(&["n1", "n2"]) }));
+    assert!(good(uninstall::run(&fake.cluster(), &uninstall_args("weft uninstall"), &show()).await.unwrap()));
+    assert_eq!(super::words::ours(&fake.cluster()).await.unwrap(), Vec::<String>::new());
+    assert!(!fake.objects.lock().contains_key(install::CONTROLLER), "only then it went");
 }
 
 /// A namespace with a pod each of a kind; the controller captures and lets go a pod a request after its label changed.

@@ -112,7 +112,7 @@ type Pair = (
 /// A connection from one handle to the other, both ways verified.
 async fn connect(from: &IdentityHandle, to: &IdentityHandle) -> Result<Pair, HandshakeFailure> {
     let (near, far) = duplex(1 << 16);
-    let client = from.client_config(&PeerSet::one(to.identity().clone())).unwrap();
+    let client = from.client_config(&PeerSet::one(to.identity().clone()), Alpn::H2).unwrap();
     let server = to.server_config().unwrap();
     let name = ServerName::try_from("10.0.0.1").unwrap();
     let accept = TlsAcceptor::from(server);
@@ -228,7 +228,7 @@ async fn an_outage_matters_only_when_the_certificate_runs_out() {
     tokio::time::sleep(2 * HOUR).await;
     assert_eq!(web.info().state, IdentityState::Expired);
     assert!(!web.is_ready() && web.server_config().is_none());
-    assert!(web.client_config(&PeerSet::one(id("cart"))).is_none());
+    assert!(web.client_config(&PeerSet::one(id("cart")), Alpn::H2).is_none());
     let error = web.ready(Instant::now() + Duration::from_secs(1)).await.unwrap_err();
     assert_eq!(error.cause, Some(down));
     let failed = store.metrics().failed;

@@ -83,10 +83,11 @@ async fn shake(server: Arc<ServerConfig>, client: Arc<ClientConfig>) -> (Seen, S
     };
     let connect = async {
         let name = ServerName::try_from("10.0.0.1").unwrap();
+        let offered = client.alpn_protocols[0].clone();
         let mut stream = TlsConnector::from(client).connect(name, near).await.map_err(fail)?;
         stream.read_u8().await.map_err(fail)?;
         let tls = stream.get_ref().1;
-        assert_eq!(tls.alpn_protocol(), Some(ALPN_H2));
+        assert_eq!(tls.alpn_protocol(), Some(&*offered), "the server takes what is offered");
         if tls.handshake_kind() == Some(HandshakeKind::Full) {
             assert_eq!(tls.negotiated_key_exchange_group().unwrap().name(), NamedGroup::X25519MLKEM768);
         }
@@ -111,10 +112,13 @@ fn reason(seen: &Seen) -> &'static str {
 async fn check(what: &str, ca: &Ca, [client, server]: [&Forged<'_>; 2], expected: (&str, &str)) {
     let (client, server) = (client.credentials(ca.bundle()), server.credentials(ca.bundle()));
     let peers = PeerSet::one(id(CART));
-    let (by_server, by_client, _) = shake(server.server.clone(), client.client(&peers).unwrap()).await;
-    assert_eq!((reason(&by_server), reason(&by_client)), expected, "{what}: {by_server:?} {by_client:?}");
-    if expected == ("ok", "ok") {
-        assert_eq!((by_server.unwrap(), by_client.unwrap()), (id(WEB), id(CART)));
+    for alpn in [Alpn::H2, Alpn::Weft] {
+        let client = client.client(&peers, alpn).unwrap();
+        let (by_server, by_client, _) = shake(server.server.clone(), client).await;
+        assert_eq!((reason(&by_server), reason(&by_client)), expected, "{what}: {by_server:?} {by_client:?}");
+        if expected == ("ok", "ok") {
+            assert_eq!((by_server.unwrap(), by_client.unwrap()), (id(WEB), id(CART)));
+        }
     }
 }
 
@@ -160,7 +164,7 @@ async fn a_set_of_peers_is_exact() {
         [(vec![CART, other], "ok"), (vec![other], "tls_wrong_identity"), (vec![], "tls_wrong_identity")];
     for (peers, sees) in table {
         let peers = PeerSet::new(peers.into_iter().map(id));
-        let (_, by_client, _) = shake(server.server.clone(), client.client(&peers).unwrap()).await;
+        let (_, by_client, _) = shake(server.server.clone(), client.client(&peers, Alpn::H2).unwrap()).await;
         assert_eq!(reason(&by_client), sees, "{peers}");
     }
 }
@@ -202,7 +206,7 @@ async fn strangers_are_told_why() {
         .unwrap()
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(server.material.key.clone())));
-    let client = party(&[WEB]).client(&PeerSet::one(id(CART))).unwrap();
+    let client = party(&[WEB]).client(&PeerSet::one(id(CART)), Alpn::H2).unwrap();
     let (_, by_client, _) = shake(Arc::new(old_server), client).await;
     assert_eq!(by_client, Err(HandshakeFailure::OldTls));
 
@@ -222,7 +226,7 @@ async fn sessions_resume_until_the_roots_change() {
     let other = Ca::create("cluster.local", now()).unwrap();
     let party = |uris| Forged { ca: &ca, uris, from: -60, to: 3600 }.credentials(ca.bundle());
     let (client, server) = (party(&[WEB]), party(&[CART]));
-    let config = client.client(&PeerSet::one(id(CART))).unwrap();
+    let config = client.client(&PeerSet::one(id(CART)), Alpn::H2).unwrap();
     let rotated =
         Credentials::build(&settings(), server.material.clone(), ca.bundle().clone(), Some(&server)).unwrap();
     let both = ca.bundle().with(other.bundle());
@@ -244,11 +248,13 @@ fn client_configs_are_cached_up_to_a_bound() {
     let ca = Ca::create("cluster.local", now()).unwrap();
     let party = Forged { ca: &ca, uris: &[WEB], from: -60, to: 3600 }.credentials(ca.bundle());
     let peers = |n: u32| PeerSet::one(SpiffeId::new("cluster.local", "shop", format!("s{n}")));
-    let first = party.client(&peers(1)).unwrap();
-    let second = party.client(&peers(2)).unwrap();
-    assert!(Arc::ptr_eq(&first, &party.client(&peers(1)).unwrap()));
-    party.client(&peers(3)).unwrap(); // the bound is 2: the least recently used, 2, goes
-    assert!(Arc::ptr_eq(&first, &party.client(&peers(1)).unwrap()));
-    assert!(!Arc::ptr_eq(&second, &party.client(&peers(2)).unwrap()));
+    let first = party.client(&peers(1), Alpn::H2).unwrap();
+    let second = party.client(&peers(2), Alpn::H2).unwrap();
+    assert!(Arc::ptr_eq(&first, &party.client(&peers(1), Alpn::H2).unwrap()));
+    party.client(&peers(3), Alpn::H2).unwrap(); // the bound is 2: the least recently used, 2, goes
+    assert!(Arc::ptr_eq(&first, &party.client(&peers(1), Alpn::H2).unwrap()));
+    assert!(!Arc::ptr_eq(&second, &party.client(&peers(2), Alpn::H2).unwrap()));
     assert_eq!(party.clients.lock().configs.len(), 2);
+    let weft = party.client(&peers(1), Alpn::Weft).unwrap();
+    assert_eq!((&first.alpn_protocols[0][..], &weft.alpn_protocols[0][..]), (ALPN_H2, ALPN_WEFT));
 }

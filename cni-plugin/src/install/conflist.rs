@@ -176,14 +176,18 @@ fn render(entry: &Value, layout: &str) -> String {
     }
 }
 
-/// Where the elements of the top-level `plugins` are. With the key given twice, the last counts, as for libcni.
-fn plugins(text: &str) -> Option<Vec<Range<usize>>> {
+/// Where the value of a top-level key is, in the text of a JSON object. With the key given twice, the last counts, as for
+/// libcni.
+pub(super) fn member(text: &str, name: &str) -> Option<Range<usize>> {
     let start = skip_space(text.as_bytes(), 0);
-    let members = children(text, start)?;
-    let is_plugins = |key: &Range<usize>| {
-        serde_json::from_str::<String>(&text[key.clone()]).is_ok_and(|key| key == "plugins")
-    };
-    let (_, value) = members.into_iter().rfind(|(key, _)| is_plugins(key))?;
+    let is_it =
+        |key: &Range<usize>| serde_json::from_str::<String>(&text[key.clone()]).is_ok_and(|key| key == name);
+    children(text, start)?.into_iter().rfind(|(key, _)| is_it(key)).map(|(_, value)| value)
+}
+
+/// Where the elements of the top-level `plugins` are.
+fn plugins(text: &str) -> Option<Vec<Range<usize>>> {
+    let value = member(text, "plugins")?;
     if !text[value.clone()].starts_with('[') {
         return None;
     }

@@ -9,6 +9,7 @@
 //! The entry switches off STATUS (`statusFollowsAgent`): under `cniVersion` 1.1.0 a runtime would report the whole node as
 //! not ready while the agent restarts. The `cniVersion` of the configuration is its author's and stays.
 
+mod attachments;
 mod conflist;
 mod files;
 mod folder;
@@ -55,6 +56,8 @@ pub struct InstallConfig {
     pub run_dir: PathBuf,
     /// `stateDir` of the entry, as the host sees it: `/var/lib/weft`.
     pub state_dir: PathBuf,
+    /// What the runtime keeps of pods' attachments: `/var/lib/cni`.
+    pub cache_dir: PathBuf,
     /// `/proc` of the host, to ask the container runtime for its age.
     pub proc_root: PathBuf,
     /// Which way into the configuration.
@@ -74,6 +77,7 @@ impl Default for InstallConfig {
             plugin_source: "/usr/local/bin/weft-cni".into(),
             run_dir: DEFAULT_RUN_DIR.into(),
             state_dir: DEFAULT_STATE_DIR.into(),
+            cache_dir: "/var/lib/cni".into(),
             proc_root: "/proc".into(),
             chaining: Chaining::Auto,
             look: Duration::from_secs(5),
@@ -200,11 +204,12 @@ impl Installer {
         Ok(InstallHandle { installer: self, shared, thread: Some(thread) })
     }
 
-    /// Takes everything of ours from the node: the entry from every file of the folder, then the program and the tables. Other
-    /// content of the files stays byte for byte. No [`InstallHandle`] may be at work on this node at the same time.
+    /// Takes everything of ours from the node: the entry from every file of the folder and from what the runtime keeps of pods
+    /// that run, then the program and the tables. Other content of the files stays byte for byte. No [`InstallHandle`] may be
+    /// at work on this node at the same time.
     ///
     /// # Errors
-    /// Names what is left. The program stays as long as a file may name it.
+    /// Names what is left. The program stays as long as something may name it: who asks for it would fail without.
     pub fn uninstall(&self) -> Result<(), UninstallError> {
         let mut failures = folder::take_out(&self.config.conf_dir);
         if !failures.is_empty() {
@@ -215,10 +220,16 @@ impl Installer {
             // The runtime loads the folder anew when told by the kernel. What it does in between it tries again.
             thread::sleep(self.config.reload_pause);
         }
+        failures.extend(attachments::take_out(&self.config.cache_dir));
+        if !failures.is_empty() {
+            return Err(UninstallError(failures));
+        }
         let tables = [&self.config.run_dir, &self.config.state_dir].map(|dir| enrolment_path(dir));
         for path in [program].into_iter().chain(tables) {
             failures.extend(files::delete(&path).err().map(|e| format!("{}: {e}", path.display())));
         }
+        // An ADD that was under way keeps what it began with.
+        failures.extend(attachments::take_out(&self.config.cache_dir));
         if failures.is_empty() { Ok(()) } else { Err(UninstallError(failures)) }
     }
 }

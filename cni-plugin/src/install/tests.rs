@@ -22,6 +22,7 @@ impl Node {
             plugin_source: at("source"),
             run_dir: at("run"),
             state_dir: at("state"),
+            cache_dir: at("cache"),
             proc_root: at("proc"),
             chaining,
             look: Duration::from_millis(100),

@@ -35,14 +35,14 @@ LINES
         die "this kernel has no br_netfilter (modprobe br_netfilter)"
 }
 
-# network_routes: everyone knows the way to every node's pods; the first node serves ClusterIPs to what lives beside the API server.
+# network_routes: everyone knows the way to every node's pods (where Flannel runs, nodes know it from there); the first node serves ClusterIPs to what lives beside the API server.
 network_routes() {
     local to from
     for to in $(nodes); do
         ip -n "$SWITCH" route replace "$(node_pods "$to")" via "$(node_address "$to")"
         ip -n "$SWITCH" route replace "$(node_pods6 "$to")" via "$(node_address6 "$to")"
         for from in $(nodes); do
-            [ "$from" != "$to" ] || continue
+            if [ "$from" = "$to" ] || flannel; then continue; fi
             ip -n "$PREFIX-$from" route replace "$(node_pods "$to")" via "$(node_address "$to")"
             ip -n "$PREFIX-$from" route replace "$(node_pods6 "$to")" via "$(node_address6 "$to")"
         done

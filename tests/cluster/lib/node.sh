@@ -48,6 +48,7 @@ node_files() {
     cp "$HERE/config/containerd.toml" "$etc/"
     { cat "$HERE/config/kubelet.yaml"; echo "cgroupRoot: /$PREFIX-$node"; } >"$etc/kubelet.yaml"
     echo "nameserver $DNS_ADDRESS" >"$etc/resolv.conf"
+    if flannel; then flannel_files "$node"; return; fi
     ranges="$(both "[{\"subnet\": \"$(node_pods "$node")\"}]" "[{\"subnet\": \"$(node_pods6 "$node")\"}]")"
     routes="$(both '{"dst": "0.0.0.0/0"}' '{"dst": "::/0"}')"
     cat >"$state/net.d/10-pods.conflist" <<JSON

@@ -3,11 +3,14 @@
 //! `WEFT_TEST_PHASES` names those to run.
 
 mod authority;
+mod leaving;
+mod matrix;
 mod nodes;
 mod objects;
 mod personas;
 mod phases;
 mod policies;
+mod probes;
 mod rollouts;
 mod screens;
 mod sharing;
@@ -283,6 +286,27 @@ impl<'a> Story<'a> {
             "jsonpath={.items[0].status.podIP}",
         ];
         Ok(format!("http://{}:8080/", self.cluster.kubectl(&ip)?))
+    }
+
+    /// The pod behind a Deployment of `e2e-shop`.
+    fn pod_of(&self, app: &str) -> Result<String> {
+        let version = format!("version={app}");
+        let name = "jsonpath={.items[0].metadata.name}";
+        self.cluster.kubectl(&["-n", "e2e-shop", "get", "pods", "-l", &version, "-o", name])
+    }
+
+    fn has_gateway(&self) -> Result<bool> {
+        let found = self.cluster.kubectl(&[
+            "-n",
+            "e2e-web",
+            "get",
+            "gateway",
+            "edge",
+            "--ignore-not-found",
+            "-o",
+            "name",
+        ])?;
+        Ok(!found.trim().is_empty())
     }
 
     fn edge_url(&self) -> Result<String> {

@@ -1,11 +1,14 @@
-//! The in the order in which they are cheapest, and how each gets the cluster that it needs.
+//! The phases, in the order in which they are cheapest, and how each gets the cluster that it needs.
 //!
 //! To add one: write `pub(crate) fn run(story: &Story<'_>) -> Result<()>` in a module of its own and put one line into
 //! [`ALL`]: `Phase::new("name", "what it proves", Installed, module::run)`. What a phase makes for itself (namespaces, labels, nodes'
 //! tables) it takes away again when it succeeds; the demo application and Weft it leaves as it found them, or says what it left
 //! with [`Phase::leaving`].
 
-use crate::{Story, authority, clear, nodes, personas, policies, rollouts, screens, sharing, step, upgrade};
+use crate::{
+    Story, authority, clear, leaving, matrix, nodes, personas, policies, probes, rollouts, screens, sharing,
+    step, upgrade,
+};
 use anyhow::{Context, Result, ensure};
 use weft_tests::cluster::Cluster;
 
@@ -68,10 +71,13 @@ const ALL: &[Phase] = &[
     Phase::new("rights", "who may do what, who gets which certificate, two controllers on one route", Routed, rights),
     Phase::new("screens", "check and status when all is well, and when something is wrong", Routed, screens),
     Phase::new("strict", "leaving and joining again; callers in clear are refused", Routed, strict).leaving(Strict),
+    Phase::new("probes", "under strict the kubelet may ask what a pod declares, and nobody else may", Strict, probes::run),
     Phase::new("agents", "an agent is away; an agent is replaced under load", Strict, agents),
     Phase::new("nodes", "another CNI rewrites its configuration, the power fails, a new node comes", Strict, nodes).on_the_bed(),
     Phase::new("policies", "NetworkPolicies allow and refuse in the mesh what they did before", Installed, policies::run).on_the_bed(),
     Phase::new("rollouts", "Deployments are rolled out, scaled and lose pods under load", Installed, rollouts::run).on_the_bed(),
+    Phase::new("matrix", "Services of every kind and pods of every shape, permissive and strict", Installed, matrix::run).on_the_bed(),
+    Phase::new("leaving", "an agent that is gone, a node cleaned, the chart's hook, pods that outlive Weft", Joined, leaving::run).leaving(Unknown).on_the_bed(),
     Phase::new("uninstall", "nothing of Weft is left, and pods talk on", Joined, uninstall).leaving(Unknown),
     Phase::new("upgrade", "from the build before to this one and back under load", Absent, upgrade::run).leaving(Unknown).on_the_bed(),
 ];

@@ -96,7 +96,7 @@ func kustomize(dir string) error {
 
 // made is the plain files: the chart's templates under its default values, with the namespace.
 func made(manifests string) (map[string]string, error) {
-	dir, base := path.Join(manifests, "helm/weft"), []string{"managedBy=weft", "namespace.create=true"}
+	dir, base := path.Join(manifests, "helm/weft"), []string{"managedBy=weft", "namespace.create=true", "uninstall.hook=false"} // hooks are Helm's
 	texts, err := chart(dir, base)
 	if err != nil {
 		return nil, err

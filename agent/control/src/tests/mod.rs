@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use weft_certs::{Ca, TrustBundle};
 use weft_core::model::{
     CaBundle, ConfigMap, FromNamespaces, Gateway, KeyPair, Meta, ObjectKey, Pod, PrivateKey, Secret,
-    SecretData, Snapshot, Str,
+    SecretData, Snapshot, Str, TunnelPort,
 };
 
 use crate::{
@@ -207,7 +207,9 @@ fn pod(key: &str, account: &str, node: &str) -> Pod {
         node: (!node.is_empty()).then(|| node.into()),
         host_network: false,
         finished: false,
+        probes: Arc::default(),
         captured: None,
+        tunnel: TunnelPort::default(),
     }
 }
 

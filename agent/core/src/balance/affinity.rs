@@ -43,7 +43,7 @@ fn hash(bytes: &[u8]) -> u64 {
 }
 
 /// The finalizer of SplitMix64: every input bit changes every output bit with probability 1/2.
-fn mix(mut x: u64) -> u64 {
+pub(super) fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)

@@ -1,100 +1,183 @@
-//! Passive outlier ejection: an endpoint that fails several times in a row rests for a while.
+//! Outlier ejection: an endpoint (or a node) that fails gets no requests for a short while, then one probing request,
+//! whose outcome restores it or ejects it for longer.
 
-use std::{
-    collections::HashMap,
-    hash::Hash,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-/// When to eject and for how long.
+/// The first ejection. Short, because most failures are: a process that restarts is back within a second.
+const BASE: Duration = Duration::from_millis(500);
+/// The longest ejection. It bounds how long an endpoint that is well again goes without requests.
+const MAX: Duration = Duration::from_secs(4);
+/// How long a probing request may go without an outcome before another one is sent.
+const PROBE_PATIENCE: Duration = Duration::from_secs(1);
+/// An endpoint that did well for so long after an ejection starts from [`BASE`] again.
+const FORGET: Duration = Duration::from_secs(10);
+/// How long one sign of silence of a node counts; it is renewed for as long as the silence lasts.
+const SILENCE: Duration = Duration::from_millis(1500);
+/// Strikes that eject. See [`Fault`].
+const STRIKES: u8 = 10;
+
+/// What went wrong with a request or connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EjectPolicy {
-    /// Failures in a row that eject: connections that could not be made, resets, 5xx.
-    pub failures: u32,
-    /// First ejection; doubles with each that follows.
-    pub base: Duration,
-    /// Longest ejection. Also how long an endpoint must do well for its past to be forgotten.
-    pub max: Duration,
+pub enum Fault {
+    /// No connection came about: refused, unreachable, no answer, wrong identity. Ejects at once: whoever is there
+    /// serves nobody.
+    Unreached,
+    /// A connection that was reset, or went silent, before the answer. Three in a row eject: one may be the request's
+    /// own fault.
+    Broken,
+    /// The application itself answered 5xx (or gRPC `UNAVAILABLE`). Five in a row eject.
+    ServerError,
 }
 
-impl Default for EjectPolicy {
-    /// 5 failures; 10 s to 5 min.
-    fn default() -> Self {
-        Self { failures: 5, base: Duration::from_secs(10), max: Duration::from_secs(300) }
+impl Fault {
+    const fn strikes(self) -> u8 {
+        match self {
+            Self::Unreached => STRIKES,
+            Self::Broken => 4,
+            Self::ServerError => 2,
+        }
     }
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Record {
-    failures: u32,
-    ejections: u32,
-    until: Option<Instant>,
+/// Whether an endpoint takes requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It does.
+    In,
+    /// It is ejected.
+    Out,
+    /// Its time is over: the next request probes it.
+    Due,
 }
 
-/// The endpoints of one backend that failed lately. Healthy ones take no memory and no lookup.
-#[derive(Clone, Debug)]
-pub struct Outliers<K> {
-    policy: EjectPolicy,
-    records: HashMap<K, Record>,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    In,
+    /// `since` tells outcomes of requests that began before the ejection, which prove nothing, from those after it.
+    Out {
+        since: Instant,
+        until: Instant,
+    },
 }
 
-impl<K: Eq + Hash> Outliers<K> {
+/// The failures of one endpoint or node, as one worker has seen them.
+#[derive(Clone, Copy, Debug)]
+pub struct Outlier {
+    state: State,
+    /// Of failures in a row.
+    strikes: u8,
+    /// Ejections in a row: the next one lasts 2^n times [`BASE`].
+    ejections: u8,
+    /// Of unreached endpoints: a connection is enough to restore them.
+    unreached: bool,
+    /// When it was restored last.
+    restored: Option<Instant>,
+}
+
+impl Default for Outlier {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Outlier {
     /// Nothing has failed.
     #[must_use]
-    pub fn new(policy: EjectPolicy) -> Self {
-        Self { policy, records: HashMap::new() }
+    pub const fn new() -> Self {
+        Self { state: State::In, strikes: 0, ejections: 0, unreached: false, restored: None }
     }
 
-    /// Notes a success.
-    pub fn succeeded(&mut self, endpoint: &K, now: Instant) {
-        if self.records.is_empty() {
-            return;
-        }
-        let Some(record) = self.records.get_mut(endpoint) else { return };
-        record.failures = 0;
-        if record.until.is_none_or(|until| now >= until + self.policy.max) {
-            self.records.remove(endpoint);
+    /// Whether it takes requests now.
+    #[must_use]
+    pub fn standing(&self, now: Instant) -> Standing {
+        match self.state {
+            State::In => Standing::In,
+            State::Out { until, .. } if now < until => Standing::Out,
+            State::Out { .. } => Standing::Due,
         }
     }
 
-    /// Notes a failure of one of `endpoints` endpoints. Returns for how long it has been ejected by this, if so.
-    ///
-    /// At most half of the endpoints are ejected at a time: when most fail, the fault is hardly theirs.
-    pub fn failed(&mut self, endpoint: K, endpoints: usize, now: Instant) -> Option<Duration> {
-        let policy = self.policy;
-        let before = self.records.get(&endpoint).map_or(0, |r| r.failures);
-        // Counting those at rest is left for when it matters.
-        let eject = before.saturating_add(1) >= policy.failures && self.ejected(now) < endpoints / 2;
-        let record = self.records.entry(endpoint).or_default();
-        if record.until.is_some_and(|until| now < until) {
-            return None; // the tail of requests sent before
+    /// Whether it takes requests like any other, whatever the time.
+    #[must_use]
+    pub const fn is_in(&self) -> bool {
+        matches!(self.state, State::In)
+    }
+
+    /// A probing request is sent: the only one until its outcome is known, or has not come for a while.
+    pub fn probe(&mut self, now: Instant) {
+        if let State::Out { until, .. } = &mut self.state {
+            *until = now + PROBE_PATIENCE;
         }
-        record.failures = record.failures.saturating_add(1);
-        if !eject {
-            return None;
+    }
+
+    /// A connection that was begun at `began` stands. True if this restores the endpoint.
+    pub fn connected(&mut self, began: Instant, now: Instant) -> bool {
+        self.unreached && self.restore(began, now)
+    }
+
+    /// A request that was begun at `began` has an answer that is no failure. True if this restores the endpoint.
+    pub fn succeeded(&mut self, began: Instant, now: Instant) -> bool {
+        self.strikes = 0;
+        self.restore(began, now)
+    }
+
+    fn restore(&mut self, began: Instant, now: Instant) -> bool {
+        match self.state {
+            // A pod that shuts down refuses new connections while it answers what it has.
+            State::Out { since, .. } if began >= since => {
+                self.state = State::In;
+                self.strikes = 0;
+                self.restored = Some(now);
+                true
+            }
+            _ => false,
         }
-        let growth = 1_u32.checked_shl(record.ejections).unwrap_or(u32::MAX);
-        let rest = policy.base.saturating_mul(growth).min(policy.max);
-        *record =
-            Record { failures: 0, ejections: record.ejections.saturating_add(1), until: Some(now + rest) };
+    }
+
+    /// A request or connection that was begun at `began` has failed. Returns for how long it is ejected by this, if so.
+    pub fn failed(&mut self, fault: Fault, began: Instant, now: Instant) -> Option<Duration> {
+        match self.state {
+            State::In => {
+                self.strikes = self.strikes.saturating_add(fault.strikes());
+                if self.strikes < STRIKES {
+                    return None;
+                }
+                if self.restored.is_none_or(|at| now.saturating_duration_since(at) > FORGET) {
+                    self.ejections = 0;
+                }
+            }
+            // Sent before the ejection, or in spite of it because there was nobody else: says nothing new.
+            State::Out { since, .. } if began < since || now < since + self.rest() => return None,
+            State::Out { .. } => {}
+        }
+        self.ejections = self.ejections.saturating_add(1);
+        self.unreached = fault == Fault::Unreached;
+        self.strikes = 0;
+        let rest = self.rest();
+        self.state = State::Out { since: now, until: now + rest };
         Some(rest)
     }
 
-    /// Whether an endpoint rests now.
-    #[must_use]
-    pub fn is_ejected(&self, endpoint: &K, now: Instant) -> bool {
-        !self.records.is_empty()
-            && self.records.get(endpoint).and_then(|r| r.until).is_some_and(|until| now < until)
+    /// A node gives no sign of life: nothing goes there as long as this is said again and again. True if it was not
+    /// known, or is about to be forgotten.
+    pub fn silent(&mut self, now: Instant) -> bool {
+        match self.state {
+            State::Out { until, .. } if until > now + SILENCE / 2 => false,
+            _ => {
+                self.state = State::Out { since: now, until: now + SILENCE };
+                true
+            }
+        }
     }
 
-    /// How many endpoints rest now.
-    #[must_use]
-    pub fn ejected(&self, now: Instant) -> usize {
-        self.records.values().filter(|r| r.until.is_some_and(|until| now < until)).count()
+    /// A node has given a sign of life. True if it was out.
+    pub fn heard(&mut self, now: Instant) -> bool {
+        self.succeeded(now, now)
     }
 
-    /// Forgets endpoints that are gone. Call when the set of endpoints changes: it bounds the memory.
-    pub fn retain(&mut self, keep: impl Fn(&K) -> bool) {
-        self.records.retain(|k, _| keep(k));
+    /// How long the ejection lasts that is under way.
+    fn rest(&self) -> Duration {
+        let growth = 1_u32.checked_shl(u32::from(self.ejections.saturating_sub(1))).unwrap_or(u32::MAX);
+        BASE.saturating_mul(growth).min(MAX)
     }
 }

@@ -2,13 +2,13 @@
 
 use super::slot::{CompiledSlot, SlotTable};
 use crate::{
-    config::{AppProtocol, Backend, BackendKey, Frontend, MeshRoutes, Transport},
-    model::{ObjectKey, RouteKind, Service, ServicePort, ServiceType, Str, TransportProtocol},
+    config::{AppProtocol, Backend, BackendKey, External, Frontend, MeshRoutes, Reach, Transport},
+    model::{IpFamily, ObjectKey, RouteKind, Service, ServicePort, ServiceType, Str, TransportProtocol},
     resolve::declared,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -20,19 +20,36 @@ pub(crate) struct SlotOf<'a> {
     pub(crate) slot: &'a CompiledSlot,
 }
 
-/// Compiles the frontends of a Service: one for each TCP port, at each of its ClusterIPs.
+/// Compiles the frontends of a Service: one for each TCP port, at each of its ClusterIPs and external addresses. Of two
+/// for one address the last counts.
+///
+/// What a pod sends to an external address would not leave the cluster without the mesh either: kube-proxy sends it to the
+/// endpoints of all nodes, whatever the Service's traffic policies ("short-circuit"), where the load balancer's `ipMode`
+/// does not forbid it. NodePorts stay with kube-proxy, since which endpoints they have is their node's affair.
 pub(crate) fn compile_frontends(service: &Service, slots: &[SlotOf<'_>]) -> Vec<(SocketAddr, Arc<Frontend>)> {
     if matches!(service.kind, ServiceType::Headless | ServiceType::ExternalName) {
         return Vec::new();
     }
-    let tcp = service.ports.iter().filter(|p| p.protocol == TransportProtocol::Tcp);
-    tcp.flat_map(|port| {
-        let frontend = Arc::new(frontend(&service.meta.key, service, port, slots));
-        service.cluster_ips.iter().map(move |ip| (SocketAddr::new(*ip, port.port), frontend.clone()))
-    })
-    .collect()
+    let mut out = Vec::new();
+    for port in service.ports.iter().filter(|p| p.protocol == TransportProtocol::Tcp) {
+        let base = frontend(&service.meta.key, service, port, slots);
+        let at = |ip: IpAddr, external: Option<External>| {
+            let reach = Reach {
+                local: service.internal_local && external.is_none(),
+                second_family: service.family.is_some_and(|first| first != IpFamily::of(ip)),
+            };
+            let key = BackendKey { reach, ..base.default.key.clone() };
+            let default = Arc::new(Backend { key, ..(*base.default).clone() });
+            (SocketAddr::new(ip, port.port), Arc::new(Frontend { external, default, ..base.clone() }))
+        };
+        out.extend(service.cluster_ips.iter().map(|ip| at(*ip, None)));
+        let external = service.external_addresses();
+        out.extend(external.map(|(ip, source_ranges)| at(ip, Some(External { source_ranges }))));
+    }
+    out
 }
 
+/// Of a Service port, wherever it is reached.
 fn frontend(key: &ObjectKey, service: &Service, port: &ServicePort, slots: &[SlotOf<'_>]) -> Frontend {
     let (mut producer, mut consumers) = (None, BTreeMap::new());
     let mut implied = BTreeSet::new();
@@ -60,11 +77,17 @@ fn frontend(key: &ObjectKey, service: &Service, port: &ServicePort, slots: &[Slo
     Frontend {
         service: key.clone(),
         port: port.port,
+        external: None,
         protocol,
         producer,
         consumers,
         default: Arc::new(Backend {
-            key: BackendKey { service: key.clone(), port: port.port, transport: Transport::Tcp },
+            key: BackendKey {
+                service: key.clone(),
+                port: port.port,
+                transport: Transport::Tcp,
+                reach: Reach::default(),
+            },
             protocol: declared,
             // Without a route, bytes pass untouched: what the client means for the backend is TLS already or is not.
             tls: None,

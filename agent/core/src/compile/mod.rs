@@ -8,7 +8,7 @@ mod rules;
 mod slot;
 
 pub(crate) use self::{
-    endpoints::{EndpointSource, compile_endpoints, is_doubtful},
+    endpoints::{EndpointSource, View, compile_endpoints, is_doubtful},
     frontend::{SlotOf, compile_frontends},
     gateway::compile_gateway,
     rules::{CompiledRules, compile_rules},

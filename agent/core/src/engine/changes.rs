@@ -45,8 +45,9 @@ impl Changes {
     }
 }
 
-/// Replaces the Snapshot of a World, keeps its indexes, and says what changed.
-pub(super) fn replace(world: &mut World, new: Snapshot) -> Changes {
+/// Replaces the Snapshot of a World, keeps its indexes, and says what changed. `here` is the node whose clients are
+/// served.
+pub(super) fn replace(world: &mut World, new: Snapshot, here: Option<&str>) -> Changes {
     let old = std::mem::replace(&mut world.snapshot, new);
     let new = &world.snapshot;
     let mut c = Changes::default();
@@ -105,6 +106,7 @@ pub(super) fn replace(world: &mut World, new: Snapshot) -> Changes {
     });
     read_whole(&old, new, &mut c);
     nodes(&old, new, &mut c);
+    zone(&old, new, here, &mut c);
     doubts(&old, new, &mut c);
     c
 }
@@ -138,6 +140,15 @@ fn nodes(old: &Snapshot, new: &Snapshot, c: &mut Changes) {
     });
     // An address that moves from one node to another is lost before it is won.
     c.node_ips.sort_by_key(|(_, won)| *won);
+}
+
+/// Looks at every slice, but only when the own node comes into another zone.
+fn zone(old: &Snapshot, new: &Snapshot, here: Option<&str>, c: &mut Changes) {
+    let zone = |of: &Snapshot| of.nodes.get(here?).and_then(|node| node.zone().cloned());
+    if zone(old) != zone(new) {
+        let hinted = |slice: &&Arc<EndpointSlice>| slice.endpoints.iter().any(|e| !e.for_zones.is_empty());
+        c.endpoints.extend(new.endpoint_slices.values().filter(hinted).map(|s| s.service.clone()));
+    }
 }
 
 /// Looks at every slice, but only when nodes come under doubt or out of it.

@@ -2,10 +2,10 @@
 
 use super::{
     changes::Changes,
-    state::{EndpointKeys, State, Touched},
+    state::{Claimed, EndpointKeys, State, Touched},
 };
 use crate::{
-    compile::{EndpointSource, SlotOf, compile_endpoints, compile_frontends},
+    compile::{EndpointSource, SlotOf, View, compile_endpoints, compile_frontends},
     model::{ObjectKey, Workload},
     resolve::{Settings, Slot},
 };
@@ -22,21 +22,24 @@ impl State {
         for key in services {
             self.work.frontends += 1;
             let mut dirty = BTreeSet::new();
-            if let Some((rank, keys)) = self.frontend_keys.remove(key) {
-                for addr in keys {
-                    self.frontends.withdraw(&addr, &rank);
-                    dirty.insert(addr);
-                }
+            for (addr, rank) in self.frontend_keys.remove(key).unwrap_or_default() {
+                self.frontends.withdraw(&addr, &rank);
+                dirty.insert(addr);
             }
             if let Some(service) = self.world.snapshot.services.get(key) {
                 let frontends = compile_frontends(service, &self.service_slots(key));
-                let rank = (service.meta.created, key.clone());
-                let keys: Vec<_> = frontends.iter().map(|(addr, _)| *addr).collect();
+                let mut keys = Vec::with_capacity(frontends.len());
                 for (addr, frontend) in frontends {
+                    let right = match frontend.external {
+                        None => Claimed::ClusterIp,
+                        Some(_) => Claimed::External,
+                    };
+                    let rank = (right, service.meta.created, key.clone());
                     self.frontends.put(addr, rank.clone(), frontend);
                     dirty.insert(addr);
+                    keys.push((addr, rank));
                 }
-                self.frontend_keys.insert(key.clone(), (rank, keys));
+                self.frontend_keys.insert(key.clone(), keys);
             }
             for addr in dirty {
                 touched.config = true;
@@ -63,10 +66,10 @@ impl State {
 
     pub(super) fn note_nodes(&mut self, changes: &mut Changes, touched: &mut Touched) {
         for (ip, won) in std::mem::take(&mut changes.node_ips) {
-            if won {
-                self.node_ips.insert(ip)
+            touched.config |= if won {
+                self.config.nodes.insert(ip, ()).is_none()
             } else {
-                self.node_ips.remove(&ip)
+                self.config.nodes.remove(&ip).is_some()
             };
             changes.endpoints.extend(self.services_by_ip.get(&ip).into_iter().flatten().cloned());
         }
@@ -122,7 +125,12 @@ impl State {
         }
     }
 
-    pub(super) fn compile_endpoints(&mut self, services: &BTreeSet<ObjectKey>, touched: &mut Touched) {
+    pub(super) fn compile_endpoints(
+        &mut self,
+        settings: &Settings,
+        services: &BTreeSet<ObjectKey>,
+        touched: &mut Touched,
+    ) {
         for key in services {
             self.work.endpoints += 1;
             let old = self.endpoint_keys.remove(key).unwrap_or_default();
@@ -133,12 +141,11 @@ impl State {
                 let slices: Vec<_> =
                     keys.filter_map(|k| self.world.snapshot.endpoint_slices.get(k)).collect();
                 for endpoint in slices.iter().flat_map(|s| &s.endpoints) {
-                    new.ips.extend(&endpoint.addresses);
+                    new.ips.extend(endpoint.addresses.first());
                     new.pods.extend(endpoint.pod.clone());
                 }
-                let doubt = &self.world.snapshot.doubt;
                 let slices = slices.iter().map(|s| &***s);
-                sets = compile_endpoints(service, slices, doubt, |ip, pod| self.find(ip, pod));
+                sets = compile_endpoints(service, slices, self.view(settings), |ip, pod| self.find(ip, pod));
             }
             reindex(&mut self.services_by_ip, key, &old.ips, &new.ips);
             reindex(&mut self.services_by_pod, key, &old.pods, &new.pods);
@@ -158,6 +165,14 @@ impl State {
         }
     }
 
+    /// From where clients look at Services.
+    fn view<'a>(&'a self, settings: &'a Settings) -> View<'a> {
+        let snapshot = &self.world.snapshot;
+        let node = settings.node.as_deref();
+        let zone = node.and_then(|name| snapshot.nodes.get(name)).and_then(|node| node.zone());
+        View { node, zone: zone.map(|z| &**z), doubt: &snapshot.doubt }
+    }
+
     fn find(&self, ip: IpAddr, pod: Option<&ObjectKey>) -> EndpointSource {
         let known = self.workloads.first(&ip);
         let Some(pod) = pod else {
@@ -168,8 +183,8 @@ impl State {
             Some(_) => EndpointSource::Unknown,
             None => match self.world.snapshot.pods.get(pod) {
                 Some(pod) if pod.host_network => EndpointSource::Plain,
-                // Of other nodes' pods only those with an address of their own are told of.
-                None if self.node_ips.contains(&ip) => EndpointSource::Plain,
+                // Pods in their node's network share its address. Of other nodes' pods only those with an address of their own are told of.
+                None if self.config.nodes.get(&ip).is_some() => EndpointSource::Plain,
                 _ => EndpointSource::Unknown,
             },
         }

@@ -12,13 +12,23 @@ use crate::{
 };
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
-/// Older first, then by name.
-pub(super) type Rank = (i64, ObjectKey);
+/// A ClusterIP before an external address, which anybody may write into a Service of theirs; then older first, then by
+/// name.
+pub(super) type Rank = (Claimed, i64, ObjectKey);
+
+/// By which right a Service has an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Claimed {
+    /// The cluster gave it as ClusterIP.
+    ClusterIp,
+    /// The Service says so (`externalIPs`), or its load balancer does.
+    External,
+}
 
 /// Newer first: the older pod of an address is about to be reported gone.
 pub(super) type PodRank = (Reverse<i64>, ObjectKey);
@@ -46,12 +56,10 @@ pub(super) struct State {
     pub(super) users: HashMap<ObjectKey, BTreeSet<RouteId>>,
     pub(super) frontends: Claims<SocketAddr, Rank, Arc<Frontend>>,
     /// What each Service claims in `frontends`.
-    pub(super) frontend_keys: HashMap<ObjectKey, (Rank, Vec<SocketAddr>)>,
+    pub(super) frontend_keys: HashMap<ObjectKey, Vec<(SocketAddr, Rank)>>,
     pub(super) workloads: Claims<IpAddr, PodRank, Arc<Workload>>,
     /// What each pod claims in `workloads`.
     pub(super) workload_keys: HashMap<ObjectKey, (PodRank, Arc<Workload>)>,
-    /// Pods in their node's network share its address.
-    pub(super) node_ips: HashSet<IpAddr>,
     /// Services with an endpoint of this address, known pod or not.
     pub(super) services_by_ip: HashMap<IpAddr, Vec<ObjectKey>>,
     /// Services that wait for a pod to become known.
@@ -86,6 +94,10 @@ impl State {
     /// Runs every stage over the changes, each on what the one before has touched.
     pub(super) fn update(&mut self, settings: &Settings, mut changes: Changes) -> Touched {
         let mut touched = Touched { classes: self.classes(&changes), ..Touched::default() };
+        if self.config.node != settings.node {
+            self.config.node.clone_from(&settings.node);
+            touched.config = true;
+        }
         self.resolve_policies(settings, &mut changes, &mut touched);
         self.resolve_gateways(settings, &mut changes, &mut touched);
         let slots = self.resolve_routes(settings, &mut changes, &mut touched);
@@ -94,7 +106,7 @@ impl State {
         self.compile_frontends(&changes.services, &mut touched);
         self.note_nodes(&mut changes, &mut touched);
         self.derive_workloads(settings, &mut changes, &mut touched);
-        self.compile_endpoints(&changes.endpoints, &mut touched);
+        self.compile_endpoints(settings, &changes.endpoints, &mut touched);
         touched
     }
 

@@ -10,6 +10,7 @@ mod listeners;
 mod material;
 mod mesh;
 mod policies;
+mod reach;
 mod routes;
 mod scale;
 mod workloads;

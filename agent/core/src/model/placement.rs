@@ -20,6 +20,22 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// Condition `Ready`.
     pub ready: bool,
+    /// Where its kubelet listens (`status.daemonEndpoints.kubeletEndpoint`).
+    pub kubelet_port: u16,
+}
+
+/// Where a kubelet listens unless it is told otherwise.
+pub const KUBELET_PORT: u16 = 10_250;
+
+/// The label of a Node that names its zone.
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
+impl Node {
+    /// The zone that it is in, where its label says so.
+    #[must_use]
+    pub fn zone(&self) -> Option<&Str> {
+        self.meta.labels.get(ZONE_LABEL)
+    }
 }
 
 /// Nodes whose pods' readiness says nothing about the pods.

@@ -1,7 +1,8 @@
 //! Service and EndpointSlice.
 
 use super::{Meta, ObjectKey, PlacementAddress, Str};
-use std::net::IpAddr;
+use ipnet::IpNet;
+use std::{net::IpAddr, time::Duration};
 
 /// `Service`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,14 +15,66 @@ pub struct Service {
     pub cluster_ips: Vec<IpAddr>,
     /// `spec.ports`.
     pub ports: Vec<ServicePort>,
-    /// `spec.publishNotReadyAddresses`.
-    pub publish_not_ready: bool,
-    /// `spec.sessionAffinity: ClientIP`.
-    pub client_ip_affinity: bool,
-    /// `spec.trafficDistribution`.
-    pub traffic_distribution: Option<Str>,
-    /// `status.loadBalancer.ingress`.
+    /// The first of `spec.ipFamilies`, else that of the first ClusterIP; `None` when neither is written (files).
+    pub family: Option<IpFamily>,
+    /// `spec.internalTrafficPolicy: Local`: pods use endpoints of their own node only.
+    pub internal_local: bool,
+    /// `spec.sessionAffinity: ClientIP`: how long a client that is silent keeps its endpoint.
+    pub client_ip_affinity: Option<Duration>,
+    /// `spec.externalIPs`.
+    pub external_ips: Vec<IpAddr>,
+    /// `status.loadBalancer.ingress`: every address that the load balancer answers at.
     pub ingress: Vec<PlacementAddress>,
+    /// Those of [`Self::ingress`] whose traffic does not have to pass the load balancer (`ipMode: VIP`, the default).
+    pub vips: Vec<IpAddr>,
+    /// `spec.loadBalancerSourceRanges`: who may use [`Self::vips`]; everybody when none is of the address's family.
+    pub source_ranges: Vec<IpNet>,
+}
+
+impl Service {
+    /// Addresses other than ClusterIPs at which pods reach it, each with the clients that it is for (empty: everybody).
+    /// Only of families that it has a ClusterIP of, as with kube-proxy.
+    pub fn external_addresses(&self) -> impl Iterator<Item = (IpAddr, Vec<IpNet>)> {
+        let has = |ip: &IpAddr| self.cluster_ips.iter().any(|own| own.is_ipv4() == ip.is_ipv4());
+        let external = self.external_ips.iter().map(|ip| (*ip, Vec::new()));
+        let all = external.chain(self.vips.iter().map(|ip| (*ip, self.sources_of(*ip))));
+        all.filter(move |(ip, _)| has(ip))
+    }
+
+    /// `loadBalancerSourceRanges` of the address's family. A range that holds every address is no restriction.
+    fn sources_of(&self, vip: IpAddr) -> Vec<IpNet> {
+        let same = |range: &&IpNet| range.addr().is_ipv4() == vip.is_ipv4();
+        let ranges: Vec<IpNet> = self.source_ranges.iter().filter(same).copied().collect();
+        if ranges.iter().any(|range| range.prefix_len() == 0) { Vec::new() } else { ranges }
+    }
+}
+
+/// `core/v1 IPFamily`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum IpFamily {
+    V4,
+    V6,
+}
+
+impl IpFamily {
+    /// That of an address.
+    #[must_use]
+    pub const fn of(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    /// The other one.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::V4 => Self::V6,
+            Self::V6 => Self::V4,
+        }
+    }
 }
 
 /// `spec.type`, with headless told apart.
@@ -86,11 +139,12 @@ pub struct SlicePort {
 /// One entry of `endpoints`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SliceEndpoint {
-    /// Addresses.
+    /// `addresses`. Only the first is used: the API gives others no meaning, and kube-proxy does not look at them.
     pub addresses: Vec<IpAddr>,
-    /// `conditions.ready`, true when left out.
+    /// `conditions.ready`, true when left out. With `publishNotReadyAddresses` the EndpointSlice controller says true of
+    /// every pod.
     pub ready: bool,
-    /// `conditions.serving`, as `ready` when left out.
+    /// `conditions.serving`, true when left out.
     pub serving: bool,
     /// `conditions.terminating`.
     pub terminating: bool,
@@ -98,6 +152,11 @@ pub struct SliceEndpoint {
     pub node: Option<Str>,
     /// `zone`.
     pub zone: Option<Str>,
+    /// `hints.forZones`: zones whose clients should use it. The EndpointSlice controller makes the hints of
+    /// `trafficDistribution`.
+    pub for_zones: Vec<Str>,
+    /// `hints.forNodes`: nodes whose clients should use it.
+    pub for_nodes: Vec<Str>,
     /// `targetRef` when it is a Pod.
     pub pod: Option<ObjectKey>,
 }

@@ -1,7 +1,7 @@
 //! Namespaces, and pods as the mesh knows them.
 
-use super::{Labels, Meta, ObjectKey, SpiffeId, Str};
-use std::net::IpAddr;
+use super::{DeclaredProbe, Labels, Meta, ObjectKey, SpiffeId, Str, TunnelPort};
+use std::{net::IpAddr, sync::Arc};
 
 /// Label that puts a namespace or pod into the mesh (`enabled`) or keeps it out (`disabled`); the pod's wins.
 pub const MESH_LABEL: &str = "weft.dev/mesh";
@@ -30,8 +30,13 @@ pub struct Pod {
     pub host_network: bool,
     /// Whether its traffic is captured, as its node's agent says; `None` where nobody says (files): then the label decides.
     pub captured: Option<bool>,
+    /// Where tunnels to it may come, as its node's agent says; not looked at where nobody says.
+    pub tunnel: TunnelPort,
     /// Finished (`status.phase` Succeeded or Failed): its IPs may belong to another pod by now.
     pub finished: bool,
+    /// What its kubelet may ask it, in no order. Known of Pod objects only: a WorkloadSlice has no use for it, since the
+    /// kubelet and the agent that lets it in are of the pod's own node.
+    pub probes: Arc<[DeclaredProbe]>,
 }
 
 /// What an enrolled pod accepts from outside the mesh.
@@ -55,13 +60,19 @@ pub struct Workload {
     pub identity: SpiffeId,
     /// Its node.
     pub node: Option<Str>,
-    /// Whether its traffic is captured, so that it can be reached by HBONE on port 15008.
+    /// Whether its traffic is captured, so that it can be reached by HBONE.
     pub enrolled: bool,
+    /// Whether labels put it into the mesh. One that is not captured yet may speak HBONE before we hear that it is.
+    pub labelled: bool,
+    /// Where tunnels to it may come.
+    pub tunnel: TunnelPort,
     /// What it accepts from outside the mesh.
     pub mode: MtlsMode,
     /// Names for telemetry (`service.name` and the like), from annotations and labels by the
     /// OpenTelemetry k8s conventions' order.
     pub app: Str,
+    /// What its kubelet may ask it in clear, whatever [`Self::mode`] says.
+    pub probes: Arc<[DeclaredProbe]>,
 }
 
 impl Workload {
@@ -84,6 +95,11 @@ impl Workload {
             Some("permissive") => MtlsMode::Permissive,
             _ => default_mode,
         };
+        let labelled = Self::wants_mesh(pod, namespace);
+        let tunnel = match pod.captured {
+            Some(_) => pod.tunnel.clone(),
+            None => TunnelPort::in_files(&pod.meta.annotations),
+        };
         Self {
             pod: pod.meta.key.clone(),
             ips: pod.ips.clone(),
@@ -95,9 +111,12 @@ impl Workload {
             node: pod.node.clone(),
             // Peers must not speak HBONE to a running pod that is labelled and not captured yet, and must go on doing so
             // to one that is captured still.
-            enrolled: pod.captured.unwrap_or_else(|| Self::wants_mesh(pod, namespace)) && !pod.host_network,
+            enrolled: pod.captured.unwrap_or(labelled) && !pod.host_network,
+            labelled,
+            tunnel,
             mode,
             app: app_name(&pod.meta.annotations, &pod.meta.labels, &pod.meta.key.name),
+            probes: pod.probes.clone(),
         }
     }
 }

@@ -8,7 +8,7 @@ use super::{
     tls_policy::chosen_policy,
 };
 use crate::{
-    config::{Backend, BackendKey, FailReason, Transport},
+    config::{Backend, BackendKey, FailReason, Reach, Transport},
     model::{
         BackendObjectRef, Kind, ObjectKey, RouteKind, Service, ServicePort, ServiceType, Str,
         TransportProtocol,
@@ -98,6 +98,13 @@ impl Backends<'_, '_> {
         })
     }
 
+    /// `internalTrafficPolicy` is for pods that call a Service of their node ("the proxy will assume that pods only want to
+    /// talk to endpoints of the service on the same node as the pod"), whichever route of the mesh leads there. The clients
+    /// of a Gateway are elsewhere, and it does not call the ClusterIP: the policy says nothing of it.
+    fn reach(&self, service: &Service) -> Reach {
+        Reach { local: service.internal_local && self.domain == Domain::Mesh, second_family: false }
+    }
+
     fn with_policy(&self, key: ObjectKey, service: &Service, port: &ServicePort) -> Lookup {
         let policies = match self.kind {
             RouteKind::Udp => Vec::new(),
@@ -113,6 +120,7 @@ impl Backends<'_, '_> {
                     service: key.clone(),
                     port: port.port,
                     transport: if self.kind == RouteKind::Udp { Transport::Udp } else { Transport::Tcp },
+                    reach: self.reach(service),
                 },
                 protocol: spoken(self.kind, declared(port)),
                 tls: policy.and_then(|p| p.tls.clone()),

@@ -16,4 +16,7 @@ pub struct Settings {
     pub default_addresses: Vec<IpAddr>,
     /// A controller assigns addresses ([`crate::model::Placement`]): a Gateway without a placement has none.
     pub placed: bool,
+    /// The node whose clients the Config is for, since what they reach depends on where they are; `None` where no clients
+    /// are served (the controller).
+    pub node: Option<Str>,
 }

@@ -5,6 +5,9 @@ mod diff;
 mod gateway;
 mod route;
 mod tls_policy;
+mod withdrawn;
+
+pub use self::withdrawn::{named, withdrawn};
 
 pub(crate) use self::{
     class::class_status,

@@ -1,12 +1,14 @@
-//! Deadlines, retries, rate limits and durations. Time and draws are arguments.
+//! Deadlines, retries, signs of life, rate limits and durations. Time and draws are arguments.
 
 pub mod duration;
 pub mod limit;
+pub mod liveness;
 pub mod retry;
 pub mod timeouts;
 
 pub use duration::{InvalidDuration, format_duration, parse_duration};
 pub use limit::RateLimit;
+pub use liveness::{Check, Liveness, Silence};
 pub use retry::{Attempt, Decision, Outcome, decide};
 pub use timeouts::{Deadline, Deadlines, TimeoutKind};
 

@@ -5,6 +5,7 @@
 //! | nobody was reached | once, at once, elsewhere | until `attempts` |
 //! | refused unprocessed | once, at once, elsewhere | until `attempts` |
 //! | a kept connection had gone stale | once, at once, if idempotent | until `attempts`, if idempotent |
+//! | the peer went silent before an answer | once, at once, if idempotent | until `attempts`, if idempotent |
 //! | reset or closed after sending | never | until `attempts`, if idempotent |
 //! | `backendRequest` timeout | never | until `attempts`, any method |
 //! | status in `codes` | never | until `attempts`, any method |
@@ -28,6 +29,8 @@ pub enum Outcome {
     Refused,
     /// A kept connection ended before the first byte of an answer: most likely the peer had closed it already.
     Stale,
+    /// The peer's node gave no sign of life any more while an answer was waited for.
+    Silent,
     /// Reset or closed after sending: the request may have been processed.
     Reset,
     /// `timeouts.backendRequest` passed.
@@ -74,21 +77,26 @@ const DEFAULT_BACKOFF: Duration = Duration::from_millis(25);
 /// Waits double up to this many times the first.
 const MAX_GROWTH: u32 = 16;
 
+/// Whether another try may be made after `tries`, whatever comes of the one under way.
+#[must_use]
+pub fn has_tries(policy: Option<&Retry>, tries: u32) -> bool {
+    tries <= policy.map_or(1, |p| p.attempts)
+}
+
 /// Decides. Never more than `attempts` retries, never a wait that ends after the request's deadline.
 #[must_use]
 pub fn decide(policy: Option<&Retry>, attempt: &Attempt) -> Decision {
-    let allowed = policy.map_or(1, |p| p.attempts);
     let wanted = match attempt.outcome {
         Outcome::Unreached => true,
         Outcome::Refused => attempt.replayable,
-        Outcome::Stale => attempt.replayable && attempt.idempotent,
+        Outcome::Stale | Outcome::Silent => attempt.replayable && attempt.idempotent,
         Outcome::Reset => policy.is_some() && attempt.replayable && attempt.idempotent,
         Outcome::TryTimeout => policy.is_some() && attempt.replayable,
         Outcome::Status(code) => {
             attempt.replayable && policy.is_some_and(|p| p.codes.contains(&code.as_u16()))
         }
     };
-    if !wanted || attempt.tries > allowed {
+    if !wanted || !has_tries(policy, attempt.tries) {
         return Decision::Stop;
     }
     let after = policy.map_or(Duration::ZERO, |p| wait(p, attempt));

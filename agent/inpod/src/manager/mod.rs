@@ -13,6 +13,7 @@ use crate::{
     holder::{GroupKey, HolderError, HolderLink, PodRecord, Request, RunError, bind, make_run_dir},
     netns::Netns,
     ns_thread::NetnsThread,
+    ruleset::Mechanism,
     socket::Listeners,
     stash::PodSockets,
     sys::{raise_open_files_limit, since_boot_ns},
@@ -163,11 +164,13 @@ impl PodManager {
         let (counts, seen_counts) = watch::channel(Counts::default());
         let (captured, seen_captured) = watch::channel(Arc::default());
         let (last_add, seen_add) = watch::channel(None);
+        let (mechanism, seen_mechanism) = watch::channel(None);
         let kit = Kit {
             link: link.clone(),
             rules: NetnsThread::spawn("weft-rules", NAMESPACE_WORK)?,
             sockets: NetnsThread::spawn("weft-sockets", NAMESPACE_WORK)?,
             events,
+            mechanism,
             ready_deadline: config.ready_deadline,
             drain_deadline: config.drain_deadline,
             linger: config.linger,
@@ -188,7 +191,12 @@ impl PodManager {
                 let _ = server.await; // a panic in it has been logged by tokio; nothing else to do
             }
         });
-        let seen = Seen { counts: seen_counts, captured: seen_captured, last_add: seen_add };
+        let seen = Seen {
+            counts: seen_counts,
+            captured: seen_captured,
+            last_add: seen_add,
+            mechanism: seen_mechanism,
+        };
         Ok((ManagerHandle { link, asks, stop, groups, task, seen }, received))
     }
 }
@@ -223,6 +231,7 @@ struct Seen {
     counts: watch::Receiver<Counts>,
     captured: watch::Receiver<Arc<BTreeMap<ObjectKey, Captured>>>,
     last_add: watch::Receiver<Option<SystemTime>>,
+    mechanism: watch::Receiver<Option<Mechanism>>,
 }
 
 /// The way in for the binary.
@@ -325,6 +334,12 @@ impl ManagerHandle {
     #[must_use]
     pub fn last_add(&self) -> watch::Receiver<Option<SystemTime>> {
         self.seen.last_add.clone()
+    }
+
+    /// How the node's kernel lets pods be captured; `None` until the first one is.
+    #[must_use]
+    pub fn mechanism(&self) -> watch::Receiver<Option<Mechanism>> {
+        self.seen.mechanism.clone()
     }
 
     /// Stops serving the plugin and driving pods. Pods stay captured, held by the holder.

@@ -3,16 +3,17 @@
 use super::{CapturedPod, PodEvent};
 use crate::{
     apply::{apply, remove},
+    capture_config::CaptureConfig,
     holder::{HeldPod, HolderError, HolderLink, PodRecord, Posted, Request},
     netns::Netns,
     ns_thread::NetnsThread,
-    ruleset::{CaptureConfig, Mode},
+    ruleset::{Mechanism, Mode},
     socket::Listeners,
     stash::PodSockets,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::timeout,
 };
 
@@ -28,6 +29,8 @@ pub(super) struct Kit {
     /// Fills the stashes.
     pub(super) sockets: NetnsThread,
     pub(super) events: mpsc::Sender<PodEvent>,
+    /// How the last pod was captured: the same for all pods of a kernel.
+    pub(super) mechanism: watch::Sender<Option<Mechanism>>,
     pub(super) ready_deadline: Duration,
     pub(super) drain_deadline: Duration,
     pub(super) linger: Duration,
@@ -81,6 +84,10 @@ pub(super) async fn capture(kit: &Kit, sandbox: &mut Sandbox, config: &CaptureCo
     kit.link.ask(Request::Adopt(sandbox.held())).await.map_err(text)?;
     if sandbox.listeners.is_none() {
         sandbox.listeners = Some(kit.link.open(&id).await.map_err(text)?);
+    }
+    if let Some(listeners) = &sandbox.listeners {
+        // A holder of an earlier version opened them, or an earlier agent left them.
+        listeners.make_transparent().map_err(|e| format!("make listeners transparent: {e}"))?;
     }
     serve(kit, sandbox).await?;
     sandbox.captured = true;
@@ -164,7 +171,10 @@ pub(super) async fn told(what: String, posted: Posted) {
 
 async fn set_rules(kit: &Kit, sandbox: &Sandbox, config: CaptureConfig, mode: Mode) -> Result<(), String> {
     let netns = sandbox.netns.clone();
-    kit.rules.run(netns.clone(), move || apply(&netns, &config, mode)).await.map_err(text)?.map_err(text)
+    let applied = kit.rules.run(netns.clone(), move || apply(&netns, &config, mode)).await;
+    let mechanism = applied.map_err(text)?.map_err(text)?;
+    kit.mechanism.send_if_modified(|shown| shown.replace(mechanism) != Some(mechanism));
+    Ok(())
 }
 
 pub(super) async fn emit(kit: &Kit, event: PodEvent) -> Result<(), String> {

@@ -10,6 +10,7 @@ mod lint;
 mod meta;
 mod node;
 mod policy;
+mod probe;
 mod route;
 mod secret;
 mod service;

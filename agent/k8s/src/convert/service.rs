@@ -2,15 +2,19 @@
 
 use super::{Cx, meta};
 use crate::path;
+use ipnet::IpNet;
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
-use std::{collections::HashSet, net::IpAddr};
+use std::{collections::HashSet, net::IpAddr, time::Duration};
 use weft_core::model::{
-    EndpointSlice, Kind, ObjectKey, PlacementAddress, Service, ServicePort, ServiceType, SliceEndpoint,
-    SlicePort, Str, TransportProtocol,
+    EndpointSlice, IpFamily, Kind, ObjectKey, PlacementAddress, Service, ServicePort, ServiceType,
+    SliceEndpoint, SlicePort, Str, TransportProtocol,
 };
 
 /// The label by which a slice belongs to a Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// `DefaultClientIPServiceAffinitySeconds` and `MaxClientIPServiceAffinitySeconds` of the core API.
+const AFFINITY_SECONDS: i32 = 10_800;
+const AFFINITY_SECONDS_MAX: i32 = 86_400;
 
 pub(super) fn service(cx: &mut Cx<'_>) -> Option<Service> {
     let object: core::Service = cx.object()?;
@@ -22,26 +26,93 @@ pub(super) fn service(cx: &mut Cx<'_>) -> Option<Service> {
         cx.report.reject("spec.ports", "is required", "a Service needs at least one port");
     }
     let ports = service_ports(written, cx);
+    let cluster_ips = cluster_ips(spec.cluster_ip, spec.cluster_ips, kind, cx);
+    let families = spec.ip_families.unwrap_or_default();
+    let config = spec.session_affinity_config.and_then(|c| c.client_ip);
+    let (ingress, vips) = ingress(object.status);
     Some(Service {
-        cluster_ips: cluster_ips(spec.cluster_ip, spec.cluster_ips, kind, cx),
         meta,
         kind,
         ports,
-        publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
-        client_ip_affinity: spec.session_affinity.as_deref() == Some("ClientIP"),
-        traffic_distribution: spec.traffic_distribution.map(Str::from),
-        ingress: ingress(object.status),
+        family: cluster_ips.first().map(|ip| IpFamily::of(*ip)).or_else(|| family(families.first()?)),
+        cluster_ips,
+        internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
+        client_ip_affinity: (spec.session_affinity.as_deref() == Some("ClientIP"))
+            .then(|| affinity(config.and_then(|c| c.timeout_seconds), cx)),
+        external_ips: external_ips(spec.external_ips.unwrap_or_default(), cx),
+        ingress,
+        vips,
+        source_ranges: source_ranges(spec.load_balancer_source_ranges.unwrap_or_default(), cx),
     })
 }
 
-/// What the load balancer answers at. A hostname counts only without an address: then it stands for it.
-fn ingress(status: Option<core::ServiceStatus>) -> Vec<PlacementAddress> {
-    let entries = status.and_then(|s| s.load_balancer).and_then(|l| l.ingress).unwrap_or_default();
-    let one = |e: core::LoadBalancerIngress| {
-        let ip = e.ip.and_then(|ip| ip.parse().ok()).map(PlacementAddress::Ip);
-        ip.or_else(|| e.hostname.filter(|h| !h.is_empty()).map(|h| PlacementAddress::Hostname(h.into())))
+fn family(text: &String) -> Option<IpFamily> {
+    match text.as_str() {
+        "IPv4" => Some(IpFamily::V4),
+        "IPv6" => Some(IpFamily::V6),
+        _ => None,
+    }
+}
+
+/// `sessionAffinityConfig.clientIP.timeoutSeconds`, three hours when left out.
+fn affinity(seconds: Option<i32>, cx: &mut Cx<'_>) -> Duration {
+    let seconds = seconds.unwrap_or(AFFINITY_SECONDS);
+    if !(1..=AFFINITY_SECONDS_MAX).contains(&seconds) {
+        let at = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
+        let remedy = format!("it must be from 1 to {AFFINITY_SECONDS_MAX}");
+        cx.report.reject(at, format!("{seconds} is out of range"), remedy);
+    }
+    Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
+}
+
+/// Addresses that an API server would not let be external ones are no Service's.
+fn external_ips(texts: Vec<String>, cx: &mut Cx<'_>) -> Vec<IpAddr> {
+    let all = ips(texts.iter().map(String::as_str), "spec.externalIPs", cx);
+    let special = |ip: &IpAddr| {
+        let link_local = match ip {
+            IpAddr::V4(ip) => ip.is_link_local(),
+            IpAddr::V6(ip) => ip.is_unicast_link_local(),
+        };
+        ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || link_local
     };
-    entries.into_iter().filter_map(one).collect()
+    for ip in all.iter().filter(|ip| special(ip)) {
+        let remedy = "write one that others can reach";
+        cx.report.reject("spec.externalIPs", format!("{ip} is no address of the network"), remedy);
+    }
+    all.into_iter().filter(|ip| !special(ip)).collect()
+}
+
+fn source_ranges(texts: Vec<String>, cx: &mut Cx<'_>) -> Vec<IpNet> {
+    let mut out = Vec::new();
+    // The API server lets blanks around them pass.
+    for text in texts.iter().map(|t| t.trim()) {
+        match text.parse::<IpNet>() {
+            Ok(range) => out.push(range.trunc()),
+            Err(_) => {
+                let reason = format!("\"{text}\" is no address range");
+                cx.report.reject("spec.loadBalancerSourceRanges", reason, "write one like 192.0.2.0/24");
+            }
+        }
+    }
+    out
+}
+
+/// What the load balancer answers at, and which of it need not pass the load balancer. A hostname counts only without an
+/// address: then it stands for it.
+fn ingress(status: Option<core::ServiceStatus>) -> (Vec<PlacementAddress>, Vec<IpAddr>) {
+    let entries = status.and_then(|s| s.load_balancer).and_then(|l| l.ingress).unwrap_or_default();
+    let (mut all, mut vips) = (Vec::new(), Vec::new());
+    for e in entries {
+        if let Some(ip) = e.ip.and_then(|ip| ip.parse().ok()) {
+            all.push(PlacementAddress::Ip(ip));
+            if e.ip_mode.as_deref() != Some("Proxy") {
+                vips.push(ip);
+            }
+        } else if let Some(host) = e.hostname.filter(|h| !h.is_empty()) {
+            all.push(PlacementAddress::Hostname(host.into()));
+        }
+    }
+    (all, vips)
 }
 
 fn service_type(spec: &core::ServiceSpec, cx: &mut Cx<'_>) -> ServiceType {
@@ -199,8 +270,9 @@ fn endpoint(e: discovery::Endpoint, v6: bool, at: &str, cx: &mut Cx<'_>) -> Slic
         cx.report.reject(&at_addresses, format!("{odd} is in a slice of addressType {family}"), remedy);
     }
     let conditions = e.conditions.unwrap_or_default();
-    // discovery/v1: nil ready is true; nil serving follows ready.
-    let ready = conditions.ready.unwrap_or(true);
+    let hints = e.hints.unwrap_or_default();
+    let for_zones = hints.for_zones.into_iter().flatten().map(|z| z.name.into()).collect();
+    let for_nodes = hints.for_nodes.into_iter().flatten().map(|n| n.name.into()).collect();
     let pod = e.target_ref.filter(|t| t.kind.as_deref() == Some("Pod")).and_then(|t| {
         let own = &cx.value["metadata"]["namespace"];
         let namespace = t.namespace.unwrap_or_else(|| own.as_str().unwrap_or("default").to_owned());
@@ -208,11 +280,14 @@ fn endpoint(e: discovery::Endpoint, v6: bool, at: &str, cx: &mut Cx<'_>) -> Slic
     });
     SliceEndpoint {
         addresses,
-        ready,
-        serving: conditions.serving.unwrap_or(ready),
+        // discovery/v1: nil is true of both.
+        ready: conditions.ready.unwrap_or(true),
+        serving: conditions.serving.unwrap_or(true),
         terminating: conditions.terminating.unwrap_or(false),
         node: e.node_name.map(Str::from),
         zone: e.zone.map(Str::from),
+        for_zones,
+        for_nodes,
         pod,
     }
 }

@@ -12,7 +12,7 @@ use std::{
     net::IpAddr,
     sync::{Arc, LazyLock},
 };
-use weft_core::model::{Labels, MESH_LABEL, MTLS_LABEL, Meta, ObjectKey, Pod, Str};
+use weft_core::model::{Labels, MESH_LABEL, MTLS_LABEL, Meta, ObjectKey, Pod, Str, TunnelPort};
 
 /// A slice, its entries as pods by name. All are in the slice's namespace.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,7 +90,9 @@ fn pod(entry: Entry, namespace: &Str, names: &mut Names) -> Pod {
         node: (!entry.node.is_empty()).then(|| names.get(entry.node)),
         host_network: entry.host_network,
         captured: Some(entry.captured),
+        tunnel: TunnelPort::Hbone,
         finished: false,
+        probes: Arc::default(),
     }
 }
 

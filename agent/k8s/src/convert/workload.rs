@@ -1,8 +1,8 @@
 //! Namespace and Pod.
 
-use super::{Cx, meta};
+use super::{Cx, meta, probe};
 use k8s_openapi::api::core::v1 as core;
-use weft_core::model::{Kind, Labels, MESH_LABEL, MTLS_LABEL, Namespace, Pod, Str};
+use weft_core::model::{Kind, Labels, MESH_LABEL, MTLS_LABEL, Namespace, Pod, Str, TunnelPort};
 
 pub(super) fn namespace(cx: &mut Cx<'_>) -> Option<Namespace> {
     let object: core::Namespace = cx.object()?;
@@ -35,6 +35,7 @@ pub(super) fn pod(cx: &mut Cx<'_>) -> Option<Pod> {
             Err(_) => cx.report.reject("status.podIPs", format!("\"{ip}\" is no IP address"), ""),
         }
     }
+    let probes = probe::declared(&spec, &ips).into();
     Some(Pod {
         meta,
         ips,
@@ -46,7 +47,9 @@ pub(super) fn pod(cx: &mut Cx<'_>) -> Option<Pod> {
         node: spec.node_name.filter(|n| !n.is_empty()).map(Str::from),
         host_network: spec.host_network.unwrap_or(false),
         captured: None,
+        tunnel: TunnelPort::default(),
         finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+        probes,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     FileProvider, World,
-    parse::{Entry, Parsed, Shift},
+    parse::{Entry, Parsed, Piece, Shift},
 };
 use crate::{
     config::AgentConfig,
@@ -15,7 +15,10 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use weft_core::model::{GatewayConfig, Meta, ObjectKey, ObjectRef, Objects, Origin, Snapshot};
+use weft_core::{
+    model::{GatewayConfig, Meta, Node, ObjectKey, ObjectRef, Origin, Snapshot},
+    sorted::Sorted,
+};
 
 /// An object in effect.
 #[derive(Debug)]
@@ -56,8 +59,17 @@ impl FileProvider {
         }
         let (agent, unknown_gateways) = agent(&files, &self.agent, &mut next.problems);
         self.agent = agent;
-        self.gateway_configs = gateway_configs(&files, std::mem::take(&mut self.gateway_configs));
-        let mut snapshot = Snapshot { gateway_configs: self.gateway_configs.clone(), ..Snapshot::default() };
+        let (configs, nodes) = (std::mem::take(&mut self.gateway_configs), std::mem::take(&mut self.nodes));
+        self.gateway_configs = apart(&files, configs, |piece| {
+            piece.gateway_configs.iter().map(|c| (c.meta.key.clone(), c)).collect()
+        });
+        self.nodes =
+            apart(&files, nodes, |piece| piece.nodes.iter().map(|n| (n.meta.key.name.clone(), n)).collect());
+        let mut snapshot = Snapshot {
+            gateway_configs: self.gateway_configs.clone(),
+            nodes: self.nodes.clone(),
+            ..Snapshot::default()
+        };
         for kept in next.kept.values() {
             kept.object.clone().insert(&mut snapshot);
         }
@@ -74,7 +86,7 @@ impl FileProvider {
         }));
         self.kept = next.kept;
         next.problems.sort_by(|a, b| a.origin.cmp(&b.origin));
-        World { snapshot, problems: next.problems, agent: self.agent.clone(), uninstall: false }
+        World { snapshot, problems: next.problems, agent: self.agent.clone(), uninstall: false, drain: None }
     }
 }
 
@@ -148,27 +160,48 @@ fn renew(read: Object, old: Option<Kept>, spec: u64, path: &Path) -> Kept {
     Kept { object, read, file, spec }
 }
 
-/// `WeftGatewayConfig` objects. While some file can be read in part only, none of them goes.
-fn gateway_configs(
+/// Objects of a kind that has no status: of one key the first counts. While some file can be read in part only, none of
+/// them goes.
+fn apart<K: Ord + Clone, T: Apart>(
     files: &[(PathBuf, Arc<Parsed>)],
-    mut before: Objects<GatewayConfig>,
-) -> Objects<GatewayConfig> {
-    let mut next = Objects::default();
-    for config in files.iter().flat_map(|(_, p)| &p.pieces).flat_map(|(_, piece)| &piece.gateway_configs) {
-        let key = &config.meta.key;
-        let same = |old: &Arc<GatewayConfig>| {
-            let meta = Meta { origin: config.meta.origin.clone(), ..old.meta.clone() };
-            GatewayConfig { meta, settings: old.settings.clone() } == *config
-        };
-        let kept = before.remove(key).filter(same).unwrap_or_else(|| Arc::new(config.clone()));
-        if !next.contains_key(key) {
-            next.insert(key.clone(), kept);
+    mut before: Sorted<K, Arc<T>>,
+    of: impl Fn(&Piece) -> Vec<(K, &T)>,
+) -> Sorted<K, Arc<T>> {
+    let mut next = Sorted::default();
+    for (key, object) in files.iter().flat_map(|(_, p)| &p.pieces).flat_map(|(_, piece)| of(piece)) {
+        let kept = before.remove(&key).filter(|old| old.is_same(object));
+        let kept = kept.unwrap_or_else(|| Arc::new(object.clone()));
+        if !next.contains_key(&key) {
+            next.insert(key, kept);
         }
     }
     if files.iter().any(|(_, parsed)| parsed.partial) {
-        next.extend(before.iter().map(|(key, config)| (key.clone(), config.clone())));
+        next.extend(before.iter().map(|(key, object)| (key.clone(), object.clone())));
     }
     next
+}
+
+/// An object that is kept when only its place in the file is another.
+trait Apart: Clone + PartialEq {
+    fn meta_mut(&mut self) -> &mut Meta;
+
+    fn is_same(&self, read: &Self) -> bool {
+        let (mut was, mut is) = (self.clone(), read.clone());
+        (was.meta_mut().origin, is.meta_mut().origin) = (None, None);
+        was == is
+    }
+}
+
+impl Apart for GatewayConfig {
+    fn meta_mut(&mut self) -> &mut Meta {
+        &mut self.meta
+    }
+}
+
+impl Apart for Node {
+    fn meta_mut(&mut self) -> &mut Meta {
+        &mut self.meta
+    }
 }
 
 /// The settings: the first document counts, and the last good value for what is broken in it. Beside them, what to say of

@@ -21,7 +21,10 @@ use merge::Kept;
 use parse::{Parsed, file_problem};
 use scan::Stamp;
 use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
-use weft_core::model::{GatewayConfig, ObjectRef, Objects};
+use weft_core::{
+    model::{GatewayConfig, Node, ObjectRef, Objects, Str},
+    sorted::Sorted,
+};
 
 /// Why a directory cannot be followed.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +47,8 @@ pub struct FileProvider {
     files: BTreeMap<PathBuf, File>,
     kept: BTreeMap<ObjectRef, Kept>,
     gateway_configs: Objects<GatewayConfig>,
+    /// Nodes that files describe: for their zones.
+    nodes: Sorted<Str, Arc<Node>>,
     agent: AgentConfig,
 }
 
@@ -63,6 +68,7 @@ impl FileProvider {
             files: BTreeMap::new(),
             kept: BTreeMap::new(),
             gateway_configs: Objects::default(),
+            nodes: Sorted::default(),
             agent: AgentConfig::default(),
         }
     }

@@ -13,7 +13,7 @@ use std::{
     path::Path,
     sync::Arc,
 };
-use weft_core::model::{GatewayConfig, ObjectKey, Origin, Str};
+use weft_core::model::{GatewayConfig, Node, ObjectKey, Origin, Str};
 
 /// What stands in one file.
 #[derive(Debug, Default)]
@@ -34,6 +34,7 @@ pub(super) struct Piece {
     pub(super) entries: Vec<Entry>,
     pub(super) agent: Vec<Settings>,
     pub(super) gateway_configs: Vec<GatewayConfig>,
+    pub(super) nodes: Vec<Node>,
     pub(super) problems: Vec<Problem>,
     partial: bool,
 }
@@ -131,7 +132,7 @@ fn piece(path: &Path, first_line: u32, chunk: &str) -> Piece {
 
 impl Piece {
     fn is_empty(&self) -> bool {
-        let objects = self.entries.len() + self.agent.len() + self.gateway_configs.len();
+        let objects = self.entries.len() + self.agent.len() + self.gateway_configs.len() + self.nodes.len();
         objects + self.problems.len() == 0
     }
 
@@ -146,6 +147,12 @@ impl Piece {
             if let Some((config, problems)) = convert::convert_gateway_config(&value, &source) {
                 self.problems.extend(problems);
                 self.gateway_configs.extend(config);
+                continue;
+            }
+            if value["apiVersion"] == "v1" && value["kind"] == "Node" {
+                let (node, problems) = convert::convert_node(&value, &source);
+                self.problems.extend(problems);
+                self.nodes.extend(node);
                 continue;
             }
             let spec = spec_hash(&value);

@@ -475,3 +475,26 @@ fn ten_thousand_routes_reload_without_new_arcs() {
     assert_eq!((fresh[0].kind, &*fresh[0].meta.key.name), (RouteKind::Http, "r7"));
     assert_eq!(Object::Route(fresh[0].clone()).id().kind, Kind::HttpRoute);
 }
+
+/// For the zone of the node that `weft run` serves.
+#[test]
+fn nodes_may_be_described() {
+    let node = |zone: &str| {
+        format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: n1, labels: {{topology.kubernetes.io/zone: {zone}}}}}\n"
+        )
+    };
+    let dir = dir(&[("n.yaml", &node("a"))]);
+    let mut provider = FileProvider::new(dir.path());
+    let of = |world: &World| world.snapshot.nodes.values().cloned().collect::<Vec<_>>();
+    let world = provider.load();
+    let first = of(&world);
+    assert_eq!(problems(&world, &dir), [""; 0]);
+    assert_eq!(first[0].zone().map(|z| &**z), Some("a"));
+    write(&dir, "n.yaml", &format!("\n{}", node("a")));
+    assert!(Arc::ptr_eq(&of(&provider.load())[0], &first[0]), "only its place has changed");
+    write(&dir, "n.yaml", &node("longer"));
+    assert_eq!(of(&provider.load())[0].zone().map(|z| &**z), Some("longer"));
+    write(&dir, "n.yaml", "apiVersion: v1\nkind: Node\nmetadata: {}\n");
+    assert_eq!(problems(&provider.load(), &dir), ["n.yaml:3: Node: metadata.name: is required"]);
+}

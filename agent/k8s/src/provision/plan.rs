@@ -29,7 +29,6 @@ use weft_core::{
 
 /// The API server allows 1,000 endpoints a slice; a change of one rewrites the slice.
 const SLICE_CAPACITY: usize = 500;
-const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// Which agents serve.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -539,7 +538,9 @@ fn slice_endpoint(world: &Snapshot, node: &Str, ip: IpAddr) -> SliceEndpoint {
         serving: true,
         terminating: false,
         node: Some(node.clone()),
-        zone: world.nodes.get(node).and_then(|n| n.meta.labels.get(ZONE)).cloned(),
+        zone: world.nodes.get(node).and_then(|n| n.zone().cloned()),
+        for_zones: Vec::new(),
+        for_nodes: Vec::new(),
         pod: None,
     }
 }

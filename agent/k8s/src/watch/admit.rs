@@ -1,7 +1,7 @@
 //! One object of a watch to what is kept of it.
 
 use super::{
-    kinds::{SETTINGS, TRUST_ROOTS, UNINSTALL, Watched},
+    kinds::{DRAIN, SETTINGS, TRUST_ROOTS, UNINSTALL, Watched},
     raw::Raw,
     state::Bundle,
 };
@@ -11,7 +11,7 @@ use crate::{
     status::{Live, is_shared},
 };
 use serde_json::{Map, Value};
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use weft_core::model::{GatewayConfig, Kind, Node, ObjectKey, Str};
 
 /// What is kept of an object.
@@ -33,9 +33,16 @@ pub(super) enum Body {
     GatewayConfig(Arc<GatewayConfig>),
     /// The trust roots.
     Roots(Str),
-    /// The settings' document, and whether Weft is being removed.
-    Settings(Option<Str>, bool),
+    /// The settings' document, and whether Weft is being removed, with the patience that connections have then.
+    Settings(Option<Str>, Option<Uninstall>),
     Definition(Option<Bundle>),
+}
+
+/// Weft is being removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Uninstall {
+    /// See [`crate::World::drain`]; a text that is no duration is none.
+    pub(super) drain: Option<Duration>,
 }
 
 impl Item {
@@ -83,6 +90,8 @@ pub(super) fn admit(kind: Watched, version: &str, raw: Raw, statuses: bool) -> O
         }
         Watched::Settings => {
             let uninstall = text(&value, UNINSTALL).as_deref() == Some("true");
+            let drain = text(&value, DRAIN).and_then(|text| crate::duration::parse(&text));
+            let uninstall = uninstall.then_some(Uninstall { drain });
             (Some(Body::Settings(text(&value, SETTINGS.1), uninstall)), Vec::new())
         }
         Watched::TrustRoots => (text(&value, TRUST_ROOTS.1).map(Body::Roots), Vec::new()),

@@ -29,6 +29,8 @@ pub enum Watched {
 pub const SETTINGS: (&str, &str) = ("weft-config", "config.yaml");
 /// Beside [`SETTINGS`]: `true` while Weft is being removed.
 pub(super) const UNINSTALL: &str = "uninstall";
+/// Beside [`UNINSTALL`]: how long connections of pods that leave may go on, as GEP-2257 writes durations.
+pub(super) const DRAIN: &str = "drain";
 /// The ConfigMap of trust roots, and its key.
 pub const TRUST_ROOTS: (&str, &str) = ("weft-ca-root", "root.pem");
 

@@ -2,7 +2,7 @@
 
 use super::{
     Material, Role,
-    admit::{Body, Item},
+    admit::{Body, Item, Uninstall},
     kinds::{SETTINGS, Watched},
     model,
     state::Bundle,
@@ -34,7 +34,7 @@ pub(super) struct Store {
     snapshot: Snapshot,
     problems: BTreeMap<(Watched, ObjectKey), Vec<Problem>>,
     agent: AgentConfig,
-    uninstall: bool,
+    uninstall: Option<Uninstall>,
     roots: Option<Str>,
     /// Pods from the Pod watch.
     pods: Objects<Pod>,
@@ -75,7 +75,8 @@ impl Store {
             snapshot: self.snapshot.clone(),
             problems: self.problems.values().flatten().cloned().collect(),
             agent: self.agent.clone(),
-            uninstall: self.uninstall,
+            uninstall: self.uninstall.is_some(),
+            drain: self.uninstall.and_then(|u| u.drain),
         }
     }
 
@@ -263,7 +264,7 @@ impl Store {
             Watched::Settings => {
                 self.settings.remove(&kind);
                 self.agent = AgentConfig::default();
-                self.uninstall = false;
+                self.uninstall = None;
             }
             // Roots stay: without any, nothing could be verified, and a deleted ConfigMap is made again.
             Watched::TrustRoots => {

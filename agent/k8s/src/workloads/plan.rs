@@ -53,6 +53,8 @@ pub struct Workload {
 pub struct Slice {
     /// `metadata.uid`; empty while it is not known.
     pub uid: Str,
+    /// `metadata.resourceVersion`; empty while it is not known.
+    pub version: Str,
     /// Its entries by pod name.
     pub workloads: BTreeMap<Str, Workload>,
 }
@@ -171,17 +173,18 @@ pub fn read_slice(value: &Value) -> Option<(Str, u32, Slice)> {
         return None;
     }
     let number = metadata["name"].as_str()?.strip_prefix("weft-")?.parse().ok()?;
-    let uid = metadata["uid"].as_str().unwrap_or("").into();
+    let part = |name: &str| -> Str { metadata[name].as_str().unwrap_or("").into() };
+    let (uid, version) = (part("uid"), part("resourceVersion"));
     let entries = value["workloads"].as_array().map_or(&[][..], Vec::as_slice);
     let read = entries.iter().filter_map(|e| Workload::deserialize(e).ok());
     let workloads = read.map(|w| (w.name.clone(), w)).collect();
-    Some((metadata["namespace"].as_str()?.into(), number, Slice { uid, workloads }))
+    Some((metadata["namespace"].as_str()?.into(), number, Slice { uid, version, workloads }))
 }
 
-/// The object for a server-side apply.
+/// The object for a server-side apply, which is refused when it is no longer the `version` that is known.
 #[must_use]
-pub fn slice_body(change: &SliceChange) -> Value {
-    json!({
+pub fn slice_body(change: &SliceChange, version: &str) -> Value {
+    let mut body = json!({
         "apiVersion": "weft.dev/v1alpha1",
         "kind": "WorkloadSlice",
         "metadata": {
@@ -190,5 +193,9 @@ pub fn slice_body(change: &SliceChange) -> Value {
             "labels": {MANAGED_BY: MANAGER},
         },
         "workloads": change.workloads.values().collect::<Vec<_>>(),
-    })
+    });
+    if !version.is_empty() {
+        body["metadata"]["resourceVersion"] = version.into();
+    }
+    body
 }

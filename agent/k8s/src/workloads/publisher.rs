@@ -124,7 +124,8 @@ struct Runner {
 
 type SliceId = (Str, u32);
 
-/// What is remembered while leading. The slices are ours alone, so what was written is what is there.
+/// What is remembered while leading. The slices are ours, so what was written is what is there, until a write meets another
+/// version: `weft node clean` says of a node without an agent that its pods are captured no more.
 #[derive(Default)]
 struct Reign {
     slices: Slices,
@@ -206,21 +207,28 @@ impl Runner {
         let (due, late): (Vec<_>, Vec<_>) = changes.into_iter().partition(free);
         let late = late.iter().filter_map(|c| reign.next.get(&id(c))).map(|(at, _)| *at);
         let mut wake = late.chain(reign.list_at).min();
-        let uids: Vec<_> = due.iter().map(|c| uid(&reign.slices, c)).collect();
-        let mut results = stream::iter(due.into_iter().zip(uids))
-            .map(|(change, uid)| async move {
-                let sent = timeout(self.options.deadline, write(&self.client, &change, &uid)).await;
-                (change, sent.unwrap_or_else(|_| Err("no answer".to_owned())))
+        let known: Vec<_> = due.iter().map(|c| known(&reign.slices, c)).collect();
+        let mut results = stream::iter(due.into_iter().zip(known))
+            .map(|(change, known)| async move {
+                let sent = timeout(self.options.deadline, write(&self.client, &change, &known)).await;
+                (change, sent.unwrap_or_else(|_| Err(Refusal::Other("no answer".to_owned()))))
             })
             .buffer_unordered(self.options.concurrency.max(1));
         while let Some((change, result)) = results.next().await {
             let failures = match result {
-                Ok(uid) => {
+                Ok(written) => {
                     reign.unsure.remove(&id(&change));
-                    note(&mut reign.slices, &change, uid);
+                    note(&mut reign.slices, &change, written);
                     0
                 }
-                Err(why) => {
+                // Somebody else has written: it is read before anything is written over it.
+                Err(Refusal::Changed) => {
+                    reign.list_at = None;
+                    let at = Instant::now() + wait(&self.options, 0);
+                    wake = Some(wake.map_or(at, |w| w.min(at)));
+                    0
+                }
+                Err(Refusal::Other(why)) => {
                     tracing::warn!(namespace = %change.namespace, slice = change.number, "cannot write WorkloadSlice: {why}");
                     reign.unsure.insert(id(&change));
                     reign.next.get(&id(&change)).map_or(0, |(_, f)| *f).saturating_add(1)
@@ -264,18 +272,35 @@ fn id(change: &SliceChange) -> SliceId {
     (change.namespace.clone(), change.number)
 }
 
-fn uid(slices: &Slices, change: &SliceChange) -> Str {
+/// Uid and version of a slice, as far as they are known.
+#[derive(Debug, Default)]
+struct Known {
+    uid: Str,
+    version: Str,
+}
+
+fn known(slices: &Slices, change: &SliceChange) -> Known {
     let slice = slices.get(&change.namespace).and_then(|s| s.get(&change.number));
-    slice.map(|s| s.uid.clone()).unwrap_or_default()
+    slice.map(|s| Known { uid: s.uid.clone(), version: s.version.clone() }).unwrap_or_default()
+}
+
+/// Why a slice was not written.
+#[derive(Debug)]
+enum Refusal {
+    /// It is not what was known.
+    Changed,
+    /// For the log.
+    Other(String),
 }
 
 /// Remembers what was written.
-fn note(slices: &mut Slices, change: &SliceChange, uid: Str) {
+fn note(slices: &mut Slices, change: &SliceChange, written: Known) {
     let own = slices.entry(change.namespace.clone()).or_default();
     if change.workloads.is_empty() {
         own.remove(&change.number);
     } else {
-        own.insert(change.number, Slice { uid, workloads: change.workloads.clone() });
+        let Known { uid, version } = written;
+        own.insert(change.number, Slice { uid, version, workloads: change.workloads.clone() });
     }
     if own.is_empty() {
         slices.remove(&change.namespace);
@@ -289,21 +314,34 @@ fn wait(options: &SliceOptions, failures: u32) -> Duration {
     }
 }
 
-/// Applies or deletes; gives the object's uid.
-async fn write(client: &Client, change: &SliceChange, uid: &str) -> Result<Str, String> {
+/// Applies or deletes; gives what is known then.
+async fn write(client: &Client, change: &SliceChange, known: &Known) -> Result<Known, Refusal> {
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &change.namespace, &resource());
     let name = change.name();
     if !change.workloads.is_empty() {
         let params = PatchParams::apply(MANAGER).force();
-        let applied = api.patch(&name, &params, &Patch::Apply(&slice_body(change))).await;
-        return applied.map(|o| o.metadata.uid.unwrap_or_default().into()).map_err(|e| in_words(&e));
+        let body = slice_body(change, &known.version);
+        return match api.patch(&name, &params, &Patch::Apply(&body)).await {
+            Ok(o) => Ok(Known {
+                uid: o.metadata.uid.unwrap_or_default().into(),
+                version: o.metadata.resource_version.unwrap_or_default().into(),
+            }),
+            // Forced, so that a conflict is none of fields. An object that is gone has no version either.
+            Err(kube::Error::Api(status))
+                if matches!(status.code, 400 | 404 | 409) && !known.version.is_empty() =>
+            {
+                tracing::info!(namespace = %change.namespace, slice = change.number, "changed by others: {}", status.message);
+                Err(Refusal::Changed)
+            }
+            Err(error) => Err(Refusal::Other(in_words(&error))),
+        };
     }
-    let uid = Some(uid.to_owned()).filter(|u| !u.is_empty());
+    let uid = Some(known.uid.to_string()).filter(|u| !u.is_empty());
     let preconditions = uid.map(|uid| Preconditions { uid: Some(uid), resource_version: None });
     match api.delete(&name, &DeleteParams { preconditions, ..DeleteParams::default() }).await {
-        Ok(_) => Ok("".into()),
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok("".into()),
-        Err(error) => Err(in_words(&error)),
+        Ok(_) => Ok(Known::default()),
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(Known::default()),
+        Err(error) => Err(Refusal::Other(in_words(&error))),
     }
 }
 

@@ -45,7 +45,7 @@ fn pod(world: &mut Snapshot, (namespace, name): (&str, &str), meta: &str, status
 /// What the slices are after the changes.
 fn done(slices: &mut Slices, changes: &[SliceChange]) {
     for change in changes {
-        let body = slice_body(change);
+        let body = slice_body(change, "");
         let own = slices.entry(change.namespace.clone()).or_default();
         if change.workloads.is_empty() {
             own.remove(&change.number);
@@ -233,6 +233,36 @@ async fn slices_are_published_by_the_leader() {
     api.until("the slice to go", |api| api.object("workloadslices", "shop", "weft-0").is_none()).await;
     let writes: Vec<_> = api.requests().into_iter().filter(|r| r.method != "GET").map(|r| r.method).collect();
     assert_eq!(writes, ["DELETE"]);
+    publisher.stop().await;
+}
+
+/// `weft node clean` says of a node without an agent that its pods are captured no more; the leader does not say otherwise
+/// from memory when another pod changes.
+#[tokio::test]
+async fn what_others_wrote_into_a_slice_is_read_before_it_is_written_over() {
+    let api = FakeApi::new();
+    let publisher = SlicePublisher::start(api.client(), options());
+    publisher.set_leader(true);
+    let mut world = Snapshot::default();
+    namespace(&mut world, "shop", "weft.dev/mesh: enabled");
+    pod(&mut world, ("shop", "a"), "", "");
+    let reported = BTreeMap::from([(ObjectKey::new("shop", "a"), Str::from("uid-a"))]);
+    publisher.publish(&world, &Arc::new(Captured::from([("n1".into(), Arc::new(reported))])));
+    let captured = |api: &FakeApi| {
+        let slice = api.object("workloadslices", "shop", "weft-0");
+        slice.is_some_and(|s| s["workloads"][0]["captured"] == true)
+    };
+    api.until("the capture", captured).await;
+    // The agent is gone: nobody reports, and what was said stays, until it is taken back.
+    let none = Arc::new(Captured::new());
+    publisher.publish(&world, &none);
+    let mut cleaned = api.object("workloadslices", "shop", "weft-0").unwrap();
+    cleaned["workloads"][0]["captured"] = false.into();
+    api.put(cleaned);
+    pod(&mut world, ("shop", "b"), "", "");
+    publisher.publish(&world, &none);
+    api.until("the other pod", |api| names(api, "weft-0") == ["a", "b"]).await;
+    assert!(!captured(&api));
     publisher.stop().await;
 }
 

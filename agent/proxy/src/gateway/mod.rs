@@ -47,7 +47,7 @@ use weft_certs::IdentityHandle;
 use weft_core::{
     config::{Config, GatewayConfig, Transport},
     engine::Feedback,
-    model::{MtlsMode, ObjectKey, SpiffeId, Str, Workload},
+    model::{MtlsMode, ObjectKey, SpiffeId, Str, TunnelPort, Workload},
 };
 
 /// The connections of a Gateway that was removed may go on this long.
@@ -259,8 +259,11 @@ impl GatewayListeners {
             identity: gateway.identity.clone(),
             node: None,
             enrolled: true,
+            labelled: true,
+            tunnel: TunnelPort::default(),
             mode: MtlsMode::Permissive,
             app: gateway.key.name.clone(),
+            probes: Arc::default(),
         };
         Source {
             share: ShareKey::Gateway(gateway.key.clone()),

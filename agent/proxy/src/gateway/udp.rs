@@ -4,7 +4,8 @@
 use super::accept::{Tenant, Ticket};
 use crate::{
     error::{ProxyError, Reason},
-    l4::tcp::{Ended, backend_of, no_endpoint, pick},
+    l4::tcp::{Ended, backend_of},
+    loads::Choice,
     share::ConnectionGuard,
     telemetry::{Counter, Direction},
     transport::connect::canonical,
@@ -194,9 +195,13 @@ impl Receiver {
     ) -> Result<(Arc<Backend>, &'c Endpoint), ProxyError> {
         let backend = backend_of(rule, self.worker.draw())?;
         ended.backend = Some(backend.clone());
-        let endpoints = config.endpoints.get(&backend.key).ok_or_else(|| no_endpoint(&backend))?;
-        let index = pick(endpoints, &backend, ended.peer.ip(), self.worker.draw(), &[]);
-        let endpoint = index.and_then(|i| endpoints.ready.get(i)).ok_or_else(|| no_endpoint(&backend))?;
+        let nobody = || ProxyError::no_endpoint(config, &backend.key);
+        let endpoints = config.endpoints.get(&backend.key).ok_or_else(nobody)?;
+        let share = self.tenant.share.key();
+        let choice = Choice { backend: &backend, set: endpoints, share, client: ended.peer.ip(), tried: &[] };
+        let chosen = self.worker.loads.choose(&choice, Instant::now().into_std(), self.worker.draw());
+        // Not counted there: datagrams say nothing of whether they are answered.
+        let endpoint = chosen.and_then(|(i, _)| endpoints.ready.get(i)).ok_or_else(nobody)?;
         ended.note(endpoint);
         Ok((backend, endpoint))
     }
@@ -290,5 +295,42 @@ fn cannot_connect(endpoint: &Endpoint, error: &io::Error) -> ProxyError {
         blame: crate::error::Blame::Upstream,
         retry: crate::error::Retryable::Yes,
         detail: format!("{}: {error}", endpoint.addr),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_core::{
+        config::{AppProtocol, BackendKey, Reach},
+        model::ObjectKey,
+    };
+
+    /// DNS asks once from each port; anything else goes on.
+    #[tokio::test(start_paused = true)]
+    async fn a_quiet_session_ends_after_five_seconds_or_a_minute() {
+        for (questions, silence) in [(1, IDLE_SHORT), (2, IDLE_LONG)] {
+            let bind = async || UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
+            let (upstream, socket) = (bind().await, bind().await);
+            let service = ObjectKey::new("shop", "dns");
+            let key = BackendKey { service, port: 53, transport: Transport::Udp, reach: Reach::default() };
+            let backend = Backend { key, protocol: AppProtocol::Opaque, tls: None, client_ip_affinity: None };
+            let addr = socket.local_addr().expect("an address");
+            let session = Session {
+                upstream,
+                endpoint: addr,
+                backend: Arc::new(backend),
+                version: Cell::new(0),
+                touched: Cell::new(Instant::now()),
+                questions: Cell::new(questions),
+                received: Cell::new(0),
+                sent: Cell::new(0),
+                over: Notify::new(),
+            };
+            let begin = Instant::now();
+            assert!(session.carry(&socket, addr).await.is_none());
+            let lived = begin.elapsed();
+            assert!(lived >= silence && lived < silence + Duration::from_secs(1), "{questions}: {lived:?}");
+        }
     }
 }

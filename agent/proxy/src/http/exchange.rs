@@ -5,21 +5,22 @@ use super::{
     body::{RequestBody, Upload},
     conn::{Conn, Entrance},
     io::MaybeTls,
-    loads::InFlight,
     pool::{H1Conn, Key, Stream},
 };
 use crate::{
     dial::{Dial, UpstreamInfo},
     error::Reason,
+    loads::InFlight,
     telemetry::{ActiveRequest, RequestHead, RequestRecord, RequestSpan, TraceContext, TryRecord, is_grpc},
 };
 use bytes::Bytes;
 use futures_util::future::Either;
-use http::{HeaderMap, HeaderValue, Request, Response, request::Parts};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, request::Parts};
 use hyper::{body::Incoming, client::conn::TrySendError, upgrade::OnUpgrade};
 use std::{pin::Pin, rc::Rc, sync::Arc, time::Instant};
 use tokio::{sync::oneshot, time::Sleep};
 use weft_core::{
+    balance::Answer,
     config::{Backend, Endpoint, EndpointSet, Frontend, HttpRule},
     model::{HeaderModifier, ObjectKey, SpiffeId},
 };
@@ -182,6 +183,13 @@ impl<D: Dial> Exchange<D> {
         self.attempt.lease = None;
         self.attempt.in_flight = None;
         self.attempt.identity = None;
+    }
+
+    /// The trailers have come: what gRPC has to say of the endpoint.
+    pub(crate) fn ended(&self) {
+        if let (true, Some(in_flight)) = (self.grpc, &self.attempt.in_flight) {
+            in_flight.ended(Answer::of(StatusCode::OK, false, self.grpc_status), Instant::now());
+        }
     }
 
     /// The answer has been sent to its last byte: what was lent goes back.

@@ -16,19 +16,32 @@ use super::{
     upgrade,
 };
 use crate::{
-    dial::Dial,
-    error::{ProxyError, Reason},
+    dial::{Dial, impatiently},
+    error::{Blame, ProxyError, Reason},
+    loads::Choice,
     telemetry::Counter,
+    transport::pulse::Wait,
 };
 use http::{HeaderValue, Request, Response, StatusCode, Version, request::Parts};
 use hyper::{body::Incoming, client::conn::TrySendError};
 use std::{
-    error::Error, future::poll_fn, net::SocketAddr, pin::pin, rc::Rc, sync::Arc, task::Poll, time::Instant,
+    error::Error,
+    future::poll_fn,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+    time::Instant,
 };
 use weft_core::{
+    balance::{Answer, Fault},
     config::{Backend, Endpoint},
     model::Retry,
-    timing::{Attempt, Deadline, Decision, Outcome, TimeoutKind, decide, retry::idempotent},
+    timing::{
+        Attempt, Deadline, Decision, Outcome, TimeoutKind, decide,
+        retry::{has_tries, idempotent},
+    },
 };
 
 /// Serves one request.
@@ -90,12 +103,8 @@ async fn forward<D: Dial>(
             Ok(response) => return answer(exchange, response),
             Err(failure) => *failure,
         };
-        let endpoint_failed =
-            matches!(failure.outcome, Outcome::Unreached | Outcome::Reset | Outcome::TryTimeout);
-        if let (Some(in_flight), true) = (&exchange.attempt.in_flight, endpoint_failed)
-            && exchange.upload_failed().is_none()
-        {
-            in_flight.failed(Instant::now());
+        if let (Some(in_flight), Some(fault)) = (&exchange.attempt.in_flight, fault(&exchange, &failure)) {
+            in_flight.failed(fault, Instant::now());
         }
         let decision = next(&exchange, &plan, &failure, idempotent);
         exchange.try_failed(failure.error.reason, failure.code);
@@ -111,12 +120,31 @@ async fn forward<D: Dial>(
     }
 }
 
+/// What the failure of a try says of its endpoint.
+fn fault<D: Dial>(exchange: &Exchange<D>, failure: &Failure) -> Option<Fault> {
+    if exchange.upload_failed().is_some() || failure.error.blame != Blame::Upstream {
+        return None;
+    }
+    match failure.outcome {
+        Outcome::Unreached => Some(Fault::Unreached),
+        Outcome::Reset | Outcome::TryTimeout | Outcome::Silent => Some(Fault::Broken),
+        // A connection may go stale at any time, and a status was noted when it came.
+        Outcome::Stale | Outcome::Refused | Outcome::Status(_) => None,
+    }
+}
+
 fn retry_policy<D: Dial>(exchange: &Exchange<D>) -> Option<&Retry> {
     exchange.rule.as_ref().and_then(|r| r.retry.as_deref())
 }
 
 fn next<D: Dial>(exchange: &Exchange<D>, plan: &Plan, failure: &Failure, idempotent: bool) -> Decision {
     if exchange.upload_failed().is_some() {
+        return Decision::Stop;
+    }
+    // Where nobody else is, it would only be waited for again.
+    let at = exchange.attempt.endpoint().map(|e| e.addr);
+    if failure.outcome == Outcome::Silent && !at.is_some_and(|at| may_turn(exchange, &plan.backend, at, &[]))
+    {
         return Decision::Stop;
     }
     let attempt = Attempt {
@@ -139,7 +167,8 @@ async fn send<D: Dial>(
 ) -> Result<Response<Incoming>, Box<Failure>> {
     let now = if exchange.tries == 1 { exchange.started } else { Instant::now() };
     let Some(endpoint) = choose(exchange, &plan.backend, tried, now) else {
-        let error = error(Reason::NoEndpoint, format!("{} has no ready endpoint", plan.backend.key.service));
+        let config = exchange.conn.http.shared.config.load();
+        let error = ProxyError::no_endpoint(&config, &plan.backend.key);
         // Another try would find none either.
         return Err(Failure { outcome: Outcome::Reset, error, code: None, again: None }.into());
     };
@@ -149,7 +178,7 @@ async fn send<D: Dial>(
     let mut sleep = deadline.map(|d| Box::pin(tokio::time::sleep_until(d.at.into())));
     let sent = {
         // One future for both cases: this code's state is held by every open connection.
-        let mut sending = pin!(send_to(exchange, plan, &endpoint, outgoing));
+        let mut sending = pin!(send_to(exchange, plan, (&endpoint, tried), outgoing));
         poll_fn(|cx| match sending.as_mut().poll(cx) {
             Poll::Ready(sent) => Poll::Ready(Some(sent)),
             Poll::Pending => match sleep.as_mut().map(|s| s.as_mut().poll(cx)) {
@@ -195,9 +224,11 @@ fn choose<D: Dial>(
     let http = &exchange.conn.http;
     let config = http.shared.config.load();
     let set = config.endpoints.get(&backend.key)?;
-    let index = http.loads.pick((backend, set), exchange.conn.peer.ip(), tried, (now, http.draw()))?;
+    let (share, client) = (exchange.conn.share.key(), exchange.conn.peer.ip());
+    let choice = Choice { backend, set, share, client, tried };
+    let (index, in_flight) = http.loads.choose(&choice, now, http.draw())?;
     let endpoint = set.ready.get(index)?.clone();
-    exchange.attempt.in_flight = Some(http.loads.begin(endpoint.addr, now));
+    exchange.attempt.in_flight = Some(in_flight);
     exchange.attempt.started = now;
     exchange.attempt.endpoint = Some((Arc::clone(set), index));
     Some(endpoint)
@@ -206,12 +237,13 @@ fn choose<D: Dial>(
 async fn send_to<D: Dial>(
     exchange: &mut Exchange<D>,
     plan: &Plan,
-    endpoint: &Endpoint,
+    (endpoint, tried): (&Endpoint, &[SocketAddr]),
     outgoing: Outgoing,
 ) -> Result<Response<Incoming>, Box<Failure>> {
     let Outgoing { mut parts, body, version, idempotent } = outgoing;
     let conn = Rc::clone(&exchange.conn);
-    let mut lease = match lease(&conn, endpoint, &plan.way).await {
+    let may_turn = || may_turn(exchange, &plan.backend, endpoint.addr, tried);
+    let mut lease = match lease(&conn, endpoint, &plan.way, may_turn).await {
         Ok(lease) => lease,
         Err(error) => {
             let again = Some((parts, body));
@@ -221,14 +253,18 @@ async fn send_to<D: Dial>(
     exchange.attempt.identity.clone_from(&lease.info().identity);
     if !lease.is_kept() {
         // What a new connection costs says nothing about how busy the endpoint is.
-        exchange.attempt.started = Instant::now();
+        let now = Instant::now();
+        exchange.attempt.started = now;
+        if let Some(in_flight) = &exchange.attempt.in_flight {
+            in_flight.connected(now);
+        }
     }
     parts.version = version;
     shape(&mut parts, &lease, plan.way.tls.is_some());
     exchange.inject_trace(&mut parts.headers);
     let kept = lease.is_kept();
-    // A kept connection may have gone stale, an HTTP/2 peer may refuse a stream: both are safe to send again.
-    let safe = matches!(body, RequestBody::Empty) && if kept { idempotent } else { lease.is_h2() };
+    // A kept connection may have gone stale, a node gone silent, an HTTP/2 peer may refuse a stream: all safe to send again.
+    let safe = matches!(body, RequestBody::Empty) && (idempotent || (!kept && lease.is_h2()));
     if exchange.spare.is_none() && exchange.tries == 1 && safe {
         exchange.spare = Some(parts.clone());
     }
@@ -236,11 +272,48 @@ async fn send_to<D: Dial>(
         exchange.attempt.handoff = Some(h1.handoff.ask());
     }
     let sending = lease.send(Request::from_parts(parts, body));
+    let lost = lease.info().tunnel.as_ref().map(|tunnel| tunnel.lost());
     exchange.attempt.lease = Some(lease);
-    match sending.await {
-        Ok(response) => finish_try(exchange, plan, response, idempotent),
-        Err(failed) => Err(broken(exchange, failed, kept).into()),
+    match unless_lost(sending, lost).await {
+        Some(Ok(response)) => finish_try(exchange, plan, response, idempotent),
+        Some(Err(failed)) => Err(broken(exchange, failed, kept).into()),
+        None => {
+            let error =
+                error(Reason::PeerSilent, format!("no sign of life from the node of {}", endpoint.addr));
+            let again = remembered(exchange);
+            Err(Failure { outcome: Outcome::Silent, error, code: None, again }.into())
+        }
     }
+}
+
+/// What is sent, or `None` once the tunnel's other end is given up.
+async fn unless_lost<T>(sending: impl Future<Output = T>, mut lost: Option<Wait>) -> Option<T> {
+    let mut sending = pin!(sending);
+    poll_fn(|cx| match sending.as_mut().poll(cx) {
+        Poll::Ready(sent) => Poll::Ready(Some(sent)),
+        Poll::Pending => match lost.as_mut().map(|lost| Pin::new(lost).poll(cx)) {
+            Some(Poll::Ready(())) => Poll::Ready(None),
+            _ => Poll::Pending,
+        },
+    })
+    .await
+}
+
+/// Whether a request that waits for a connection to `at` may turn to another endpoint.
+fn may_turn<D: Dial>(
+    exchange: &Exchange<D>,
+    backend: &Backend,
+    at: SocketAddr,
+    tried: &[SocketAddr],
+) -> bool {
+    let http = &exchange.conn.http;
+    let config = http.shared.config.load();
+    has_tries(retry_policy(exchange), exchange.tries)
+        && config.endpoints.get(&backend.key).is_some_and(|set| {
+            let (share, client) = (exchange.conn.share.key(), exchange.conn.peer.ip());
+            let choice = Choice { backend, set, share, client, tried };
+            http.loads.has_other(&choice, at, Instant::now())
+        })
 }
 
 /// Gives the request the form of what is spoken.
@@ -252,11 +325,12 @@ pub(crate) fn shape<Io>(parts: &mut Parts, lease: &Lease<Io>, tls: bool) {
     }
 }
 
-/// A kept connection to the endpoint, or a new one.
+/// A kept connection to the endpoint, or a new one; not for long if the request `may_turn` to another endpoint.
 pub(crate) async fn lease<D: Dial>(
     conn: &Conn<D>,
     endpoint: &Endpoint,
     way: &Way,
+    may_turn: impl Fn() -> bool,
 ) -> Result<Lease<MaybeTls<D::Io>>, ProxyError> {
     let key = Key::new(endpoint, way.tls.as_ref().map_or(0, |t| t.id));
     let telemetry = &conn.http.telemetry;
@@ -268,7 +342,8 @@ pub(crate) async fn lease<D: Dial>(
             }
             telemetry.count(Counter::PoolMissHttp);
             // Boxed here and below: the way to a new connection is long, and rarely taken.
-            let new = Box::pin(connect::http1(conn, endpoint, way.tls.as_deref())).await?;
+            let new = connect::http1(conn, endpoint, way.tls.as_deref());
+            let new = Box::pin(impatiently(endpoint.addr, new, may_turn)).await?;
             Ok(Lease::H1(key, new))
         }
         Protocol::Http2 => loop {
@@ -280,7 +355,8 @@ pub(crate) async fn lease<D: Dial>(
                 H2Turn::Wait(dialing) => dialing.done().await?,
                 H2Turn::Dial(turn) => {
                     telemetry.count(Counter::PoolMissHttp);
-                    return match Box::pin(connect::http2(conn, endpoint, way.tls.as_deref())).await {
+                    let new = connect::http2(conn, endpoint, way.tls.as_deref());
+                    return match Box::pin(impatiently(endpoint.addr, new, &may_turn)).await {
                         Ok(new) => Ok(Lease::H2(conn.pool.add_h2(&conn.share, key, &new))),
                         Err(error) => {
                             turn.fail(&error);
@@ -302,10 +378,12 @@ fn finish_try<D: Dial>(
 ) -> Result<Response<Incoming>, Box<Failure>> {
     let now = Instant::now();
     let attempt = &exchange.attempt;
-    if let Some(in_flight) = &attempt.in_flight {
-        in_flight.answered(now.saturating_duration_since(attempt.started), now);
-    }
     let status = response.status();
+    if let Some(in_flight) = &attempt.in_flight {
+        let grpc_status = if exchange.grpc { respond::grpc_status(response.headers()) } else { None };
+        let answer = Answer::of(status, exchange.grpc, grpc_status);
+        in_flight.answered(answer, now.saturating_duration_since(attempt.started), now);
+    }
     if retry_policy(exchange).is_none_or(|r| !r.codes.contains(&status.as_u16())) {
         return Ok(response);
     }

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     dial::Dial,
     error::{ProxyError, Reason},
+    loads::Choice,
     telemetry::{Counter, RequestSpan},
 };
 use http::{Request, request::Parts};
@@ -25,7 +26,10 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::mpsc;
-use weft_core::config::{Backend, MirrorTarget};
+use weft_core::{
+    balance::Fault,
+    config::{Backend, MirrorTarget},
+};
 
 /// Time for one copy, from its connection to the end of its answer.
 const TIME_MAX: Duration = Duration::from_secs(30);
@@ -97,17 +101,23 @@ async fn copy<D: Dial>(
 ) -> Result<(), ProxyError> {
     let now = Instant::now();
     let http = &conn.http;
-    let endpoint = {
+    let chosen = {
         let config = http.shared.config.load();
         let set = config.endpoints.get(&backend.key);
         set.and_then(|set| {
-            let index = http.loads.pick((backend, set), conn.peer.ip(), &[], (now, http.draw()))?;
-            set.ready.get(index).cloned()
+            let (share, client) = (conn.share.key(), conn.peer.ip());
+            let choice = Choice { backend, set, share, client, tried: &[] };
+            let (index, in_flight) = http.loads.choose(&choice, now, http.draw())?;
+            Some((set.ready.get(index)?.clone(), in_flight))
         })
     };
-    let endpoint = endpoint.ok_or_else(|| error(Reason::NoEndpoint, ""))?;
-    let _in_flight = http.loads.begin(endpoint.addr, now);
-    let mut lease = lease(conn, &endpoint, way).await?;
+    let (endpoint, in_flight) = chosen.ok_or_else(|| error(Reason::NoEndpoint, ""))?;
+    let leased = lease(conn, &endpoint, way, || false).await;
+    match &leased {
+        Ok(_) => in_flight.connected(Instant::now()),
+        Err(_) => in_flight.failed(Fault::Unreached, Instant::now()),
+    }
+    let mut lease = leased?;
     shape(&mut parts, &lease, way.tls.is_some());
     let sending = lease.send(Request::from_parts(parts, body));
     let response = sending.await.map_err(|e| error(Reason::UpstreamReset, e.error().to_string()))?;

@@ -18,7 +18,6 @@ mod exchange;
 mod filters;
 mod forward;
 mod io;
-mod loads;
 mod mirror;
 mod plan;
 mod pool;
@@ -36,10 +35,10 @@ pub use serve::{HttpVersion, serve};
 use crate::{
     context::{ShareKey, Shared},
     dial::Dial,
+    loads::Loads,
     telemetry::WorkerTelemetry,
 };
 use backend_tls::BackendTlsCache;
-use loads::Loads;
 use pool::Pool;
 use std::{
     cell::{Cell, RefCell},
@@ -57,7 +56,7 @@ pub struct HttpWorker<D: Dial> {
     pub(crate) shared: Arc<Shared>,
     pub(crate) dial: D,
     pub(crate) telemetry: Rc<WorkerTelemetry>,
-    pub(crate) loads: Loads,
+    pub(crate) loads: Rc<Loads>,
     pub(crate) backend_tls: BackendTlsCache,
     pools: RefCell<HashMap<ShareKey, Rc<SharePool<D>>>>,
     /// Mirror copies under way.
@@ -68,12 +67,18 @@ pub struct HttpWorker<D: Dial> {
 impl<D: Dial> HttpWorker<D> {
     /// An empty one. `seed` is any random number.
     #[must_use]
-    pub fn new(shared: Arc<Shared>, dial: D, telemetry: Rc<WorkerTelemetry>, seed: u64) -> Rc<Self> {
+    pub fn new(
+        shared: Arc<Shared>,
+        dial: D,
+        telemetry: Rc<WorkerTelemetry>,
+        loads: Rc<Loads>,
+        seed: u64,
+    ) -> Rc<Self> {
         Rc::new(Self {
             shared,
             dial,
             telemetry,
-            loads: Loads::default(),
+            loads,
             backend_tls: BackendTlsCache::default(),
             pools: RefCell::default(),
             mirrors: Cell::new(0),

@@ -16,9 +16,9 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     rc::{Rc, Weak},
-    time::{Duration, Instant},
+    time::Duration,
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 use weft_core::{config::Endpoint, hash::FxBuild};
 
 /// How long a connection may lie unused. Shorter than the usual server's own limit (nginx 75 s, Node 5 s is below any

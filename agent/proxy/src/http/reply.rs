@@ -69,6 +69,7 @@ impl<D: Dial> ResponseBody<D> {
             exchange.response_bytes += data.len() as u64;
         } else if let Some(trailers) = frame.trailers_ref() {
             exchange.grpc_status = super::respond::grpc_status(trailers).or(exchange.grpc_status);
+            exchange.ended();
         }
     }
 }

@@ -19,7 +19,7 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// An error of ours.
 pub(crate) fn error(reason: Reason, detail: impl Into<String>) -> ProxyError {
     let blame = match reason {
-        Reason::NoRoute | Reason::Invalid(_) | Reason::NoEndpoint => Blame::Config,
+        Reason::NoRoute | Reason::Invalid(_) | Reason::NoEndpoint | Reason::NoLocalEndpoint => Blame::Config,
         Reason::BadRequest | Reason::ClientGone | Reason::Misdirected | Reason::Denied => Blame::Downstream,
         Reason::Limit | Reason::NoCertificate | Reason::Draining => Blame::Agent,
         _ => Blame::Upstream,
@@ -39,12 +39,11 @@ pub(crate) fn failure<D: Dial>(
         exchange.conn.closing.set(true);
     }
     if exchange.grpc {
-        return grpc_failure(exchange, error.reason);
+        return grpc_failure(exchange, error);
     }
     let status = status(error.reason);
     exchange.code = status.as_u16();
-    let text =
-        format!("{}: {}\ntrace: {}\n", error.reason.as_str(), say(error.reason), exchange.trace.trace_id);
+    let text = format!("{}: {}\ntrace: {}\n", error.reason.as_str(), said(error), exchange.trace.trace_id);
     let mut response = Response::new(ResponseBody::own(text.into(), exchange));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -54,7 +53,8 @@ pub(crate) fn failure<D: Dial>(
 }
 
 /// gRPC clients read `grpc-status` of a head without body (trailers-only), with HTTP status 200.
-fn grpc_failure<D: Dial>(mut exchange: Box<Exchange<D>>, reason: Reason) -> Response<ResponseBody<D>> {
+fn grpc_failure<D: Dial>(mut exchange: Box<Exchange<D>>, error: &ProxyError) -> Response<ResponseBody<D>> {
+    let reason = error.reason;
     let code = grpc_code(reason);
     exchange.code = 200;
     exchange.grpc_status = Some(code);
@@ -62,7 +62,8 @@ fn grpc_failure<D: Dial>(mut exchange: Box<Exchange<D>>, reason: Reason) -> Resp
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(GRPC_STATUS, code.into());
-    headers.insert(GRPC_MESSAGE, HeaderValue::from_static(say(reason)));
+    let message = HeaderValue::try_from(said(error)).unwrap_or(HeaderValue::from_static(say(reason)));
+    headers.insert(GRPC_MESSAGE, message);
     headers.insert(REASON_HEADER, HeaderValue::from_static(reason.as_str()));
     response
 }
@@ -87,7 +88,7 @@ const fn status(reason: Reason) -> StatusCode {
         Reason::NoRoute => StatusCode::NOT_FOUND,
         Reason::Invalid(_) => StatusCode::INTERNAL_SERVER_ERROR,
         Reason::UpstreamReset | Reason::UpstreamProtocol => StatusCode::BAD_GATEWAY,
-        Reason::Timeout => StatusCode::GATEWAY_TIMEOUT,
+        Reason::Timeout | Reason::PeerSilent => StatusCode::GATEWAY_TIMEOUT,
         Reason::BadRequest | Reason::ClientGone => StatusCode::BAD_REQUEST,
         Reason::Misdirected => StatusCode::MISDIRECTED_REQUEST,
         Reason::Denied => StatusCode::FORBIDDEN,
@@ -107,17 +108,28 @@ const fn grpc_code(reason: Reason) -> u16 {
     }
 }
 
+/// What the client is told. Only in the mesh can there be no endpoint on its own node: that names the Service and the node,
+/// because a policy that somebody wrote is why.
+fn said(error: &ProxyError) -> &str {
+    match error.reason {
+        Reason::NoLocalEndpoint => &error.detail,
+        reason => say(reason),
+    }
+}
+
 const fn say(reason: Reason) -> &'static str {
     match reason {
         Reason::NoRoute => "no route matches this request",
         Reason::Invalid(_) => "the route that matches cannot be served; see its conditions",
         Reason::NoEndpoint => "the backend has no ready endpoint",
+        Reason::NoLocalEndpoint => "the backend has no ready endpoint on this node",
         Reason::ConnectFailed => "the endpoint refused the connection or cannot be reached",
         Reason::ConnectTimeout => "the endpoint did not take the connection in time",
         Reason::PeerIdentity => "the endpoint's certificate is not the expected one",
         Reason::TunnelRefused => "the endpoint's agent refused the connection",
         Reason::UpstreamReset => "the endpoint closed the connection before it answered",
         Reason::UpstreamProtocol => "the endpoint's answer is not valid HTTP",
+        Reason::PeerSilent => "the endpoint's node went silent before it answered",
         Reason::Timeout => "the route's timeout passed",
         Reason::BadRequest => "the request is not valid HTTP",
         Reason::ClientGone => "the client went away",

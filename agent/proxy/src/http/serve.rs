@@ -1,7 +1,7 @@
 //! Serving one downstream connection, HTTP/1.1 or HTTP/2, until it ends or is drained.
 
 use super::{
-    conn::{Conn, HttpConn},
+    conn::{Conn, Entrance, HttpConn},
     forward::handle,
     io::{Prefixed, Watched},
     upgrade,
@@ -32,7 +32,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
-    time::{Sleep, sleep},
+    time::{Sleep, sleep, timeout},
 };
 
 /// What HTTP/2 with prior knowledge begins with (RFC 9113 §3.4).
@@ -74,35 +74,51 @@ where
         Some(HttpVersion::Http2) => serve_http2(io, conn).await,
         None => {
             let drain = conn.share.drain().clone();
+            // A pod may open connections that it will need later, and would not notice a server that waits. Gateways are
+            // open to anybody.
+            let silence = if matches!(conn.entrance, Entrance::Mesh { .. }) { IDLE_MAX } else { limit };
             let first = tokio::select! {
-                first = tokio::time::timeout(limit, first_bytes(&mut io)) => first,
+                first = first_bytes(&mut io, silence, limit) => first,
                 // Nothing was asked yet, but it may be on its way.
                 () = drain.lingered() => return,
             };
             match first {
-                Ok(Ok((HttpVersion::Http1, read))) => serve_http1(Prefixed::new(read, io), conn).await,
-                Ok(Ok((HttpVersion::Http2, read))) => serve_http2(Prefixed::new(read, io), conn).await,
+                Ok((HttpVersion::Http1, read)) => serve_http1(Prefixed::new(read, io), conn).await,
+                Ok((HttpVersion::Http2, read)) => serve_http2(Prefixed::new(read, io), conn).await,
                 // Closed or silent before the first request: there is nobody to tell.
-                Ok(Err(_)) | Err(_) => {}
+                Err(_) => {}
             }
         }
     }
 }
 
-/// Reads until it is clear which version is spoken.
-async fn first_bytes<S: AsyncRead + Unpin>(io: &mut S) -> io::Result<(HttpVersion, Bytes)> {
+/// Reads until it is clear which version is spoken: the first bytes may take `silence`, the rest `limit`.
+async fn first_bytes<S: AsyncRead + Unpin>(
+    io: &mut S,
+    silence: Duration,
+    limit: Duration,
+) -> io::Result<(HttpVersion, Bytes)> {
     let mut read = BytesMut::with_capacity(1024);
-    loop {
-        if io.read_buf(&mut read).await? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+    timeout(silence, read_more(io, &mut read)).await??;
+    let rest = async {
+        loop {
+            let n = read.len().min(PREFACE.len());
+            if read[..n] != PREFACE[..n] {
+                return Ok((HttpVersion::Http1, read.freeze()));
+            }
+            if n == PREFACE.len() {
+                return Ok((HttpVersion::Http2, read.freeze()));
+            }
+            read_more(io, &mut read).await?;
         }
-        let n = read.len().min(PREFACE.len());
-        if read[..n] != PREFACE[..n] {
-            return Ok((HttpVersion::Http1, read.freeze()));
-        }
-        if n == PREFACE.len() {
-            return Ok((HttpVersion::Http2, read.freeze()));
-        }
+    };
+    timeout(limit, rest).await?
+}
+
+async fn read_more<S: AsyncRead + Unpin>(io: &mut S, read: &mut BytesMut) -> io::Result<()> {
+    match io.read_buf(read).await? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(()),
     }
 }
 

@@ -18,6 +18,10 @@ pub enum Detected {
     NeedMore,
 }
 
+/// Extensions of a ClientHello (RFC 6066 §3, RFC 7301 §3.1).
+const SERVER_NAME: u16 = 0;
+const APPLICATION_PROTOCOLS: u16 = 16;
+
 /// Start of the HTTP/2 connection preface (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -83,16 +87,56 @@ pub enum Sni {
     Name(String),
 }
 
-/// Reads the server name out of the first TLS records (RFC 8446 §4.1.2, RFC 6066 §3).
+/// Reads the server name out of the first TLS records (RFC 6066 §3).
 #[must_use]
 pub fn server_name(bytes: &[u8]) -> Sni {
+    match client_hello(bytes) {
+        Hello::NeedMore => Sni::NeedMore,
+        Hello::Invalid => Sni::Invalid,
+        Hello::Whole(hello) => name_of(&hello).unwrap_or(Sni::Invalid),
+    }
+}
+
+/// Whether a ClientHello offers an application protocol (RFC 7301 §3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offer {
+    /// The ClientHello is not complete.
+    NeedMore,
+    /// It is among those offered.
+    Yes,
+    /// It is not; or this is no ClientHello.
+    No,
+}
+
+/// Looks for an application protocol in the first TLS records.
+#[must_use]
+pub fn offers(bytes: &[u8], protocol: &[u8]) -> Offer {
+    match client_hello(bytes) {
+        Hello::NeedMore => Offer::NeedMore,
+        Hello::Whole(hello) if names_protocol(&hello, protocol) == Some(true) => Offer::Yes,
+        Hello::Whole(_) | Hello::Invalid => Offer::No,
+    }
+}
+
+/// The first message of a TLS connection.
+enum Hello {
+    NeedMore,
+    Invalid,
+    /// Without its header.
+    Whole(Vec<u8>),
+}
+
+/// Puts the ClientHello together (RFC 8446 §4.1.2, §5.1).
+fn client_hello(bytes: &[u8]) -> Hello {
     let mut hello = Vec::new();
     let mut rest = bytes;
     loop {
         match handshake_length(&hello) {
-            Some(length) if length > PEEK_MAX => return Sni::Invalid,
+            Some(length) if length > PEEK_MAX => return Hello::Invalid,
             Some(length) if hello.len() >= length => {
-                return name_of(&hello[4..length]).unwrap_or(Sni::Invalid);
+                hello.truncate(length);
+                hello.drain(..4);
+                return Hello::Whole(hello);
             }
             _ => {}
         }
@@ -100,23 +144,23 @@ pub fn server_name(bytes: &[u8]) -> Sni {
         let [kind, major, minor, high, low, tail @ ..] = rest else {
             let start = [0x16, 3];
             let n = rest.len().min(2);
-            return if rest[..n] == start[..n] { Sni::NeedMore } else { Sni::Invalid };
+            return if rest[..n] == start[..n] { Hello::NeedMore } else { Hello::Invalid };
         };
         if (*kind, *major) != (0x16, 3) || *minor > 4 {
-            return Sni::Invalid;
+            return Hello::Invalid;
         }
         let length = usize::from(u16::from_be_bytes([*high, *low]));
         if length == 0 || length > PEEK_MAX + 2048 {
-            return Sni::Invalid;
+            return Hello::Invalid;
         }
         let have = length.min(tail.len());
         hello.extend_from_slice(&tail[..have]);
         if hello.first().is_some_and(|kind| *kind != 1) {
-            return Sni::Invalid;
+            return Hello::Invalid;
         }
         rest = &tail[have..];
         if have < length && handshake_length(&hello).is_none_or(|n| hello.len() < n) {
-            return Sni::NeedMore;
+            return Hello::NeedMore;
         }
     }
 }
@@ -129,29 +173,51 @@ fn handshake_length(hello: &[u8]) -> Option<usize> {
     }
 }
 
-/// `None` if it does not parse.
-fn name_of(hello: &[u8]) -> Option<Sni> {
+/// The body of an extension, if it is there; `None` if the hello does not parse as far as that.
+fn extension(hello: &[u8], wanted: u16) -> Option<Option<&[u8]>> {
     let mut reader = Reader(hello);
     reader.take(2 + 32)?; // version, random
     reader.vector8()?; // session id
     reader.vector16()?; // cipher suites
     reader.vector8()?; // compression methods
     if reader.0.is_empty() {
-        return Some(Sni::Absent);
+        return Some(None);
     }
     let mut extensions = Reader(reader.vector16()?);
     while !extensions.0.is_empty() {
         let kind = extensions.u16()?;
         let body = extensions.vector16()?;
-        if kind == 0 {
-            let mut names = Reader(Reader(body).vector16()?);
-            let kind = names.take(1)?[0];
-            let name = std::str::from_utf8(names.vector16()?).ok()?;
-            let plausible = kind == 0 && !name.is_empty() && name.len() <= 253 && name.is_ascii();
-            return plausible.then(|| Sni::Name(name.trim_end_matches('.').to_ascii_lowercase()));
+        if kind == wanted {
+            return Some(Some(body));
         }
     }
-    Some(Sni::Absent)
+    Some(None)
+}
+
+/// `None` if it does not parse.
+fn name_of(hello: &[u8]) -> Option<Sni> {
+    let Some(body) = extension(hello, SERVER_NAME)? else {
+        return Some(Sni::Absent);
+    };
+    let mut names = Reader(Reader(body).vector16()?);
+    let kind = names.take(1)?[0];
+    let name = std::str::from_utf8(names.vector16()?).ok()?;
+    let plausible = kind == 0 && !name.is_empty() && name.len() <= 253 && name.is_ascii();
+    plausible.then(|| Sni::Name(name.trim_end_matches('.').to_ascii_lowercase()))
+}
+
+/// `None` if it does not parse.
+fn names_protocol(hello: &[u8], protocol: &[u8]) -> Option<bool> {
+    let Some(body) = extension(hello, APPLICATION_PROTOCOLS)? else {
+        return Some(false);
+    };
+    let mut names = Reader(Reader(body).vector16()?);
+    while !names.0.is_empty() {
+        if names.vector8()? == protocol {
+            return Some(true);
+        }
+    }
+    Some(false)
 }
 
 struct Reader<'a>(&'a [u8]);

@@ -6,23 +6,19 @@ use super::{
 };
 use crate::{
     context::Source,
-    dial::{Dialer, Upstream, UpstreamIo},
+    dial::{Dialer, Upstream, UpstreamIo, impatiently},
     error::{Blame, ProxyError, Reason, Retryable},
+    loads::Choice,
     share::Share,
     telemetry::{ConnectionRecord, Direction},
     worker::Worker,
 };
 use bytes::Bytes;
 use http::HeaderMap;
-use std::{
-    net::{IpAddr, SocketAddr},
-    rc::Rc,
-    sync::Arc,
-    time::Instant,
-};
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 use weft_core::{
-    balance,
-    config::{Backend, Endpoint, EndpointSet, L4Rule},
+    balance::Fault,
+    config::{Backend, Endpoint, L4Rule},
     model::{ObjectKey, SpiffeId, Workload},
 };
 
@@ -107,21 +103,40 @@ pub async fn connect(
     let bulk = ended.protocol != SNIFFED;
     let config = worker.shared.config.load_full();
     let endpoints = config.endpoints.get(&backend.key).filter(|e| !e.ready.is_empty());
-    let endpoints = endpoints.ok_or_else(|| no_endpoint(&backend))?;
+    let nobody = || ProxyError::no_endpoint(&config, &backend.key);
+    let endpoints = endpoints.ok_or_else(nobody)?;
     let mut tried = Vec::new();
     loop {
-        let index = pick(endpoints, &backend, ended.peer.ip(), worker.draw(), &tried);
-        let index = index.ok_or_else(|| no_endpoint(&backend))?;
+        let choice = Choice {
+            backend: &backend,
+            set: endpoints,
+            share: &source.share,
+            client: ended.peer.ip(),
+            tried: tried.as_slice(),
+        };
+        let chosen = worker.loads.choose(&choice, Instant::now(), worker.draw());
+        let (index, in_flight) = chosen.ok_or_else(nobody)?;
         let endpoint = &endpoints.ready[index];
         ended.note(endpoint);
-        match dialer.dial_with(source, endpoint, bulk, &HeaderMap::new()).await {
-            Err(error)
-                if error.retry == Retryable::Yes && tried.len() + 1 < TRIES.min(endpoints.ready.len()) =>
-            {
-                tracing::debug!(%error, "another endpoint is tried");
-                tried.push(index);
+        let may_retry = tried.len() + 1 < TRIES.min(endpoints.ready.len());
+        let has_other = || may_retry && worker.loads.has_other(&choice, endpoint.addr, Instant::now());
+        let headers = HeaderMap::new();
+        let dialing = dialer.dial_with(source, endpoint, bulk, &headers);
+        match impatiently(endpoint.addr, dialing, has_other).await {
+            Ok(upstream) => {
+                in_flight.connected(Instant::now());
+                return Ok(upstream);
             }
-            result => return result,
+            Err(error) => {
+                if error.blame == Blame::Upstream {
+                    in_flight.failed(Fault::Unreached, Instant::now());
+                }
+                if error.retry != Retryable::Yes || !may_retry {
+                    return Err(error);
+                }
+                tracing::debug!(%error, "another endpoint is tried");
+                tried.push(endpoint.addr);
+            }
         }
     }
 }
@@ -141,32 +156,6 @@ pub(crate) fn backend_of(rule: &L4Rule, draw: u64) -> Result<Arc<Backend>, Proxy
         None => Err(invalid(Reason::NoEndpoint, "no backend takes connections")),
         Some(Err(why)) => Err(invalid(Reason::Invalid(*why), "the backend that was picked cannot be served")),
         Some(Ok(backend)) => Ok(backend.clone()),
-    }
-}
-
-/// The endpoint for a client: its own seat with `sessionAffinity`, else a random one; never one that was tried.
-pub(crate) fn pick(
-    endpoints: &EndpointSet,
-    backend: &Backend,
-    client: IpAddr,
-    draw: u64,
-    tried: &[usize],
-) -> Option<usize> {
-    let ready = &endpoints.ready;
-    if backend.client_ip_affinity {
-        let seats = ready.iter().enumerate();
-        let seats = seats.map(|(i, e)| (!tried.contains(&i)).then(|| balance::affinity::seat(&e.addr)));
-        return balance::affinity::choose(balance::affinity::client_key(client), seats);
-    }
-    balance::pick_by(ready.len(), draw, |i| (!tried.contains(&i)).then_some(0))
-}
-
-pub(crate) fn no_endpoint(backend: &Backend) -> ProxyError {
-    ProxyError {
-        reason: Reason::NoEndpoint,
-        blame: Blame::Config,
-        retry: Retryable::No,
-        detail: format!("{} port {} has no ready endpoint", backend.key.service, backend.key.port),
     }
 }
 
@@ -199,6 +188,8 @@ pub struct Ended {
     pub destination_identity: Option<Rc<SpiffeId>>,
     /// Why we ended or refused it.
     pub reason: Option<Reason>,
+    /// The same for people, where the reason alone leaves them to guess: what was denied.
+    pub detail: Option<String>,
     /// Bytes from the client.
     pub received: u64,
     /// Bytes to the client.
@@ -223,6 +214,7 @@ impl Ended {
             destination: None,
             destination_identity: None,
             reason: None,
+            detail: None,
             received: 0,
             sent: 0,
         }
@@ -238,6 +230,7 @@ impl Ended {
     pub fn fail(&mut self, error: &ProxyError) {
         tracing::debug!(peer = %self.peer, direction = self.direction.as_str(), %error, "a connection was refused");
         self.reason = Some(error.reason);
+        self.detail = (error.reason == Reason::Denied).then(|| error.detail.clone());
     }
 
     /// It was copied.
@@ -264,6 +257,7 @@ impl Ended {
             destination: self.destination.as_ref(),
             destination_identity: self.destination_identity.as_deref(),
             reason: self.reason,
+            detail: self.detail.as_deref(),
             received_bytes: self.received,
             sent_bytes: self.sent,
             duration: self.begin.elapsed(),

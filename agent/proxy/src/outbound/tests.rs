@@ -2,7 +2,7 @@ use super::*;
 use crate::fixtures::{frontend, workload};
 use std::net::IpAddr;
 use weft_core::{
-    config::{L4Rule, RuleId},
+    config::{External, L4Rule, RuleId},
     matching::HostMap,
     model::{MtlsMode, ObjectKey, RouteKind},
 };
@@ -77,6 +77,36 @@ fn consumer_routes_replace_the_producers() {
     assert_eq!(word(&decide(&config, &client, to, |_| None).0), "http");
     client.pod.namespace = "elsewhere".into();
     assert_eq!(word(&decide(&config, &client, to, |_| None).0), "rule");
+}
+
+/// (external address, who may use it, what is known of the address) and what becomes of a pod's connection there.
+#[test]
+fn an_external_address_is_the_services_unless_it_is_a_pods() {
+    let client = workload("a", [10, 0, 0, 1].into(), true, MtlsMode::Strict);
+    let check = |to: &str, source_ranges: &[&str], edit: &dyn Fn(&mut Config), expected: &str| {
+        let (frontend, _) = frontend("web", AppProtocol::Opaque, None);
+        let source_ranges = source_ranges.iter().map(|r| r.parse().unwrap()).collect();
+        let frontend = Frontend { external: Some(External { source_ranges }), ..(*frontend).clone() };
+        let mut config = Config::default();
+        let to = to.parse().unwrap();
+        config.frontends.insert(to, Arc::new(frontend));
+        config.pod_cidrs = Arc::new(["10.0.7.0/24".parse().unwrap()]);
+        edit(&mut config);
+        assert_eq!(word(&decide(&config, &client, to, |_| None).0), expected, "{to}");
+    };
+    let nothing = |_: &mut Config| {};
+    check("203.0.113.1:80", &[], &nothing, "backend");
+    check("203.0.113.1:80", &["10.0.0.0/24"], &nothing, "backend");
+    check("203.0.113.1:80", &["10.9.0.0/24", "192.0.2.0/24"], &nothing, "refuse");
+    let pod = |config: &mut Config| {
+        config
+            .workloads
+            .insert([10, 0, 0, 2].into(), workload("b", [10, 0, 0, 2].into(), true, MtlsMode::Strict));
+    };
+    check("10.0.0.2:80", &[], &pod, "pod");
+    check("10.0.7.9:80", &[], &nothing, "stranger");
+    // The node's own address on the pods' network.
+    check("10.0.7.1:80", &[], &nothing, "backend");
 }
 
 #[test]

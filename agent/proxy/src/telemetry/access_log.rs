@@ -94,6 +94,9 @@ pub(super) fn connection(out: &mut Vec<u8>, record: &ConnectionRecord<'_>, now: 
     if let Some(reason) = record.reason {
         line.text("reason", reason.as_str());
     }
+    if let Some(detail) = record.detail {
+        line.text("detail", detail);
+    }
     line.close();
 }
 

@@ -60,6 +60,10 @@ pub enum Counter {
     Mirrors,
     /// A mirror copy that was not sent: limit, failure.
     MirrorsDropped,
+    /// An endpoint was ejected, or ejected again after its probing request.
+    Ejections,
+    /// A node was suspected because its tunnels went silent.
+    Suspicions,
     /// A connection or handshake refused by a share's limit.
     LimitRefused,
 }
@@ -129,6 +133,8 @@ pub(super) const SHOWN: [Shown; COUNT] = {
         shown(C::Retries, "weft_retries", &[]),
         shown(C::Mirrors, "weft_mirrors", &[]),
         shown(C::MirrorsDropped, "weft_mirrors_dropped", &[]),
+        shown(C::Ejections, "weft_ejections", &[]),
+        shown(C::Suspicions, "weft_node_suspicions", &[]),
         shown(C::LimitRefused, "weft_limit_refused", &[]),
     ]
 };
@@ -175,6 +181,8 @@ pub(super) fn help(family: &str) -> &'static str {
         "weft_retries" => "Tries after the first.",
         "weft_mirrors" => "Mirrored requests.",
         "weft_mirrors_dropped" => "Mirror copies that were not sent.",
+        "weft_ejections" => "Endpoints ejected for failures, on each worker.",
+        "weft_node_suspicions" => "Nodes that went silent, on each worker that found out.",
         _ => "Connections and handshakes refused by a share's limit.",
     }
 }

@@ -8,7 +8,7 @@ use http::{HeaderMap, Request};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use weft_core::{
     config::{
-        Action, AppProtocol, Backend, BackendKey, Endpoint, FailReason, FilterChain, HttpRule, RuleId,
+        Action, AppProtocol, Backend, BackendKey, Endpoint, FailReason, FilterChain, HttpRule, Reach, RuleId,
         Transport,
     },
     model::{MtlsMode, ObjectKey, RouteKind, SpiffeId, Timeouts, Workload},
@@ -36,8 +36,11 @@ pub(super) fn workload(namespace: &str, pod: &str, app: &str) -> Arc<Workload> {
         identity: SpiffeId::new("cluster.local", namespace, app),
         node: Some("node-1".into()),
         enrolled: true,
+        labelled: true,
+        tunnel: weft_core::model::TunnelPort::default(),
         mode: MtlsMode::Permissive,
         app: app.into(),
+        probes: Arc::default(),
     })
 }
 
@@ -55,10 +58,15 @@ pub(super) fn rule(name: &str, label: &str) -> Arc<HttpRule> {
 
 pub(super) fn backend(name: &str) -> Arc<Backend> {
     Arc::new(Backend {
-        key: BackendKey { service: ObjectKey::new("shop", name), port: 80, transport: Transport::Tcp },
+        key: BackendKey {
+            service: ObjectKey::new("shop", name),
+            port: 80,
+            transport: Transport::Tcp,
+            reach: Reach::default(),
+        },
         protocol: AppProtocol::Http,
         tls: None,
-        client_ip_affinity: false,
+        client_ip_affinity: None,
     })
 }
 

@@ -201,6 +201,8 @@ pub struct ConnectionRecord<'a> {
     pub destination_identity: Option<&'a SpiffeId>,
     /// Why the agent ended or refused it.
     pub reason: Option<Reason>,
+    /// What was denied, for the access log only.
+    pub detail: Option<&'a str>,
     /// Bytes from the client.
     pub received_bytes: u64,
     /// Bytes to the client.
@@ -227,6 +229,7 @@ impl<'a> ConnectionRecord<'a> {
             destination: None,
             destination_identity: None,
             reason: None,
+            detail: None,
             received_bytes: 0,
             sent_bytes: 0,
             duration: Duration::ZERO,

@@ -236,6 +236,19 @@ impl Telemetry {
         expose::render(&view, format)
     }
 
+    /// Connections of pods that are open now: from pods and to pods, without those of Gateways.
+    #[must_use]
+    pub fn open_connections(&self) -> u64 {
+        use super::counters::Counter as C;
+        let open = |counters: &Arc<Counters>| {
+            // The end first: one that ends in between is counted as open, never as fewer than none.
+            let closed = counters.get(C::ConnectionsClosedMesh) + counters.get(C::ConnectionsClosedInbound);
+            let opened = counters.get(C::ConnectionsOpenedMesh) + counters.get(C::ConnectionsOpenedInbound);
+            opened.saturating_sub(closed)
+        };
+        self.workers.lock().iter().map(open).sum()
+    }
+
     fn own_counters(&self) -> [(&'static str, &'static str, u64); 5] {
         let stat = |pick: fn(&Stats) -> u64| self.spans.as_ref().map_or(0, |s| pick(&s.stats));
         let (lines, writes) = self.writer.as_ref().map_or((0, 0), |w| w.losses());

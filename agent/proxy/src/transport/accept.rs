@@ -1,5 +1,6 @@
 //! The server side of HBONE: mutual TLS on the pod's own address, HTTP/2, one CONNECT per connection to the
-//! application, which sees the client pod's address.
+//! application, which sees the client pod's address. On port 15008, and on the application's own ports where
+//! `crate::arrival` has told it from plaintext.
 
 use super::{
     CONNECTION_WINDOW, DATA_FRAME_BUDGET, FRAME_SIZE, SEND_BUFFER, STREAM_WINDOW,
@@ -32,11 +33,12 @@ use weft_core::model::SpiffeId;
 /// Streams that a peer may have open on one tunnel. Our own clients use 100, ztunnel's too.
 const STREAMS_MAX: u32 = 200;
 
-/// Serves one tunnel until it ends.
-pub(crate) async fn serve(conn: Accepted) {
+/// Serves one tunnel until it ends. `dialled` is the application's address that a tunnel captured on 15006 was going to: its
+/// streams may go there only, because that is what NetworkPolicies have admitted. `None` on 15008: to any port of the pod.
+pub(crate) async fn serve(conn: Accepted, dialled: Option<SocketAddr>) {
     let begin = Instant::now();
     let Accepted { worker, pod, io, peer, _guard } = conn;
-    if let Err(error) = serve_tunnel(&worker, &pod, io, peer).await {
+    if let Err(error) = serve_tunnel(&worker, &pod, io, (peer, dialled)).await {
         worker.telemetry.count(Counter::HandshakeTunnelServerFailed);
         let mut ended = Ended::new(Direction::Inbound, "hbone", peer, begin);
         ended.destination = Some(pod.source.workload.clone());
@@ -49,10 +51,14 @@ async fn serve_tunnel(
     worker: &Rc<Worker>,
     pod: &Rc<Pod>,
     io: TcpStream,
-    peer: SocketAddr,
+    (peer, dialled): (SocketAddr, Option<SocketAddr>),
 ) -> Result<(), ProxyError> {
     let limits = &worker.shared.limits;
-    let local = io.local_addr().map(canonical).map_err(|e| tunnel::broken(peer, &e))?;
+    let local = match dialled {
+        Some(to) => to.ip(),
+        None => io.local_addr().map(canonical).map_err(|e| tunnel::broken(peer, &e))?.ip(),
+    };
+    let port = dialled.map(|to| to.port());
     let identity =
         pod.source.identity.as_ref().ok_or_else(|| tls::no_certificate(&pod.source.workload.identity))?;
     let (tls, client) = tls::accept(worker, identity, io, &pod.share).await?;
@@ -73,7 +79,7 @@ async fn serve_tunnel(
     let _open = worker.telemetry.tunnel_opened(TunnelSide::Server);
     let own = Rc::new(pod.source.workload.identity.clone());
     let context =
-        Rc::new(Tunnel { worker: worker.clone(), pod: pod.clone(), client, own, peer, local: local.ip() });
+        Rc::new(Tunnel { worker: worker.clone(), pod: pod.clone(), client, own, peer, local, port });
     accept_streams(&mut connection, &context).await;
     Ok(())
 }
@@ -87,6 +93,8 @@ struct Tunnel {
     own: Rc<SpiffeId>,
     peer: SocketAddr,
     local: IpAddr,
+    /// The only port that its streams may go to, if there is one.
+    port: Option<u16>,
 }
 
 async fn accept_streams<IO>(connection: &mut Connection<IO, Bytes>, context: &Rc<Tunnel>)
@@ -122,7 +130,7 @@ where
 
 async fn serve_stream(context: Rc<Tunnel>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
     let begin = Instant::now();
-    let to = match destination(&request, context.local) {
+    let to = match destination(&request, context.local, context.port) {
         Ok(to) => to,
         Err(status) => return answer(&mut respond, status),
     };
@@ -148,7 +156,7 @@ async fn serve_connect(
     let Some(to) = ended.endpoint else { return };
     let limits = &context.worker.shared.limits;
     // From the client's own address: the application and its NetworkPolicy see who calls.
-    let connecting = connect::tcp(&*context.pod.source.sockets, Some(context.peer.ip()), to, limits);
+    let connecting = connect::to_application(&*context.pod.source.sockets, context.peer.ip(), to, limits);
     let connected = tokio::select! {
         connected = connecting => connected,
         _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => {
@@ -172,9 +180,9 @@ async fn serve_connect(
     ended.copied(&copied);
 }
 
-/// Where a CONNECT wants to go: a port of this pod, on the address that the tunnel came to. Anything else would make
-/// the agent an open relay inside the pod's network namespace.
-fn destination<B>(request: &Request<B>, local: IpAddr) -> Result<SocketAddr, StatusCode> {
+/// Where a CONNECT wants to go: a port of this pod (the port that was dialled, if that was the application's), on the
+/// address that the tunnel came to. Anything else would make the agent an open relay inside the pod's network namespace.
+fn destination<B>(request: &Request<B>, local: IpAddr, only: Option<u16>) -> Result<SocketAddr, StatusCode> {
     if request.method() != Method::CONNECT || request.extensions().get::<h2::ext::Protocol>().is_some() {
         return Err(StatusCode::BAD_REQUEST);
     }
@@ -183,7 +191,8 @@ fn destination<B>(request: &Request<B>, local: IpAddr) -> Result<SocketAddr, Sta
     let to = canonical(to);
     // The application must not be able to reach our own inbound ports through us.
     let ours = [crate::context::OUTBOUND_PORT, crate::context::INBOUND_PORT, crate::context::HBONE_PORT];
-    if to.ip() != local || to.port() == 0 || ours.contains(&to.port()) {
+    let admitted = only.is_none_or(|port| to.port() == port);
+    if to.ip() != local || to.port() == 0 || ours.contains(&to.port()) || !admitted {
         return Err(StatusCode::BAD_REQUEST);
     }
     Ok(to)
@@ -202,10 +211,12 @@ mod tests {
 
     #[test]
     fn a_connect_names_a_port_of_this_pod() {
-        let check = |method: Method, uri: &str, expected: Option<&str>| {
+        let to = |method: Method, uri: &str, only: Option<u16>| {
             let request = Request::builder().method(method).uri(uri).body(()).unwrap();
-            let to = destination(&request, [10, 0, 0, 1].into()).ok().map(|to| to.to_string());
-            assert_eq!(to.as_deref(), expected, "{uri}");
+            destination(&request, [10, 0, 0, 1].into(), only).ok().map(|to| to.to_string())
+        };
+        let check = |method: Method, uri: &str, expected: Option<&str>| {
+            assert_eq!(to(method, uri, None).as_deref(), expected, "{uri}");
         };
         check(Method::CONNECT, "10.0.0.1:80", Some("10.0.0.1:80"));
         check(Method::GET, "http://10.0.0.1:80/", None);
@@ -215,5 +226,15 @@ mod tests {
         check(Method::CONNECT, "10.0.0.1:15006", None);
         check(Method::CONNECT, "10.0.0.1:15008", None);
         check(Method::CONNECT, "web.shop:80", None);
+        let on_80 = |uri: &str, expected: Option<&str>| {
+            assert_eq!(
+                to(Method::CONNECT, uri, Some(80)).as_deref(),
+                expected,
+                "{uri} by a tunnel on port 80"
+            );
+        };
+        on_80("10.0.0.1:80", Some("10.0.0.1:80"));
+        on_80("10.0.0.1:9000", None);
+        on_80("10.0.0.2:80", None);
     }
 }

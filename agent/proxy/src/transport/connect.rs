@@ -6,14 +6,37 @@ use crate::{
 };
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use std::{
+    hash::{BuildHasher, RandomState},
     io,
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
+    sync::{
+        LazyLock,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 use tokio::net::{TcpSocket, TcpStream};
 
-/// Connects to `to`, from `from` if given (a pod's own address, or the client's for inbound traffic).
+/// Ports for connections to the application in its client's name, see [`to_application`]: above those that Linux clients
+/// take by themselves (32768 to 60999), and where applications do not listen.
+const CLIENT_PORTS: std::ops::RangeInclusive<u16> = 61_000..=65_535;
+/// From one choice to the next. It has no divisor in common with their number: each port comes once in a round, and ports
+/// of connections that live long do not lie side by side.
+const STRIDE: u32 = 1009;
+/// Ports that are tried before the kernel may choose any.
+const PORTS_TRIED: usize = 8;
+/// How often a refusal is not believed: the pod's rules refuse a port that the client itself has in use. The application
+/// itself refuses rarely, since its dead ports are refused before anybody comes here, and it takes microseconds.
+const REFUSALS_DOUBTED: usize = 2;
+
+/// Not from 0: an agent before this one may have connections that live.
+static NEXT_PORT: LazyLock<AtomicU32> = LazyLock::new(|| {
+    let draw = RandomState::new().hash_one(0) >> 32;
+    AtomicU32::new(u32::try_from(draw).unwrap_or_default())
+});
+
+/// Connects to `to`, from `from` if given (a pod's own address).
 ///
 /// # Errors
 /// `ConnectFailed` or `ConnectTimeout`, both safe to retry elsewhere: no byte was sent.
@@ -23,10 +46,62 @@ pub async fn tcp(
     to: SocketAddr,
     limits: &Limits,
 ) -> Result<TcpStream, ProxyError> {
+    let connecting = async { prepare(sockets, from.map(|ip| SocketAddr::new(ip, 0)), to)?.connect(to).await };
+    in_time(to, limits, connecting).await
+}
+
+/// Connects to the application at `to` in its client's name: from the address `client`.
+///
+/// The client's own connection, captured as it is, has the same addresses and the application's port too, and both live in
+/// one namespace: with the client's port as well, the two would be one to the kernel, which does not see such a conflict
+/// when it chooses a port, and the connection would hang. Nor may the client, later, choose a port that is used here. So
+/// the ports are those that clients do not take; a port that is in use all the same is refused by the kernel or by the
+/// pod's rules, and the next one is tried.
+///
+/// # Errors
+/// As [`tcp`].
+pub async fn to_application(
+    sockets: &dyn Sockets,
+    client: IpAddr,
+    to: SocketAddr,
+    limits: &Limits,
+) -> Result<TcpStream, ProxyError> {
+    let connecting = async {
+        let mut refused = 0;
+        for _ in 0..PORTS_TRIED {
+            let from = SocketAddr::new(client, next_port());
+            let connected = match prepare(sockets, Some(from), to) {
+                Ok(socket) => socket.connect(to).await,
+                Err(error) => Err(error),
+            };
+            match connected.as_ref().map_err(io::Error::kind) {
+                Err(io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable) => {}
+                Err(io::ErrorKind::ConnectionRefused) if refused < REFUSALS_DOUBTED => refused += 1,
+                _ => return connected,
+            }
+        }
+        prepare(sockets, Some(SocketAddr::new(client, 0)), to)?.connect(to).await
+    };
+    in_time(to, limits, connecting).await
+}
+
+fn next_port() -> u16 {
+    let (first, last) = (u32::from(*CLIENT_PORTS.start()), u32::from(*CLIENT_PORTS.end()));
+    let draw = NEXT_PORT.fetch_add(STRIDE, Ordering::Relaxed);
+    u16::try_from(first + draw % (last - first + 1)).unwrap_or(*CLIENT_PORTS.start())
+}
+
+async fn in_time(
+    to: SocketAddr,
+    limits: &Limits,
+    connecting: impl Future<Output = io::Result<TcpStream>>,
+) -> Result<TcpStream, ProxyError> {
     let deadline = Duration::from_millis(limits.connect_timeout_ms);
-    let connecting = async { prepare(sockets, from, to)?.connect(to).await };
     match tokio::time::timeout(deadline, connecting).await {
         Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Err(failed(Reason::ConnectFailed, format!("connect to {to}: refused, nothing listens there")))
+        }
         Ok(Err(error)) => Err(failed(Reason::ConnectFailed, format!("connect to {to}: {error}"))),
         Err(_) => {
             Err(failed(Reason::ConnectTimeout, format!("connect to {to}: no answer within {deadline:?}")))
@@ -34,21 +109,45 @@ pub async fn tcp(
     }
 }
 
-fn prepare(sockets: &dyn Sockets, from: Option<IpAddr>, to: SocketAddr) -> io::Result<TcpSocket> {
+fn prepare(sockets: &dyn Sockets, from: Option<SocketAddr>, to: SocketAddr) -> io::Result<TcpSocket> {
     let socket = socket2::Socket::from(sockets.tcp(to.is_ipv6())?);
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
-    if let Some(ip) = from {
-        // The port is chosen by connect, per 4-tuple: bind alone would take one of the 28,000 ephemeral ports of
-        // the address for itself.
-        setsockopt(&socket.as_fd(), IpBindAddressNoPort, &true)?;
-        socket.bind(&SocketAddr::new(ip, 0).into())?;
+    if let Some(from) = from {
+        if from.port() == 0 {
+            // The port is chosen by connect, per 4-tuple: bind alone would take one of the 28,000 ephemeral ports of
+            // the address for itself.
+            setsockopt(&socket.as_fd(), IpBindAddressNoPort, &true)?;
+        } else {
+            // The same for a port that we choose: with this, bind shares it among connections to other destinations (and
+            // with a listener of the application's), and connect says whether the 4-tuple is free.
+            socket.set_reuse_address(true)?;
+        }
+        socket.bind(&from.into())?;
     }
     Ok(TcpSocket::from_std_stream(socket.into()))
 }
 
 fn failed(reason: Reason, detail: String) -> ProxyError {
     ProxyError { reason, blame: Blame::Upstream, retry: Retryable::Yes, detail }
+}
+
+/// A connection that leaves the mesh is asked for a sign of life after this silence…
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(180);
+/// …and so often after it,
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// until so many were not answered.
+const KEEPALIVE_PROBES: u32 = 5;
+
+/// Has the kernel look after a connection that no tunnel looks after. The application's own keepalive reaches no further
+/// than our end of its connection, so what it is there for is ours to do: a peer that vanished is noticed, and NAT on the
+/// way does not forget a connection that is quiet (the shortest usual patience is four minutes).
+pub(crate) fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES);
+    socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
 /// Makes a close of `stream` an RST, so that a refused connection looks refused and not ended.

@@ -3,16 +3,20 @@
 //! - [`connect`]: TCP in the right network namespace, from the right address;
 //! - [`tls`]: both sides' handshakes and who was at the other end;
 //! - [`stream`]: one tunnel stream as bytes; [`tunnel`]: the client's HTTP/2 connection; [`pool`]: which tunnel;
-//! - [`accept`]: the server side on port 15008.
+//! - `pulse`: whether the other end of a tunnel lives;
+//! - [`way`]: to which port of the pod it goes;
+//! - [`accept`]: the server side.
 
 pub mod accept;
 pub mod connect;
 pub mod handshakes;
 pub mod metered;
 pub mod pool;
+pub(crate) mod pulse;
 pub mod stream;
 pub mod tls;
 pub mod tunnel;
+pub mod way;
 
 /// Window of one tunnel stream.
 pub const STREAM_WINDOW: u32 = 4 << 20;

@@ -1,16 +1,19 @@
 //! Which tunnel a new stream takes: kept per (client pod, endpoint, identity) on each worker.
 //!
-//! The key names the pod and not just the identity because the server's pod sees the client pod's address.
+//! The key names the pod and not just the identity because the server's pod sees the client pod's address. It names the port
+//! too where tunnels go to the application's own port: see [`super::way`].
 
 use super::{
     connect,
     metered::Metered,
     tls,
     tunnel::{OpenError, State, StreamGuard, Tunnel, broken, refused},
+    way::{Detours, Way, either, way},
 };
 use crate::{
     context::{ShareKey, Source},
     error::{Blame, ProxyError, Reason, Retryable},
+    nodes::Node,
     telemetry::{Counter, TunnelSide},
     transport::stream::TunnelStream,
     worker::Worker,
@@ -21,7 +24,7 @@ use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     rc::Rc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::sync::Notify;
 use weft_core::model::{SpiffeId, Workload};
@@ -32,6 +35,8 @@ pub const STREAMS_MAX: usize = 100;
 pub const TUNNELS_SPREAD: usize = 4;
 /// Tunnels of one key in all: more than [`TUNNELS_SPREAD`] only when each of those is full.
 pub const TUNNELS_MAX: usize = 64;
+/// Tunnels without streams to other ports of one pod, beside one that is opened.
+const PORTS_IDLE_MAX: usize = 32;
 /// Tunnels that may die under a stream that is being opened before we give up.
 const ATTEMPTS: usize = 3;
 /// How much longer than a TCP connect the answer to a CONNECT may take.
@@ -41,6 +46,8 @@ const ANSWER_SLACK: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub struct Tunnels {
     entries: RefCell<HashMap<TunnelKey, Rc<Entry>>>,
+    /// Pods whose agent answers on 15008 only, whatever was said of it.
+    detours: Detours,
 }
 
 /// What may share a tunnel.
@@ -54,6 +61,8 @@ pub struct TunnelKey {
     pub ip: IpAddr,
     /// Who must answer there.
     pub identity: SpiffeId,
+    /// To which port.
+    pub way: Way,
 }
 
 #[derive(Debug, Default)]
@@ -136,6 +145,7 @@ impl Tunnels {
             let (guard, tunnel) = self.reserve(worker, want).await?;
             match tokio::time::timeout(patience, guard.open(want.to, want.headers)).await {
                 Ok(Ok(stream)) => return Ok((stream, tunnel)),
+                Ok(Err(OpenError::Silent)) => last = "the tunnel is silent".to_owned(),
                 Ok(Err(OpenError::Refused(status))) => return Err(refused(status, want.to)),
                 // No byte of the application was sent: always safe on another tunnel.
                 Ok(Err(OpenError::Gone(error))) => last = error.to_string(),
@@ -160,23 +170,17 @@ impl Tunnels {
         worker: &Rc<Worker>,
         want: Want<'_>,
     ) -> Result<(StreamGuard, Rc<Tunnel>), ProxyError> {
-        let key = TunnelKey {
-            source: want.source.share.clone(),
-            from: want.source.bind_ip(want.to.is_ipv6()),
-            ip: want.to.ip(),
-            identity: want.workload.identity.clone(),
-        };
+        let key = self.key(worker, want);
         let mut failed = None;
         let mut waited = false;
         loop {
             let entry = self.entries.borrow_mut().entry(key.clone()).or_default().clone();
             entry.tunnels.borrow_mut().retain(|t| t.state() == State::Open);
-            let views: Vec<View> = entry
-                .tunnels
-                .borrow()
-                .iter()
-                .map(|t| View { streams: t.streams(), bulk: t.bulk() })
-                .collect();
+            // Those that are silent are kept for what they carry, and for when they answer again.
+            let answering: Vec<_> =
+                entry.tunnels.borrow().iter().filter(|t| !t.is_suspect()).cloned().collect();
+            let views: Vec<View> =
+                answering.iter().map(|t| View { streams: t.streams(), bulk: t.bulk() }).collect();
             if let Some(error) = failed.as_ref().filter(|_| views.is_empty()) {
                 return Err(ProxyError::clone(error));
             }
@@ -189,14 +193,16 @@ impl Tunnels {
                     } else {
                         Counter::PoolHitTunnel
                     });
-                    let tunnel = entry.tunnels.borrow()[index].clone();
+                    let tunnel = answering[index].clone();
                     return Ok((tunnel.reserve(want.bulk), tunnel));
                 }
                 Pick::Full => return Err(full(want.to)),
                 Pick::Open => {
+                    self.make_room(&key);
                     entry.opening.set(true);
                     entry.failure.take();
-                    let opener = open(worker.clone(), want.source.clone(), key.clone(), entry.clone());
+                    let node = want.workload.node.as_ref().map(|node| worker.loads.node(node));
+                    let opener = open(worker.clone(), want.source.clone(), key.clone(), entry.clone(), node);
                     // A task of its own: the one who asked first may give up, the others still wait.
                     worker.share(&want.source.share).spawn(opener);
                 }
@@ -205,6 +211,36 @@ impl Tunnels {
             waited = true;
             entry.changed.notified().await;
             failed = entry.failure.borrow().clone();
+        }
+    }
+
+    fn key(&self, worker: &Worker, want: Want<'_>) -> TunnelKey {
+        let way = match way(&worker.shared.config.load(), want.source, want.workload, want.to) {
+            Way::Application(_) if self.detours.has(want.to.ip(), Instant::now()) => Way::Hbone,
+            way => way,
+        };
+        TunnelKey {
+            source: want.source.share.clone(),
+            from: want.source.bind_ip(want.to.is_ipv6()),
+            ip: want.to.ip(),
+            identity: want.workload.identity.clone(),
+            way,
+        }
+    }
+
+    /// Somebody who calls every port of a pod must not keep a tunnel for each.
+    fn make_room(&self, key: &TunnelKey) {
+        if key.way == Way::Hbone {
+            return;
+        }
+        let entries = self.entries.borrow();
+        let beside = entries.iter().filter(|(other, _)| {
+            (other.ip, other.from) == (key.ip, key.from) && other.source == key.source && other.way != key.way
+        });
+        let tunnels = beside.flat_map(|(_, entry)| entry.tunnels.borrow().clone());
+        let idle: Vec<Rc<Tunnel>> = tunnels.filter(|tunnel| tunnel.streams() == 0).collect();
+        if idle.len() >= PORTS_IDLE_MAX {
+            idle.iter().for_each(|tunnel| tunnel.retire());
         }
     }
 
@@ -245,7 +281,13 @@ impl Tunnels {
 }
 
 /// Opens a tunnel for `entry` and drives it until it ends.
-async fn open(worker: Rc<Worker>, source: Rc<Source>, key: TunnelKey, entry: Rc<Entry>) {
+async fn open(
+    worker: Rc<Worker>,
+    source: Rc<Source>,
+    key: TunnelKey,
+    entry: Rc<Entry>,
+    node: Option<Rc<Node>>,
+) {
     /// Tells the waiters even when the task is dropped half way.
     struct Opening<'a>(&'a Entry);
     impl Drop for Opening<'_> {
@@ -257,7 +299,7 @@ async fn open(worker: Rc<Worker>, source: Rc<Source>, key: TunnelKey, entry: Rc<
     let opening = Opening(&entry);
     let limits = &worker.shared.limits;
     let deadline = Duration::from_millis(limits.connect_timeout_ms + limits.handshake_timeout_ms);
-    let establishing = tokio::time::timeout(deadline, establish(&worker, &source, &key));
+    let establishing = tokio::time::timeout(deadline, establish(&worker, &source, &key, node));
     match establishing.await.unwrap_or_else(|_| Err(slow(&key, deadline))) {
         Ok((tunnel, driver)) => {
             worker.telemetry.count(Counter::HandshakeTunnelClientOk);
@@ -290,16 +332,35 @@ async fn establish(
     worker: &Rc<Worker>,
     source: &Rc<Source>,
     key: &TunnelKey,
+    node: Option<Rc<Node>>,
 ) -> Result<(Rc<Tunnel>, impl Future<Output = ()> + 'static), ProxyError> {
-    let limits = &worker.shared.limits;
+    let to = |way: Way| match way {
+        Way::Application(port) => SocketAddr::new(key.ip, port),
+        Way::Hbone => SocketAddr::new(key.ip, worker.shared.hbone_port),
+    };
+    // Before the turn: endpoints that do not answer at all must not keep the pod from the others. Where the application's
+    // port is refused or a NetworkPolicy drops it, 15008 is not tried: that would be a way around the policy.
+    let tcp = |way| connect::tcp(&*source.sockets, key.from, to(way), &worker.shared.limits);
     let share = worker.share(&source.share);
-    let to = SocketAddr::new(key.ip, worker.shared.hbone_port);
-    // Before the turn: endpoints that do not answer at all must not keep the pod from the others.
-    let tcp = connect::tcp(&*source.sockets, key.from, to, limits).await?;
-    let permit = share.handshake().await;
-    let tls = permit.during(tls::connect(worker, source, &key.identity, (key.ip, tcp))).await?;
+    let shake = async |way: Way, tcp| {
+        let permit = share.handshake().await;
+        permit.during(tls::connect(worker, source, &key.identity, (key.ip, tcp, way.alpn()))).await
+    };
+    let first = tcp(key.way).await?;
+    let (tls, came) = match key.way {
+        Way::Hbone => (shake(Way::Hbone, first).await?, Way::Hbone),
+        Way::Application(_) => {
+            let detour = async || shake(Way::Hbone, tcp(Way::Hbone).await?).await;
+            let (tls, detoured) = either(shake(key.way, first), detour).await?;
+            (tls, if detoured { Way::Hbone } else { key.way })
+        }
+    };
+    if came != key.way {
+        worker.tunnels.detours.note(key.ip, Instant::now());
+        tracing::debug!(pod = %key.ip, "its agent takes tunnels on 15008 only");
+    }
     let identity = Rc::new(key.identity.clone());
-    Tunnel::establish(Metered(tls), identity).await.map_err(|error| broken(to, &error))
+    Tunnel::establish(Metered(tls), identity, node).await.map_err(|error| broken(to(came), &error))
 }
 
 fn slow(key: &TunnelKey, deadline: Duration) -> ProxyError {

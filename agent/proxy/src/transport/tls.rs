@@ -11,7 +11,7 @@ use rustls_pki_types::ServerName;
 use std::{net::IpAddr, rc::Rc, time::Duration};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
-use weft_certs::{HandshakeFailure, IdentityHandle, PeerSet, peer_identity};
+use weft_certs::{Alpn, HandshakeFailure, IdentityHandle, PeerSet, peer_identity};
 use weft_core::model::SpiffeId;
 
 /// What TLS may hold unsent: large enough that one write of the tunnel becomes one batch of records.
@@ -26,10 +26,10 @@ pub async fn connect(
     worker: &Worker,
     source: &Source,
     expected: &SpiffeId,
-    (to, io): (IpAddr, TcpStream),
+    (to, io, alpn): (IpAddr, TcpStream, Alpn),
 ) -> Result<client::TlsStream<Metered<Socket>>, ProxyError> {
     let peers = PeerSet::one(expected.clone());
-    let config = source.identity.as_ref().and_then(|identity| identity.client_config(&peers));
+    let config = source.identity.as_ref().and_then(|identity| identity.client_config(&peers, alpn));
     let config = config.ok_or_else(|| no_certificate(&source.workload.identity))?;
     // Not compared: it keys session resumption only.
     let name = ServerName::IpAddress(to.into());

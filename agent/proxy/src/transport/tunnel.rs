@@ -1,9 +1,14 @@
 //! The client side of an HBONE tunnel: one HTTP/2 connection on which CONNECT streams are opened.
 
 use super::{
-    CONNECTION_WINDOW, DATA_FRAME_BUDGET, FRAME_SIZE, SEND_BUFFER, STREAM_WINDOW, stream::TunnelStream,
+    CONNECTION_WINDOW, DATA_FRAME_BUDGET, FRAME_SIZE, SEND_BUFFER, STREAM_WINDOW,
+    pulse::{Heard, Pulse, Wait, watch},
+    stream::TunnelStream,
 };
-use crate::error::{Blame, ProxyError, Reason, Retryable};
+use crate::{
+    error::{Blame, ProxyError, Reason, Retryable},
+    nodes::Node,
+};
 use bytes::Bytes;
 use h2::{Ping, PingPong, client::SendRequest};
 use http::{HeaderMap, Method, Request, StatusCode, Uri, Version};
@@ -12,12 +17,15 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     task::{Context, Poll, Waker},
-    time::{Duration, Instant},
+    time::Duration,
 };
-use tokio::io::{AsyncRead, AsyncWrite};
-use weft_core::model::SpiffeId;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Instant,
+};
+use weft_core::{model::SpiffeId, timing::Silence};
 
-/// A quiet tunnel is asked for a sign of life this often…
+/// A tunnel that we accepted is asked for a sign of life this often…
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// …and given up when none comes for this long.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
@@ -43,6 +51,7 @@ pub struct Tunnel {
     streams: Cell<usize>,
     bulk: Cell<usize>,
     idle_since: Cell<Instant>,
+    pulse: Rc<Pulse>,
 }
 
 /// Counts a stream of a tunnel while it lives.
@@ -68,23 +77,27 @@ impl Drop for StreamGuard {
 pub enum OpenError {
     /// The tunnel is ending; nothing reached the application, another tunnel may be used.
     Gone(h2::Error),
+    /// The peer gave no sign of life; nothing reached the application that it could not do without.
+    Silent,
     /// The peer's agent answered with this instead of 200.
     Refused(StatusCode),
 }
 
 impl Tunnel {
     /// Speaks HTTP/2 on a verified connection. Gives the tunnel and the future that drives it, which the caller
-    /// must run until it ends.
+    /// must run until it ends. `node` is told whether its tunnels answer.
     ///
     /// # Errors
     /// When the connection fails or the peer does not speak HTTP/2.
-    pub async fn establish<IO>(
+    pub(crate) async fn establish<IO>(
         io: IO,
         identity: Rc<SpiffeId>,
+        node: Option<Rc<Node>>,
     ) -> Result<(Rc<Self>, impl Future<Output = ()> + 'static), h2::Error>
     where
         IO: AsyncRead + AsyncWrite + Unpin + 'static,
     {
+        let pulse = Rc::<Pulse>::default();
         let (request, mut connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -93,7 +106,7 @@ impl Tunnel {
             .max_send_buffer_size(SEND_BUFFER)
             .data_frame_budget(DATA_FRAME_BUDGET)
             .enable_push(false)
-            .handshake(io)
+            .handshake(Heard::new(io, pulse.clone()))
             .await?;
         let ping = connection.ping_pong();
         let tunnel = Rc::new(Self {
@@ -102,12 +115,18 @@ impl Tunnel {
             streams: Cell::new(0),
             bulk: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
+            pulse,
         });
+        if let Some(node) = &node {
+            node.add(&tunnel);
+        }
         let kept = tunnel.clone();
         let driver = async move {
             let end = tokio::select! {
+                // What has come in is read before its absence is judged.
+                biased;
                 end = connection => end.err().map(|error| error.to_string()),
-                () = keep_alive(ping, &kept) => Some("no answer to PING".to_owned()),
+                () = keep_alive(ping, &kept, node.as_deref()) => Some("no answer to PING".to_owned()),
             };
             kept.retire();
             if let Some(error) = end {
@@ -135,6 +154,34 @@ impl Tunnel {
     /// Takes no new streams from now on.
     pub fn retire(&self) {
         self.request.borrow_mut().take();
+    }
+
+    /// Whether the other end gives no sign of life, so that nothing new should be sent there.
+    #[must_use]
+    pub fn is_suspect(&self) -> bool {
+        self.pulse.silence() >= Silence::Suspect
+    }
+
+    /// Ends when nobody should go on waiting for an answer from the other end. While it lives, somebody does.
+    pub(crate) fn lost(&self) -> Wait {
+        self.pulse.wait(Silence::Lost)
+    }
+
+    /// Waits until the other end is not suspected any more; false after a second.
+    #[cfg(test)]
+    pub(crate) async fn pulse_settles(&self) -> bool {
+        for _ in 0..100 {
+            if !self.is_suspect() {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        false
+    }
+
+    /// Asks the other end for a sign of life.
+    pub(crate) fn ask(&self) {
+        self.pulse.ask();
     }
 
     /// Open streams.
@@ -168,12 +215,22 @@ impl StreamGuard {
         let Some(request) = request else {
             return Err(OpenError::Gone(h2::Reason::REFUSED_STREAM.into()));
         };
-        let mut request = request.ready().await.map_err(OpenError::Gone)?;
+        // A tunnel that is full of streams nobody answers never gets ready.
+        let mut request = tokio::select! {
+            biased;
+            request = request.ready() => request.map_err(OpenError::Gone)?,
+            () = self.tunnel.pulse.wait(Silence::Suspect) => return Err(OpenError::Silent),
+        };
         let (answer, send) =
             request.send_request(connect_request(to, headers), false).map_err(OpenError::Gone)?;
         // A tunnel that lives while its handle is held would never end.
         drop(request);
-        let (head, recv) = answer.await.map_err(OpenError::Gone)?.into_parts();
+        let answer = tokio::select! {
+            biased;
+            answer = answer => answer.map_err(OpenError::Gone)?,
+            () = self.tunnel.pulse.wait(Silence::Suspect) => return Err(OpenError::Silent),
+        };
+        let (head, recv) = answer.into_parts();
         if head.status != StatusCode::OK {
             return Err(OpenError::Refused(head.status));
         }
@@ -217,7 +274,7 @@ pub(crate) fn broken(peer: SocketAddr, error: &dyn std::error::Error) -> ProxyEr
 }
 
 /// Returns when the peer no longer answers. Retires a tunnel that is not used.
-async fn keep_alive(ping: Option<PingPong>, tunnel: &Tunnel) {
+async fn keep_alive(ping: Option<PingPong>, tunnel: &Tunnel, node: Option<&Node>) {
     let retire_idle = async {
         loop {
             tokio::time::sleep(PING_INTERVAL).await;
@@ -227,7 +284,7 @@ async fn keep_alive(ping: Option<PingPong>, tunnel: &Tunnel) {
         }
     };
     tokio::select! {
-        () = peer_lost(ping) => {}
+        () = watch(ping, &tunnel.pulse, node) => {}
         () = retire_idle => {}
     }
 }

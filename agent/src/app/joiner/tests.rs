@@ -79,7 +79,9 @@ fn pod(name: &str, ip: &str) -> Pod {
         node: Some("here".into()),
         host_network: false,
         captured: None,
+        tunnel: weft_core::model::TunnelPort::default(),
         finished: false,
+        probes: Arc::default(),
     }
 }
 

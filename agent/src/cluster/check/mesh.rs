@@ -1,7 +1,12 @@
 //! What must hold of an installed Weft: WEFT-C020 on.
 
 use super::*;
+use crate::cluster::{STRICT, members::Member, missing::Missing};
+use std::collections::BTreeMap;
+use weft_core::model::MTLS_LABEL;
 
+/// Pods that are named where more are concerned.
+const NAMED: usize = 6;
 /// A leader that has not renewed for so long has ended.
 const LEASE_PATIENCE: jiff::SignedDuration = jiff::SignedDuration::from_secs(30);
 
@@ -110,8 +115,10 @@ fn versions(report: &mut Report<'_>) {
 
 fn agents(report: &mut Report<'_>) {
     let facts = report.facts;
+    let missing = missing(facts);
     for (node, answer) in &facts.agents {
         match answer {
+            Err(_) if missing.contains_key(node) => {} // said by WEFT-C033, with the cause
             Err(reason) => unanswered(report, node, reason),
             Ok(agent) if agent.nft.is_empty() && !agent.kernel.is_empty() => report.add(
                 "WEFT-C024",
@@ -131,16 +138,12 @@ fn agents(report: &mut Report<'_>) {
 }
 
 fn unanswered(report: &mut Report<'_>, node: &str, reason: &str) {
-    let pod = facts::agent_pods(&report.facts.system_pods).remove(node).unwrap_or_default();
-    let object = report.facts.system_pods.iter().find(|object| text(object, "/metadata/name") == pod);
-    let remedy = match object.and_then(crate::cluster::agents::not_running) {
-        Some(_) => format!(
-            "kubectl -n weft-system describe pod {pod}; until it runs, no pod in the mesh starts there"
-        ),
-        None => "the question is an exec in the agent's pod: it needs the right pods/exec in weft-system"
-            .to_owned(),
-    };
-    report.add("WEFT-C023", Level::Warning, format!("{node}: its agent does not answer: {reason}"), remedy);
+    report.add(
+        "WEFT-C023",
+        Level::Warning,
+        format!("{node}: its agent is ready and does not answer you: {reason}"),
+        "the question is an exec in the agent's pod: it needs the right pods/exec in weft-system",
+    );
 }
 
 fn plugin(report: &mut Report<'_>) {
@@ -255,10 +258,20 @@ fn taints(report: &mut Report<'_>) {
 
 fn pods(report: &mut Report<'_>) {
     let facts = report.facts;
-    let all = members(&facts.pods, &facts.namespaces, &facts.slices, &facts.agents);
+    let missing = missing(facts);
+    let scene = Scene {
+        namespaces: &facts.namespaces,
+        slices: &facts.slices,
+        agents: Some(&facts.agents),
+        missing: Some(&missing),
+        runtimes: &facts.runtime_classes,
+    };
+    let all = members(&facts.pods, &scene);
+    absent(report, &missing, &all);
     let captured = all.iter().filter(|m| m.state == State::Captured).count();
     for member in &all {
         match member.state {
+            State::Bypassing if missing.contains_key(&member.node) => {} // said with its node
             State::Bypassing => report.add(
                 "WEFT-C031",
                 Level::Error,
@@ -268,19 +281,87 @@ fn pods(report: &mut Report<'_>) {
                 ),
                 "kubectl -n weft-system logs daemonset/weft-agent -c agent",
             ),
-            State::Excluded => report.add(
-                "WEFT-C032",
-                Level::Info,
-                format!("pod {}: cannot be in the mesh: {}", member.pod, member.why),
-                format!(
-                    "kubectl label pod … {}=disabled says that it is known",
-                    weft_core::model::MESH_LABEL
-                ),
-            ),
-            State::Captured | State::Outside | State::Leaving => {}
+            State::Excluded => excluded(report, member),
+            State::Captured | State::Unserved | State::Outside | State::Leaving => {}
         }
     }
     if captured > 0 {
         report.ok("WEFT-C031", format!("{} in the mesh", count(captured, "pod")));
+    }
+    strict(report, &all);
+}
+
+/// Says what strict leaves of the callers from outside, where a label asks for it.
+fn strict(report: &mut Report<'_>, all: &[Member]) {
+    let facts = report.facts;
+    let captured = |pod: &&Value| {
+        let name = key(pod);
+        all.iter().any(|m| m.pod == name && m.state == State::Captured)
+    };
+    let is_strict = |pod: &&Value| {
+        let namespace = facts.namespaces.iter().find(|ns| key(ns) == text(pod, "/metadata/namespace"));
+        let mode = label(pod, MTLS_LABEL).or_else(|| namespace.and_then(|ns| label(ns, MTLS_LABEL)));
+        mode == Some("strict")
+    };
+    let pods = facts.pods.iter().filter(captured).filter(is_strict).count();
+    if pods > 0 {
+        report.add(
+            "WEFT-C036",
+            Level::Info,
+            format!("{} strict: {}", count(pods, "pod"), STRICT),
+            "`weft status` lists who calls permissive pods in clear; SECURITY.md says what else is kept out",
+        );
+    }
+}
+
+fn excluded(report: &mut Report<'_>, member: &Member) {
+    let message = format!("pod {}: cannot be in the mesh: {}", member.pod, member.why);
+    let disabled = format!("{}=disabled", weft_core::model::MESH_LABEL);
+    if member.why.contains("RuntimeClass") {
+        report.add(
+            "WEFT-C034",
+            Level::Error,
+            message,
+            format!("kubectl label pod … {disabled}, so that its peers do not look for the mesh there; or run it without the RuntimeClass"),
+        );
+    } else {
+        report.add(
+            "WEFT-C032",
+            Level::Info,
+            message,
+            format!("kubectl label pod … {disabled} says that it is known"),
+        );
+    }
+}
+
+/// Nodes whose agent is missing, with the pods that nobody answers for.
+fn absent(report: &mut Report<'_>, missing: &BTreeMap<String, Missing>, all: &[Member]) {
+    if report.denied("WEFT-C033", "/api/v1/namespaces/weft-system/pods") {
+        return;
+    }
+    for (node, missing) in missing {
+        let cut_off: Vec<&str> = all
+            .iter()
+            .filter(|m| m.node == *node && matches!(m.state, State::Unserved | State::Bypassing))
+            .map(|m| m.pod.as_str())
+            .collect();
+        if missing.chosen && cut_off.is_empty() {
+            continue; // as its administrator wants it
+        }
+        let named = cut_off.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
+        let more = if cut_off.len() > NAMED { ", …" } else { "" };
+        let pods = match cut_off.len() {
+            0 => "no pod of the mesh is there".to_owned(),
+            n => format!(
+                "{} of the mesh there cannot be reached and reach nobody ({named}{more})",
+                count(n, "pod")
+            ),
+        };
+        report.add(
+            "WEFT-C033",
+            Level::Error,
+            format!("{node}: no agent serves there: {}; {pods}", missing.cause),
+            missing.remedy.clone(),
+        );
     }
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::cluster::fake::{Fake, node};
+use crate::cluster::fake::{Fake, agent_pod, node};
 use std::sync::Arc;
 
 /// The highest level that `id` has under `facts`.
@@ -158,6 +158,7 @@ fn installed() -> Facts {
         config: Some(json!({"data": {}})),
         ca_root: Some(json!({"data": {"root.pem": "-----BEGIN CERTIFICATE-----"}})),
         classes: vec![json!({"metadata": {"name": "weft"}, "status": accepted})],
+        system_pods: vec![agent_pod("n1")],
         agents: [("n1".to_owned(), Ok(report))].into(),
         namespaces: vec![json!({"metadata": {"name": "shop", "labels": {"weft.dev/mesh": "enabled"}}})],
         pods: vec![
@@ -220,7 +221,63 @@ fn each_thing_that_is_wrong_with_an_installation_has_its_finding() {
         f.nodes[0]["spec"] = json!({"taints": [{"key": "weft.dev/agent-not-ready"}]})
     });
     check("WEFT-C031", Level::Error, &|f| f.slices.clear());
+    check("WEFT-C036", Level::Info, &|f| {
+        f.pods[0]["metadata"]["labels"] = json!({"weft.dev/mesh": "enabled", "weft.dev/mtls": "strict"});
+    });
     check("WEFT-C032", Level::Info, &|f| f.pods[0]["spec"]["hostNetwork"] = true.into());
+}
+
+/// E4: an agent gone from a node with pods of the mesh was "12 checks, 0 errors", and status showed 6 of 6 pods.
+#[test]
+fn an_agent_gone_from_a_node_with_enrolled_pods_is_an_error_with_node_pods_and_cause() {
+    let mut facts = installed();
+    facts.nodes.push(node("n2"));
+    let pod = |name: &str| json!({"metadata": {"namespace": "shop", "name": name, "uid": "u"}, "spec": {"nodeName": "n2"}, "status": {"phase": "Running"}});
+    facts.pods.extend([pod("cart"), pod("pay"), pod("late")]);
+    let captured = |name: &str| json!({"name": name, "uid": "u", "captured": true});
+    facts.slices[0]["workloads"] = json!([captured("web"), captured("cart"), captured("pay")]);
+    let found = findings(&facts, Want::All);
+    let [absent] = &found.iter().filter(|f| f.id == "WEFT-C033").collect::<Vec<_>>()[..] else {
+        panic!("{found:#?}")
+    };
+    assert_eq!(absent.level, Level::Error);
+    for words in [
+        "n2: no agent serves there",
+        "no pod of DaemonSet weft-agent",
+        "3 pods",
+        "shop/cart, shop/pay, shop/late",
+    ] {
+        assert!(absent.message.contains(words), "{words}: {absent:?}");
+    }
+    // Said once, with the node; what is in the mesh elsewhere still is.
+    let others: Vec<_> = found.iter().filter(|f| f.id == "WEFT-C031").collect();
+    assert!(
+        matches!(&others[..], [one] if one.level == Level::Ok && one.message == "1 pod in the mesh"),
+        "{others:?}"
+    );
+    // A node that the administrator leaves out and that has no pod of the mesh is as they want it.
+    facts.daemon_set.as_mut().unwrap()["spec"]["template"]["spec"]["nodeSelector"] = json!({"mesh": "yes"});
+    assert_eq!(level(&facts, Want::All, "WEFT-C033"), Some(Level::Error));
+    facts.pods.truncate(1);
+    facts.nodes[0]["metadata"]["labels"] = json!({"mesh": "yes"});
+    assert_eq!(level(&facts, Want::All, "WEFT-C033"), None);
+    facts.denied.insert("/api/v1/namespaces/weft-system/pods".into());
+    assert_eq!(level(&facts, Want::All, "WEFT-C033"), Some(Level::Warning));
+}
+
+#[test]
+fn where_capture_is_impossible_is_found_and_said() {
+    let mut facts = installed();
+    facts.pods[0]["spec"]["runtimeClassName"] = "sandboxed".into();
+    facts.runtime_classes = vec![json!({"metadata": {"name": "sandboxed"}, "handler": "runsc"})];
+    assert_eq!(level(&facts, Want::All, "WEFT-C034"), Some(Level::Error));
+    facts.runtime_classes[0]["handler"] = "runc".into();
+    assert_eq!(level(&facts, Want::All, "WEFT-C034"), None);
+    assert_eq!(blind_spots(&facts), []);
+    facts.cilium = Some(json!({"data": {"kube-proxy-replacement": "true"}}));
+    facts.calico = Some(json!({"spec": {"bpfEnabled": true}}));
+    let ids: Vec<_> = blind_spots(&facts).into_iter().map(|f| f.id).collect();
+    assert_eq!(ids, ["WEFT-C009", "WEFT-C010"]);
 }
 
 #[tokio::test]

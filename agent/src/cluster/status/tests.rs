@@ -90,7 +90,13 @@ fn nodes_namespaces_and_callers_in_clear_are_on_the_screen() {
         .iter()
         .map(|n| (n.node.as_str(), n.ready, n.captured, n.wanted, n.problem.as_str()))
         .collect();
-    assert_eq!(nodes, [("n1", true, 1, 1, ""), ("n2", false, 0, 1, "no agent runs here")]);
+    assert_eq!(
+        nodes,
+        [
+            ("n1", true, 1, 1, ""),
+            ("n2", false, 0, 1, "no agent serves here: no pod of DaemonSet weft-agent is there")
+        ]
+    );
     let line = &summary.namespaces[0];
     assert_eq!(
         (line.namespace.as_str(), line.mtls.as_str(), line.captured, line.bypassing),

@@ -16,6 +16,13 @@ app.kubernetes.io/name: weft
 app.kubernetes.io/component: {{ . }}
 {{- end -}}
 
+{{- /* weft.hook: WEIGHT → annotations of what is there only before the release is deleted. Kept when it failed, to be looked at. */ -}}
+{{- define "weft.hook" -}}
+helm.sh/hook: pre-delete
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end -}}
+
 {{- define "weft.image" -}}
 {{- with .Values.image -}}
 {{- if .digest }}{{ .repository }}@{{ .digest }}{{ else }}{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}{{ end -}}

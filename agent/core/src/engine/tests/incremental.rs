@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     config::{Action, Config, FailReason, PortConfig, TlsListener, Transport},
-    engine::{Engine, Feedback, Update, Work},
+    engine::{Engine, Feedback, Settings, Update, Work},
     matching::RouteTable,
     model::*,
     status::{Condition, ConditionStatus, ListenerStatus, ObjectStatus},
@@ -16,6 +16,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write,
     sync::Arc,
+    time::Duration,
 };
 
 /// Everything that the data plane can see of a Config, as text in a stable order.
@@ -82,6 +83,7 @@ enum Edit {
     Pod(u8, Option<(u8, u8)>),
     Slice(u8, Option<(u8, u8)>),
     Doubt(u8),
+    Node(u8, Option<u8>),
     Unbound(u8, bool),
     Settings(bool),
 }
@@ -207,6 +209,19 @@ fn edit(w: &mut World, feedback: &mut Feedback, e: &Edit) {
                 if shape % 7 == 0 {
                     s.ports[0].app_protocol = Some("mysql".into());
                 }
+                s.internal_local = shape % 3 == 0;
+                s.client_ip_affinity = (shape % 11 == 0).then(|| Duration::from_secs(u64::from(shape)));
+                // Its own ClusterIP, another's, an address that others claim too.
+                let claimed =
+                    [None, Some("10.0.0.2"), Some("192.0.2.1"), Some("fd00::9")][usize::from(shape / 16 % 4)];
+                s.external_ips = claimed.into_iter().map(ip).collect();
+                if shape / 64 % 2 == 1 {
+                    s.vips = vec![ip("192.0.2.1")];
+                    s.source_ranges = vec!["10.1.0.0/30".parse().unwrap()];
+                }
+                if shape / 128 == 1 {
+                    s.cluster_ips.push(ip(&format!("fd00::{}", i % 4 + 1)));
+                }
                 s
             });
             put(&mut w.0.services, &name(i), new);
@@ -280,6 +295,18 @@ fn edit(w: &mut World, feedback: &mut Feedback, e: &Edit) {
                 let mut e = endpoint(&format!("10.1.0.{}", shape % 5), &pod);
                 e.ready = shape % 7 != 0;
                 e.node = Some(format!("n{}", shape % 2).into());
+                e.serving = shape % 13 != 0;
+                e.terminating = shape % 4 == 1;
+                e.for_zones = [vec![], vec!["a".into()], vec!["a".into(), "b".into()], vec!["b".into()]]
+                    [usize::from(shape / 8 % 4)]
+                .clone();
+                e.for_nodes = (shape / 32 % 2 == 1)
+                    .then(|| format!("n{}", shape / 64 % 2).into())
+                    .into_iter()
+                    .collect();
+                if shape % 17 == 0 {
+                    e.addresses = vec![ip("fd01::1")];
+                }
                 slice(&name(i % 6), &name(service % 6), vec![e, endpoint("10.1.0.1", "")])
             });
             put(&mut w.0.endpoint_slices, &name(i % 6), new);
@@ -290,6 +317,27 @@ fn edit(w: &mut World, feedback: &mut Feedback, e: &Edit) {
                 0 => Doubt::Everywhere,
                 _ => Doubt::Nodes(Arc::new(nodes.collect())),
             };
+        }
+        Edit::Node(i, v) => {
+            let name = format!("n{}", i % 2);
+            match v {
+                Some(shape) => {
+                    let zone: &[(&str, &str)] = [
+                        &[][..],
+                        &[("topology.kubernetes.io/zone", "a")],
+                        &[("topology.kubernetes.io/zone", "b")],
+                    ][usize::from(shape % 3)];
+                    let node = Node {
+                        meta: Meta { labels: labels(zone), ..meta(&name) },
+                        addresses: vec![ip(&format!("10.1.0.{}", shape % 5))],
+                        pod_cidrs: Vec::new(),
+                        kubelet_port: 10_250,
+                        ready: shape % 2 == 0,
+                    };
+                    w.0.nodes.insert(name.into(), Arc::new(node));
+                }
+                None => drop(w.0.nodes.remove(&*name)),
+            }
         }
         Edit::Unbound(i, there) => {
             let at = (key(&name(i % 3)), 80, Transport::Tcp);
@@ -348,6 +396,7 @@ fn any_edit() -> impl Strategy<Value = Edit> {
         4 => (b(), opt(pair())).prop_map(|(i, v)| Edit::Pod(i, v)),
         4 => (b(), opt(pair())).prop_map(|(i, v)| Edit::Slice(i, v)),
         2 => b().prop_map(Edit::Doubt),
+        3 => (b(), proptest::option::weighted(0.8, b())).prop_map(|(i, v)| Edit::Node(i, v)),
         1 => (b(), any::<bool>()).prop_map(|(i, v)| Edit::Unbound(i, v)),
         1 => any::<bool>().prop_map(Edit::Settings),
     ]
@@ -448,13 +497,14 @@ proptest! {
     #[test]
     fn step_by_step_is_the_same_as_at_once(edits in proptest::collection::vec(any_edit(), 1..40)) {
         let (mut w, mut feedback) = (world(), Feedback::default());
-        let mut settings = settings();
+        let mut settings = Settings { node: Some("n0".into()), ..settings() };
         let mut engine = Engine::new(settings.clone());
         let mut last: Option<Update> = None;
         for e in &edits {
             edit(&mut w, &mut feedback, e);
             if let Edit::Settings(other) = e {
                 settings.trust_domain = if *other { "other.dev".into() } else { "cluster.local".into() };
+                settings.node = if *other { Some("n1".into()) } else { Some("n0".into()) };
                 engine.set_settings(settings.clone());
             }
             let update = engine.apply(w.0.clone(), &feedback);
@@ -515,12 +565,19 @@ fn less(after: Work, before: Work) -> Work {
     }
 }
 
+fn claim_external(w: &mut World) {
+    w.service(Service {
+        external_ips: vec![ip("192.0.2.1")],
+        ..service("shop/other", "10.0.0.2", &[80, 81])
+    });
+}
+
 /// (what is edited, the work that it takes) in a world of 2,000 routes.
 #[test]
 fn an_edit_costs_what_it_touches() {
     type Step = (&'static str, fn(&mut World), Work);
     let none = Work::default();
-    let steps: [Step; 8] = [
+    let steps: [Step; 12] = [
         (
             "one route",
             |w| w.route(http_route("shop/r7", &["Gateway infra/g7#http"], vec![rule("/x", &["web"])])),
@@ -546,12 +603,24 @@ fn an_edit_costs_what_it_touches() {
             |w| w.service(service("shop/other", "10.0.0.2", &[80, 81])),
             Work { frontends: 1, endpoints: 1, ..none },
         ),
+        (
+            "the own node comes into a zone that hints are about",
+            |w| w.node("n1", "b"),
+            Work { endpoints: 1, ..none },
+        ),
+        ("another node's zone", |w| w.node("n2", "b"), none),
+        ("the own node is not ready", |w| w.node_ready("n1", false), none),
+        ("an external address", claim_external, Work { frontends: 1, endpoints: 1, ..none }),
         ("a secret that nobody uses", |w| w.secret("infra/s", key_pair("s")), none),
         ("a grant that nobody needs", |w| w.grant("other/g", (Kind::HttpRoute, "shop"), Kind::Service), none),
         ("labels that nobody selects", |w| w.namespace("infra", &[("a", "b")]), none),
     ];
     let mut w = big(10, 2_000);
-    let mut engine = Engine::new(settings());
+    w.service(service("shop/zoned", "10.0.0.3", &[80]));
+    let hinted = SliceEndpoint { for_zones: vec!["a".into()], ..endpoint("10.1.0.8", "") };
+    w.slice(slice("shop/zoned-1", "shop/zoned", vec![hinted]));
+    w.node("n1", "a");
+    let mut engine = Engine::new(Settings { node: Some("n1".into()), ..settings() });
     let feedback = Feedback::default();
     let mut last = engine.apply(w.0.clone(), &feedback);
     for (what, step, work) in steps {

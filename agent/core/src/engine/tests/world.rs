@@ -17,6 +17,7 @@ pub(super) fn settings() -> Settings {
         gateway_addresses: BTreeMap::new(),
         default_addresses: vec!["127.0.0.1".parse().unwrap()],
         placed: false,
+        node: None,
     }
 }
 
@@ -101,6 +102,20 @@ impl World {
 
     pub(super) fn slice(&mut self, slice: EndpointSlice) {
         self.0.endpoint_slices.insert(slice.meta.key.clone(), Arc::new(slice));
+    }
+
+    /// A node in a zone (`""`: in none).
+    pub(super) fn node(&mut self, name: &str, zone: &str) {
+        let zone = (!zone.is_empty()).then_some(("topology.kubernetes.io/zone", zone));
+        let meta = Meta { labels: labels(zone.as_slice()), ..meta(name) };
+        let node =
+            Node { meta, addresses: Vec::new(), pod_cidrs: Vec::new(), ready: true, kubelet_port: 10_250 };
+        self.0.nodes.insert(name.into(), Arc::new(node));
+    }
+
+    pub(super) fn node_ready(&mut self, name: &str, ready: bool) {
+        let node = Node { ready, ..(**self.0.nodes.get(name).unwrap()).clone() };
+        self.0.nodes.insert(name.into(), Arc::new(node));
     }
 
     pub(super) fn pod(&mut self, pod: Pod) {
@@ -287,10 +302,13 @@ pub(super) fn service(name: &str, ip: &str, ports: &[u16]) -> Service {
         kind: ServiceType::ClusterIp,
         cluster_ips: if ip.is_empty() { Vec::new() } else { vec![self::ip(ip)] },
         ports: ports.collect(),
-        publish_not_ready: false,
-        client_ip_affinity: false,
-        traffic_distribution: None,
+        family: (!ip.is_empty()).then(|| IpFamily::of(self::ip(ip))),
+        internal_local: false,
+        client_ip_affinity: None,
+        external_ips: Vec::new(),
         ingress: Vec::new(),
+        vips: Vec::new(),
+        source_ranges: Vec::new(),
     }
 }
 

@@ -2,4 +2,5 @@
 
 mod durations;
 mod limits;
+mod liveness;
 mod retries;

@@ -2,7 +2,8 @@
 
 use super::*;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
-use weft_core::model::{ObjectKey, SecretData, ServiceType};
+use std::time::Duration;
+use weft_core::model::{ObjectKey, ProbeAsk, SecretData, ServiceType};
 
 fn core(kind: &str, rest: &str) -> String {
     format!("apiVersion: v1\nkind: {kind}\nmetadata: {{name: x, namespace: shop}}\n{rest}\n")
@@ -18,13 +19,25 @@ fn services() {
     };
     assert_eq!(
         (s.kind, s.cluster_ips.len(), s.ports.len(), s.client_ip_affinity),
-        (ServiceType::ClusterIp, 2, 2, true)
+        (ServiceType::ClusterIp, 2, 2, Some(Duration::from_hours(3)))
     );
     assert_eq!(s.ports[0].app_protocol.as_deref(), Some("kubernetes.io/h2c"));
     let Object::Service(s) = model(&core("Service", "spec: {clusterIP: None}")) else { panic!() };
     assert_eq!((s.kind, s.cluster_ips.len()), (ServiceType::Headless, 0));
 
     for (spec, said) in [
+        (
+            "spec: {sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 90000}}, ports: [{port: 80}]}",
+            "t.yaml:4: Service shop/x: spec.sessionAffinityConfig.clientIP.timeoutSeconds: 90000 is out of range; it must be from 1 to 86400",
+        ),
+        (
+            "spec: {externalIPs: [127.0.0.1], ports: [{port: 80}]}",
+            "t.yaml:4: Service shop/x: spec.externalIPs: 127.0.0.1 is no address of the network; write one that others can reach",
+        ),
+        (
+            "spec: {loadBalancerSourceRanges: [all], ports: [{port: 80}]}",
+            "t.yaml:4: Service shop/x: spec.loadBalancerSourceRanges: \"all\" is no address range; write one like 192.0.2.0/24",
+        ),
         (
             "spec: {ports: [{port: 80}, {name: b, port: 81}]}",
             "t.yaml:4: Service shop/x: spec.ports[0].name: is required; name each port when there is more than one",
@@ -71,6 +84,49 @@ fn services() {
     );
 }
 
+/// What decides which of its endpoints a pod reaches.
+#[test]
+fn services_say_whom_they_reach() {
+    let check = |spec: &str, status: &str, expected: &str| {
+        let text = core("Service", &format!("spec: {{ports: [{{port: 80}}], {spec}}}\nstatus: {{{status}}}"));
+        let Object::Service(s) = model(&text) else { panic!() };
+        let external: Vec<String> =
+            s.external_addresses().map(|(ip, from)| format!("{ip} from {from:?}")).collect();
+        let local = if s.internal_local { "local " } else { "" };
+        assert_eq!(format!("{local}{:?} {}", s.family, external.join(", ")), expected, "{spec} {status}");
+    };
+    let v4 = "clusterIP: 10.0.0.1";
+    check("", "", "None ");
+    check("ipFamilies: [IPv6, IPv4], clusterIP: None", "", "Some(V6) ");
+    check("clusterIPs: [\"fd00::1\", 10.0.0.1]", "", "Some(V6) ");
+    check(&format!("{v4}, internalTrafficPolicy: Local"), "", "local Some(V4) ");
+    check(&format!("{v4}, internalTrafficPolicy: Cluster"), "", "Some(V4) ");
+    check(&format!("{v4}, externalIPs: [192.0.2.1]"), "", "Some(V4) 192.0.2.1 from []");
+    check("externalIPs: [192.0.2.1]", "", "None ");
+    check(&format!("{v4}, externalIPs: [\"fd01::1\"]"), "", "Some(V4) ");
+    let ingress = |one: &str| format!("loadBalancer: {{ingress: [{one}]}}");
+    check(v4, &ingress("{ip: 192.0.2.2}"), "Some(V4) 192.0.2.2 from []");
+    check(v4, &ingress("{ip: 192.0.2.2, ipMode: VIP}"), "Some(V4) 192.0.2.2 from []");
+    check(v4, &ingress("{ip: 192.0.2.2, ipMode: Proxy}"), "Some(V4) ");
+    check(v4, &ingress("{hostname: lb.example.com}"), "Some(V4) ");
+    let ranges = |all: &str| format!("{v4}, loadBalancerSourceRanges: [{all}], externalIPs: [192.0.2.1]");
+    check(
+        &ranges("\" 10.1.0.9/16 \", \"fd00::/8\""),
+        &ingress("{ip: 192.0.2.2}"),
+        "Some(V4) 192.0.2.1 from [], 192.0.2.2 from [10.1.0.0/16]",
+    );
+    check(
+        &ranges("10.1.0.0/16, 0.0.0.0/0"),
+        &ingress("{ip: 192.0.2.2}"),
+        "Some(V4) 192.0.2.1 from [], 192.0.2.2 from []",
+    );
+    check(
+        &ranges("\"fd00::/8\""),
+        &ingress("{ip: 192.0.2.2}"),
+        "Some(V4) 192.0.2.1 from [], 192.0.2.2 from []",
+    );
+}
+
 /// Kubelets may make mirror pods in any namespace: what they are called must give their node no identity there.
 #[test]
 fn static_pods_are_not_in_the_mesh() {
@@ -95,7 +151,7 @@ fn endpoint_slices() {
     let ours = "kubernetes.io/service-name: cart";
     let Object::EndpointSlice(s) = model(&slice(
         ours,
-        "addressType: IPv4\nports: [{name: \"\", port: 8080}, {name: any}]\nendpoints:\n- {addresses: [10.0.0.1], nodeName: node-1, zone: z, targetRef: {kind: Pod, name: p}}\n- {addresses: [10.0.0.2], conditions: {ready: false, terminating: true}}\n",
+        "addressType: IPv4\nports: [{name: \"\", port: 8080}, {name: any}]\nendpoints:\n- {addresses: [10.0.0.1], nodeName: node-1, zone: z, hints: {forZones: [{name: z}, {name: y}], forNodes: [{name: node-1}]}, targetRef: {kind: Pod, name: p}}\n- {addresses: [10.0.0.2], conditions: {ready: false, terminating: true}}\n",
     )) else {
         panic!()
     };
@@ -104,8 +160,13 @@ fn endpoint_slices() {
     assert!(
         s.endpoints[0].ready
             && s.endpoints[0].serving
-            && !s.endpoints[1].serving
+            && !s.endpoints[1].ready
+            && s.endpoints[1].serving
             && s.endpoints[1].terminating
+    );
+    assert_eq!(
+        (s.endpoints[0].for_zones.join(" "), s.endpoints[0].for_nodes.join(" ")),
+        ("z y".into(), "node-1".into())
     );
     assert_eq!(s.endpoints[0].pod, Some(ObjectKey::new("shop", "p")));
     for (labels, rest, said) in [
@@ -264,4 +325,85 @@ fn ca_bundles() {
         ],
     );
     check(&core("ConfigMap", "data: {other: x}"), 1, &[]);
+}
+
+#[test]
+fn probes_are_what_the_kubelet_asks_of_this_pod() {
+    let check = |containers: &str, want: &[(u16, ProbeAsk)]| {
+        let text = core(
+            "Pod",
+            &format!("spec: {containers}\nstatus: {{podIPs: [{{ip: 10.0.0.1}}, {{ip: \"fd00::1\"}}]}}"),
+        );
+        let Object::Pod(pod) = model(&text) else { panic!() };
+        let got: Vec<_> = pod.probes.iter().map(|p| (p.port, p.ask.clone())).collect();
+        assert_eq!(got, want, "{containers}");
+    };
+    let http = |target: &str, headers: &[(&str, &str)]| ProbeAsk::Http {
+        target: target.into(),
+        headers: headers.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect(),
+    };
+    let grpc = |service: &str| ProbeAsk::Grpc { service: service.into() };
+    let one = |rest: &str| {
+        format!("{{containers: [{{name: c, ports: [{{name: web, containerPort: 8080}}], {rest}}}]}}")
+    };
+    check("{containers: [{name: c}]}", &[]);
+    check(
+        &one("readinessProbe: {exec: {command: [\"true\"]}}, lifecycle: {preStop: {sleep: {seconds: 1}}}"),
+        &[],
+    );
+    check(&one("readinessProbe: {httpGet: {port: web}}"), &[(8080, http("/", &[]))]);
+    check(
+        &one("livenessProbe: {httpGet: {port: 81, path: \"/a?b\", httpHeaders: [{name: X, value: z}]}}"),
+        &[(81, http("/a?b", &[("X", "z")]))],
+    );
+    check(&one("startupProbe: {httpGet: {port: web, scheme: HTTPS, path: /x}}"), &[(8080, ProbeAsk::Https)]);
+    check(&one("readinessProbe: {tcpSocket: {port: \"82\"}}"), &[(82, ProbeAsk::Tcp)]);
+    check(&one("readinessProbe: {grpc: {port: 83}}"), &[(83, grpc(""))]);
+    check(&one("readinessProbe: {grpc: {port: 83, service: shop}}"), &[(83, grpc("shop"))]);
+    // Each once, whoever asks it.
+    check(
+        &one("readinessProbe: {tcpSocket: {port: web}}, livenessProbe: {tcpSocket: {port: 8080}}"),
+        &[(8080, ProbeAsk::Tcp)],
+    );
+    // A name that this container does not have is nobody's port.
+    check(&one("readinessProbe: {tcpSocket: {port: other}}"), &[]);
+    for host in ["10.0.0.1", "\"fd00::1\"", "\"fd00:0::1\"", "\"\""] {
+        check(
+            &one(&format!("readinessProbe: {{tcpSocket: {{port: 1, host: {host}}}}}")),
+            &[(1, ProbeAsk::Tcp)],
+        );
+    }
+    // Aimed at somebody else: whoever that is has not declared it.
+    for host in ["10.0.0.2", "127.0.0.1", "localhost", "x.shop.svc"] {
+        check(&one(&format!("readinessProbe: {{tcpSocket: {{port: 1, host: {host}}}}}")), &[]);
+        check(&one(&format!("readinessProbe: {{httpGet: {{port: 1, host: {host}}}}}")), &[]);
+        check(&one(&format!("lifecycle: {{preStop: {{httpGet: {{port: 1, host: {host}}}}}}}")), &[]);
+    }
+    check(
+        &one(
+            "lifecycle: {postStart: {httpGet: {port: web, path: /up}}, preStop: {httpGet: {port: 84, path: /down, scheme: HTTPS}}}",
+        ),
+        // In clear too, once its server answers that it is HTTP.
+        &[(8080, http("/up", &[])), (84, http("/down", &[])), (84, ProbeAsk::Https)],
+    );
+    check(
+        "{initContainers: [{name: s, restartPolicy: Always, startupProbe: {tcpSocket: {port: 1}}}], containers: [{name: c, readinessProbe: {tcpSocket: {port: 2}}}]}",
+        &[(1, ProbeAsk::Tcp), (2, ProbeAsk::Tcp)],
+    );
+}
+
+#[test]
+fn a_node_says_where_its_kubelet_listens() {
+    for (status, port) in [
+        ("{}", 10_250),
+        ("{daemonEndpoints: {kubeletEndpoint: {Port: 10350}}}", 10_350),
+        ("{daemonEndpoints: {kubeletEndpoint: {Port: 0}}}", 10_250),
+        ("{daemonEndpoints: {kubeletEndpoint: {Port: 99999}}}", 10_250),
+    ] {
+        let text = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: n1}}\nstatus: {status}\n");
+        let (documents, errors) = crate::yaml::read(&text);
+        assert_eq!(errors, [], "{text}");
+        let (node, problems) = convert_node(&documents[0].value, &Source::default());
+        assert_eq!((node.map(|node| node.kubelet_port), problems), (Some(port), Vec::new()), "{status}");
+    }
 }

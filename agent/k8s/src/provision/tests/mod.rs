@@ -7,7 +7,7 @@ mod provisioner;
 
 use crate::{convert, yaml};
 use std::sync::Arc;
-use weft_core::model::{Labels, Meta, Node, ObjectKey, Snapshot, Str};
+use weft_core::model::{KUBELET_PORT, Labels, Meta, Node, ObjectKey, Snapshot, Str};
 
 /// A world from YAML; every problem is a fault of the test.
 fn world(text: &str) -> Snapshot {
@@ -52,6 +52,6 @@ fn node(snapshot: &mut Snapshot, name: &str, ips: &[&str], labels: &[&str]) {
         origin: None,
     };
     let addresses = ips.iter().map(|ip| ip.parse().expect("an address")).collect();
-    let node = Node { meta, addresses, pod_cidrs: Vec::new(), ready: true };
+    let node = Node { meta, addresses, pod_cidrs: Vec::new(), ready: true, kubelet_port: KUBELET_PORT };
     snapshot.nodes.insert(name.into(), Arc::new(node));
 }

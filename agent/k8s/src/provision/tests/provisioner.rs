@@ -34,6 +34,7 @@ fn settings() -> Settings {
         gateway_addresses: BTreeMap::new(),
         default_addresses: Vec::new(),
         placed: true,
+        node: None,
     }
 }
 

@@ -32,7 +32,7 @@ use weft_core::{
     config::{
         Action, AppProtocol, Backend, BackendKey, ClientValidation, Config, Endpoint, EndpointSet,
         FailReason, FilterChain, GatewayConfig, HttpBackend, HttpListener, HttpRule, L4Rule, PortConfig,
-        RuleId, TlsListener, TlsTermination, Transport,
+        Reach, RuleId, TlsListener, TlsTermination, Transport,
     },
     engine::Feedback,
     matching::{Entry, HostMap, Order, RouteTable},
@@ -105,11 +105,16 @@ impl Bed {
         transport: Transport,
         endpoints: &[SocketAddr],
     ) -> Arc<Backend> {
-        let key = BackendKey { service: ObjectKey::new("shop", name), port: 80, transport };
+        let key = BackendKey {
+            service: ObjectKey::new("shop", name),
+            port: 80,
+            transport,
+            reach: Reach::default(),
+        };
         let ready =
             endpoints.iter().map(|addr| Endpoint { addr: *addr, workload: None, zone: None }).collect();
         self.config.endpoints.insert(key.clone(), Arc::new(EndpointSet { ready }));
-        Arc::new(Backend { key, protocol: AppProtocol::Http, tls: None, client_ip_affinity: false })
+        Arc::new(Backend { key, protocol: AppProtocol::Http, tls: None, client_ip_affinity: None })
     }
 
     /// Puts the Config into effect as the binary does.

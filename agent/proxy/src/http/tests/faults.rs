@@ -10,7 +10,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use weft_core::{
-    config::{AppProtocol, HttpRule},
+    config::{AppProtocol, Config, HttpRule},
     model::{Retry, RouteKind},
 };
 
@@ -128,6 +128,33 @@ fn says_why_there_is_no_answer() {
             );
             assert!(answer.headers().contains_key(REASON_HEADER));
         }
+    });
+}
+
+/// E19: a policy that somebody wrote is why, so it is named, with the node.
+#[test]
+fn says_that_there_is_no_endpoint_on_the_clients_node() {
+    run(async {
+        let mut world = World(Config { node: Some("n1".into()), ..Config::default() });
+        let mut local = backend("app", AppProtocol::Http);
+        local.key.reach.local = true;
+        // Others are there, on other nodes.
+        world.service(backend("app", AppProtocol::Http), &[nobody().await]);
+        let only = world.service(local, &[]);
+        let bed = Bed::new(world.frontend(&only, None));
+        let mesh = bed.mesh().await;
+        let said = "shop/app port 80 has internalTrafficPolicy: Local and no ready endpoint on node n1";
+        let answer = raw(mesh, "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+        assert_eq!(parse(&answer).0, 503);
+        assert!(answer.contains("x-weft-reason: no_local_endpoint\r\n"), "{answer}");
+        assert!(parse(&answer).1.starts_with(&format!("no_local_endpoint: {said}\n")), "{answer}");
+        assert!(bed.metrics().contains("no_local_endpoint"), "{}", bed.metrics());
+        let request = Request::post("http://a/s/m").header("content-type", "application/grpc").body(body(""));
+        let answer = h2_client(mesh).await.send_request(request.unwrap()).await.unwrap();
+        assert_eq!(
+            (&answer.headers()["grpc-status"], &answer.headers()["grpc-message"]),
+            (&"14".parse().unwrap(), &said.parse::<HeaderValue>().unwrap())
+        );
     });
 }
 

@@ -4,5 +4,6 @@ pub(crate) mod support;
 
 mod backend_tls;
 mod faults;
+mod idle;
 mod routing;
 mod streams;

@@ -6,6 +6,7 @@ use crate::{
     drain::Drain,
     error::{ProxyError, Reason, Retryable},
     http::{Entrance, GatewayEntrance, HttpConn, HttpVersion, HttpWorker, respond, serve},
+    loads::Loads,
     share::{Share, ShareLimits, scheduler::Scheduler},
     telemetry::{Telemetry, TelemetryConfig},
 };
@@ -20,7 +21,7 @@ use std::{
     convert::Infallible,
     io,
     net::SocketAddr,
-    os::fd::OwnedFd,
+    os::fd::{BorrowedFd, OwnedFd},
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -34,7 +35,7 @@ use weft_core::{
     balance::Weighted,
     config::{
         Action, AppProtocol, Backend, BackendKey, Config, Endpoint, EndpointSet, FailReason, FilterChain,
-        Frontend, GatewayConfig, HttpBackend, HttpListener, HttpRule, MeshRoutes, PortConfig, RuleId,
+        Frontend, GatewayConfig, HttpBackend, HttpListener, HttpRule, MeshRoutes, PortConfig, Reach, RuleId,
         Transport,
     },
     matching::{Entry, HostMap, Order, RouteTable},
@@ -85,12 +86,16 @@ impl Sockets for NoSockets {
     fn tcp(&self, _: bool) -> io::Result<OwnedFd> {
         Err(io::ErrorKind::Unsupported.into())
     }
+
+    fn original_dst(&self, _: BorrowedFd<'_>) -> io::Result<SocketAddr> {
+        Err(io::ErrorKind::NotFound.into())
+    }
 }
 
 /// The HTTP path with a listener in front.
-pub(crate) struct Bed {
+pub(crate) struct Bed<D: Dial = Plain> {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) http: Rc<HttpWorker<Plain>>,
+    pub(crate) http: Rc<HttpWorker<D>>,
     pub(crate) share: Rc<Share>,
     pub(crate) dials: Rc<Cell<u32>>,
 }
@@ -101,6 +106,15 @@ impl Bed {
     }
 
     pub(crate) fn with(limits: Limits, config: Config) -> Rc<Self> {
+        let plain = Plain::default();
+        let dials = Rc::clone(&plain.dials);
+        Self::around(limits, config, (plain, dials))
+    }
+}
+
+impl<D: Dial> Bed<D> {
+    /// With upstreams of the test's own making, and a count of how often they are dialled.
+    pub(crate) fn around(limits: Limits, config: Config, (dial, dials): (D, Rc<Cell<u32>>)) -> Rc<Self> {
         let telemetry = Telemetry::detached(TelemetryConfig {
             access_log: crate::telemetry::AccessLogConfig {
                 output: crate::telemetry::AccessLogOutput::Off,
@@ -118,9 +132,11 @@ impl Bed {
             Drain::new(),
             Arc::default(),
         );
-        let plain = Plain::default();
-        let dials = Rc::clone(&plain.dials);
-        let http = HttpWorker::new(Arc::clone(&shared), plain, shared.telemetry.worker(), 42);
+        let http = {
+            let telemetry = shared.telemetry.worker();
+            let loads = Loads::new(telemetry.clone(), shared.sticky.clone(), None);
+            HttpWorker::new(Arc::clone(&shared), dial, telemetry, loads, 42)
+        };
         Rc::new(Self { shared, http, share, dials })
     }
 
@@ -131,8 +147,22 @@ impl Bed {
 
     /// Listens as a Gateway's HTTP port.
     pub(crate) async fn gateway(self: &Rc<Self>) -> SocketAddr {
-        let gateway = ObjectKey::new("infra", "edge");
-        self.listen(Entrance::Gateway(GatewayEntrance { gateway, port: GATEWAY_PORT, tls: None }), None).await
+        self.listen(at_gateway(), None).await
+    }
+
+    /// Serves one connection.
+    pub(crate) fn serve<S>(&self, io: S, peer: SocketAddr, entrance: Entrance, version: Option<HttpVersion>)
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
+    {
+        let conn = HttpConn {
+            http: Rc::clone(&self.http),
+            share: Rc::clone(&self.share),
+            source: self.source(),
+            peer: Peer { ip: peer.ip(), port: peer.port() },
+            entrance,
+        };
+        self.share.spawn(serve(io, version, conn));
     }
 
     pub(crate) async fn listen(
@@ -145,14 +175,7 @@ impl Bed {
         let bed = Rc::clone(self);
         tokio::task::spawn_local(async move {
             while let Ok((io, peer)) = listener.accept().await {
-                let conn = HttpConn {
-                    http: Rc::clone(&bed.http),
-                    share: Rc::clone(&bed.share),
-                    source: bed.source(),
-                    peer: Peer { ip: peer.ip(), port: peer.port() },
-                    entrance: entrance.clone(),
-                };
-                bed.share.spawn(serve(io, version, conn));
+                bed.serve(io, peer, entrance.clone(), version);
             }
         });
         addr
@@ -175,11 +198,19 @@ impl Bed {
             ips: Vec::new(),
             node: None,
             enrolled: true,
+            labelled: true,
+            tunnel: weft_core::model::TunnelPort::default(),
             mode: MtlsMode::Permissive,
             app: "curl".into(),
+            probes: Arc::default(),
         });
         Rc::new(Source { share: ShareKey::Pod(pod), workload, identity: None, sockets: Arc::new(NoSockets) })
     }
+}
+
+pub(crate) fn at_gateway() -> Entrance {
+    let gateway = ObjectKey::new("infra", "edge");
+    Entrance::Gateway(GatewayEntrance { gateway, port: GATEWAY_PORT, tls: None })
 }
 
 /// Matches and what they lead to.
@@ -190,8 +221,13 @@ pub(crate) type Routes = Vec<(Match, HttpRule)>;
 pub(crate) struct World(pub(crate) Config);
 
 pub(crate) fn backend(name: &str, protocol: AppProtocol) -> Backend {
-    let key = BackendKey { service: ObjectKey::new("shop", name), port: 80, transport: Transport::Tcp };
-    Backend { key, protocol, tls: None, client_ip_affinity: false }
+    let key = BackendKey {
+        service: ObjectKey::new("shop", name),
+        port: 80,
+        transport: Transport::Tcp,
+        reach: Reach::default(),
+    };
+    Backend { key, protocol, tls: None, client_ip_affinity: None }
 }
 
 impl World {
@@ -208,6 +244,7 @@ impl World {
         let frontend = Frontend {
             service: default.key.service.clone(),
             port: 80,
+            external: None,
             protocol: default.protocol,
             producer: routes.map(|routes| MeshRoutes::Http(table(routes))),
             consumers: Default::default(),
@@ -425,7 +462,14 @@ pub(crate) type Body2 = UnsyncBoxBody<Bytes, io::Error>;
 
 /// An HTTP/2 client with prior knowledge.
 pub(crate) async fn h2_client(addr: SocketAddr) -> hyper::client::conn::http2::SendRequest<Body2> {
-    let io = TcpStream::connect(addr).await.unwrap();
+    h2_over(TcpStream::connect(addr).await.unwrap()).await
+}
+
+/// The same over any stream.
+pub(crate) async fn h2_over<S>(io: S) -> hyper::client::conn::http2::SendRequest<Body2>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
+{
     let (sender, conn) = hyper::client::conn::http2::handshake(LocalExec, TokioIo::new(io)).await.unwrap();
     tokio::task::spawn_local(async move {
         let _ = conn.await;
@@ -435,7 +479,14 @@ pub(crate) async fn h2_client(addr: SocketAddr) -> hyper::client::conn::http2::S
 
 /// An HTTP/1.1 client on one connection.
 pub(crate) async fn h1_client(addr: SocketAddr) -> hyper::client::conn::http1::SendRequest<Body2> {
-    let io = TcpStream::connect(addr).await.unwrap();
+    h1_over(TcpStream::connect(addr).await.unwrap()).await
+}
+
+/// The same over any stream.
+pub(crate) async fn h1_over<S>(io: S) -> hyper::client::conn::http1::SendRequest<Body2>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
+{
     let (sender, conn) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await.unwrap();
     tokio::task::spawn_local(async move {
         let _ = conn.await;

@@ -50,6 +50,25 @@ async fn each_direction_ends_by_itself() {
     assert!(matches!(copied.end, End::Clean));
 }
 
+#[tokio::test(start_paused = true)]
+async fn no_silence_of_a_copy_is_too_long() {
+    let (mut client, mut server, copying) = in_memory(b"", Drain::new());
+    let talking = async {
+        let mut got = [0; 4];
+        for _ in 0..2 {
+            tokio::time::sleep(std::time::Duration::from_secs(24 * 3600)).await;
+            client.write_all(b"ping").await.unwrap();
+            server.read_exact(&mut got).await.unwrap();
+            server.write_all(b"pong").await.unwrap();
+            client.read_exact(&mut got).await.unwrap();
+            assert_eq!(&got, b"pong");
+        }
+        drop((client, server));
+    };
+    let ((), copied) = tokio::join!(talking, copying);
+    assert_eq!((copied.received, copied.sent), (8, 8));
+}
+
 #[tokio::test]
 async fn a_reset_is_passed_on() {
     let (client, downstream) = tcp_pair().await;

@@ -34,12 +34,18 @@ fn protocols_are_recognised() {
 
 /// A ClientHello of rustls for `name`.
 fn hello(name: &'static str) -> Vec<u8> {
+    hello_with(name, &[])
+}
+
+/// The same with these application protocols.
+fn hello_with(name: &'static str, alpn: &[&[u8]]) -> Vec<u8> {
     let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(rustls::RootCertStore::empty())
         .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
     let name = rustls_pki_types::ServerName::try_from(name).unwrap();
     let mut client = rustls::ClientConnection::new(config.into(), name).unwrap();
     let mut out = Vec::new();
@@ -75,6 +81,33 @@ fn server_names_are_read() {
     assert_eq!(server_name(b"GET / HTTP/1.1\r\n"), Sni::Invalid);
 }
 
+#[test]
+fn offered_protocols_are_found_in_split_hellos() {
+    let ours = weft_certs::ALPN_WEFT;
+    let check = |bytes: &[u8], expected: Offer| {
+        assert_eq!(offers(bytes, ours), expected, "{} bytes", bytes.len());
+    };
+    let whole = hello_with("127.0.0.1", &[ours]);
+    assert!(whole.len() > 1216, "with a post-quantum key share: {} bytes", whole.len());
+    for n in 0..whole.len() {
+        check(&whole[..n], Offer::NeedMore);
+    }
+    check(&whole, Offer::Yes);
+    check(&[&whole[..], b"more"].concat(), Offer::Yes);
+    for size in [1, 7, 512] {
+        let records = split(&whole, size);
+        check(&records[..records.len() - 1], Offer::NeedMore);
+        check(&records, Offer::Yes);
+    }
+    check(&hello_with("shop.example.com", &[b"h2", ours]), Offer::Yes);
+    check(&hello_with("shop.example.com", &[b"h2", b"http/1.1"]), Offer::No);
+    check(&hello_with("shop.example.com", &[b"weft-hbone/10", b"weft-hbone"]), Offer::No);
+    check(&hello("shop.example.com"), Offer::No);
+    for other in [&b"GET / HTTP/1.1\r\n"[..], b"\x16\x03\x01\x02\x00\x02", b"weft-hbone/1"] {
+        check(other, Offer::No);
+    }
+}
+
 proptest! {
     #[test]
     fn more_bytes_never_change_an_answer(bytes in prop::collection::vec(any::<u8>(), 0..64), cut in 0_usize..64) {
@@ -87,9 +120,9 @@ proptest! {
 
     #[test]
     fn any_bytes_are_read_without_harm(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
-        let _ = server_name(&bytes);
+        let _ = (server_name(&bytes), offers(&bytes, b"h2"));
         let record = [&[0x16, 3, 1, 0, 200, 1, 0, 0, 190], &bytes[..]].concat();
-        let _ = server_name(&record);
+        let _ = (server_name(&record), offers(&record, b"h2"));
     }
 
     #[test]
@@ -97,6 +130,6 @@ proptest! {
         let mut bytes = hello("shop.example.com");
         let at = at % bytes.len();
         bytes[at] = value;
-        let _ = server_name(&bytes);
+        let _ = (server_name(&bytes), offers(&bytes, b"h2"));
     }
 }

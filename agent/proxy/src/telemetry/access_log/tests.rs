@@ -80,6 +80,16 @@ fn a_connection() {
     assert_eq!(got["duration_ms"], json!(61_000.0));
     assert_eq!(got["protocol"], "tcp");
     assert_eq!(got["trace_id"], exchange.trace.trace_id.to_string());
+    assert_eq!(got.get("detail"), None);
+    out.clear();
+    let denied = ConnectionRecord {
+        reason: Some(crate::error::Reason::Denied),
+        detail: Some("undeclared path /\"x"),
+        ..record
+    };
+    connection(&mut out, &denied, SystemTime::UNIX_EPOCH);
+    let got = parse(&out);
+    assert_eq!((&got["reason"], &got["detail"]), (&json!("denied"), &json!("undeclared path /\"x")));
 }
 
 proptest! {

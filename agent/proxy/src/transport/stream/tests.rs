@@ -43,7 +43,7 @@ async fn tunnel() -> (Rc<Tunnel>, mpsc::Receiver<Accepted>) {
         }
     });
     let identity = Rc::new(SpiffeId::new("cluster.local", "shop", "b"));
-    let (tunnel, driver) = Tunnel::establish(near, identity).await.unwrap();
+    let (tunnel, driver) = Tunnel::establish(near, identity, None).await.unwrap();
     tokio::task::spawn_local(driver);
     (tunnel, accepts)
 }
@@ -230,4 +230,60 @@ async fn copy_to_slow_echo(stream: TunnelStream) {
     let copying = copy::bidirectional(stream, Plain(upstream), Bytes::new(), (&drain, &buffers));
     let (copied, ()) = tokio::join!(copying, echo);
     assert!(matches!(copied.end, copy::End::Clean), "{copied:?}");
+}
+
+/// How long `tunnel` lives: until its driver has ended, or a day.
+async fn lives(tunnel: &Tunnel) -> Duration {
+    let begin = tokio::time::Instant::now();
+    while tunnel.state() == State::Open && begin.elapsed() < Duration::from_secs(24 * 3600) {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    begin.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_silence_of_a_stream_is_too_long() {
+    LocalSet::new()
+        .run_until(async {
+            let (mut near, mut far, tunnel) = stream().await;
+            for _ in 0..2 {
+                assert_eq!(lives(&tunnel).await, Duration::from_secs(24 * 3600));
+                near.write_all(b"ping").await.unwrap();
+                let mut got = [0; 4];
+                far.read_exact(&mut got).await.unwrap();
+                far.write_all(b"pong").await.unwrap();
+                near.read_exact(&mut got).await.unwrap();
+                assert_eq!(&got, b"pong");
+            }
+        })
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unused_tunnel_is_retired_after_five_minutes() {
+    LocalSet::new()
+        .run_until(async {
+            let (near, far, tunnel) = stream().await;
+            tokio::time::sleep(Duration::from_secs(1000)).await;
+            drop((near, far));
+            let lived = lives(&tunnel).await.as_secs();
+            assert!((300..=312).contains(&lived), "{lived} s");
+        })
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_whose_other_end_is_no_more_is_given_up() {
+    local(async {
+        let (near, mut far) = duplex(1 << 20);
+        let identity = Rc::new(SpiffeId::new("cluster.local", "shop", "b"));
+        // Empty SETTINGS: it speaks HTTP/2, and then no more.
+        far.write_all(b"\0\0\0\x04\0\0\0\0\0").await.unwrap();
+        let (tunnel, driver) = Tunnel::establish(near, identity, None).await.unwrap();
+        tokio::task::spawn_local(driver);
+        // PING after 10 s, 20 s of patience.
+        let lived = lives(&tunnel).await.as_secs();
+        assert!((30..=32).contains(&lived), "{lived} s");
+    })
+    .await;
 }

@@ -1,0 +1,99 @@
+//! PURE: what a pod excludes from capture, from its annotations.
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// More entries than this in one annotation are refused: it bounds the transaction.
+const MAX_ENTRIES: usize = 256;
+
+/// What of a pod's traffic is left alone. From the pod's annotations `weft.dev/exclude-…`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaptureConfig {
+    /// `exclude-inbound-ports`: ports of the pod that are reached directly.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub inbound_ports: BTreeSet<u16>,
+    /// `exclude-outbound-ports`: destination ports that the pod reaches directly.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub outbound_ports: BTreeSet<u16>,
+    /// `exclude-inbound-cidrs`: sources that reach the pod directly.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub inbound_cidrs: BTreeSet<IpNet>,
+    /// `exclude-outbound-cidrs`: destinations that the pod reaches directly.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub outbound_cidrs: BTreeSet<IpNet>,
+}
+
+/// An annotation that says nothing usable. The rest of the configuration holds; the entry captures.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("annotation {annotation}: \"{entry}\" {reason}")]
+pub struct InvalidAnnotation {
+    /// The annotation's name.
+    pub annotation: String,
+    /// The part that is wrong.
+    pub entry: String,
+    /// Why.
+    pub reason: &'static str,
+}
+
+impl CaptureConfig {
+    /// Reads `weft.dev/exclude-{inbound,outbound}-{ports,cidrs}`: comma-separated ports or CIDRs (an address
+    /// stands for itself). Invalid entries are reported and left out, so that a typo captures too much rather
+    /// than too little.
+    pub fn from_annotations<'a>(
+        annotations: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> (Self, Vec<InvalidAnnotation>) {
+        let known: BTreeMap<&str, &str> = annotations.into_iter().collect();
+        let mut invalid = Vec::new();
+        let config = Self {
+            inbound_ports: entries(&known, "weft.dev/exclude-inbound-ports", port, &mut invalid),
+            outbound_ports: entries(&known, "weft.dev/exclude-outbound-ports", port, &mut invalid),
+            inbound_cidrs: entries(&known, "weft.dev/exclude-inbound-cidrs", cidr, &mut invalid),
+            outbound_cidrs: entries(&known, "weft.dev/exclude-outbound-cidrs", cidr, &mut invalid),
+        };
+        (config, invalid)
+    }
+}
+
+fn entries<T: Ord>(
+    annotations: &BTreeMap<&str, &str>,
+    name: &'static str,
+    parse: fn(&str) -> Result<T, &'static str>,
+    invalid: &mut Vec<InvalidAnnotation>,
+) -> BTreeSet<T> {
+    let value = annotations.get(name).copied().unwrap_or_default();
+    let mut found = BTreeSet::new();
+    for entry in value.split(',').map(str::trim).filter(|e| !e.is_empty()) {
+        let parsed =
+            if found.len() < MAX_ENTRIES { parse(entry) } else { Err("is one entry too many (256)") };
+        match parsed {
+            Ok(value) => {
+                found.insert(value);
+            }
+            Err(reason) => {
+                let entry = entry.chars().take(64).collect();
+                invalid.push(InvalidAnnotation { annotation: name.into(), entry, reason });
+                if found.len() >= MAX_ENTRIES {
+                    break;
+                }
+            }
+        }
+    }
+    found
+}
+
+fn port(entry: &str) -> Result<u16, &'static str> {
+    entry.parse().ok().filter(|p| *p > 0).ok_or("is not a port from 1 to 65535")
+}
+
+fn cidr(entry: &str) -> Result<IpNet, &'static str> {
+    let net = entry
+        .parse::<IpNet>()
+        .or_else(|_| entry.parse::<std::net::IpAddr>().map(IpNet::from))
+        .map_err(|_| "is not a CIDR or address")?;
+    Ok(net.trunc())
+}
+
+#[cfg(test)]
+#[path = "capture_config/tests.rs"]
+mod tests;

@@ -1,0 +1,188 @@
+//! What the first bytes of a probe ask, and whether that is declared. Pure.
+
+use super::Asked;
+use crate::l4::detect::{Detected, detect};
+use std::net::SocketAddr;
+use weft_core::model::{ProbeAsk, Str};
+
+/// The head of a probe's request: no more than this, in bytes.
+pub(super) const HEAD_MAX: usize = 16 * 1024;
+
+/// Headers that a kubelet's HTTP client writes by itself.
+const OWN: [&str; 3] = ["user-agent", "accept", "accept-encoding"];
+
+/// What the first bytes are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// More of them must come.
+    NeedMore,
+    /// A TLS handshake, to a port of an HTTPS probe.
+    Tls,
+    /// HTTP/2, to a port of a gRPC probe.
+    Grpc,
+    /// A whole request that is declared.
+    Http {
+        /// As the application is to see it.
+        forward: Vec<u8>,
+        /// Its target.
+        target: String,
+        /// Headers that the declaration has, for a request that the answer may lead to.
+        headers: Vec<(Str, Str)>,
+        /// How many redirects it is away from the declaration.
+        depth: u8,
+    },
+    /// Nothing that is declared: why.
+    Refuse(String),
+}
+
+/// Decides over what has been read from a kubelet that is connected to `to`. More bytes never change an answer other than
+/// [`Verdict::NeedMore`], but for a request with something behind it, which is refused.
+pub(super) fn judge(bytes: &[u8], to: SocketAddr, asks: &[Asked]) -> Verdict {
+    let any = |is: fn(&ProbeAsk) -> bool| asks.iter().any(|asked| is(&asked.ask));
+    let undeclared =
+        |what: &str| Verdict::Refuse(format!("{what} to a port for which no such probe is declared"));
+    if bytes.is_empty() {
+        return Verdict::NeedMore;
+    }
+    match detect(bytes) {
+        Detected::Tls if any(|ask| *ask == ProbeAsk::Https) => Verdict::Tls,
+        Detected::Tls => undeclared("TLS"),
+        Detected::Http2 if any(|ask| matches!(ask, ProbeAsk::Grpc { .. })) => Verdict::Grpc,
+        Detected::Http2 => undeclared("HTTP/2"),
+        Detected::Opaque => Verdict::Refuse("neither HTTP nor TLS".to_owned()),
+        Detected::Http1 | Detected::NeedMore if bytes.len() > HEAD_MAX => {
+            Verdict::Refuse("a request head that is too long".to_owned())
+        }
+        Detected::NeedMore => Verdict::NeedMore,
+        Detected::Http1 if !any(|ask| matches!(ask, ProbeAsk::Http { .. })) => undeclared("plain HTTP"),
+        Detected::Http1 => request(bytes, to, asks),
+    }
+}
+
+fn request(bytes: &[u8], to: SocketAddr, asks: &[Asked]) -> Verdict {
+    let refuse = |why: String| Verdict::Refuse(why);
+    let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { return Verdict::NeedMore };
+    if bytes.len() > end + 4 {
+        return refuse("something behind the request's head".to_owned());
+    }
+    let head = match parse(&bytes[..end]) {
+        Ok(head) => head,
+        Err(why) => return refuse(why.to_owned()),
+    };
+    let mut why = format!("undeclared path {}", shown(head.target));
+    for Asked { ask, depth } in asks {
+        let ProbeAsk::Http { target, headers } = ask else { continue };
+        if **target != *head.target {
+            continue;
+        }
+        match undeclared_header(&head, to, headers, *depth > 0) {
+            Some(name) => why = format!("undeclared header {}", shown(name)),
+            None => {
+                let (target, depth, headers) = (head.target.to_owned(), *depth, headers.clone());
+                return Verdict::Http { forward: forwarded(bytes, &head), target, headers, depth };
+            }
+        }
+    }
+    refuse(why)
+}
+
+/// Words of a stranger for a log line.
+fn shown(text: &str) -> &str {
+    let mut end = text.len().min(200);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+/// A request head.
+struct Head<'a> {
+    target: &'a str,
+    headers: Vec<(&'a str, &'a str)>,
+}
+
+/// Reads a GET request as strictly as can be (RFC 9112): two readers of one head must not see different requests in it.
+/// `head` ends before the empty line.
+fn parse(head: &[u8]) -> Result<Head<'_>, &'static str> {
+    let text = std::str::from_utf8(head).map_err(|_| "a request head that is not text")?;
+    let mut lines = text.split("\r\n");
+    let line = lines.next().unwrap_or_default();
+    let words: Vec<&str> = line.split(' ').collect();
+    let [method, target, version] = words[..] else { return Err("a malformed request line") };
+    if method != "GET" {
+        return Err("a method that is not GET");
+    }
+    if version != "HTTP/1.1" || !target.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err("a malformed request line");
+    }
+    // Whole URLs, `*` and authorities are for proxies and servers as such.
+    if !target.starts_with('/') {
+        return Err("a request target that is no path");
+    }
+    let mut headers = Vec::new();
+    for line in lines {
+        let (name, value) = line.split_once(':').ok_or("a malformed header")?;
+        let value = value.trim_matches([' ', '\t']);
+        let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+        // A line that goes on with the one before begins with a space, and so has no name.
+        if name.is_empty()
+            || !name.bytes().all(token)
+            || value.bytes().any(|b| b < 0x20 && b != b'\t' || b == 0x7f)
+        {
+            return Err("a malformed header");
+        }
+        headers.push((name, value));
+    }
+    let has = |name: &str| headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(name));
+    if ["transfer-encoding", "content-length", "trailer", "expect"].into_iter().any(has) {
+        return Err("a request with a body");
+    }
+    if has("upgrade") || has("http2-settings") {
+        return Err("an upgrade");
+    }
+    if headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("host")).count() != 1 {
+        return Err("not exactly one Host");
+    }
+    Ok(Head { target, headers })
+}
+
+/// The first header that neither the declaration has nor a kubelet's client adds. Other tenants' probes may be aimed here
+/// with headers of their own, and some servers let a header name another path or method.
+fn undeclared_header<'a>(
+    head: &Head<'a>,
+    to: SocketAddr,
+    declared: &[(Str, Str)],
+    redirected: bool,
+) -> Option<&'a str> {
+    let allowed = |name: &str, value: &str| {
+        let is = |other: &str| name.eq_ignore_ascii_case(other);
+        declared.iter().any(|(n, v)| is(n) && v.trim_matches([' ', '\t']) == value)
+            || OWN.into_iter().any(is)
+            || is("host") && is_own_host(value, to)
+            || is("connection") && value.eq_ignore_ascii_case("close")
+            // Go adds it to a request that a redirect led to.
+            || redirected && is("referer")
+    };
+    head.headers.iter().find(|(name, value)| !allowed(name, value)).map(|(name, _)| *name)
+}
+
+/// The pod's own address, with the port unless it is HTTP's.
+fn is_own_host(host: &str, to: SocketAddr) -> bool {
+    let with = |port: u16| host.parse().is_ok_and(|host: SocketAddr| host == SocketAddr::new(to.ip(), port));
+    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+    with(to.port()) || to.port() == 80 && bare.parse() == Ok(to.ip())
+}
+
+/// The same head, but that the application is told to end the connection after its answer: lifecycle handlers' client
+/// would keep it, and only one request of a connection is let in.
+fn forwarded(head: &[u8], parsed: &Head<'_>) -> Vec<u8> {
+    let mut out = head.to_vec();
+    if !parsed.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("connection")) {
+        out.truncate(out.len().saturating_sub(2));
+        out.extend_from_slice(b"Connection: close\r\n\r\n");
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,189 @@
+use super::*;
+
+fn to() -> SocketAddr {
+    ([10, 0, 0, 1], 8080).into()
+}
+
+fn http(target: &str, headers: &[(&str, &str)], depth: u8) -> Asked {
+    let headers = headers.iter().map(|(n, v)| (Str::from(*n), Str::from(*v))).collect();
+    Asked { ask: ProbeAsk::Http { target: target.into(), headers }, depth }
+}
+
+/// What a kubelet writes (`pkg/probe/http/request.go` over Go's net/http).
+fn kubelets(target: &str, more: &str) -> String {
+    format!(
+        "GET {target} HTTP/1.1\r\nHost: 10.0.0.1:8080\r\nUser-Agent: kube-probe/1.34\r\n{more}Accept: */*\r\nConnection: close\r\n\r\n"
+    )
+}
+
+/// `None`: let in.
+fn check(request: &str, want: Option<&str>) {
+    let asks = [
+        http("/ready?full=1", &[], 0),
+        http("/with", &[("X-Probe", "yes"), ("Host", "shop.example")], 0),
+        http("/moved", &[], 1),
+    ];
+    let got = judge(request.as_bytes(), to(), &asks);
+    match want {
+        None => assert!(matches!(got, Verdict::Http { .. }), "{request:?}: {got:?}"),
+        Some(why) => assert_eq!(got, Verdict::Refuse(why.to_owned()), "{request:?}"),
+    }
+}
+
+#[test]
+fn exactly_the_declared_request_is_let_in() {
+    check(&kubelets("/ready?full=1", ""), None);
+    check(&kubelets("/with", "X-Probe: yes\r\n"), None);
+    check(&kubelets("/with", "x-probe:yes\r\n"), None);
+    check(&kubelets("/with", "").replace("10.0.0.1:8080", "shop.example"), None);
+    check(&kubelets("/moved", "Referer: http://10.0.0.1:8080/ready?full=1\r\n"), None);
+    // Lifecycle handlers' client.
+    check(
+        "GET /ready?full=1 HTTP/1.1\r\nHost: 10.0.0.1:8080\r\nUser-Agent: kube-lifecycle/1.34\r\nAccept-Encoding: gzip\r\n\r\n",
+        None,
+    );
+    for (target, why) in [
+        ("/ready", "undeclared path /ready"),
+        ("/ready?full=2", "undeclared path /ready?full=2"),
+        ("/ready?full=1&x", "undeclared path /ready?full=1&x"),
+        ("/admin", "undeclared path /admin"),
+        ("/with/../admin", "undeclared path /with/../admin"),
+        ("//with", "undeclared path //with"),
+        ("/WITH", "undeclared path /WITH"),
+        ("/%77ith", "undeclared path /%77ith"),
+    ] {
+        check(&kubelets(target, ""), Some(why));
+    }
+}
+
+/// Another tenant's `httpGet.host` aims the real kubelet here, with headers of that tenant's.
+#[test]
+fn headers_of_another_tenants_probe_are_refused() {
+    for (more, name) in [
+        ("X-Original-URL: /admin\r\n", "X-Original-URL"),
+        ("X-HTTP-Method-Override: DELETE\r\n", "X-HTTP-Method-Override"),
+        ("Authorization: Basic eA==\r\n", "Authorization"),
+        ("X-Probe: yes\r\n", "X-Probe"),
+        ("Referer: x\r\n", "Referer"),
+        ("Cookie: a=b\r\n", "Cookie"),
+    ] {
+        check(&kubelets("/ready?full=1", more), Some(&format!("undeclared header {name}")));
+    }
+    check(&kubelets("/with", "X-Probe: no\r\n"), Some("undeclared header X-Probe"));
+    for host in ["admin.internal", "10.0.0.1:8081", "10.0.0.2:8080", "10.0.0.1", "shop.example"] {
+        let request = kubelets("/ready?full=1", "").replace("10.0.0.1:8080", host);
+        check(&request, Some("undeclared header Host"));
+    }
+}
+
+#[test]
+fn smuggled_and_malformed_requests_are_refused() {
+    let get = |line: &str, more: &str| format!("{line}\r\nHost: 10.0.0.1:8080\r\n{more}\r\n");
+    let line = "GET /ready?full=1 HTTP/1.1";
+    let two = kubelets("/ready?full=1", "") + &kubelets("/admin", "");
+    check(&two, Some("something behind the request's head"));
+    check(&(kubelets("/ready?full=1", "") + "x"), Some("something behind the request's head"));
+    for (request, why) in [
+        (get("POST /ready?full=1 HTTP/1.1", ""), "a method that is not GET"),
+        (get("HEAD /ready?full=1 HTTP/1.1", ""), "a method that is not GET"),
+        (get("GET http://10.0.0.1:8080/ready?full=1 HTTP/1.1", ""), "a request target that is no path"),
+        (get("GET * HTTP/1.1", ""), "a request target that is no path"),
+        (get("GET /ready?full=1 HTTP/1.0", ""), "a malformed request line"),
+        (get("GET /ready?full=1 HTTP/1.1 ", ""), "a malformed request line"),
+        (get("GET  /ready?full=1 HTTP/1.1", ""), "neither HTTP nor TLS"),
+        (get("GET /ready?full=1\tHTTP/1.1", ""), "a malformed request line"),
+        (get(line, "Content-Length: 0\r\n"), "a request with a body"),
+        (get(line, "Transfer-Encoding: chunked\r\n"), "a request with a body"),
+        (get(line, "Transfer-Encoding : chunked\r\n"), "a malformed header"),
+        (get(line, "Expect: 100-continue\r\n"), "a request with a body"),
+        (get(line, "Connection: Upgrade\r\nUpgrade: websocket\r\n"), "an upgrade"),
+        (get(line, "Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: x\r\n"), "an upgrade"),
+        (get(line, "Connection: keep-alive\r\n"), "undeclared header Connection"),
+        (get(line, "Host: 10.0.0.1:8080\r\n"), "not exactly one Host"),
+        (format!("{line}\r\nAccept: */*\r\n\r\n"), "not exactly one Host"),
+        (get(line, "Accept: x\r\n folded\r\n"), "a malformed header"),
+        (get(line, "Accept: x\nContent-Length: 5\r\n"), "a malformed header"),
+        (get(line, "Accept: x\rContent-Length: 5\r\n"), "a malformed header"),
+        (get(line, "Accept: x\0\r\n"), "a malformed header"),
+        (get(line, "No colon\r\n"), "a malformed header"),
+        (get(line, ": empty\r\n"), "a malformed header"),
+        ("CONNECT 10.0.0.1:22 HTTP/1.1\r\n\r\n".to_owned(), "neither HTTP nor TLS"),
+        ("SSH-2.0-x\r\n".to_owned(), "neither HTTP nor TLS"),
+        (
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(),
+            "HTTP/2 to a port for which no such probe is declared",
+        ),
+        ("\x16\x03\x01\x00\x05\x01".to_owned(), "TLS to a port for which no such probe is declared"),
+    ] {
+        check(&request, Some(why));
+    }
+    let long = format!("{line}\r\nAccept: {}", "x".repeat(HEAD_MAX));
+    check(&long, Some("a request head that is too long"));
+}
+
+#[test]
+fn a_port_takes_what_is_declared_for_it() {
+    let hello = b"\x16\x03\x01\x00\x05\x01".as_slice();
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice();
+    let request = kubelets("/", "").into_bytes();
+    let grpc = || ProbeAsk::Grpc { service: "".into() };
+    let get = || http("/", &[], 0).ask;
+    let check = |asks: &[ProbeAsk], bytes: &[u8], want: &str| {
+        let asks: Vec<_> = asks.iter().map(|ask| Asked { ask: ask.clone(), depth: 0 }).collect();
+        let got = match judge(bytes, to(), &asks) {
+            Verdict::NeedMore => "more".to_owned(),
+            Verdict::Tls => "tls".to_owned(),
+            Verdict::Grpc => "grpc".to_owned(),
+            Verdict::Http { .. } => "http".to_owned(),
+            Verdict::Refuse(why) => why,
+        };
+        assert_eq!(got, want, "{asks:?} {:?}", String::from_utf8_lossy(bytes));
+    };
+    let no = |what: &str| format!("{what} to a port for which no such probe is declared");
+    check(&[ProbeAsk::Https], hello, "tls");
+    check(&[ProbeAsk::Https], &request, &no("plain HTTP"));
+    check(&[ProbeAsk::Https], preface, &no("HTTP/2"));
+    check(&[grpc()], preface, "grpc");
+    check(&[grpc()], &request, &no("plain HTTP"));
+    check(&[grpc()], hello, &no("TLS"));
+    check(&[ProbeAsk::Tcp], &request, &no("plain HTTP"));
+    check(&[ProbeAsk::Tcp], hello, &no("TLS"));
+    check(&[ProbeAsk::Tcp], b"x", "neither HTTP nor TLS");
+    check(&[ProbeAsk::Tcp, get(), grpc(), ProbeAsk::Https], &request, "http");
+    check(&[ProbeAsk::Tcp, get(), grpc(), ProbeAsk::Https], preface, "grpc");
+    check(&[ProbeAsk::Tcp, get(), grpc(), ProbeAsk::Https], hello, "tls");
+    for whole in [&request[..], hello, preface] {
+        for n in 0..whole.len() {
+            let some = [ProbeAsk::Tcp, get(), grpc(), ProbeAsk::Https];
+            check(&some, &whole[..n], "more");
+        }
+    }
+}
+
+#[test]
+fn the_application_is_told_that_nothing_follows() {
+    let check = |connection: &str| {
+        let request = format!("GET / HTTP/1.1\r\nHost: 10.0.0.1:8080\r\n{connection}\r\n");
+        let got = judge(request.as_bytes(), to(), &[http("/", &[], 3)]);
+        let want = "GET / HTTP/1.1\r\nHost: 10.0.0.1:8080\r\nConnection: close\r\n\r\n";
+        let (target, headers) = ("/".to_owned(), Vec::new());
+        assert_eq!(got, Verdict::Http { forward: want.into(), target, headers, depth: 3 }, "{connection}");
+    };
+    check("");
+    check("Connection: close\r\n");
+}
+
+#[test]
+fn a_host_is_the_pods_own_address() {
+    let check =
+        |host: &str, to: SocketAddr, want: bool| assert_eq!(is_own_host(host, to), want, "{host} {to}");
+    let v6: SocketAddr = "[fd00::1]:8080".parse().unwrap();
+    check("[fd00::1]:8080", v6, true);
+    check("[fd00:0::1]:8080", v6, true);
+    check("[fd00::2]:8080", v6, false);
+    check("[fd00::1]", v6, false);
+    check("[fd00::1]", SocketAddr::new(v6.ip(), 80), true);
+    check("10.0.0.1", ([10, 0, 0, 1], 80).into(), true);
+    check("10.0.0.1:80", ([10, 0, 0, 1], 80).into(), true);
+    check("", ([10, 0, 0, 1], 80).into(), false);
+}

@@ -1,0 +1,350 @@
+//! A strict pod on loopback addresses, and a kubelet that the test plays.
+
+use super::*;
+use crate::{
+    fixtures::{Mesh, TestPod},
+    kubelet::{Kubelet, NotKubelet, Recognition},
+};
+use parking_lot::Mutex;
+use std::{collections::BTreeSet, sync::Arc};
+use tokio::{io::AsyncWriteExt, net::TcpListener, sync::mpsc};
+use weft_core::model::{DeclaredProbe, MtlsMode};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The kubelet's connections are those that the test says.
+#[derive(Debug, Default)]
+struct Played {
+    own: Mutex<BTreeSet<SocketAddr>>,
+    refused: Option<&'static str>,
+}
+
+impl Kubelet for Played {
+    fn recognise(&self, client: SocketAddr, _: SocketAddr) -> Recognition<'_> {
+        let own = self.refused.is_none() && self.own.lock().contains(&client);
+        let why = self.refused.unwrap_or("not the kubelet: process 7 (curl)");
+        Box::pin(std::future::ready(if own { Ok(()) } else { Err(NotKubelet::Other(why.to_owned())) }))
+    }
+}
+
+struct World {
+    mesh: Mesh,
+    pod: TestPod,
+    kubelet: Arc<Played>,
+    app: SocketAddr,
+    /// What each connection to the application said until it ended.
+    heard: mpsc::Receiver<Vec<u8>>,
+}
+
+impl World {
+    /// The application answers the first words of each connection, and ends it.
+    async fn new(ip: &str, asks: &[ProbeAsk], answer: fn(&[u8]) -> Vec<u8>) -> Self {
+        let kubelet = Arc::new(Played::default());
+        let mesh = Mesh::with_kubelet(1, kubelet.clone());
+        let listener = TcpListener::bind((ip, 0)).await.unwrap();
+        let app = listener.local_addr().unwrap();
+        let (tell, heard) = mpsc::channel(16);
+        tokio::spawn(async move {
+            while let Ok((mut io, _)) = listener.accept().await {
+                let mut words = vec![0; 4096];
+                let n = io.read(&mut words).await.unwrap_or(0);
+                words.truncate(n);
+                let _ = io.write_all(&answer(&words)).await;
+                let _ = io.shutdown().await;
+                let _ = io.read_to_end(&mut words).await;
+                let _ = tell.send(words).await;
+            }
+        });
+        let pod = mesh.pod("b", ip, MtlsMode::Strict).await;
+        pod.sockets.going_to(app);
+        let world = Self { mesh, pod, kubelet, app, heard };
+        world.declare(asks);
+        world
+    }
+
+    fn declare(&self, asks: &[ProbeAsk]) {
+        let mut workload = (*self.pod.workload).clone();
+        let declared = |ask: &ProbeAsk| DeclaredProbe { port: self.app.port(), ask: ask.clone() };
+        workload.probes = asks.iter().map(declared).collect();
+        let workload = Arc::new(workload);
+        self.mesh.configure(|config| {
+            config.workloads.insert(workload.ips[0], workload.clone());
+        });
+    }
+
+    async fn connect(&self, kubelets: bool) -> TcpStream {
+        self.try_connect(kubelets).await.unwrap()
+    }
+
+    /// A reset may be seen by connect already.
+    async fn try_connect(&self, kubelets: bool) -> io::Result<TcpStream> {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let own = socket.local_addr().unwrap();
+        if kubelets {
+            self.kubelet.own.lock().insert(own);
+        } else {
+            self.kubelet.own.lock().remove(&own);
+        }
+        socket.connect(self.pod.inbound).await
+    }
+
+    fn get(&self, target: &str) -> Vec<u8> {
+        format!("GET {target} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.app).into_bytes()
+    }
+
+    /// What comes back; `None` for a reset.
+    async fn ask(&self, kubelets: bool, words: &[u8]) -> Option<Vec<u8>> {
+        let work = async {
+            let mut io = self.try_connect(kubelets).await?;
+            io.write_all(words).await?;
+            let mut answer = Vec::new();
+            io.read_to_end(&mut answer).await?;
+            io::Result::Ok(answer)
+        };
+        timeout(PATIENCE, work).await.expect("an end in time").ok()
+    }
+
+    /// What the application has heard; only after something that reached it.
+    async fn heard(&mut self) -> String {
+        let heard = timeout(PATIENCE, self.heard.recv()).await.expect("a connection in time");
+        String::from_utf8_lossy(&heard.unwrap()).into_owned()
+    }
+
+    fn nothing_was_heard(&mut self) -> bool {
+        self.heard.try_recv().is_err()
+    }
+}
+
+fn http(target: &str) -> ProbeAsk {
+    ProbeAsk::Http { target: target.into(), headers: Vec::new() }
+}
+
+fn ok(_: &[u8]) -> Vec<u8> {
+    b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_kubelet_may_ask_a_strict_pod_what_its_spec_declares() {
+    let mut world = World::new("127.11.1.2", &[http("/ready"), ProbeAsk::Tcp], ok).await;
+    let ready = world.get("/ready");
+    let answer = world.ask(true, &ready).await.unwrap();
+    assert!(answer.ends_with(b"\r\n\r\nok"));
+    assert_eq!(world.heard().await.into_bytes(), ready);
+    // Another process' and another path, another pod's with the same addresses before.
+    assert_eq!(world.ask(false, &ready).await, None);
+    assert_eq!(world.ask(true, &world.get("/admin")).await, None);
+    // Two at once; and one after the other on the same connection.
+    let two = [ready.clone(), ready.clone()].concat();
+    assert_eq!(world.ask(true, &two).await, None);
+    // A tcpSocket probe: nothing passes.
+    let mut tcp = world.connect(true).await;
+    tcp.shutdown().await.unwrap();
+    assert_eq!(timeout(PATIENCE, tcp.read(&mut [0])).await.unwrap().unwrap_or(0), 0);
+    assert!(world.nothing_was_heard());
+    // What is not declared any more is refused, by the Config of the moment.
+    world.declare(&[]);
+    assert_eq!(world.ask(true, &ready).await, None);
+    assert!(world.nothing_was_heard());
+    world.mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_let_in_where_there_is_no_kubelet() {
+    let mut world = World::new("127.11.2.2", &[http("/ready")], ok).await;
+    let kubelet = Played { refused: Some("there is no kubelet"), ..Played::default() };
+    let mesh = Mesh::with_kubelet(1, Arc::new(kubelet));
+    let config = world.mesh.shared.config.load_full();
+    mesh.configure(|c| *c = (*config).clone());
+    // The pod is served by the agent without.
+    world.mesh.plane.remove_pod(&world.pod.workload.pod, Duration::ZERO).await.unwrap();
+    let other = mesh.pod("b", "127.11.2.2", MtlsMode::Strict).await;
+    other.sockets.going_to(world.app);
+    let before = std::mem::replace(&mut world.pod, other);
+    drop(before);
+    world.declare(&[http("/ready")]);
+    let ready = world.get("/ready");
+    assert_eq!(world.ask(true, &ready).await, None);
+    assert!(world.nothing_was_heard());
+    mesh.stop().await;
+    world.mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_request_ends_the_connection() {
+    // The application does not end it: its answer is open-ended.
+    fn open(_: &[u8]) -> Vec<u8> {
+        b"HTTP/1.1 200 OK\r\n\r\n".to_vec()
+    }
+    let mut world = World::new("127.11.3.2", &[http("/ready")], open).await;
+    let listener = TcpListener::bind(("127.11.3.2", 0)).await.unwrap();
+    world.app = listener.local_addr().unwrap();
+    world.pod.sockets.going_to(world.app);
+    world.declare(&[http("/ready")]);
+    let mut io = world.connect(true).await;
+    io.write_all(&world.get("/ready")).await.unwrap();
+    let (mut application, _) = timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
+    application.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+    let mut answer = [0; 19];
+    timeout(PATIENCE, io.read_exact(&mut answer)).await.unwrap().unwrap();
+    io.write_all(&world.get("/admin")).await.unwrap();
+    let end = timeout(PATIENCE, io.read(&mut answer)).await.unwrap();
+    assert_eq!(end.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    let mut heard = Vec::new();
+    let _ = timeout(PATIENCE, application.read_to_end(&mut heard)).await.unwrap();
+    assert_eq!(heard, world.get("/ready"), "the second request must not arrive");
+    assert!(world.nothing_was_heard());
+    world.mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_probe_may_go_where_the_application_has_sent_it() {
+    fn moved(words: &[u8]) -> Vec<u8> {
+        if words.starts_with(b"GET /ready ") {
+            b"HTTP/1.1 302 Found\r\nLocation: /login?x=1\r\nContent-Length: 0\r\n\r\n".to_vec()
+        } else {
+            ok(words)
+        }
+    }
+    let mut world = World::new("127.11.4.2", &[http("/ready")], moved).await;
+    let login = world.get("/login?x=1");
+    assert_eq!(world.ask(true, &login).await, None, "before the application said so");
+    let redirect = world.ask(true, &world.get("/ready")).await.unwrap();
+    assert!(redirect.starts_with(b"HTTP/1.1 302"));
+    world.heard().await;
+    assert!(world.ask(true, &login).await.unwrap().ends_with(b"ok"));
+    world.heard().await;
+    assert_eq!(world.ask(false, &login).await, None);
+    assert_eq!(world.ask(true, &world.get("/login?x=2")).await, None);
+    assert!(world.nothing_was_heard());
+    world.mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_of_an_https_probe_is_passed_on() {
+    let mut world = World::new("127.11.5.2", &[ProbeAsk::Https], |words| words.to_vec()).await;
+    let hello = b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x03".as_slice();
+    assert_eq!(world.ask(true, hello).await.unwrap(), hello);
+    world.heard().await;
+    assert_eq!(world.ask(false, hello).await, None);
+    assert_eq!(world.ask(true, &world.get("/")).await, None);
+    assert!(world.nothing_was_heard());
+    world.mesh.stop().await;
+}
+
+/// A call of a gRPC client over `io`: the status in the trailers, `None` for a reset.
+async fn health(io: TcpStream, path: &str, message: &'static [u8]) -> Option<String> {
+    let work = async {
+        let (sender, connection) = h2::client::handshake(io).await.ok()?;
+        let driver = tokio::spawn(connection);
+        let mut sender = sender.ready().await.ok()?;
+        let request =
+            http::Request::post(format!("http://pod{path}")).header("content-type", "application/grpc");
+        let request = request.header("te", "trailers").header("x-evil", "1").body(()).unwrap();
+        let (answer, mut body) = sender.send_request(request, false).ok()?;
+        body.send_data(Bytes::from_static(message), true).ok()?;
+        let mut answer = answer.await.ok()?.into_body();
+        while let Some(data) = answer.data().await {
+            data.ok()?;
+        }
+        let trailers = answer.trailers().await.ok()??;
+        driver.abort();
+        trailers.get("grpc-status").map(|s| s.to_str().unwrap().to_owned())
+    };
+    timeout(PATIENCE, work).await.expect("an end in time")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grpc_probe_is_one_health_check_of_the_declared_service() {
+    let grpc = |service: &str| ProbeAsk::Grpc { service: service.into() };
+    let mut world = World::new("127.11.6.2", &[grpc("shop"), grpc("")], ok).await;
+    let listener = TcpListener::bind(("127.11.6.2", 0)).await.unwrap();
+    world.app = listener.local_addr().unwrap();
+    world.pod.sockets.going_to(world.app);
+    world.declare(&[grpc("shop"), grpc("")]);
+    let (tell, mut calls) = mpsc::channel(16);
+    tokio::spawn(async move {
+        while let Ok((io, _)) = listener.accept().await {
+            let mut server = h2::server::handshake(io).await.unwrap();
+            while let Some(Ok((request, mut respond))) = server.accept().await {
+                let evil = request.headers().contains_key("x-evil");
+                tell.send((request.uri().path().to_owned(), evil)).await.unwrap();
+                let answer = http::Response::builder().header("content-type", "application/grpc");
+                let mut stream = respond.send_response(answer.body(()).unwrap(), false).unwrap();
+                stream.send_data(Bytes::from_static(b"\0\0\0\0\x02\x08\x01"), false).unwrap();
+                let mut trailers = http::HeaderMap::new();
+                trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+                stream.send_trailers(trailers).unwrap();
+            }
+        }
+    });
+    const CHECK: &str = "/grpc.health.v1.Health/Check";
+    const SHOP: &[u8] = b"\0\0\0\0\x06\x0a\x04shop";
+    const ANY: &[u8] = b"\0\0\0\0\0";
+    for message in [SHOP, ANY] {
+        assert_eq!(health(world.connect(true).await, CHECK, message).await.as_deref(), Some("0"));
+        let called = timeout(PATIENCE, calls.recv()).await.unwrap().unwrap();
+        assert_eq!(called, (CHECK.to_owned(), false), "headers of a stranger's do not pass");
+    }
+    for (kubelets, path, message) in [
+        (false, CHECK, SHOP),
+        (true, "/grpc.health.v1.Health/Watch", SHOP),
+        (true, "/shop.Admin/Delete", SHOP),
+        (true, CHECK, b"\0\0\0\0\x06\x0a\x04cart".as_slice()),
+        (true, CHECK, b"\0\0\0\0\x08\x0a\x04shop\x10\x01"),
+        (true, CHECK, b"\x01\0\0\0\x06\x0a\x04shop"),
+        (true, CHECK, b"\0\0\0\0\x06\x0a\x04shop\0\0\0\0\0"),
+        (true, CHECK, b""),
+    ] {
+        assert_eq!(health(world.connect(kubelets).await, path, message).await, None, "{path} {message:?}");
+    }
+    assert!(calls.try_recv().is_err());
+    world.mesh.stop().await;
+}
+
+#[test]
+fn only_a_plain_health_request_is_understood() {
+    let long = [b"\0\0\0\0\xcb\x0a\xc8\x01".to_vec(), vec![b'a'; 200]].concat();
+    let check = |message: &[u8], want: Option<&str>| assert_eq!(grpc::service(message), want, "{message:?}");
+    check(b"\0\0\0\0\0", Some(""));
+    check(b"\0\0\0\0\x02\x0a\0", Some(""));
+    check(b"\0\0\0\0\x03\x0a\x01a", Some("a"));
+    check(&long, Some(&"a".repeat(200)));
+    check(b"\0\0\0\0\x03\x0a\x02a", None);
+    check(b"\0\0\0\0\x03\x0a\0a", None);
+    check(b"\0\0\0\0\x03\x12\x01a", None);
+    check(b"\0\0\0\0\x03\x0a\x01\xff", None);
+    check(b"\0\0\0\0\x04\x0a\x01a", None);
+    check(b"\0\0\0\0\x02\x0a\x80", None);
+    check(b"\x01\0\0\0\0", None);
+    check(b"\0\0\0", None);
+}
+
+/// The kubelet's probes would be nearly all of what `weft status` lists as callers in clear.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn probes_are_no_callers_that_strict_would_refuse() {
+    let mut world = World::new("127.11.7.2", &[http("/ready")], ok).await;
+    let permissive = |probes: &[ProbeAsk]| {
+        let mut workload = (*world.pod.workload).clone();
+        workload.mode = MtlsMode::Permissive;
+        let declared = |ask: &ProbeAsk| DeclaredProbe { port: world.app.port(), ask: ask.clone() };
+        workload.probes = probes.iter().map(declared).collect();
+        let workload = Arc::new(workload);
+        world.mesh.configure(|config| {
+            config.workloads.insert(workload.ips[0], workload.clone());
+        });
+    };
+    permissive(&[http("/ready")]);
+    let callers = |mesh: &Mesh| mesh.shared.plaintext.list().iter().map(|c| c.connections).sum::<u64>();
+    let words = world.get("/anything");
+    assert!(world.ask(true, &words).await.is_some());
+    assert!(world.ask(false, &words).await.is_some());
+    assert_eq!(callers(&world.mesh), 1, "the stranger, not the kubelet");
+    permissive(&[]);
+    assert!(world.ask(true, &words).await.is_some());
+    assert_eq!(callers(&world.mesh), 2, "a port that it has no business with");
+    for _ in 0..3 {
+        world.heard().await;
+    }
+    world.mesh.stop().await;
+}

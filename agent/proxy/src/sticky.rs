@@ -1,0 +1,50 @@
+//! `sessionAffinity: ClientIP` for all workers of the process: a client's connections are not all one worker's.
+
+use crate::context::ShareKey;
+use parking_lot::Mutex;
+use std::{net::IpAddr, time::Instant};
+use weft_core::{
+    balance::{Sticky, affinity},
+    config::{Backend, EndpointSet},
+};
+
+/// Locks, so that workers seldom wait for each other.
+const SHARDS: usize = 16;
+/// Clients remembered in each of them, at least: of pods of this node, and of whoever comes to a Gateway. About 100 bytes
+/// each, and only of Services that ask for it.
+const CLIENTS: usize = 4096;
+
+/// Endpoints of clients whose Service asks for affinity. Strangers at Gateways, who may come from any number of addresses,
+/// do not make this node's pods forgotten.
+#[derive(Debug)]
+pub(crate) struct StickyClients {
+    pods: [Mutex<Sticky>; SHARDS],
+    strangers: [Mutex<Sticky>; SHARDS],
+}
+
+impl Default for StickyClients {
+    fn default() -> Self {
+        let shards = || std::array::from_fn(|_| Mutex::new(Sticky::new(CLIENTS)));
+        Self { pods: shards(), strangers: shards() }
+    }
+}
+
+impl StickyClients {
+    /// The index of a client's own endpoint, if it may be taken (`fresh`); `None` as well where the Service does not ask for
+    /// affinity.
+    pub(crate) fn pick(
+        &self,
+        (share, client): (&ShareKey, IpAddr),
+        (backend, set): (&Backend, &EndpointSet),
+        fresh: impl Fn(usize) -> bool,
+        now: Instant,
+    ) -> Option<usize> {
+        let timeout = backend.client_ip_affinity?;
+        let shards = match share {
+            ShareKey::Pod(_) => &self.pods,
+            ShareKey::Gateway(_) => &self.strangers,
+        };
+        let shard = usize::try_from(affinity::client_key(client) % SHARDS as u64).unwrap_or_default();
+        shards[shard].lock().pick((backend, timeout), &set.ready, client, fresh, now)
+    }
+}

@@ -1,0 +1,67 @@
+//! The node's kubelet, as the data plane asks for it.
+
+use std::{
+    net::{IpAddr, SocketAddr, UdpSocket},
+    path::Path,
+    sync::Arc,
+};
+use weft_core::model::Snapshot;
+use weft_inpod::KubeletWatch;
+use weft_proxy::kubelet::{Kubelet, NoKubelet, NotKubelet, Recognition};
+
+/// Knows the kubelet by what `weft-inpod` sees on the node.
+#[derive(Clone, Debug)]
+pub(super) struct NodeKubelet(Option<Arc<KubeletWatch>>);
+
+impl NodeKubelet {
+    /// Of this machine. Where it cannot be known, nothing is a probe, and that is said.
+    pub(super) fn start() -> Self {
+        match KubeletWatch::start(Path::new("/proc").to_owned()) {
+            Ok(watch) => Self(Some(Arc::new(watch))),
+            Err(error) => {
+                tracing::error!(%error, "the kubelet cannot be recognised (sock_diag): strict pods refuse its probes");
+                Self(None)
+            }
+        }
+    }
+
+    /// As the data plane takes it.
+    pub(super) fn shared(&self) -> Arc<dyn Kubelet> {
+        match &self.0 {
+            Some(watch) => Arc::new(Watch(watch.clone())),
+            None => Arc::new(NoKubelet),
+        }
+    }
+
+    /// Takes from the node's own Node where its kubelet listens. Without one, as with files, there is none.
+    pub(super) fn update(&self, snapshot: &Snapshot, node: &str) {
+        if let Some(watch) = &self.0 {
+            watch.set_port(snapshot.nodes.get(node).map(|node| node.kubelet_port));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Watch(Arc<KubeletWatch>);
+
+impl Kubelet for Watch {
+    fn recognise(&self, client: SocketAddr, pod: SocketAddr) -> Recognition<'_> {
+        // At once, while the connection stands: a microsecond or two.
+        let socket = self.0.socket(client, pod);
+        Box::pin(async move {
+            match socket {
+                Ok(Some(socket)) => {
+                    self.0.recognise(socket).await.map_err(|why| NotKubelet::Other(why.to_string()))
+                }
+                Ok(None) if is_ours(client.ip()) => Err(NotKubelet::Closed),
+                Ok(None) => Err(NotKubelet::Other("it is not of this node".to_owned())),
+                Err(error) => Err(NotKubelet::Other(format!("its other end cannot be looked up: {error}"))),
+            }
+        })
+    }
+}
+
+/// Whether it is an address of this machine, whose network namespace is ours.
+pub(super) fn is_ours(address: IpAddr) -> bool {
+    UdpSocket::bind((address, 0)).is_ok()
+}
