@@ -37,7 +37,8 @@ pub fn verdict(counted: &[Counted], taken: &HashSet<String>) -> Vec<String> {
         if good < AT_LEAST {
             wrong.push(format!("{name}: only {good} requests succeeded"));
         }
-        if load.way == Way::Outside && load.backend == Backend::Exits {
+        // To compare with, and no doing of ours: kube-proxy leads to servers that are gone for a moment.
+        if load.way == Way::Outside {
             continue;
         }
         if load.backend != Backend::Exits {
