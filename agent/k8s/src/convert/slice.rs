@@ -6,20 +6,32 @@ use crate::{
     problem::{Problem, Report},
     workloads::ApplicationPorts,
 };
-use serde::Deserialize;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, HashSet},
     net::IpAddr,
     sync::{Arc, LazyLock},
 };
-use weft_core::model::{Labels, MESH_LABEL, MTLS_LABEL, Meta, ObjectKey, Pod, Str, TunnelPort};
+use weft_core::model::{Kind, Labels, MESH_LABEL, MTLS_LABEL, Meta, ObjectKey, Pod, Str, TunnelPort};
 
 /// A slice, its entries as pods by name. All are in the slice's namespace.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct WorkloadSlice {
     pub(crate) meta: Meta,
     pub(crate) pods: BTreeMap<Str, Arc<Pod>>,
+}
+
+/// The top level of the object, its entries left to [`Entry`].
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(dead_code)] // named so that other top-level fields are found to be unknown
+struct Envelope {
+    api_version: IgnoredAny,
+    kind: IgnoredAny,
+    metadata: Option<ObjectMeta>,
+    workloads: Option<IgnoredAny>,
 }
 
 /// An entry of `workloads`.
@@ -58,7 +70,9 @@ pub(crate) fn convert_workload_slice(
 }
 
 fn slice(cx: &mut Cx<'_>) -> Option<WorkloadSlice> {
-    let meta = meta::of_weft_kind(cx)?;
+    let envelope: Envelope = cx.object()?;
+    // Named by the rules of a ConfigMap.
+    let meta = meta::of(Kind::ConfigMap, envelope.metadata.unwrap_or_default(), cx)?;
     let entries = cx.value.get("workloads").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     let mut names = Names::default();
     let mut pods = BTreeMap::new();
