@@ -1,8 +1,9 @@
 //! Which NetworkPolicies keep tunnels out that come to port 15008. Pure.
 //!
 //! Between agents of this version a tunnel goes to the port that the application dialled, so that policies hold as they
-//! stand, and rules for 15008 that were written for older versions are not enough. It goes to 15008 where the pod's agent does not look for tunnels elsewhere (an agent of an older version, an
-//! exclusion from capture): then a policy that admits the application's port and not 15008 cuts the callers off.
+//! stand, and rules for 15008 that were written for older versions are not enough. It goes to 15008 where the pod's agent
+//! does not look for tunnels elsewhere (an agent of an older version, an exclusion from capture): then a policy that admits
+//! the application's port and not 15008 cuts the callers off.
 
 use super::{
     api::{key, list, text},

@@ -101,10 +101,10 @@ fn policies_that_do_not_admit_15008_are_named_with_the_missing_rule() {
         &[],
     );
     check(
-        "another rule admits it to all",
+        "another rule admits it to all, some of whom it admits nowhere else",
         old(),
         &[from(&near, &http), policy("q", "web", json!({"ingress": [{"ports": hbone}]}))],
-        &[],
+        &["ingress shop/q shop/web only 15008"],
     );
     check(
         "another rule admits it to others",
