@@ -62,8 +62,9 @@ fn refused(connected: io::Result<std::net::TcpStream>) -> bool {
 #[test]
 fn a_dead_port_is_refused_before_the_handshake() {
     let plain = How::default();
-    // Who listens, and whether it is reached by IPv4 and IPv6.
-    let cases: &[(&[(&str, How)], [bool; 2])] = &[
+    /// Who listens, and whether it is reached by IPv4 and IPv6.
+    type Case<'a> = (&'a [(&'a str, How)], [bool; 2]);
+    let cases: &[Case<'_>] = &[
         (&[], [false, false]),
         (&[("127.0.0.1", plain)], [false, false]),
         (&[("::1", plain)], [false, false]),

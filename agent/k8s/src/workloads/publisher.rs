@@ -358,7 +358,7 @@ fn is_not_in_schema(error: &kube::Error) -> bool {
 /// Leaves out what the version before did not have: tunnels come to 15008 then. False if there was none.
 fn forget_application_ports(body: &mut Value) -> bool {
     let entries = body["workloads"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut);
-    entries.fold(false, |found, entry| entry.remove("applicationPorts").is_some() || found)
+    entries.filter_map(|entry| entry.remove("applicationPorts")).count() > 0
 }
 
 fn resource() -> ApiResource {

@@ -49,7 +49,6 @@ fn policies_that_do_not_admit_15008_are_named_with_the_missing_rule() {
     let near = json!({"podSelector": {"matchLabels": {"app": "cart"}}});
     let far = json!({"namespaceSelector": {"matchLabels": {"team": "apps"}}});
     let http = json!([{"protocol": "TCP", "port": 8080}]);
-    let hbone = json!([{"port": 15008}]);
     let from = |peers: &Value, ports: &Value| {
         policy("p", "web", json!({"ingress": [{"from": [peers], "ports": ports}]}))
     };
@@ -94,6 +93,22 @@ fn policies_that_do_not_admit_15008_are_named_with_the_missing_rule() {
     let block = json!({"ipBlock": {"cidr": "192.0.2.0/24"}});
     let of_block = r#"ingress shop/p shop/web {"from":[{"ipBlock":{"cidr":"192.0.2.0/24"}}],"ports":[{"port":15008,"protocol":"TCP"}]}"#;
     check("where Gateways may call from", old(), &[from(&block, &http)], &[of_block]);
+}
+
+#[test]
+fn what_another_rule_admits_is_not_missing() {
+    let old = || json!({});
+    let check = |what: &str, web: Value, policies: &[Value], expected: &[&str]| {
+        assert_eq!(found(web, policies), expected, "{what}");
+    };
+    let near = json!({"podSelector": {"matchLabels": {"app": "cart"}}});
+    let far = json!({"namespaceSelector": {"matchLabels": {"team": "apps"}}});
+    let http = json!([{"protocol": "TCP", "port": 8080}]);
+    let hbone = json!([{"port": 15008}]);
+    let from = |peers: &Value, ports: &Value| {
+        policy("p", "web", json!({"ingress": [{"from": [peers], "ports": ports}]}))
+    };
+    let lacks_near = r#"ingress shop/p shop/web {"from":[{"podSelector":{"matchLabels":{"app":"cart"}}}],"ports":[{"port":15008,"protocol":"TCP"}]}"#;
     check(
         "another rule admits it",
         old(),

@@ -60,7 +60,7 @@ pub(crate) fn run(test: impl Future<Output = ()> + 'static) {
 pub(crate) struct Plain {
     pub(crate) dials: Rc<Cell<u32>>,
     /// Takes no connection and refuses none.
-    pub(crate) hangs: Rc<Cell<Option<SocketAddr>>>,
+    pub(crate) hangs: Hangs,
 }
 
 impl Dial for Plain {
@@ -97,13 +97,16 @@ impl Sockets for NoSockets {
     }
 }
 
+/// An address whose connections never come to stand.
+type Hangs = Rc<Cell<Option<SocketAddr>>>;
+
 /// The HTTP path with a listener in front.
 pub(crate) struct Bed<D: Dial = Plain> {
     pub(crate) shared: Arc<Shared>,
     pub(crate) http: Rc<HttpWorker<D>>,
     pub(crate) share: Rc<Share>,
     pub(crate) dials: Rc<Cell<u32>>,
-    pub(crate) hangs: Rc<Cell<Option<SocketAddr>>>,
+    pub(crate) hangs: Hangs,
 }
 
 impl Bed {
@@ -123,7 +126,7 @@ impl<D: Dial> Bed<D> {
     pub(crate) fn around(
         limits: Limits,
         config: Config,
-        (dial, dials, hangs): (D, Rc<Cell<u32>>, Rc<Cell<Option<SocketAddr>>>),
+        (dial, dials, hangs): (D, Rc<Cell<u32>>, Hangs),
     ) -> Rc<Self> {
         let telemetry = Telemetry::detached(TelemetryConfig {
             access_log: crate::telemetry::AccessLogConfig {
