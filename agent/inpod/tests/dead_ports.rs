@@ -98,6 +98,7 @@ fn a_dead_port_is_refused_before_the_handshake() {
             for (app, _) in apps.into_iter().zip(*sockets).filter(|(_, (_, how))| !how.silent) {
                 assert!(nobody_waits(&TcpListener::from(app)), "{mechanism:?} {sockets:?}: reached in clear");
             }
+            until_nobody_listens(&net, PORT);
         }
     }
 }
@@ -136,7 +137,7 @@ fn twins_in_time_wait_change_nothing() {
             assert!(nobody_waits(&app), "{from}: TIME_WAIT handed the SYN to the application");
         }
         app.set_nonblocking(false).unwrap();
-        drop(app);
+        close(&net, app);
         for from in [old, ours, other, at(client, 40_003)] {
             assert!(refused(connect_as(&net.peer, from, to)), "{from}: the port is dead");
         }
@@ -156,7 +157,7 @@ fn twins_in_time_wait_open_nothing_with_redirect() {
     let _client = connect_as(&net.peer, from, to).unwrap();
     accept(&listeners.inbound);
     assert!(nobody_waits(&app));
-    drop(app);
+    close(&net, app);
     assert!(refused(connect_as(&net.peer, at(PEER4, 40_001), to)), "the port is dead");
 }
 

@@ -39,6 +39,8 @@ pub(crate) struct Node {
     health: Cell<Outlier>,
     /// When it last gave a sign of life that somebody had looked for.
     heard_at: Cell<Option<Instant>>,
+    /// When its tunnels were last asked because one of them is silent.
+    asked_at: Cell<Option<Instant>>,
     tunnels: RefCell<Vec<Weak<Tunnel>>>,
     telemetry: Rc<WorkerTelemetry>,
     peers: Option<(Arc<Peers>, usize)>,
@@ -65,6 +67,7 @@ impl Nodes {
             name: name.clone(),
             health: Cell::default(),
             heard_at: Cell::default(),
+            asked_at: Cell::default(),
             tunnels: RefCell::default(),
             telemetry: self.telemetry.clone(),
             peers: self.peers.clone(),
@@ -130,8 +133,11 @@ impl Node {
     pub(crate) fn silent(&self, since: Instant, now: Instant) {
         if let Some(heard) = self.heard_at.get().filter(|heard| *heard > since) {
             let age = now.saturating_duration_since(heard);
-            if age > FRESH {
+            // Not at each look: who asks is asked as well, and would look again at once.
+            let is_asked = self.asked_at.get().is_some_and(|at| now.saturating_duration_since(at) < FRESH);
+            if age > FRESH && !is_asked {
                 // The node may have followed its pod.
+                self.asked_at.set(Some(now));
                 self.ask();
             }
             if age < FRESH * 2 {

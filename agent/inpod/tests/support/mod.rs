@@ -195,3 +195,16 @@ fn exchange(from: &mut TcpStream, to: &mut TcpStream) {
 pub(crate) fn wait_until_refused(ns: &Netns, to: SocketAddr) {
     wait_until("somebody listens", || connect(ns, to).is_err());
 }
+
+/// Closes a listener of the pod, and waits until the kernel has: see [`wait_until_refused`].
+pub(crate) fn close(net: &Net, listener: TcpListener) {
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    until_nobody_listens(net, port);
+}
+
+/// Waits until no socket of the pod listens on this port.
+pub(crate) fn until_nobody_listens(net: &Net, port: u16) {
+    let port = format!("sport = :{port}");
+    wait_until("somebody listens", || net.in_pod("ss", &["-Hltn", &port]).trim().is_empty());
+}

@@ -122,10 +122,10 @@ fn what_another_rule_admits_is_not_missing() {
         &["ingress shop/q shop/web only 15008"],
     );
     check(
-        "another rule admits it to others",
+        "another rule admits it to others, whom it admits nowhere else",
         old(),
         &[from(&near, &http), policy("q", "web", json!({"ingress": [{"from": [far], "ports": hbone}]}))],
-        &[lacks_near],
+        &[lacks_near, "ingress shop/q shop/web only 15008"],
     );
     let expressions = json!({"podSelector": {"matchExpressions": [
         {"key": "app", "operator": "In", "values": ["cart", "x"]}, {"key": "old", "operator": "DoesNotExist"}]}});
