@@ -184,6 +184,11 @@ fn f4_an_established_connection_outlives_a_frozen_agent() -> Result<()> {
     let weft = weft.to_str().context("path")?;
     let argv =
         [weft, "call", &url, "--protocol", "tcp", "--count", "400", "--rate", "40", "--connections", "4"];
+    // The agent may not have heard of the Service yet.
+    Sandbox::wait_until("the Service to be served", LIMIT, || {
+        let asked = bed.mesh.call(&bed.client, &url, &["--protocol", "tcp", "--count", "1"]);
+        asked.is_ok_and(|tally| tally.messages == 1 && tally.bad() == 0)
+    })?;
     let streams = bed.mesh.sandbox.spawn(&bed.client, "streams", &argv)?;
     let begin = Instant::now();
     Sandbox::wait_until("the streams", LIMIT, || begin.elapsed() > Duration::from_secs(2))?;
@@ -192,7 +197,13 @@ fn f4_an_established_connection_outlives_a_frozen_agent() -> Result<()> {
     Sandbox::wait_until("the freeze", LIMIT, || frozen.elapsed() > Duration::from_secs(5))?;
     bed.signal_far_agent(Signal::SIGCONT)?;
     let tally = Bed::finish(streams)?;
-    ensure!(tally.messages == 400 && tally.bad() == 0 && tally.resets == 0, "{tally:?}");
+    let logs = [0, 1].map(|node| bed.mesh.sandbox.access_log(node));
+    ensure!(
+        tally.messages == 400 && tally.bad() == 0 && tally.resets == 0,
+        "{tally:?}\nnode-a:\n{}node-b:\n{}",
+        logs[0],
+        logs[1]
+    );
     Ok(())
 }
 
