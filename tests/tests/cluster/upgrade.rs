@@ -11,6 +11,8 @@ use weft_tests::cluster::{Cluster, Load, SYSTEM};
 const IMAGE: &str = "weft.test/weft:previous";
 /// Replacing the agents of two nodes cuts a stream that both carry once for each, when the old one's patience is over.
 const CUTS_OF_ONE_ROLLOUT: u64 = 2;
+/// The load whose connections are copied.
+const COPIED: &str = "mesh to a pod, kept connections";
 
 /// One installation takes the other's place while traffic of every kind goes on.
 pub(crate) fn run(story: &Story<'_>) -> Result<()> {
@@ -75,7 +77,7 @@ impl Loads {
         let requests = vec![
             ("mesh, kept connections", inside(&cart, &kept)?),
             ("mesh, new connections", inside(&cart, &fresh)?),
-            ("mesh to a pod, kept connections", inside(&pod, &kept)?),
+            (COPIED, inside(&pod, &kept)?),
             ("mesh to a pod, new connections", inside(&pod, &fresh)?),
             ("Gateway, kept connections", outside(&edge, &kept)?),
             ("Gateway, new connections", outside(&edge, &fresh)?),
@@ -91,7 +93,10 @@ impl Loads {
         for (name, load) in self.requests {
             let tally = load.finish()?;
             println!("{name}: {}", brief(&tally));
-            if tally.bad() > 0 || tally.good() < 500 {
+            // A pod's own address is not routed: its connections are copied, and cut like a stream when the old agent's patience
+            // is over, between two requests or, once in a dozen runs, within one.
+            let may_fail = if name == COPIED { cuts } else { 0 };
+            if tally.bad() > may_fail || tally.good() < 500 {
                 failed.push(name);
             }
         }
