@@ -206,7 +206,8 @@ fn aimed(cluster: &Cluster, node: &str, ip: &str) -> Result<()> {
         "spec": {"nodeSelector": {"kubernetes.io/hostname": node}, "terminationGracePeriodSeconds": 0,
             "containers": [app("path", "8080", path), app("header", "8081", header)]}}),
     ])?;
-    for why in ["undeclared path /admin", "undeclared header X-Original-URL"] {
+    // Go writes names of headers in its own way.
+    for why in ["undeclared path /admin", "undeclared header X-Original-Url"] {
         cluster.log_line(node, &["\"denied\"", why, ip])?;
     }
     let statuses = pod(cluster, OUT, "aimed")?["status"]["containerStatuses"].clone();
