@@ -168,7 +168,7 @@ pub(crate) fn run(cluster: &Cluster, names: &str) -> Result<()> {
         );
         if let Err(error) = result {
             eprintln!("phase {}: {error:?}\n{}", phase.name, cluster.diagnosis());
-            failed.push(phase.name);
+            failed.push(format!("{}: {error:#}", phase.name));
             stage.story = None;
             stage.state = Unknown;
         }
@@ -177,7 +177,7 @@ pub(crate) fn run(cluster: &Cluster, names: &str) -> Result<()> {
         story.kept_lives_on()?;
     }
     clear(cluster)?;
-    ensure!(failed.is_empty(), "phases failed: {}", failed.join(", "));
+    ensure!(failed.is_empty(), "phases failed:\n{}", failed.join("\n"));
     Ok(())
 }
 

@@ -82,6 +82,16 @@ impl Workload {
         label(pod, namespace, MESH_LABEL) == Some("enabled") && !pod.host_network
     }
 
+    /// What the pod accepts from outside the mesh: its own label, its namespace's, the mesh's default.
+    #[must_use]
+    pub fn mode(pod: &Pod, namespace: Option<&Namespace>, default: MtlsMode) -> MtlsMode {
+        match label(pod, namespace, MTLS_LABEL) {
+            Some("strict") => MtlsMode::Strict,
+            Some("permissive") => MtlsMode::Permissive,
+            _ => default,
+        }
+    }
+
     /// Derives a workload.
     #[must_use]
     pub fn derive(
@@ -90,11 +100,6 @@ impl Workload {
         trust_domain: &str,
         default_mode: MtlsMode,
     ) -> Self {
-        let mode = match label(pod, namespace, MTLS_LABEL) {
-            Some("strict") => MtlsMode::Strict,
-            Some("permissive") => MtlsMode::Permissive,
-            _ => default_mode,
-        };
         let labelled = Self::wants_mesh(pod, namespace);
         let tunnel = match pod.captured {
             Some(_) => pod.tunnel.clone(),
@@ -114,7 +119,7 @@ impl Workload {
             enrolled: pod.captured.unwrap_or(labelled) && !pod.host_network,
             labelled,
             tunnel,
-            mode,
+            mode: Self::mode(pod, namespace, default_mode),
             app: app_name(&pod.meta.annotations, &pod.meta.labels, &pod.meta.key.name),
             probes: pod.probes.clone(),
         }

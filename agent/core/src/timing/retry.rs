@@ -2,9 +2,9 @@
 //!
 //! | outcome | without `retry` | with `retry` |
 //! |---|---|---|
-//! | nobody was reached | once, at once, elsewhere | until `attempts` |
-//! | refused unprocessed | once, at once, elsewhere | until `attempts` |
-//! | a kept connection had gone stale | once, at once, if idempotent | until `attempts`, if idempotent |
+//! | nobody was reached | up to [`UNREACHED_TRIES`] endpoints, at once | until `attempts` |
+//! | refused unprocessed | the same | until `attempts` |
+//! | a kept connection had gone stale | the same, if idempotent; then on a new connection | until `attempts`, if idempotent |
 //! | the peer went silent before an answer | once, at once, if idempotent | until `attempts`, if idempotent |
 //! | reset or closed after sending | never | until `attempts`, if idempotent |
 //! | `backendRequest` timeout | never | until `attempts`, any method |
@@ -77,13 +77,18 @@ const DEFAULT_BACKOFF: Duration = Duration::from_millis(25);
 /// Waits double up to this many times the first.
 const MAX_GROWTH: u32 = 16;
 
-/// Whether another try may be made after `tries`, whatever comes of the one under way.
+/// How many endpoints are asked for a request or connection that none of them has seen, where no policy says. A Deployment
+/// that is scaled down loses several pods at once, and for as long as nobody has heard of it all of them are asked.
+pub const UNREACHED_TRIES: u32 = 4;
+
+/// Whether another try may be made after `tries`, if nobody is reached by the one under way.
 #[must_use]
 pub fn has_tries(policy: Option<&Retry>, tries: u32) -> bool {
-    tries <= policy.map_or(1, |p| p.attempts)
+    policy.map_or(tries < UNREACHED_TRIES, |p| tries <= p.attempts)
 }
 
-/// Decides. Never more than `attempts` retries, never a wait that ends after the request's deadline.
+/// Decides. Never more than `attempts` retries, never a wait that ends after the request's deadline. Without a policy a
+/// second retry is for an endpoint that was not asked yet: whoever calls knows whether there is one.
 #[must_use]
 pub fn decide(policy: Option<&Retry>, attempt: &Attempt) -> Decision {
     let wanted = match attempt.outcome {
@@ -96,7 +101,9 @@ pub fn decide(policy: Option<&Retry>, attempt: &Attempt) -> Decision {
             attempt.replayable && policy.is_some_and(|p| p.codes.contains(&code.as_u16()))
         }
     };
-    if !wanted || !has_tries(policy, attempt.tries) {
+    // Each time it would be waited for a node's silence.
+    let once = policy.is_none() && attempt.outcome == Outcome::Silent && attempt.tries > 1;
+    if !wanted || once || !has_tries(policy, attempt.tries) {
         return Decision::Stop;
     }
     let after = policy.map_or(Duration::ZERO, |p| wait(p, attempt));

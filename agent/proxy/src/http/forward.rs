@@ -67,6 +67,8 @@ struct Outgoing {
     /// Version the client speaks.
     version: Version,
     idempotent: bool,
+    /// Not on a kept connection: one had gone stale, and so may others be of pods that end together.
+    afresh: bool,
 }
 
 /// How a try ended without an answer to hand on.
@@ -95,7 +97,7 @@ async fn forward<D: Dial>(
         mirror::start(&exchange, &plan.mirrors, &parts);
     }
     let idempotent = idempotent(&parts.method);
-    let mut outgoing = Outgoing { version: parts.version, parts, body, idempotent };
+    let mut outgoing = Outgoing { version: parts.version, parts, body, idempotent, afresh: false };
     let mut tried = Vec::new();
     loop {
         exchange.tries += 1;
@@ -106,7 +108,7 @@ async fn forward<D: Dial>(
         if let (Some(in_flight), Some(fault)) = (&exchange.attempt.in_flight, fault(&exchange, &failure)) {
             in_flight.failed(fault, Instant::now());
         }
-        let decision = next(&exchange, &plan, &failure, idempotent);
+        let decision = next(&exchange, &plan, &failure, idempotent, &tried);
         exchange.try_failed(failure.error.reason, failure.code);
         let (Decision::Retry { after }, Some((parts, body))) = (decision, failure.again) else {
             return respond::failure(exchange, &failure.error);
@@ -116,7 +118,8 @@ async fn forward<D: Dial>(
         if !after.is_zero() {
             tokio::time::sleep(after).await;
         }
-        outgoing = Outgoing { version: parts.version, parts, body, idempotent };
+        let afresh = failure.outcome == Outcome::Stale;
+        outgoing = Outgoing { version: parts.version, parts, body, idempotent, afresh };
     }
 }
 
@@ -137,15 +140,23 @@ fn retry_policy<D: Dial>(exchange: &Exchange<D>) -> Option<&Retry> {
     exchange.rule.as_ref().and_then(|r| r.retry.as_deref())
 }
 
-fn next<D: Dial>(exchange: &Exchange<D>, plan: &Plan, failure: &Failure, idempotent: bool) -> Decision {
+fn next<D: Dial>(
+    exchange: &Exchange<D>,
+    plan: &Plan,
+    failure: &Failure,
+    idempotent: bool,
+    tried: &[SocketAddr],
+) -> Decision {
     if exchange.upload_failed().is_some() {
         return Decision::Stop;
     }
-    // Where nobody else is, it would only be waited for again.
-    let at = exchange.attempt.endpoint().map(|e| e.addr);
-    if failure.outcome == Outcome::Silent && !at.is_some_and(|at| may_turn(exchange, &plan.backend, at, &[]))
-    {
-        return Decision::Stop;
+    // Where nobody else is, a silent one would only be waited for again, and whoever was not reached twice is not there.
+    let asked_all = retry_policy(exchange).is_none() && exchange.tries > 1;
+    if failure.outcome == Outcome::Silent || asked_all {
+        let at = exchange.attempt.endpoint().map(|e| e.addr);
+        if !at.is_some_and(|at| may_turn(exchange, &plan.backend, at, tried)) {
+            return Decision::Stop;
+        }
     }
     let attempt = Attempt {
         tries: exchange.tries,
@@ -240,10 +251,10 @@ async fn send_to<D: Dial>(
     (endpoint, tried): (&Endpoint, &[SocketAddr]),
     outgoing: Outgoing,
 ) -> Result<Response<Incoming>, Box<Failure>> {
-    let Outgoing { mut parts, body, version, idempotent } = outgoing;
+    let Outgoing { mut parts, body, version, idempotent, afresh } = outgoing;
     let conn = Rc::clone(&exchange.conn);
     let may_turn = || may_turn(exchange, &plan.backend, endpoint.addr, tried);
-    let mut lease = match lease(&conn, endpoint, &plan.way, may_turn).await {
+    let mut lease = match lease(&conn, endpoint, &plan.way, afresh, may_turn).await {
         Ok(lease) => lease,
         Err(error) => {
             let again = Some((parts, body));
@@ -265,7 +276,7 @@ async fn send_to<D: Dial>(
     let kept = lease.is_kept();
     // A kept connection may have gone stale, a node gone silent, an HTTP/2 peer may refuse a stream: all safe to send again.
     let safe = matches!(body, RequestBody::Empty) && (idempotent || (!kept && lease.is_h2()));
-    if exchange.spare.is_none() && exchange.tries == 1 && safe {
+    if exchange.spare.is_none() && safe && has_tries(retry_policy(exchange), exchange.tries) {
         exchange.spare = Some(parts.clone());
     }
     if let (true, Lease::H1(_, h1)) = (plan.upgrade, &lease) {
@@ -325,18 +336,19 @@ pub(crate) fn shape<Io>(parts: &mut Parts, lease: &Lease<Io>, tls: bool) {
     }
 }
 
-/// A kept connection to the endpoint, or a new one; not for long if the request `may_turn` to another endpoint.
+/// A kept connection to the endpoint, unless `afresh`, or a new one; not for long if the request `may_turn` to another endpoint.
 pub(crate) async fn lease<D: Dial>(
     conn: &Conn<D>,
     endpoint: &Endpoint,
     way: &Way,
+    afresh: bool,
     may_turn: impl Fn() -> bool,
 ) -> Result<Lease<MaybeTls<D::Io>>, ProxyError> {
     let key = Key::new(endpoint, way.tls.as_ref().map_or(0, |t| t.id));
     let telemetry = &conn.http.telemetry;
     match way.protocol {
         Protocol::Http1 => {
-            if let Some(kept) = conn.pool.take_h1(&key, endpoint) {
+            if !afresh && let Some(kept) = conn.pool.take_h1(&key, endpoint) {
                 telemetry.count(Counter::PoolHitHttp);
                 return Ok(Lease::H1(key, kept));
             }
@@ -393,7 +405,7 @@ fn finish_try<D: Dial>(
         code: Some(status.as_u16()),
         again: remembered(exchange),
     };
-    match next(exchange, plan, &failure, idempotent) {
+    match next(exchange, plan, &failure, idempotent, &[]) {
         Decision::Retry { .. } => Err(failure.into()),
         Decision::Stop => Ok(response),
     }

@@ -112,7 +112,7 @@ async fn copy<D: Dial>(
         })
     };
     let (endpoint, in_flight) = chosen.ok_or_else(|| error(Reason::NoEndpoint, ""))?;
-    let leased = lease(conn, &endpoint, way, || false).await;
+    let leased = lease(conn, &endpoint, way, false, || false).await;
     match &leased {
         Ok(_) => in_flight.connected(Instant::now()),
         Err(_) => in_flight.failed(Fault::Unreached, Instant::now()),

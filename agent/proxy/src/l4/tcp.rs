@@ -20,10 +20,8 @@ use weft_core::{
     balance::Fault,
     config::{Backend, Endpoint, L4Rule},
     model::{ObjectKey, SpiffeId, Workload},
+    timing::retry::UNREACHED_TRIES,
 };
-
-/// Endpoints tried before the client is refused. Nothing has been sent yet, so each try is safe.
-const TRIES: usize = 3;
 
 /// Where an opaque connection goes.
 #[derive(Clone, Debug)]
@@ -118,7 +116,8 @@ pub async fn connect(
         let (index, in_flight) = chosen.ok_or_else(nobody)?;
         let endpoint = &endpoints.ready[index];
         ended.note(endpoint);
-        let may_retry = tried.len() + 1 < TRIES.min(endpoints.ready.len());
+        // Nothing has been sent yet, so each try is safe.
+        let may_retry = tried.len() + 1 < endpoints.ready.len().min(UNREACHED_TRIES as usize);
         let has_other = || may_retry && worker.loads.has_other(&choice, endpoint.addr, Instant::now());
         let headers = HeaderMap::new();
         let dialing = dialer.dial_with(source, endpoint, bulk, &headers);

@@ -2,7 +2,7 @@
 
 use crate::{
     model::{Retry, Timeouts},
-    timing::{Attempt, Deadlines, Decision, Outcome, decide},
+    timing::{Attempt, Deadlines, Decision, Outcome, decide, retry::UNREACHED_TRIES},
 };
 use http::StatusCode;
 use proptest::prelude::*;
@@ -57,7 +57,13 @@ fn attempts_and_waits() {
     let backoff = policy(3, &[500], Some(100));
     for (policy, attempt, wanted) in [
         (None, attempt(1, Outcome::Unreached), retry(0)),
-        (None, attempt(2, Outcome::Unreached), Decision::Stop),
+        // Three pods that are scaled away at once.
+        (None, attempt(3, Outcome::Unreached), retry(0)),
+        (None, attempt(4, Outcome::Unreached), Decision::Stop),
+        (None, attempt(3, Outcome::Refused), retry(0)),
+        (None, attempt(3, Outcome::Stale), retry(0)),
+        (None, attempt(1, Outcome::Silent), retry(0)),
+        (None, attempt(2, Outcome::Silent), Decision::Stop),
         (Some(&backoff), attempt(1, status(500)), retry(100)),
         (Some(&backoff), attempt(2, status(500)), retry(200)),
         (Some(&backoff), attempt(3, status(500)), retry(400)),
@@ -110,6 +116,6 @@ proptest! {
             now += after;
             prop_assert!(limit.is_none_or(|l| now < start + l), "a try must begin before the deadline");
         }
-        prop_assert!(made <= 1 + policy.map_or(1, |p| p.attempts));
+        prop_assert!(made <= policy.map_or(UNREACHED_TRIES, |p| 1 + p.attempts));
     }
 }

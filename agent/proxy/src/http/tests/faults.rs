@@ -4,7 +4,7 @@ use super::support::*;
 use crate::{context::Limits, http::REASON_HEADER};
 use http::{HeaderValue, Request};
 use http_body_util::BodyExt;
-use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -79,6 +79,66 @@ fn another_endpoint_is_tried_when_one_refuses() {
         let mesh = bed.mesh().await;
         for _ in 0..20 {
             assert_eq!(get(mesh, "/").await, (200, "app".into()));
+        }
+    });
+}
+
+/// A server that can end at once, as a process does: nobody listens any more, and a kept connection closes only when the next
+/// request comes, so that nobody has noticed.
+struct Mortal {
+    addr: SocketAddr,
+    /// Whether it is dead.
+    dead: Rc<Cell<bool>>,
+    listening: tokio::task::JoinHandle<()>,
+}
+
+impl Mortal {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (addr, dead) = (listener.local_addr().unwrap(), Rc::new(Cell::new(false)));
+        let is_dead = dead.clone();
+        let listening = tokio::task::spawn_local(async move {
+            loop {
+                let (mut io, _) = listener.accept().await.unwrap();
+                let is_dead = is_dead.clone();
+                tokio::task::spawn_local(async move {
+                    let mut head = [0; 4096];
+                    while io.read(&mut head).await.is_ok_and(|n| n > 0) && !is_dead.get() {
+                        io.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nmortal").await.unwrap();
+                    }
+                });
+            }
+        });
+        Self { addr, dead, listening }
+    }
+
+    async fn kill(self) {
+        self.dead.set(true);
+        self.listening.abort();
+        let _ = self.listening.await; // with it goes the listener
+    }
+}
+
+/// A Deployment is scaled down: several pods end at once, and nobody has told us yet.
+#[test]
+fn pods_that_end_together_fail_no_request() {
+    run(async {
+        let live = App::named("live").await;
+        let mortals = [Mortal::start().await, Mortal::start().await, Mortal::start().await];
+        let mut world = World::default();
+        let all: Vec<SocketAddr> = mortals.iter().map(|m| m.addr).chain([live.addr]).collect();
+        let service = world.service(backend("app", AppProtocol::Http), &all);
+        let bed = Bed::new(world.frontend(&service, None));
+        let mesh = bed.mesh().await;
+        // Until a connection is kept to each.
+        while bed.dials.get() < 4 {
+            assert_eq!(get(mesh, "/").await.0, 200);
+        }
+        for mortal in mortals {
+            mortal.kill().await;
+        }
+        for _ in 0..20 {
+            assert_eq!(get(mesh, "/").await, (200, "live".into()));
         }
     });
 }
