@@ -5,7 +5,7 @@ use crate::{
     error_list::ErrorList,
     netns::{Netns, NetnsError},
     routes::{self, RouteError},
-    ruleset::{Mechanism, Mode, Surroundings, probe, removal, ruleset},
+    ruleset::{self, Mechanism, Mode, Surroundings, probe, removal, ruleset},
     socket::ipv6_enabled,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -87,6 +87,14 @@ fn apply_here(nft: &Nft, mechanism: Mechanism, config: &CaptureConfig, mode: Mod
     routes::add(ipv6)?;
     let pod = Surroundings { mechanism, ipv6, translated: nft.translates()? };
     nft.run(&[], &ruleset(config, mode, pod)).map(drop)
+}
+
+/// Lets the node's kubelet past a pod's capture until its table is replaced: see [`ruleset::while_away`]. Blocking.
+///
+/// # Errors
+/// See [`ApplyError`]; refused where there is no table that knows of it.
+pub(crate) fn let_past(netns: &Netns) -> Result<(), ApplyError> {
+    netns.run(|| Nft::default().run(&[], &ruleset::while_away(ipv6_enabled())).map(drop))?
 }
 
 /// Whether a table of ours is in the pod, whatever its rules say. Blocking.

@@ -1,13 +1,16 @@
-//! PURE: what a pod excludes from capture, from its annotations.
+//! PURE: what a pod excludes from capture, from its annotations; and what gets past it while no agent is there.
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 /// More entries than this in one annotation are refused: it bounds the transaction.
 const MAX_ENTRIES: usize = 256;
 
-/// What of a pod's traffic is left alone. From the pod's annotations `weft.dev/exclude-…`.
+/// What of a pod's traffic is left alone: always, from the pod's annotations `weft.dev/exclude-…`; or while no agent is there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaptureConfig {
     /// `exclude-inbound-ports`: ports of the pod that are reached directly.
@@ -22,6 +25,31 @@ pub struct CaptureConfig {
     /// `exclude-outbound-cidrs`: destinations that the pod reaches directly.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub outbound_cidrs: BTreeSet<IpNet>,
+    /// What its kubelet reaches directly while no agent is there.
+    #[serde(default, skip_serializing_if = "WhileAway::is_nothing")]
+    pub while_away: WhileAway,
+}
+
+/// Ports that the node's own addresses reach directly while the node has no agent: those of a permissive pod's declared
+/// probes, or the kubelet would restart every pod of a node whose agent is away for minutes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhileAway {
+    /// Ports of the pod.
+    pub ports: BTreeSet<u16>,
+    /// Addresses of the node.
+    pub node: BTreeSet<IpAddr>,
+}
+
+impl WhileAway {
+    /// These ports, for these addresses.
+    #[must_use]
+    pub const fn new(ports: BTreeSet<u16>, node: BTreeSet<IpAddr>) -> Self {
+        Self { ports, node }
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.ports.is_empty()
+    }
 }
 
 /// An annotation that says nothing usable. The rest of the configuration holds; the entry captures.
@@ -50,6 +78,7 @@ impl CaptureConfig {
             outbound_ports: entries(&known, "weft.dev/exclude-outbound-ports", port, &mut invalid),
             inbound_cidrs: entries(&known, "weft.dev/exclude-inbound-cidrs", cidr, &mut invalid),
             outbound_cidrs: entries(&known, "weft.dev/exclude-outbound-cidrs", cidr, &mut invalid),
+            while_away: WhileAway::default(),
         };
         (config, invalid)
     }

@@ -7,7 +7,8 @@
 use crate::netns::{Netns, NetnsError};
 use crate::sys::since_boot_ns;
 use nix::{
-    ifaddrs::getifaddrs,
+    ifaddrs::{InterfaceAddress, getifaddrs},
+    net::if_::InterfaceFlags,
     unistd::{SysconfVar, sysconf},
 };
 use std::{
@@ -67,13 +68,33 @@ impl Sandbox {
             what: format!("interfaces of process {}", self.pid),
             source: e.into(),
         })?;
-        let addresses = found.filter_map(|interface| {
-            let address = interface.address?;
-            let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
-        });
-        Ok(addresses.into_iter().any(|address| ips.contains(&address)))
+        Ok(found.filter_map(|interface| address(&interface)).any(|address| ips.contains(&address)))
     }
+}
+
+fn address(interface: &InterfaceAddress) -> Option<IpAddr> {
+    let address = interface.address.as_ref()?;
+    let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+}
+
+/// More addresses than a node has; what has more is not asked for its probes from the rest.
+const NODE_ADDRESSES_MAX: usize = 1024;
+
+/// The addresses from which a process of the node may call a pod: all in the calling thread's network namespace, but for
+/// loopback's and those of interfaces that are down (kube-proxy's `kube-ipvs0` has every Service's there).
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn node_addresses() -> io::Result<BTreeSet<IpAddr>> {
+    let is_used = |interface: &InterfaceAddress| {
+        interface.flags.contains(InterfaceFlags::IFF_UP)
+            && !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK)
+    };
+    let found = getifaddrs()?.filter(is_used).filter_map(|interface| address(&interface));
+    // A link-local address is no source for a pod's own.
+    let is_global = |ip: &IpAddr| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    Ok(found.filter(is_global).take(NODE_ADDRESSES_MAX).collect())
 }
 
 /// The sandbox of the pod with this UID. Blocking.

@@ -35,9 +35,9 @@ mod wire;
 
 pub use announce::{AnnounceError, Announcer};
 pub use apply::{ApplyError, apply, apply_by, is_captured, remove};
-pub use capture_config::{CaptureConfig, InvalidAnnotation};
+pub use capture_config::{CaptureConfig, InvalidAnnotation, WhileAway};
 pub use error_list::ErrorList;
-pub use find::{NotFound, Sandbox, find_sandbox, find_sandboxes, pod_namespaces};
+pub use find::{NotFound, Sandbox, find_sandbox, find_sandboxes, node_addresses, pod_namespaces};
 pub use kubelet::{KubeletWatch, NodeSocket, Stranger};
 pub use manager::{
     Captured, CapturedPod, Counts, Decision, Enrolment, ManagerConfig, ManagerHandle, PodEvent, PodManager,

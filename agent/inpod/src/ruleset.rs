@@ -29,11 +29,14 @@
 //! A kernel without `nft_tproxy` gets the same table with `redirect` in NAT chains; with `nft_socket` dead ports are
 //! refused there too.
 //!
+//! While the node has no agent, the holder lets the node's own addresses past capture to the ports of declared probes
+//! ([`while_away`]): each table says in its sets which, so that the holder needs to know nothing of pods.
+//!
 //! Surprising, and known: a captured connection's socket on the agent's side has the *destination's* port as its
 //! local one, in the pod. An application that begins to listen on 0.0.0.0:80 without SO_REUSEADDR while it has (or
 //! had, for a minute) a connection to somebody's port 80 gets EADDRINUSE.
 
-use crate::capture_config::CaptureConfig;
+use crate::capture_config::{CaptureConfig, WhileAway};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -124,6 +127,18 @@ pub fn ruleset(config: &CaptureConfig, mode: Mode, pod: Surroundings) -> String 
 pub(crate) fn removal() -> String {
     // Deleting what is not there is an error.
     "add table inet weft\ndelete table inet weft\n".to_owned()
+}
+
+/// One transaction after which the node's own addresses reach the ports of declared probes directly, until the table is
+/// replaced. Refused where there is no table, or one of a version that has no such chain.
+#[must_use]
+pub(crate) fn while_away(ipv6: bool) -> String {
+    let mut text = "flush chain inet weft while_away\n".to_owned();
+    for family in if ipv6 { &["ip", "ip6"][..] } else { &["ip"] } {
+        let from_node = format!("{family} saddr @node_{family}");
+        text.push_str(&format!("add rule inet weft while_away {from_node} tcp dport @probed accept\n"));
+    }
+    text
 }
 
 /// The smallest transaction that a kernel refuses exactly when it lacks what `mechanism` needs. For a check only.
@@ -295,11 +310,34 @@ impl Table {
         ];
         let excluded = |ports, cidrs, side| exclusions(ports, cidrs, side, self.pod.ipv6);
         let more = excluded(&config.inbound_ports, &config.inbound_cidrs, "saddr");
-        let rules: Vec<String> = inbound.into_iter().chain(more).collect();
+        let away = ["jump while_away".to_owned()];
+        let rules: Vec<String> = inbound.into_iter().chain(more).chain(away).collect();
         let more = excluded(&config.outbound_ports, &config.outbound_cidrs, "daddr");
         let leaving: Vec<String> = outbound.into_iter().chain(more).collect();
+        self.away(&config.while_away);
         self.chain("exempt_inbound", None, &rules);
         self.chain("exempt_outbound", None, &leaving);
+    }
+
+    /// The sets that [`while_away`] speaks of, and its chain, empty: an agent puts the table in place, so one is there.
+    fn away(&mut self, away: &WhileAway) {
+        let ports = away.ports.iter().map(u16::to_string);
+        self.set("probed", "inet_service", ports.collect());
+        let of = |v6: bool| away.node.iter().filter(move |ip| ip.is_ipv6() == v6).map(ToString::to_string);
+        self.set("node_ip", "ipv4_addr", of(false).collect());
+        if self.pod.ipv6 {
+            self.set("node_ip6", "ipv6_addr", of(true).collect());
+        }
+        self.chain::<&str>("while_away", None, &[]);
+    }
+
+    fn set(&mut self, name: &str, kind: &str, elements: Vec<String>) {
+        // `elements = { }` is a syntax error.
+        let elements = match &*elements {
+            [] => String::new(),
+            all => format!(" elements = {{ {} }}", all.join(", ")),
+        };
+        self.text.push_str(&format!("  set {name} {{ type {kind};{elements} }}\n"));
     }
 
     /// The NAT chains: what captures where `tproxy` is missing, and what keeps redirected connections alive.

@@ -32,6 +32,11 @@ pub enum Event {
         /// Whether its rules are in place.
         captured: bool,
     },
+    /// The table of a captured pod is not as this agent has put it in place.
+    TableOutdated {
+        /// Container ID.
+        id: String,
+    },
     /// A sandbox was made; the caller wants to know when its pod may start.
     Added {
         /// The pod.
@@ -153,6 +158,14 @@ impl Pods {
         let mut actions = Vec::new();
         match event {
             Event::Found { record, captured } => self.found(record, captured, decide, &mut actions),
+            Event::TableOutdated { id } => {
+                if let Some(pod) = self.pods.get_mut(&id) {
+                    if matches!(pod.phase, Phase::Captured(_)) {
+                        pod.phase = Phase::Held;
+                    }
+                    pod.settle(&id, decide, &mut actions);
+                }
+            }
             Event::Added { record, ticket } => self.added(record, ticket, decide, &mut actions),
             Event::Deleted { id } => self.deleted(&id, &mut actions),
             Event::OnlyThese(valid) => {

@@ -55,10 +55,6 @@ fn listen(ns: &Netns, address: &str, how: How) -> Socket {
     ns.run(open).unwrap().unwrap()
 }
 
-fn refused(connected: io::Result<std::net::TcpStream>) -> bool {
-    connected.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
-}
-
 #[test]
 fn a_dead_port_is_refused_before_the_handshake() {
     let plain = How::default();

@@ -24,7 +24,7 @@ use weft_cni::{plugin, protocol::Enrolled};
 use weft_core::model::ObjectKey;
 use weft_inpod::{
     CaptureConfig, Captured, CapturedPod, Decision, Enrolment, ManagerConfig, ManagerHandle, Netns, PodEvent,
-    PodManager,
+    PodManager, WhileAway,
     holder::{self, Ended, GroupKey, HolderConfig, PodRecord, Transport},
     original_dst,
 };
@@ -542,4 +542,73 @@ async fn a_pod_from_before_can_be_added_by_hand() {
     agent.handle.forget("found".into()).await;
     let PodEvent::Released { gone: true, .. } = agent.event().await else { panic!() };
     assert!(agent.handle.records().await.is_empty());
+}
+
+/// Waits until the holder has let the node past the pod's capture.
+async fn until_let_past(net: &Net) {
+    let opened = async {
+        while !net.in_pod("nft", &["list", "chain", "inet", "weft", "while_away"]).contains("accept") {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, opened).await.unwrap();
+}
+
+/// E20: an agent that is away for minutes must not get its node's pods restarted. Their kubelet calls from an address of the
+/// node, here the peer's; another address of the same machine stands for everybody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_of_permissive_pods_do_not_wait_for_an_agent_that_is_away() {
+    let (dir, world) = (TempDir::new().unwrap(), World::new());
+    let (strict, net) = (Net::new(), Net::new());
+    let node = [PEER4, PEER6].map(|ip| ip.parse().unwrap());
+    let while_away = WhileAway::new([8080, 8081].into(), node.into());
+    world.set("a", enrolled());
+    world.set("b", Decision::Enrolled(CaptureConfig { while_away, ..CaptureConfig::default() }));
+    let holder = Holder::start(dir.path());
+    let mut agent = Agent::start(dir.path(), world.clone());
+    agent.connected().await;
+    let mut pods = Vec::new();
+    for (name, net) in [("a", &strict), ("b", &net)] {
+        let path = net.pod_path();
+        let (added, pod) = tokio::join!(cni(dir.path(), "ADD", name, &path), agent.serve());
+        assert!(added.0, "{}", added.1);
+        pods.push(pod);
+    }
+    let apps: Vec<[TcpListener; 3]> = [&strict, &net]
+        .map(|net| [at(POD4, 8080), at(POD6, 8080), at(POD4, 9090)].map(|to| serve(&net.pod, to)))
+        .into();
+    let probe = |net: &Net, from: &str, to: SocketAddr| connect_as(&net.peer, at(from, 0), to).unwrap();
+    let _here = probe(&net, PEER4, at(POD4, 8080));
+    accept_one(&pods[1].listeners.inbound, at(POD4, 8080));
+
+    agent.handle.stop().await;
+    until_let_past(&net).await;
+    // Pods are let past in the order of their names: the strict one has been looked at by now, and names nobody.
+    let waiting = probe(&strict, PEER4, at(POD4, 8080));
+    assert!(nobody_waits(&apps[0][0]), "a strict pod");
+    for (app, from, to) in [(0, PEER4, at(POD4, 8080)), (1, PEER6, at(POD6, 8080))] {
+        let mut kubelet = probe(&net, from, to);
+        assert_talks(&mut kubelet, &mut accept(&apps[1][app]).0);
+    }
+    assert!(refused(connect(&net.peer, at(POD4, 8081))), "a dead port, declared or not");
+    let others = [probe(&net, CLIENT4, at(POD4, 8080)), probe(&net, PEER4, at(POD4, 9090))];
+    assert!(apps[1].iter().all(nobody_waits), "from elsewhere, or to a port without a probe");
+
+    // The next holder knows what the one before has done, and the next agent ends it as soon as it serves the pod.
+    let next_holder = Holder::start(dir.path());
+    assert_eq!(holder.ended(), Ended::HandedOver);
+    let mut next = Agent::start(dir.path(), world.clone());
+    for _ in 0..2 {
+        next.serve().await;
+    }
+    next.captured(2).await;
+    let _again = probe(&net, PEER4, at(POD4, 8080));
+    accept_one(&pods[1].listeners.inbound, others[0].peer_addr().unwrap());
+    accept_one(&pods[1].listeners.inbound, others[1].peer_addr().unwrap());
+    accept_one(&pods[1].listeners.inbound, at(POD4, 8080));
+    assert!(apps[1].iter().all(nobody_waits));
+    accept_one(&pods[0].listeners.inbound, waiting.peer_addr().unwrap());
+    next.handle.stop().await;
+    until_let_past(&net).await;
+    drop(next_holder);
 }

@@ -2,6 +2,7 @@
 
 use parking_lot::RwLock;
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     sync::{
         Arc,
@@ -12,7 +13,7 @@ use std::{
 use tokio::sync::watch;
 use weft_cni::protocol::Enrolled;
 use weft_core::model::{MESH_LABEL, MtlsMode, Namespace, ObjectKey, Pod, Snapshot, Str, Workload};
-use weft_inpod::{CaptureConfig, Decision, Enrolment};
+use weft_inpod::{CaptureConfig, Decision, Enrolment, WhileAway};
 
 /// A pod of this node that is in the mesh and runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +33,10 @@ pub(super) struct WorldEnrolment {
     leaving: AtomicBool,
     /// How long connections may go on then.
     patience: RwLock<Option<Duration>>,
+    /// What pods accept that no label speaks of.
+    default_mode: RwLock<MtlsMode>,
+    /// The node's own addresses.
+    addresses: RwLock<BTreeSet<IpAddr>>,
     changed: watch::Sender<u64>,
 }
 
@@ -43,6 +48,8 @@ impl WorldEnrolment {
             world: RwLock::new(None),
             leaving: AtomicBool::new(false),
             patience: RwLock::new(None),
+            default_mode: RwLock::default(),
+            addresses: RwLock::default(),
             changed: watch::Sender::new(0),
         })
     }
@@ -64,6 +71,24 @@ impl WorldEnrolment {
     pub(super) fn set_leaving(&self, leaving: bool, patience: Option<Duration>) {
         *self.patience.write() = patience.filter(|_| leaving);
         if self.leaving.swap(leaving, Ordering::AcqRel) != leaving {
+            self.changed.send_modify(|version| *version += 1);
+        }
+    }
+
+    /// What pods accept that no label speaks of. To be told before the world in which it is so.
+    pub(super) fn set_default_mode(&self, mode: MtlsMode) {
+        let differs = std::mem::replace(&mut *self.default_mode.write(), mode) != mode;
+        if differs {
+            self.changed.send_modify(|version| *version += 1);
+        }
+    }
+
+    /// The node's own addresses: from one of them its kubelet asks its pods.
+    pub(super) fn set_addresses(&self, addresses: BTreeSet<IpAddr>) {
+        let mut known = self.addresses.write();
+        if *known != addresses {
+            *known = addresses;
+            drop(known);
             self.changed.send_modify(|version| *version += 1);
         }
     }
@@ -115,6 +140,18 @@ impl WorldEnrolment {
     fn is_enrolled(&self, pod: &Pod, namespace: Option<&Namespace>) -> bool {
         !self.leaving.load(Ordering::Acquire) && Workload::wants_mesh(pod, namespace)
     }
+
+    /// The way of the node's kubelet to a pod while no agent is there. None to a strict one: nobody could say that it is the
+    /// kubelet who comes.
+    fn while_away(&self, pod: &Pod, namespace: Option<&Namespace>) -> WhileAway {
+        match Workload::mode(pod, namespace, *self.default_mode.read()) {
+            MtlsMode::Strict => WhileAway::default(),
+            MtlsMode::Permissive => {
+                let ports = pod.probes.iter().map(|probe| probe.port).collect();
+                WhileAway::new(ports, self.addresses.read().clone())
+            }
+        }
+    }
 }
 
 impl Enrolment for WorldEnrolment {
@@ -130,10 +167,11 @@ impl Enrolment for WorldEnrolment {
             return Decision::NotEnrolled;
         }
         let annotations = pod.meta.annotations.iter().map(|(k, v)| (&**k, &**v));
-        let (capture, invalid) = CaptureConfig::from_annotations(annotations);
+        let (mut capture, invalid) = CaptureConfig::from_annotations(annotations);
         for problem in invalid {
             tracing::warn!("Pod {namespace}/{name}: {problem}; that entry is captured");
         }
+        capture.while_away = self.while_away(pod, world.namespaces.get(namespace).map(|n| &**n));
         Decision::Enrolled(capture)
     }
 

@@ -1,12 +1,14 @@
 //! The node's kubelet, as the data plane asks for it.
 
+use super::{cluster::Task, enrolment::WorldEnrolment};
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
     path::Path,
     sync::Arc,
+    time::Duration,
 };
 use weft_core::model::Snapshot;
-use weft_inpod::KubeletWatch;
+use weft_inpod::{KubeletWatch, node_addresses};
 use weft_proxy::kubelet::{Kubelet, NoKubelet, NotKubelet, Recognition};
 
 /// Knows the kubelet by what `weft-inpod` sees on the node.
@@ -59,6 +61,25 @@ impl Kubelet for Watch {
             }
         })
     }
+}
+
+/// How soon pods' rules know of another address of the node. They need it only while no agent is there.
+const ADDRESSES_EVERY: Duration = Duration::from_secs(30);
+
+/// Tells from which addresses the node's kubelet may come: once before this returns, then for as long as the task lives.
+pub(super) fn tell_addresses(enrolment: &Arc<WorldEnrolment>) -> Task {
+    let tell = |enrolment: &WorldEnrolment| match node_addresses() {
+        Ok(addresses) => enrolment.set_addresses(addresses),
+        Err(error) => tracing::warn!(%error, "the node's own addresses are not known"),
+    };
+    tell(enrolment);
+    let enrolment = enrolment.clone();
+    Task::spawn(async move {
+        loop {
+            tokio::time::sleep(ADDRESSES_EVERY).await;
+            tell(&enrolment);
+        }
+    })
 }
 
 /// Whether it is an address of this machine, whose network namespace is ours.

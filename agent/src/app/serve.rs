@@ -6,7 +6,7 @@ use super::{
     enrolment::WorldEnrolment,
     gateways::Gateways,
     joiner::{self, Joiner, Joining},
-    kubelet::NodeKubelet,
+    kubelet::{self, NodeKubelet},
     leave::{self, Leaver, Leaving},
     metrics,
     node::{NodePage, OnNode},
@@ -130,6 +130,8 @@ struct NodePart {
     serving: JoinHandle<()>,
     joining: Joining,
     superseded: oneshot::Receiver<()>,
+    /// Watches the node's own addresses.
+    addresses: Task,
 }
 
 /// Serves what the worlds say until SIGTERM or SIGINT, then drains.
@@ -215,6 +217,7 @@ impl Agent {
     }
 
     fn start_node(&self, run_dir: &Path) -> Result<NodePart> {
+        let addresses = kubelet::tell_addresses(&self.enrolment);
         let (manager, events) = PodManager::start(
             ManagerConfig {
                 state_dir: self.options.state_dir.clone(),
@@ -243,7 +246,7 @@ impl Agent {
             witness: self.options.plugin.witness(),
             gone_patience: joiner::GONE_PATIENCE,
         };
-        Ok(NodePart { manager, serving, joining: joiner.start(), superseded })
+        Ok(NodePart { manager, serving, joining: joiner.start(), superseded, addresses })
     }
 
     /// What the node's page and the metrics show of this agent, and what leaves the node when Weft is uninstalled.
@@ -391,8 +394,8 @@ impl Agent {
         let mut hangup = signal(SignalKind::hangup())?;
         let (mut adopted, mut leaving) = (false, None::<Instant>);
         let (manager, tasks, superseded) = match node {
-            Some(NodePart { manager, serving, joining, superseded }) => {
-                (Some(manager), Some((serving, joining)), superseded)
+            Some(NodePart { manager, serving, joining, superseded, addresses }) => {
+                (Some(manager), Some((serving, joining, addresses)), superseded)
             }
             // Never told: `pending` below is what a closed channel must not be mistaken for.
             None => (None, None, oneshot::channel().1),
@@ -444,7 +447,8 @@ impl Agent {
         gateways.stop_accepting().await;
         drop(gateways);
         let serving = match tasks {
-            Some((serving, joining)) => {
+            Some((serving, joining, addresses)) => {
+                drop(addresses);
                 joining.stop().await; // it has a handle to the manager, which is to be the last here
                 Some(serving)
             }

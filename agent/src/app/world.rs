@@ -106,6 +106,7 @@ impl Pipeline {
         let update = self.apply();
         let start = Instant::now();
         self.enrolment.set_leaving(self.world.uninstall, self.world.drain);
+        self.enrolment.set_default_mode(self.world.agent.mtls);
         self.enrolment.update(&self.world.snapshot);
         self.cost.telling += start.elapsed();
         update

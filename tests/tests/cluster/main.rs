@@ -3,6 +3,7 @@
 //! `WEFT_TEST_PHASES` names those to run.
 
 mod authority;
+mod away;
 mod leaving;
 mod matrix;
 mod nodes;

@@ -1,7 +1,7 @@
 //! What happens on a node: another CNI rewrites its configuration, the agent is away, the namespace leaves and joins again,
 //! the power fails, a new node comes.
 
-use crate::{CLIENT, Story, screens};
+use crate::{CLIENT, Story, away::Asked, screens};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use weft_tests::cluster::{Cluster, SYSTEM};
@@ -151,9 +151,11 @@ pub(crate) fn agent_away(story: &Story<'_>) -> Result<()> {
             Ok(())
         })
     };
+    let asked = Asked::begin(cluster, node)?;
     // An image that no node has: the kubelet ends the container and cannot start it again, and the pod stays.
     set_image(cluster, &agent, "weft.invalid/absent:1")?;
     runs(false)?;
+    asked.look_on()?;
     make(cluster, "e2e-out", "open", node)?;
     make(cluster, "e2e-web", "closed", node)?;
     ready(cluster, "e2e-out", "open")?;
@@ -183,6 +185,7 @@ pub(crate) fn agent_away(story: &Story<'_>) -> Result<()> {
     })?;
     set_image(cluster, &agent, &cluster.image)?;
     runs(true)?;
+    asked.end()?;
     ready(cluster, "e2e-web", "closed")?;
     captured(cluster, "e2e-web", "closed")?;
     ensure!(by_add(cluster, node, "e2e-web/closed")?, "the pod ran before it was captured");

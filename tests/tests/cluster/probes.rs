@@ -106,7 +106,7 @@ fn grpc(cluster: &Cluster, node: &str) -> Option<Value> {
     Some(strict("probed-grpc", node, &json!([app])))
 }
 
-fn pod(cluster: &Cluster, namespace: &str, name: &str) -> Result<Value> {
+pub(crate) fn pod(cluster: &Cluster, namespace: &str, name: &str) -> Result<Value> {
     cluster.json(&["-n", namespace, "get", "pod", name])
 }
 
@@ -116,7 +116,7 @@ fn ip(cluster: &Cluster, namespace: &str, name: &str) -> Result<String> {
 }
 
 /// Since when its condition Ready is as it is, if it is `status`.
-fn ready_since(pod: &Value, status: &str) -> Option<jiff::Timestamp> {
+pub(crate) fn ready_since(pod: &Value, status: &str) -> Option<jiff::Timestamp> {
     let conditions = pod["status"]["conditions"].as_array()?;
     let ready = conditions.iter().find(|c| c["type"] == "Ready" && c["status"] == status)?;
     ready["lastTransitionTime"].as_str()?.parse().ok()

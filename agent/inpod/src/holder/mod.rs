@@ -1,9 +1,11 @@
-//! `weft holder`: owns network namespaces and listening sockets, and nothing else.
+//! `weft holder`: owns network namespaces and listening sockets, and lets kubelets past capture while there is no agent
+//! ([`away`]). Nothing else.
 //!
 //! It is tiny, single-threaded and does not change between versions unless it must, so that agents can crash
 //! and be replaced: connection attempts wait in the accept queues of sockets that live here. A new holder
 //! takes everything from the running one through `handoff.sock`; the queues never close.
 
+mod away;
 mod client;
 mod protocol;
 mod table;
@@ -142,6 +144,7 @@ fn run_until(config: HolderConfig, told: Told) -> Result<Ended, RunError> {
         stop: config.stop,
         told,
         stopping: false,
+        agent_left: false,
     };
     // Only now that agents find us may the old one go.
     if let Some(old) = old
@@ -166,6 +169,8 @@ struct Holder {
     stop: Option<OwnedFd>,
     told: Told,
     stopping: bool,
+    /// The node had an agent and has none: not before one has come, or with every handover all pods would be opened.
+    agent_left: bool,
 }
 
 /// A connection from an agent. It is the active one once it has said Hello.
@@ -197,7 +202,15 @@ impl Holder {
         if ready.successor && self.hand_over() {
             return Ok(Some(Ended::HandedOver));
         }
-        Ok((self.stopping && !self.has_agent()).then_some(Ended::Stopped))
+        if self.agent_left {
+            away::open_one(&mut self.table);
+        }
+        let is_over = self.stopping && !self.has_agent() && !self.must_open();
+        Ok(is_over.then_some(Ended::Stopped))
+    }
+
+    fn must_open(&self) -> bool {
+        self.agent_left && away::any_due(&self.table)
     }
 
     fn has_agent(&self) -> bool {
@@ -210,8 +223,9 @@ impl Holder {
         let stop = self.stop.iter().map(AsFd::as_fd);
         let mut fds: Vec<PollFd<'_>> =
             fixed.into_iter().chain(peers).chain(stop).map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        let timeout = if self.must_open() { PollTimeout::ZERO } else { PollTimeout::NONE };
         loop {
-            match poll(&mut fds, PollTimeout::NONE) {
+            match poll(&mut fds, timeout) {
                 Ok(_) => break,
                 Err(nix::Error::EINTR) => {}
                 Err(e) => return Err(RunError::Poll(e.into())),
@@ -244,7 +258,8 @@ impl Holder {
         };
         if let Err(error) = served {
             tracing::info!(%error, "an agent is gone");
-            self.peers.remove(index);
+            let was_active = self.peers.remove(index).started.is_some();
+            self.agent_left |= was_active && !self.has_agent();
         }
     }
 
@@ -293,6 +308,7 @@ impl Holder {
             }
         }
         self.peers[index].started = Some(started);
+        self.agent_left = false;
         Ok(())
     }
 

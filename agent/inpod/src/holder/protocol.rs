@@ -114,7 +114,14 @@ pub(crate) enum Handoff {
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Item {
     /// The namespace, and when `listening` the three listeners.
-    Pod { record: PodRecord, captured: bool, listening: bool },
+    Pod {
+        record: PodRecord,
+        captured: bool,
+        listening: bool,
+        /// Its rules let the node's kubelet past capture. Holders of earlier versions never do that.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        past_capture: bool,
+    },
     /// All members.
     Group { key: GroupKey, members: usize },
 }

@@ -29,6 +29,8 @@ pub(crate) struct HeldPod {
     pub(crate) netns: Netns,
     pub(crate) listeners: Option<Listeners>,
     pub(crate) captured: bool,
+    /// Whether its rules let the node's kubelet past capture, since the node has no agent.
+    pub(crate) past_capture: bool,
 }
 
 /// An answer and the descriptors that go with it.
@@ -73,12 +75,14 @@ impl Table {
     pub(crate) fn set_captured(&mut self, id: &str, captured: bool) -> Result<Reply<'_>, String> {
         let held = self.pods.get_mut(id).ok_or_else(|| format!("no pod {id}"))?;
         held.captured = captured;
+        held.past_capture = false; // its table has just been replaced
         Ok((Answer::Ok, Vec::new()))
     }
 
     pub(crate) fn close_pod(&mut self, id: &str) -> Reply<'_> {
         if let Some(held) = self.pods.get_mut(id) {
             held.listeners = None;
+            held.past_capture = false;
         }
         (Answer::Ok, Vec::new())
     }
@@ -107,6 +111,14 @@ impl Table {
     pub(crate) fn close_group(&mut self, key: &GroupKey) -> Reply<'_> {
         self.groups.remove(key);
         (Answer::Ok, Vec::new())
+    }
+
+    pub(crate) fn pods(&self) -> impl Iterator<Item = &HeldPod> {
+        self.pods.values()
+    }
+
+    pub(crate) fn pods_mut(&mut self) -> impl Iterator<Item = &mut HeldPod> {
+        self.pods.values_mut()
     }
 
     /// Sends everything: a count, then one message per pod and group with its descriptors.
@@ -138,6 +150,7 @@ impl HeldPod {
             record: self.record.clone(),
             captured: self.captured,
             listening: self.listeners.is_some(),
+            past_capture: self.past_capture,
         };
         (item, fds)
     }
@@ -168,10 +181,10 @@ impl HeldItem {
         }
         match item {
             Item::Group { key, .. } => Ok(Self::Group { key, sockets: fds }),
-            Item::Pod { record, captured, .. } => {
+            Item::Pod { record, captured, past_capture, .. } => {
                 let netns = Netns::from_fd(fds.remove(0)).map_err(io::Error::other)?;
                 let listeners = <[OwnedFd; 3]>::try_from(fds).ok().map(Listeners::from_fds);
-                Ok(Self::Pod(HeldPod { record, netns, listeners, captured }))
+                Ok(Self::Pod(HeldPod { record, netns, listeners, captured, past_capture }))
             }
         }
     }

@@ -194,12 +194,15 @@ impl Manager {
     }
 
     fn found(&mut self, pod: HeldPod) {
-        let HeldPod { record, netns, listeners, captured } = pod;
+        let HeldPod { record, netns, listeners, captured, past_capture } = pod;
         let id = record.container_id.clone();
         // Listeners without rules: an agent died on the way. Either way there is something to take back.
         let captured = captured || listeners.is_some();
         if self.pods.records().any(|known| known.container_id == id) {
-            return; // ours since before the connection broke
+            // Ours since before the connection broke. The holder may have taken us for gone.
+            return if past_capture {
+                self.on(Event::TableOutdated { id })
+            };
         }
         self.sandboxes.insert(id, Sandbox::found(record.clone(), netns, listeners, captured));
         self.on(Event::Found { record, captured });

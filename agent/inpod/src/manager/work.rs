@@ -73,7 +73,9 @@ impl Sandbox {
     /// A copy for the holder. Listeners that cannot be duplicated are left out: the holder opens its own.
     pub(super) fn held(&self) -> HeldPod {
         let listeners = self.listeners.as_ref().and_then(|l| l.try_clone().ok());
-        HeldPod { record: self.record.clone(), netns: self.netns.clone(), listeners, captured: self.captured }
+        let (record, netns) = (self.record.clone(), self.netns.clone());
+        // The holder's own knowledge of it stays.
+        HeldPod { record, netns, listeners, captured: self.captured, past_capture: false }
     }
 }
 

@@ -40,7 +40,8 @@ fn chains_fit_together() {
             text.lines().filter_map(|l| l.strip_prefix("  chain ")?.strip_suffix(" {")).collect();
         let words: Vec<&str> = text.split_whitespace().collect();
         let called = words.windows(2).filter(|w| ["goto", "jump"].contains(&w[0])).map(|w| w[1]);
-        let hooked = made.iter().copied().filter(|name| chain(&text, name)[0].contains("hook"));
+        let is_hooked = |name: &&str| chain(&text, name).first().is_some_and(|line| line.contains("hook"));
+        let hooked = made.iter().copied().filter(is_hooked);
         let used: BTreeSet<&str> = called.chain(hooked).collect();
         assert_eq!(made, used, "{pod:?} {mode:?}");
     }
@@ -105,13 +106,38 @@ fn exclusions_become_accepts() {
     ]);
     assert!(invalid.is_empty());
     let text = rules(&config, Mode::Capture, TPROXY);
-    assert_eq!(chain(&text, "exempt_inbound")[2..], ["tcp dport { 80, 9090 } accept"]);
+    assert_eq!(chain(&text, "exempt_inbound")[2..], ["tcp dport { 80, 9090 } accept", "jump while_away"]);
     assert_eq!(
         chain(&text, "exempt_outbound")[2..],
         ["ip daddr 10.0.0.0/8 accept", "ip6 daddr fd00::1/128 accept"]
     );
     let without_ipv6 = rules(&config, Mode::Capture, Surroundings { ipv6: false, ..TPROXY });
     assert!(!without_ipv6.contains("ip6"), "an IPv6 rule in a pod without IPv6");
+}
+
+#[test]
+fn a_table_says_who_gets_past_it_while_no_agent_is_there() {
+    let node = ["10.0.0.1", "fd00::1"].map(|ip| ip.parse().unwrap());
+    let away = WhileAway::new([8080, 80].into(), node.into());
+    let config = CaptureConfig { while_away: away, ..CaptureConfig::default() };
+    let check = |config: &CaptureConfig, pod: Surroundings, expected: &[&str]| {
+        let text = rules(config, Mode::Capture, pod);
+        let sets: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("  set ")).collect();
+        assert_eq!(sets, expected);
+        // Nobody, as long as no holder has added a rule.
+        assert_eq!(chain(&text, "while_away"), <[&str; 0]>::default());
+        // The holder's rules name sets that are there.
+        for word in while_away(pod.ipv6).split_whitespace().filter_map(|word| word.strip_prefix('@')) {
+            assert!(sets.iter().any(|set| set.starts_with(&format!("{word} "))), "{word} in {sets:?}");
+        }
+    };
+    let probed = "probed { type inet_service; elements = { 80, 8080 } }";
+    let node = "node_ip { type ipv4_addr; elements = { 10.0.0.1 } }";
+    check(&config, TPROXY, &[probed, node, "node_ip6 { type ipv6_addr; elements = { fd00::1 } }"]);
+    check(&config, Surroundings { ipv6: false, ..TPROXY }, &[probed, node]);
+    let nobody =
+        ["probed { type inet_service; }", "node_ip { type ipv4_addr; }", "node_ip6 { type ipv6_addr; }"];
+    check(&CaptureConfig::default(), TPROXY, &nobody);
 }
 
 proptest::proptest! {

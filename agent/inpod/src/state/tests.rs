@@ -161,6 +161,24 @@ fn what_an_earlier_agent_captured_is_taken_up() {
 }
 
 #[test]
+fn a_table_that_the_holder_changed_is_put_in_place_again() {
+    let (yes, unknown) = (enrolled(), Decision::Unknown);
+    let outdated = Event::TableOutdated { id: "a".into() };
+    check(&[
+        (added(1), &yes, &["capture a"]),
+        (outdated.clone(), &yes, &[]), // it is being put in place
+        (captured(Ok(())), &yes, &["reply 1 ok"]),
+        (outdated.clone(), &yes, &["capture a"]),
+        (captured(Ok(())), &yes, &[]),
+        (outdated.clone(), &unknown, &[]),
+        (Event::EnrolmentChanged, &yes, &["capture a"]),
+        (deleted(), &yes, &[]),
+        (captured(Ok(())), &yes, &["forget a"]),
+        (outdated, &yes, &[]),
+    ]);
+}
+
+#[test]
 fn check_says_what_is_wrong() {
     let mut pods = Pods::default();
     let (yes, no) = (|_: &PodRecord| enrolled(), |_: &PodRecord| Decision::NotEnrolled);

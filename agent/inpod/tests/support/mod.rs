@@ -170,6 +170,10 @@ pub(crate) fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     (stream, SocketAddr::new(peer.ip().to_canonical(), peer.port()))
 }
 
+pub(crate) fn refused(connected: io::Result<TcpStream>) -> bool {
+    connected.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
+}
+
 /// Whether a connection waits. Asked only after something that would have put it there.
 pub(crate) fn nobody_waits(listener: &TcpListener) -> bool {
     listener.set_nonblocking(true).unwrap();
