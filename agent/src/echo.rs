@@ -1,5 +1,5 @@
-//! Small servers for the demo and the tests: HTTP (1.1, h2c, upgrades), streams as gRPC has them, TCP echo, and a server
-//! that speaks first.
+//! Small servers for the demo and the tests: HTTP (1.1, h2c, HTTPS, upgrades), gRPC's health service and streams as gRPC has
+//! them, TCP echo, and a server that speaks first.
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -22,10 +22,12 @@ use std::{
     time::Duration,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     signal::unix::{SignalKind, signal},
 };
+use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Header by which `weft call --number` tells its requests apart.
@@ -40,6 +42,9 @@ pub struct EchoArgs {
     /// Port for HTTP/1.1 and h2c.
     #[arg(long)]
     pub http: Option<u16>,
+    /// Port for HTTPS, with a certificate of its own making
+    #[arg(long)]
+    pub https: Option<u16>,
     /// Port that sends back what it reads.
     #[arg(long)]
     pub tcp: Option<u16>,
@@ -125,6 +130,18 @@ pub(crate) async fn serve_until(ip: IpAddr, args: EchoArgs, ending: Cancellation
         let (listener, http) = (bind(port).await?, server.clone());
         listeners.spawn(server.clone().accept(listener, move |stream, peer| http.clone().http(stream, peer)));
     }
+    if let Some(port) = args.https {
+        let (listener, https, tls) = (bind(port).await?, server.clone(), own_certificate()?);
+        listeners.spawn(server.clone().accept(listener, move |stream, peer| {
+            let (https, tls) = (https.clone(), tls.clone());
+            async move {
+                // A client that does not like the certificate is its own business.
+                if let Ok(stream) = tls.accept(stream).await {
+                    https.http(stream, peer).await;
+                }
+            }
+        }));
+    }
     if let Some(port) = args.tcp {
         listeners.spawn(server.clone().accept(bind(port).await?, |stream, _| tcp(stream)));
     }
@@ -175,7 +192,10 @@ impl Server {
         }
     }
 
-    async fn http(self, stream: TcpStream, peer: SocketAddr) {
+    async fn http<S>(self, stream: S, peer: SocketAddr)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let ending = self.ending.clone();
         let service = service_fn(move |request| self.clone().answer(request, peer));
         let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
@@ -186,7 +206,8 @@ impl Server {
         }
     }
 
-    /// `/status/503` answers that code; gRPC gets back what it sends, as it sends it; everything else is described in JSON.
+    /// `/status/503` answers that code; gRPC's health service says that all is well, and any other gets back what it sends, as
+    /// it sends it; everything else is described in JSON.
     async fn answer(
         self,
         request: Request<Incoming>,
@@ -196,7 +217,8 @@ impl Server {
         self.taken(&head);
         let kind = head.headers.get("content-type").map_or(&b""[..], http::HeaderValue::as_bytes);
         if kind.starts_with(b"application/grpc") {
-            return Ok(mirrored(body));
+            let is_health = head.uri.path() == "/grpc.health.v1.Health/Check";
+            return Ok(if is_health { healthy() } else { mirrored(body) });
         }
         let mut received = 0_usize;
         let mut body = body;
@@ -248,6 +270,36 @@ impl Server {
 /// A description, or the caller's own messages.
 type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, hyper::Error>>;
 
+/// What a kubelet's HTTPS probe asks of a certificate is that there is one.
+fn own_certificate() -> Result<TlsAcceptor> {
+    let made = rcgen::generate_simple_self_signed(["echo.test".to_owned()])?;
+    let key = rustls_pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let config = rustls::ServerConfig::builder_with_provider(weft_certs::crypto_provider())
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key.into())?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// `HealthCheckResponse{status: SERVING}`, whatever service it is asked about.
+fn healthy() -> Response<Body> {
+    const SERVING: &[u8] = &[0, 0, 0, 0, 2, 8, 1];
+    let frames = [Frame::data(Bytes::from_static(SERVING)), Frame::trailers(grpc_ok())].map(Ok);
+    grpc(StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync())
+}
+
+fn grpc_ok() -> http::HeaderMap {
+    [(http::HeaderName::from_static("grpc-status"), http::HeaderValue::from_static("0"))]
+        .into_iter()
+        .collect()
+}
+
+fn grpc(body: UnsyncBoxBody<Bytes, hyper::Error>) -> Response<Body> {
+    let mut response = Response::new(Either::Right(body));
+    response.headers_mut().insert("content-type", http::HeaderValue::from_static("application/grpc"));
+    response
+}
+
 /// Every message back at once, and gRPC status 0 when the caller has sent its last.
 fn mirrored(body: Incoming) -> Response<Body> {
     let frames = unfold(Some(body), |body| async move {
@@ -257,17 +309,11 @@ fn mirrored(body: Incoming) -> Response<Body> {
                 Some(Ok(frame)) if frame.is_data() => return Some((Ok(frame), Some(body))),
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Some((Err(error), None)),
-                None => {
-                    let status =
-                        [(http::HeaderName::from_static("grpc-status"), http::HeaderValue::from_static("0"))];
-                    return Some((Ok(Frame::trailers(status.into_iter().collect())), None));
-                }
+                None => return Some((Ok(Frame::trailers(grpc_ok())), None)),
             }
         }
     });
-    let mut response = Response::new(Either::Right(StreamBody::new(frames).boxed_unsync()));
-    response.headers_mut().insert("content-type", http::HeaderValue::from_static("application/grpc"));
-    response
+    grpc(StreamBody::new(frames).boxed_unsync())
 }
 
 /// What the server asked for answered.

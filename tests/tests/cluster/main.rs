@@ -2,6 +2,7 @@
 //! because they share the cluster: each stands on what the one before left, or brings the cluster to what it needs.
 //! `WEFT_TEST_PHASES` names those to run.
 
+mod application;
 mod authority;
 mod away;
 mod leaving;

@@ -6,8 +6,8 @@
 //! with [`Phase::leaving`].
 
 use crate::{
-    Story, authority, clear, leaving, matrix, nodes, personas, policies, probes, rollouts, screens, services,
-    sharing, step, upgrade,
+    Story, application, authority, clear, leaving, matrix, nodes, personas, policies, probes, rollouts,
+    screens, services, sharing, step, upgrade,
 };
 use anyhow::{Context, Result, ensure};
 use weft_tests::cluster::Cluster;
@@ -77,6 +77,7 @@ const ALL: &[Phase] = &[
     Phase::new("nodes", "another CNI rewrites its configuration, the power fails, a new node comes", Strict, nodes).on_the_bed(),
     Phase::new("policies", "NetworkPolicies allow and refuse in the mesh what they did before", Installed, policies::run).on_the_bed(),
     Phase::new("rollouts", "Deployments are rolled out, scaled and lose pods under load", Installed, rollouts::run).on_the_bed(),
+    Phase::new("application", "eight services with every kind of probe, permissive and strict, all rolled out under load", Installed, application::run),
     Phase::new("matrix", "Services of every kind and pods of every shape, permissive and strict", Installed, matrix::run).on_the_bed(),
     Phase::new("leaving", "an agent that is gone, a node cleaned, the chart's hook, pods that outlive Weft", Joined, leaving::run).leaving(Unknown).on_the_bed(),
     Phase::new("uninstall", "nothing of Weft is left, and pods talk on", Joined, uninstall).leaving(Unknown),
