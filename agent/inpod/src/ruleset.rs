@@ -224,7 +224,8 @@ impl Table {
             format!("iifname lo {own} ct status & dnat == 0 {RESET}"),
             format!("iifname != lo {own} {RESET}"),
             // A client that takes the port of the agent's connection in its name (of a range that clients rarely take). Silence
-            // again: it comes again in a second, and an answer would go over lo and end the agent's connection.
+            // again, until that connection ends or the client takes another port: the two would be one to the kernel, and an
+            // answer would go over lo and end the agent's connection.
             format!("iifname != lo {} drop", mark_is("ct", LOCAL_MARK)),
             "jump exempt_inbound".to_owned(),
         ];

@@ -18,11 +18,12 @@ use std::{
 };
 use tokio::net::{TcpSocket, TcpStream};
 
-/// Ports for connections to the application in its client's name, see [`to_application`]: above those that Linux clients
-/// take by themselves (32768 to 60999), and where applications do not listen.
+/// The odd ones of these ports are for connections to the application in its client's name, see [`to_application`]. They are
+/// above those that Linux clients take by themselves (32768 to 60999), and applications do not listen there. Odd, because a
+/// client whose range was made wider (`net.ipv4.ip_local_port_range`) takes ports as even or odd as its lower end first.
 const CLIENT_PORTS: std::ops::RangeInclusive<u16> = 61_000..=65_535;
-/// From one choice to the next. It has no divisor in common with their number: each port comes once in a round, and ports
-/// of connections that live long do not lie side by side.
+/// From one choice to the next. It has no divisor in common with their number, 2268: each port comes once in a round, and
+/// ports of connections that live long do not lie side by side.
 const STRIDE: u32 = 1009;
 /// Ports that are tried before the kernel may choose any.
 const PORTS_TRIED: usize = 8;
@@ -102,9 +103,14 @@ pub async fn to_application(
 }
 
 fn next_port() -> u16 {
+    port(NEXT_PORT.fetch_add(STRIDE, Ordering::Relaxed))
+}
+
+fn port(draw: u32) -> u16 {
     let (first, last) = (u32::from(*CLIENT_PORTS.start()), u32::from(*CLIENT_PORTS.end()));
-    let draw = NEXT_PORT.fetch_add(STRIDE, Ordering::Relaxed);
-    u16::try_from(first + draw % (last - first + 1)).unwrap_or(*CLIENT_PORTS.start())
+    let odd = last.div_ceil(2) - first.div_ceil(2);
+    let port = (first | 1) + 2 * (draw % odd);
+    u16::try_from(port).unwrap_or(*CLIENT_PORTS.end())
 }
 
 /// `None` if it was accepted, and reset at once.
@@ -180,4 +186,17 @@ pub fn reset_on_close(stream: &TcpStream) {
 #[must_use]
 pub fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn each_odd_port_comes_once_in_a_round() {
+        let all: BTreeSet<u16> = CLIENT_PORTS.filter(|port| port % 2 == 1).collect();
+        let round = (0_u32..).step_by(STRIDE as usize).take(all.len());
+        assert_eq!(round.map(port).collect::<BTreeSet<u16>>(), all);
+    }
 }
