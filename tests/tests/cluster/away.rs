@@ -4,7 +4,7 @@ use crate::probes::{pod, ready_since};
 use anyhow::{Context, Result, ensure};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
-use std::{env, thread, time::Duration};
+use std::{env, fmt, thread, time::Duration};
 use weft_tests::cluster::Cluster;
 
 const SHOP: &str = "e2e-shop";
@@ -19,6 +19,8 @@ pub(crate) struct Asked<'a> {
     cluster: &'a Cluster,
     /// Since when the permissive one is ready.
     ready: Timestamp,
+    /// When the agent was there for the last time.
+    since: Timestamp,
 }
 
 /// Every kind of probe that goes over the network; `http`, `tcp`: on which ports. The server listens on 8080 and 8081.
@@ -63,18 +65,19 @@ impl<'a> Asked<'a> {
             cluster.kubectl(&["-n", SHOP, "wait", "--for=condition=Ready", &pod, "--timeout=110s"])?;
         }
         let permissive = pod(cluster, SHOP, PERMISSIVE)?;
-        Ok(Self { cluster, ready: ready_since(&permissive, "True").context("not ready")? })
+        let ready = ready_since(&permissive, "True").context("not ready")?;
+        Ok(Self { cluster, ready, since: Timestamp::now() })
     }
 
-    /// Looks on while the agent is away, since now, and says what that costs a strict pod.
+    /// Looks on while the agent is away (it was told to go after `begin`), and says what that costs a strict pod.
     pub(crate) fn look_on(&self) -> Result<()> {
-        let since = Timestamp::now();
+        let away = Timestamp::now();
         let seconds = match env::var("WEFT_TEST_AGENT_AWAY") {
             Ok(text) => text.parse().with_context(|| format!("WEFT_TEST_AGENT_AWAY={text}: seconds"))?,
             Err(_) => AWAY_AT_LEAST,
         };
         let mut strict = Price::default();
-        while Timestamp::now().duration_since(since) < SignedDuration::from_secs(seconds.max(AWAY_AT_LEAST)) {
+        while Timestamp::now().duration_since(away) < SignedDuration::from_secs(seconds.max(AWAY_AT_LEAST)) {
             let permissive = pod(self.cluster, SHOP, PERMISSIVE)?;
             let ready = ready_since(&permissive, "True");
             ensure!(
@@ -84,10 +87,13 @@ impl<'a> Asked<'a> {
             );
             let dead = pod(self.cluster, SHOP, DEAD)?;
             ensure!(ready_since(&dead, "True").is_none(), "a dead port is ready: {}", dead["status"]);
-            strict.look(&pod(self.cluster, SHOP, STRICT)?, since);
+            strict.look(&pod(self.cluster, SHOP, STRICT)?, self.since);
             thread::sleep(Duration::from_millis(500));
         }
-        println!("agent away for {seconds} s: the permissive pod stayed ready; the strict one: {strict:?}");
+        println!(
+            "agent away for {seconds} s, after it had ended in order: the permissive pod stayed ready; the strict one, probed \
+             every 2 s and given up after 3 failures, since the agent was told to end: {strict}"
+        );
         // Its probes cannot be told from anybody's without an agent: closed, as everything else.
         ensure!(strict.unready_after.is_some(), "a strict pod was probed without an agent");
         Ok(())
@@ -114,14 +120,23 @@ struct Price {
 
 impl Price {
     fn look(&mut self, pod: &Value, since: Timestamp) {
-        let now = Timestamp::now().duration_since(since);
-        if ready_since(pod, "False").is_some() {
-            self.unready_after.get_or_insert(now);
+        if let Some(unready) = ready_since(pod, "False") {
+            self.unready_after.get_or_insert(unready.duration_since(since));
         }
         self.restarts = restarts(pod);
-        if self.restarts > 0 {
-            self.restarted_after.get_or_insert(now);
+        let ended = &pod["status"]["containerStatuses"][0]["lastState"]["terminated"]["finishedAt"];
+        if let Some(ended) = ended.as_str().and_then(|at| at.parse::<Timestamp>().ok()) {
+            self.restarted_after.get_or_insert(ended.duration_since(since));
         }
+    }
+}
+
+impl fmt::Display for Price {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let after =
+            |what: Option<SignedDuration>| what.map_or("never".to_owned(), |d| format!("{} s", d.as_secs()));
+        let (unready, restarted) = (after(self.unready_after), after(self.restarted_after));
+        write!(f, "unready after {unready}, restarted after {restarted}, {} restarts", self.restarts)
     }
 }
 
