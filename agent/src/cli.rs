@@ -190,10 +190,10 @@ pub struct AgentArgs {
     #[arg(long, env = "WEFT_ADMIN_SOCKET", value_name = "SOCKET")]
     pub admin_socket: Option<PathBuf>,
     /// Address of Prometheus metrics (`/metrics`)
-    #[arg(long, default_value = "0.0.0.0:15020")]
+    #[arg(long, default_value = "[::]:15020")]
     pub metrics: SocketAddr,
     /// Address of health (`/healthz`, `/readyz`)
-    #[arg(long, default_value = "0.0.0.0:15021")]
+    #[arg(long, default_value = "[::]:15021")]
     pub health: SocketAddr,
     /// Longest time that connections are let finish after SIGTERM, in seconds
     #[arg(long, env = "WEFT_DRAIN_SECONDS", default_value_t = 25)]

@@ -5,7 +5,7 @@
 //! images where it finds them (`WEFT_TEST_IMAGE`, `WEFT_TEST_JAEGER_IMAGE`). Not `KUBECONFIG`: who has that in the
 //! environment for other work must not find Weft installed by `cargo test`.
 
-use crate::weft_binary;
+use crate::{family::Family, weft_binary};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::{
@@ -72,6 +72,17 @@ impl Cluster {
     #[must_use]
     pub fn jaeger(&self) -> Option<&str> {
         self.jaeger.as_deref()
+    }
+
+    /// The address families of the test bed's pods, and its Services' too; the first is what they have when nobody asks.
+    ///
+    /// # Errors
+    /// When nodes do not say.
+    pub fn families(&self) -> Result<Vec<Family>> {
+        let ranges = self.kubectl(&["get", "nodes", "-o", "jsonpath={.items[0].spec.podCIDRs[*]}"])?;
+        let families: Vec<_> = ranges.split_whitespace().map(Family::of).collect();
+        ensure!(!families.is_empty(), "nodes have no ranges of pods' addresses");
+        Ok(families)
     }
 
     /// Whether the cluster is that of `tests/cluster`, whose network and nodes tests may look into.

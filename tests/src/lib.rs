@@ -5,6 +5,7 @@
 
 pub mod bench;
 pub mod cluster;
+pub mod family;
 pub mod faults;
 pub mod idle;
 pub mod policies;

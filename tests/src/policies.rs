@@ -1,10 +1,10 @@
 //! NetworkPolicies as a CNI enforces them, for tests: at the edge of each pod's node, by nft, for packets of others than the
-//! node itself. Nothing watches: what stands when [`enforce`] is called counts until it is called again.
+//! node itself, at each address that a pod has. Nothing watches: what stands when [`enforce`] is called counts until it is called again.
 //!
 //! Known of the API: label selectors by `matchLabels`, `ipBlock`, numbered ports and ranges. Anything else is refused, so that no
 //! test passes because a policy was not understood.
 
-use crate::cluster::Cluster;
+use crate::{cluster::Cluster, family::Family};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::{collections::BTreeMap, fmt::Write as _};
@@ -93,16 +93,18 @@ impl World {
         for direction in [EGRESS, INGRESS] {
             for pod in pods {
                 let Some(accepted) = self.accepted(pod, direction)? else { continue };
-                let ip = text_of(&pod["status"], "podIP")?;
-                let chain = format!("{}-{}", direction.rules, ip.replace('.', "-"));
+                let own = ips(pod)?;
+                let chain = format!("{}-{}", direction.rules, own[0].replace(['.', ':'], "-"));
                 writeln!(text, "  chain {chain} {{")?;
                 accepted.iter().try_for_each(|rule| writeln!(text, "    {rule} return"))?;
                 writeln!(text, "    meta l4proto tcp reject with tcp reset\n    drop\n  }}")?;
-                writeln!(jumps, "    ip {} {ip} jump {chain}", direction.own)?;
+                own.iter().try_for_each(|ip| writeln!(jumps, "    {}jump {chain}", at(direction.own, ip)))?;
             }
         }
         // What a pod of this node says to another is bridged, and comes by here as well (br_netfilter).
         writeln!(text, "  chain forward {{\n    type filter hook forward priority filter; policy accept;")?;
+        // Neighbours of IPv6 look for each other in packets, of which no policy speaks.
+        writeln!(text, "    icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept")?;
         writeln!(text, "    ct state established,related accept\n{jumps}  }}\n}}")?;
         Ok(text)
     }
@@ -140,7 +142,7 @@ impl World {
         for peer in peers {
             if let Some(block) = peer["ipBlock"].as_object() {
                 ensure!(!block.contains_key("except"), "ipBlock.except is not known here");
-                matches.push(format!("ip {} {} ", direction.other, text_of(&peer["ipBlock"], "cidr")?));
+                matches.push(at(direction.other, text_of(&peer["ipBlock"], "cidr")?));
                 continue;
             }
             for pod in &self.pods {
@@ -152,12 +154,25 @@ impl World {
                     *namespace == policy["namespace"]
                 };
                 if in_namespace && selects(&peer["podSelector"], &pod["metadata"])? {
-                    matches.push(format!("ip {} {} ", direction.other, text_of(&pod["status"], "podIP")?));
+                    matches.extend(ips(pod)?.iter().map(|ip| at(direction.other, ip)));
                 }
             }
         }
         Ok(matches)
     }
+}
+
+/// A match of an address, or of a range of some.
+fn at(end: &str, address: &str) -> String {
+    format!("{} {end} {address} ", Family::of(address).pick("ip", "ip6"))
+}
+
+/// A pod's addresses, of which there is one at least.
+fn ips(pod: &Value) -> Result<Vec<&str>> {
+    let ips = pod["status"]["podIPs"].as_array().into_iter().flatten();
+    let ips: Vec<_> = ips.filter_map(|ip| ip["ip"].as_str()).collect();
+    ensure!(!ips.is_empty(), "no address: {}", pod["status"]);
+    Ok(ips)
 }
 
 /// Matches for a rule's ports; an empty one for all.
@@ -194,9 +209,9 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn pod(name: &str, ip: &str, labels: &Value) -> Value {
+    fn pod(name: &str, ips: &Value, labels: &Value) -> Value {
         json!({"metadata": {"name": name, "namespace": "shop", "labels": labels},
-            "spec": {"nodeName": "n1"}, "status": {"podIP": ip, "phase": "Running"}})
+            "spec": {"nodeName": "n1"}, "status": {"podIPs": ips, "phase": "Running"}})
     }
 
     /// The rules of the chain of pod 10.0.0.1, without its end; `None` when it has none.
@@ -204,8 +219,8 @@ mod tests {
         let world = World {
             policies: vec![json!({"metadata": {"namespace": "shop"}, "spec": spec})],
             pods: vec![
-                pod("cart", "10.0.0.1", &json!({"app": "cart"})),
-                pod("web", "10.0.0.2", &json!({"app": "web"})),
+                pod("cart", &json!([{"ip": "10.0.0.1"}]), &json!({"app": "cart"})),
+                pod("web", &json!([{"ip": "10.0.0.2"}, {"ip": "fd00::2"}]), &json!({"app": "web"})),
             ],
             namespaces: vec![json!({"metadata": {"name": "shop", "labels": {"team": "a"}}})],
         };
@@ -231,18 +246,26 @@ mod tests {
         check(&of(json!([{}])), Some(&["return"]));
         check(&of(json!([{"ports": [{"port": 8080, "protocol": "TCP"}]}])), Some(&["tcp dport 8080 return"]));
         let web = json!([{"podSelector": {"matchLabels": {"app": "web"}}}]);
-        check(&of(json!([{"from": web}])), Some(&["ip saddr 10.0.0.2 return"]));
+        check(&of(json!([{"from": web}])), Some(&["ip saddr 10.0.0.2 return", "ip6 saddr fd00::2 return"]));
         let team = json!([{"namespaceSelector": {"matchLabels": {"team": "a"}}}]);
-        let both = ["ip saddr 10.0.0.1 udp dport 1-9 return", "ip saddr 10.0.0.2 udp dport 1-9 return"];
+        let all = [
+            "ip saddr 10.0.0.1 udp dport 1-9 return",
+            "ip saddr 10.0.0.2 udp dport 1-9 return",
+            "ip6 saddr fd00::2 udp dport 1-9 return",
+        ];
         check(
             &of(json!([{"from": team, "ports": [{"port": 1, "endPort": 9, "protocol": "UDP"}]}])),
-            Some(&both),
+            Some(&all),
         );
         let other = json!([{"namespaceSelector": {"matchLabels": {"team": "b"}}}]);
         check(&of(json!([{"from": other}])), Some(&[]));
         check(
             &of(json!([{"from": [{"ipBlock": {"cidr": "10.1.0.0/16"}}]}])),
             Some(&["ip saddr 10.1.0.0/16 return"]),
+        );
+        check(
+            &of(json!([{"from": [{"ipBlock": {"cidr": "fd00::/64"}}]}])),
+            Some(&["ip6 saddr fd00::/64 return"]),
         );
         check(&json!({"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"]}), None);
         check(&json!({"podSelector": {}, "policyTypes": ["Egress"]}), None);

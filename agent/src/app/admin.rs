@@ -14,8 +14,10 @@ use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use serde_json::json;
+use socket2::{Domain, Socket, Type};
 use std::{
-    net::SocketAddr,
+    io,
+    net::{Ipv4Addr, SocketAddr},
     path::Path,
     sync::{
         Arc, OnceLock,
@@ -35,6 +37,8 @@ use weft_proxy::telemetry::Telemetry;
 const CONNECTIONS_MAX: usize = 64;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 1024;
 /// Between two tries of an address that another agent still has.
 const BIND_PAUSE: Duration = Duration::from_millis(250);
 
@@ -75,6 +79,33 @@ impl Door {
     }
 }
 
+/// Listens at an address. `[::]` means both families, whatever the node makes of it by itself (`net.ipv6.bindv6only`), and IPv4
+/// alone where the kernel has nothing else: who asks an agent has its pod's first address, which is of either.
+///
+/// # Errors
+/// When the address cannot be bound.
+fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    let every = addr.is_ipv6() && addr.ip().is_unspecified();
+    match open(addr) {
+        Err(error) if every && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+            open(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), addr.port()))
+        }
+        done => done,
+    }
+}
+
+fn open(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_address(true)?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(!addr.ip().is_unspecified())?;
+    }
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
 /// Binds an address and serves its pages on it until `stop`.
 ///
 /// # Errors
@@ -84,7 +115,7 @@ pub(super) async fn serve(
     pages: Arc<Pages>,
     stop: CancellationToken,
 ) -> Result<()> {
-    let listener = TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr}"))?;
+    let listener = listen(addr).with_context(|| format!("cannot listen on {addr}"))?;
     tokio::spawn(stop.clone().run_until_cancelled_owned(accept((door, listener), pages, stop)));
     Ok(())
 }
@@ -95,7 +126,7 @@ pub(super) fn serve_when_free((door, addr): (Door, SocketAddr), pages: Arc<Pages
     tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
         let mut said = false;
         let listener = loop {
-            match TcpListener::bind(addr).await {
+            match listen(addr) {
                 Ok(listener) => break listener,
                 Err(error) if !std::mem::replace(&mut said, true) => {
                     tracing::info!("{addr}: {error}; waiting until it is free");
@@ -229,6 +260,34 @@ fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser as _;
+    use std::net::{IpAddr, Ipv6Addr};
+
+    /// Of 127.0.0.1 and ::1, where one is let in that dials the port of a listener at this address.
+    async fn check(ip: IpAddr, expected: [bool; 2]) {
+        let listener = listen(SocketAddr::new(ip, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let dial = async |to: IpAddr| tokio::net::TcpStream::connect((to, port)).await.is_ok();
+        let found = [dial(Ipv4Addr::LOCALHOST.into()).await, dial(Ipv6Addr::LOCALHOST.into()).await];
+        assert_eq!(found, expected, "{ip}");
+    }
+
+    /// Where a node's first address is of IPv6 the chart's pre-delete hook asks at that one, and no agent listened there: `helm
+    /// uninstall` failed.
+    #[tokio::test]
+    async fn an_agent_answers_at_addresses_of_either_family() {
+        let Command::Agent(args) = Cli::try_parse_from(["weft", "agent", "--node=n1"]).unwrap().command
+        else {
+            panic!("not an agent");
+        };
+        check(args.health.ip(), [true, true]).await;
+        check(args.metrics.ip(), [true, true]).await;
+        // What is to be for one alone stays so.
+        check(args.admin.ip(), [true, false]).await;
+        check(Ipv4Addr::UNSPECIFIED.into(), [true, false]).await;
+        check(Ipv6Addr::LOCALHOST.into(), [false, true]).await;
+    }
 
     #[test]
     fn status_and_certificates_are_for_the_operator_only() {

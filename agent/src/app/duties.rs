@@ -139,10 +139,7 @@ impl Duties {
         let unable = self.unable(agents, &nodes);
         let serving = provision::Serving { nodes, unable, heard: self.heard };
         self.provisioner.publish(pipeline.snapshot(), &config, &serving);
-        let reported = agents.iter().filter(|(_, report)| report.reported);
-        let captured: workloads::Captured =
-            reported.map(|(node, report)| (node.clone(), report.captured.clone())).collect();
-        self.slices.publish(pipeline.snapshot(), &Arc::new(captured));
+        self.slices.publish(pipeline.snapshot(), &Arc::new(captured_pods(agents)));
     }
 
     /// Nodes that could not serve a Gateway lately. A Gateway that no node can serve stays where it is, and says so: moved
@@ -208,6 +205,13 @@ fn replace<T: PartialEq>(sender: &watch::Sender<Arc<T>>, value: T) {
         }
         changed
     });
+}
+
+/// The pods that agents capture, of nodes whose agent is there and has told. Of a node whose stream has ended only the slices
+/// tell: `weft node clean` may have corrected them, and an agent that is back captures them anew.
+fn captured_pods(agents: &Agents) -> workloads::Captured {
+    let here = agents.iter().filter(|(_, report)| report.reported && report.gone.is_none());
+    here.map(|(node, report)| (node.clone(), report.captured.clone())).collect()
 }
 
 fn mode(snapshot: &Snapshot, gateway: &ObjectKey) -> Option<AddressMode> {
@@ -277,6 +281,29 @@ mod tests {
         config::Config,
         status::{Condition, ConditionStatus, ObjectStatus},
     };
+
+    #[test]
+    fn captured_pods_are_those_of_agents_that_are_there_and_have_told() {
+        let now = jiff::Timestamp::UNIX_EPOCH;
+        let report = |reported, gone| {
+            Arc::new(weft_control::AgentReport {
+                version: "1".into(),
+                instance: "agent".into(),
+                since: now,
+                changed: now,
+                gone,
+                reported,
+                applied: Arc::default(),
+                captured: Arc::default(),
+            })
+        };
+        for (reported, gone, counts) in
+            [(true, None, true), (false, None, false), (true, Some(now), false), (false, Some(now), false)]
+        {
+            let agents = Agents::from([("n1".into(), report(reported, gone))]);
+            assert_eq!(captured_pods(&agents).contains_key("n1"), counts, "{reported} {gone:?}");
+        }
+    }
 
     /// E11: after an uninstallation Gateways still said `PROGRAMMED True`.
     #[test]

@@ -27,7 +27,7 @@ certs() {
     openssl ecparam -name prime256v1 -genkey -noout -out "$pki/sa.key"
     openssl ec -in "$pki/sa.key" -pubout -out "$pki/sa.pub" 2>/dev/null
     certificate apiserver /CN=kube-apiserver \
-        "DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,DNS:kubernetes.default.svc.cluster.local,IP:10.96.0.1,IP:$API_ADDRESS,IP:127.0.0.1" & pids+=($!)
+        "DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,DNS:kubernetes.default.svc.cluster.local,IP:10.96.0.1,IP:${SERVICES6%/*}1,IP:$API_ADDRESS,IP:$API_ADDRESS6,IP:127.0.0.1" & pids+=($!)
     certificate apiserver-client /O=system:masters/CN=kube-apiserver & pids+=($!)
     (certificate admin /O=system:masters/CN=admin && kubeconfig admin) & pids+=($!)
     (certificate controller-manager /CN=system:kube-controller-manager && kubeconfig controller-manager) & pids+=($!)

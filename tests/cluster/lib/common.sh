@@ -16,13 +16,26 @@ DNS_ADDRESS=10.96.0.10
 node_address() { echo "10.90.0.$((10 + ${1#n}))"; }
 node_pods() { echo "10.91.${1#n}.0/24"; }
 
-# The second family, with `up --dual-stack`: fd90:: joins the nodes, node N has fd91:0:0:N::/64 for pods.
+# IPv6, with `up --families`: fd90:: joins the nodes, node N has fd91:0:0:N::/64 for pods.
+API_ADDRESS6=fd90::1
 PODS6=fd91::/48
 SERVICES6=fd96::/112
+DNS_ADDRESS6=fd96::a
 node_address6() { echo "fd90::$((10 + ${1#n}))"; }
 node_pods6() { echo "fd91:0:0:${1#n}::/64"; }
-# both A B: A, and B too where there are two families.
-both() { if [ -e "$DIR/dual-stack" ]; then echo "$1,$2"; else echo "$1"; fi; }
+# families: what addresses pods and Services have, as `up --families` was told, the cluster's first family first.
+families() { cat "$DIR/families" 2>/dev/null || echo ipv4; }
+# by_family A B: A where there is IPv4, B where there is IPv6, in the cluster's order.
+by_family() {
+    case "$(families)" in
+        ipv4) echo "$1" ;;
+        ipv6) echo "$2" ;;
+        ipv4,ipv6) echo "$1,$2" ;;
+        ipv6,ipv4) echo "$2,$1" ;;
+    esac
+}
+# first_family A B: A or B, as the first family is IPv4 or IPv6.
+first_family() { case "$(families)" in ipv6*) echo "$2" ;; *) echo "$1" ;; esac; }
 
 say() { printf '%s\n' "$*" >&2; }
 die() { printf 'cluster: %s\n' "$*" >&2; exit 1; }

@@ -11,7 +11,7 @@ start_etcd() {
 start_apiserver() {
     local pki="$DIR/pki"
     spawn apiserver "$BIN/kube-apiserver" --etcd-servers=http://127.0.0.1:2379 \
-        --advertise-address="$API_ADDRESS" --service-cluster-ip-range="$(both "$SERVICES" "$SERVICES6")" --allow-privileged \
+        --advertise-address="$(first_family "$API_ADDRESS" "$API_ADDRESS6")" --service-cluster-ip-range="$(by_family "$SERVICES" "$SERVICES6")" --allow-privileged \
         --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction --client-ca-file="$pki/ca.crt" \
         --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" \
         --kubelet-certificate-authority="$pki/ca.crt" --kubelet-client-certificate="$pki/apiserver-client.crt" \
@@ -39,8 +39,9 @@ kubectl() { in_switch env KUBECONFIG="$DIR/pki/admin.kubeconfig" "$BIN/kubectl" 
 
 # Nodes are made before their kubelets register, to give each its range of pod addresses (nobody else here hands them out).
 register_nodes() {
-    local node
+    local node ranges
     for node in $(nodes); do
-        printf -- '---\napiVersion: v1\nkind: Node\nmetadata: {name: %s}\nspec: {podCIDR: %s, podCIDRs: [%s]}\n' "$node" "$(node_pods "$node")" "$(both "$(node_pods "$node")" "'$(node_pods6 "$node")'")"
+        ranges="$(by_family "'$(node_pods "$node")'" "'$(node_pods6 "$node")'")"
+        printf -- '---\napiVersion: v1\nkind: Node\nmetadata: {name: %s}\nspec: {podCIDR: %s, podCIDRs: [%s]}\n' "$node" "${ranges%%,*}" "$ranges"
     done | kubectl apply -f - >/dev/null
 }

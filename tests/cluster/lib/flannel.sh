@@ -16,7 +16,7 @@ build_flannel() {
     publish "$FLANNEL"
 }
 
-# flannel_files NODE: its programs and configuration, and the network configuration that Flannel's DaemonSet writes.
+# flannel_files NODE: its programs and configuration.
 flannel_files() {
     local state="$DIR/nodes/$1" etc="$DIR/nodes/$1/etc/upper/kubernetes"
     mkdir -p "$state/opt/cni/bin"
@@ -24,7 +24,12 @@ flannel_files() {
     cp "$DIR/flannel/flannel" "$state/opt/cni/bin/flannel"
     cp "$DIR/pki/admin.kubeconfig" "$etc/flannel.kubeconfig"
     echo "{\"Network\": \"$PODS\", \"Backend\": {\"Type\": \"vxlan\"}}" >"$etc/flannel-net-conf.json"
-    cat >"$state/net.d/10-flannel.conflist" <<'JSON'
+}
+
+# flannel_conflist NODE: the network configuration, written over whatever is there, as an init container of Flannel's DaemonSet does
+# whenever its pod starts.
+flannel_conflist() {
+    cat >"$DIR/nodes/$1/net.d/10-flannel.conflist" <<'JSON'
 {
   "name": "cbr0",
   "cniVersion": "0.3.1",
@@ -48,6 +53,7 @@ JSON
 }
 
 start_flanneld() {
+    flannel_conflist "$1"
     node_spawn "$1" flanneld /opt/flanneld "$1" /etc/kubernetes/flannel.kubeconfig /etc/kubernetes/flannel-net-conf.json eth0
 }
 

@@ -38,7 +38,8 @@ in_node() { # in_node NODE COMMAND…
 
 # What a node finds in its /etc.
 node_files() {
-    local node="$1" state="$DIR/nodes/$1" etc="$DIR/nodes/$1/etc/upper/kubernetes" ranges routes
+    local node="$1" state="$DIR/nodes/$1" etc="$DIR/nodes/$1/etc/upper/kubernetes" ranges routes dns
+    dns="$(first_family "$DNS_ADDRESS" "$DNS_ADDRESS6")"
     mkdir -p "$etc" "$state/net.d" "$state/opt"
     cp "$HERE/node-spawn.sh" "$state/opt/"
     cp "$DIR/pki/ca.crt" "$etc/"
@@ -46,11 +47,11 @@ node_files() {
     cp "$DIR/pki/$node.kubeconfig" "$etc/kubelet.kubeconfig"
     cp "$DIR/pki/proxy.kubeconfig" "$etc/proxy.kubeconfig"
     cp "$HERE/config/containerd.toml" "$etc/"
-    { cat "$HERE/config/kubelet.yaml"; echo "cgroupRoot: /$PREFIX-$node"; } >"$etc/kubelet.yaml"
-    echo "nameserver $DNS_ADDRESS" >"$etc/resolv.conf"
+    { cat "$HERE/config/kubelet.yaml"; echo "clusterDNS: [\"$dns\"]"; echo "cgroupRoot: /$PREFIX-$node"; } >"$etc/kubelet.yaml"
+    echo "nameserver $dns" >"$etc/resolv.conf"
     if flannel; then flannel_files "$node"; return; fi
-    ranges="$(both "[{\"subnet\": \"$(node_pods "$node")\"}]" "[{\"subnet\": \"$(node_pods6 "$node")\"}]")"
-    routes="$(both '{"dst": "0.0.0.0/0"}' '{"dst": "::/0"}')"
+    ranges="$(by_family "[{\"subnet\": \"$(node_pods "$node")\"}]" "[{\"subnet\": \"$(node_pods6 "$node")\"}]")"
+    routes="$(by_family '{"dst": "0.0.0.0/0"}' '{"dst": "::/0"}')"
     cat >"$state/net.d/10-pods.conflist" <<JSON
 {
   "cniVersion": "1.0.0",
@@ -115,13 +116,13 @@ start_containerd() { node_spawn "$1" containerd containerd --config /etc/kuberne
 
 start_kubelet() {
     node_spawn "$1" kubelet kubelet --config=/etc/kubernetes/kubelet.yaml --kubeconfig=/etc/kubernetes/kubelet.kubeconfig \
-        --node-ip="$(both "$(node_address "$1")" "$(node_address6 "$1")")" --hostname-override="$1"
+        --node-ip="$(by_family "$(node_address "$1")" "$(node_address6 "$1")")" --hostname-override="$1"
 }
 
 start_kube-proxy() {
     # The kernel's connection tracking is the machine's, not the node's: leave its limits alone.
     node_spawn "$1" kube-proxy kube-proxy --kubeconfig=/etc/kubernetes/proxy.kubeconfig --hostname-override="$1" --proxy-mode=nftables \
-        --cluster-cidr="$(both "$PODS" "$PODS6")" --conntrack-max-per-core=0 --conntrack-tcp-timeout-established=0 --conntrack-tcp-timeout-close-wait=0 --oom-score-adj=0
+        --cluster-cidr="$(by_family "$PODS" "$PODS6")" --conntrack-max-per-core=0 --conntrack-tcp-timeout-established=0 --conntrack-tcp-timeout-close-wait=0 --oom-score-adj=0
 }
 
 node_log() { echo "$DIR/nodes/$1/var/log/$2.log"; }

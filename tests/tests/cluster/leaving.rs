@@ -13,7 +13,7 @@ use std::{
     process::Command,
     time::{Duration, Instant},
 };
-use weft_tests::cluster::SYSTEM;
+use weft_tests::{cluster::SYSTEM, family::host};
 
 /// What nodes have that shall have an agent, while one shall have none.
 const SELECTED: &str = "e2e.weft.dev/agent";
@@ -152,7 +152,8 @@ fn hook(story: &Story<'_>) -> Result<()> {
     if !story.has_gateway()? {
         story.gateway()?;
     }
-    let load = cluster.load(CLIENT, &[&format!("http://{}/", story.web), "--connections=2", "--rate=20"])?;
+    let load =
+        cluster.load(CLIENT, &[&format!("http://{}/", host(&story.web)), "--connections=2", "--rate=20"])?;
     let objects = hooks(&cluster.image)?;
     cluster.create(&objects)?;
     let job = ["-n", SYSTEM, "wait", "--for=condition=Complete", "job/weft-uninstall", "--timeout=110s"];

@@ -24,7 +24,10 @@ use objects::{CANARY, gateway, services, workloads};
 use serde_json::Value;
 use std::cell::RefCell;
 use weft::call::Tally;
-use weft_tests::cluster::{Cluster, Load, SYSTEM};
+use weft_tests::{
+    cluster::{Cluster, Load, SYSTEM},
+    family::host,
+};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 /// Made by the test, and removed. `e2e-out` stays outside the mesh.
@@ -241,7 +244,8 @@ impl<'a> Story<'a> {
         let pods = self.pod_uids()?;
         println!("{}", self.cluster.weft(&["uninstall", "--purge"])?);
         ensure!(self.pod_uids()? == pods, "pods were restarted");
-        for (pod, url) in [(CLIENT, url.clone()), (STRANGER, url), (CLIENT, format!("http://{}/", self.web))]
+        for (pod, url) in
+            [(CLIENT, url.clone()), (STRANGER, url), (CLIENT, format!("http://{}/", host(&self.web)))]
         {
             let tally = self.cluster.call(pod, &[&url, "--count=20", "--no-keepalive"])?;
             ensure!(tally.bad() == 0, "pods must talk without Weft: {tally:?}");
@@ -267,7 +271,7 @@ impl<'a> Story<'a> {
     }
 
     fn call(&self, pod: &str, ip: &str, args: &[&str]) -> Result<Tally> {
-        self.cluster.call(pod, &[&[format!("http://{ip}/").as_str()], args].concat())
+        self.cluster.call(pod, &[&[format!("http://{}/", host(ip)).as_str()], args].concat())
     }
 
     /// From outside the cluster.
@@ -288,7 +292,7 @@ impl<'a> Story<'a> {
             "-o",
             "jsonpath={.items[0].status.podIP}",
         ];
-        Ok(format!("http://{}:8080/", self.cluster.kubectl(&ip)?))
+        Ok(format!("http://{}:8080/", host(&self.cluster.kubectl(&ip)?)))
     }
 
     /// The pod behind a Deployment of `e2e-shop`.
@@ -315,7 +319,7 @@ impl<'a> Story<'a> {
     fn edge_url(&self) -> Result<String> {
         let address =
             ["-n", "e2e-web", "get", "gateway", "edge", "-o", "jsonpath={.status.addresses[0].value}"];
-        Ok(format!("http://{}/", self.cluster.kubectl(&address)?))
+        Ok(format!("http://{}/", host(&self.cluster.kubectl(&address)?)))
     }
 
     fn pod_uids(&self) -> Result<String> {

@@ -1,14 +1,15 @@
 //! The half of the capture matrix that needs a real Kubernetes: how pods are called by Services of every kind and from
 //! outside, and every shape of pod that an application may have. What two namespaces can show is in `tests/matrix`.
 //!
-//! A cell is a line of [`CELLS`], run under both modes by one check; a cell that fails names its mechanism. `WEFT_TEST_CELLS`
-//! names part of those to run alone, when one is worked on.
+//! A cell is a line of [`CELLS`], run under both modes by one check, with Services and addresses of each family that the
+//! cluster has; a cell that fails names its mechanism. `WEFT_TEST_CELLS` names part of those to run alone, when one is worked on.
 
 mod objects;
 mod world;
 
 use crate::{Story, step};
 use anyhow::{Context, Result, ensure};
+use weft_tests::family::Family;
 use world::{Caller, World};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +50,7 @@ const CELLS: &[Cell] = &[
     cell("headless Service by name", Works, |w| w.both("headless.mx-mesh:8080"), "DNS names pods, whose addresses are protected"),
     cell("ExternalName", Works, |w| w.both("external-name.mx-mesh"), "DNS names another Service, whose ClusterIP is known"),
     cell("ExternalName of a Service outside the mesh", Works, |w| w.client("external-plain.mx-mesh", "plain"), "DNS names a Service outside the mesh"),
+    cell("pod's address, as HTTP and as bytes", Works, |w| w.pod_addresses(), "a protected address is tunnelled to, whatever is spoken"),
     cell("self-call by Service", Works, |w| w.call(Caller::Inside("own"), "own.mx-mesh").map(drop), "the caller is the endpoint"),
     cell("peer on the node's network, its node", Works, |w| w.node_peer(0), "pass-through to a node's address"),
     cell("peer on the node's network, another node", Works, |w| w.node_peer(1), "pass-through to a node's address"),
@@ -78,31 +80,42 @@ const CELLS: &[Cell] = &[
     cell("logs", Works, |w| w.logs(), "not by the network"),
 ];
 
+/// Where the cluster has both families.
+#[rustfmt::skip]
+const DUAL_STACK: &[Cell] = &[
+    cell("dual-stack Service: either ClusterIP, and its name with either", Works, |w| w.both_families(), "each ClusterIP has the endpoints of its family"),
+];
+
 pub(crate) fn run(story: &Story<'_>) -> Result<()> {
-    let world = step("the matrix's pods", || World::build(story.cluster, &story.nodes))?;
     let only = std::env::var("WEFT_TEST_CELLS").unwrap_or_default();
-    let mut failed = Vec::new();
-    for mode in [Mode::Permissive, Mode::Strict] {
-        world.set_mode(mode == Mode::Strict)?;
-        for cell in CELLS.iter().filter(|cell| cell.name.contains(&only)) {
-            if let Err(error) = check(&world, cell, mode) {
-                let line = format!("{}, {mode:?}: {error:#} ({})", cell.name, cell.mechanism);
-                println!("cell FAILED: {line}");
-                failed.push(line);
+    let families = story.cluster.families()?;
+    let (mut failed, mut tried) = (Vec::new(), 0);
+    for (place, &family) in families.iter().enumerate() {
+        let name = format!("the matrix's pods, {}", family.name());
+        let world = step(&name, || World::build(story.cluster, &story.nodes, family))?;
+        // Once is enough: it looks at both.
+        let of_both = if families.len() > 1 && place == 0 { DUAL_STACK } else { &[] };
+        for mode in [Mode::Permissive, Mode::Strict] {
+            world.set_mode(mode == Mode::Strict)?;
+            for cell in CELLS.iter().chain(of_both).filter(|cell| cell.name.contains(&only)) {
+                tried += 1;
+                if let Err(error) = check(&world, cell, mode, family) {
+                    let family = family.name();
+                    let line = format!("{}, {family}, {mode:?}: {error:#} ({})", cell.name, cell.mechanism);
+                    println!("cell FAILED: {line}");
+                    failed.push(line);
+                }
             }
         }
+        if failed.is_empty() {
+            world.clear()?;
+        }
     }
-    ensure!(
-        failed.is_empty(),
-        "{} of {} cells failed:\n{}",
-        failed.len(),
-        CELLS.len() * 2,
-        failed.join("\n")
-    );
-    world.clear()
+    ensure!(failed.is_empty(), "{} of {tried} cells failed:\n{}", failed.len(), failed.join("\n"));
+    Ok(())
 }
 
-fn check(world: &World<'_>, cell: &Cell, mode: Mode) -> Result<()> {
+fn check(world: &World<'_>, cell: &Cell, mode: Mode, family: Family) -> Result<()> {
     let start = std::time::Instant::now();
     let result = if mode == Mode::Strict && cell.strict == Refuses {
         let result = (cell.run)(world);
@@ -111,6 +124,6 @@ fn check(world: &World<'_>, cell: &Cell, mode: Mode) -> Result<()> {
     } else {
         world.anew(cell.name).and_then(|()| (cell.run)(world)).context("must work")
     };
-    println!("cell {mode:?}, {}: {:.1} s", cell.name, start.elapsed().as_secs_f64());
+    println!("cell {}, {mode:?}, {}: {:.1} s", family.name(), cell.name, start.elapsed().as_secs_f64());
     result
 }

@@ -4,7 +4,10 @@
 use crate::{CLIENT, Story, away::Asked, screens};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use weft_tests::cluster::{Cluster, SYSTEM};
+use weft_tests::{
+    cluster::{Cluster, SYSTEM},
+    family::host,
+};
 
 const TAINT: &str = "weft.dev/agent-not-ready";
 
@@ -131,6 +134,25 @@ pub(crate) fn rewritten(story: &Story<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Flannel is restarted, which writes its configuration over ours: nobody is cut off, and new pods are captured.
+pub(crate) fn flannel_restarted(story: &Story<'_>) -> Result<()> {
+    let (cluster, node) = (story.cluster, &*story.nodes[1]);
+    let url = story.direct("cart-v2")?;
+    let fresh = cluster.load(CLIENT, &[&url, "--no-keepalive", "--connections=2", "--rate=50"])?;
+    let kept = cluster.load(CLIENT, &[&url, "--connections=2", "--rate=50"])?;
+    cluster.ctl(&["restart", "flanneld", node])?;
+    cluster.wait("the plugin to be in the configuration", || {
+        let cni = page(cluster, node)?["cni"].take();
+        ensure!(cni["state"] == "installed", "{cni}");
+        Ok(())
+    })?;
+    a_new_pod_is_captured(cluster, node)?;
+    let (fresh, kept) = (fresh.finish()?, kept.finish()?);
+    println!("new connections: {}\nkept: {}", crate::brief(&fresh), crate::brief(&kept));
+    ensure!(fresh.bad() == 0 && kept.bad() == 0, "requests failed");
+    Ok(())
+}
+
 /// The image of the node's agent alone.
 fn set_image(cluster: &Cluster, pod: &str, image: &str) -> Result<()> {
     let patch = json!({"spec": {"containers": [{"name": "agent", "image": image}]}}).to_string();
@@ -199,7 +221,7 @@ pub(crate) fn relabelled(story: &Story<'_>) -> Result<()> {
     let url = story.direct("cart-v2")?;
     let pods = story.pod_uids()?;
     // Routed requests: each finds its own way. (What is copied to a pod that leaves ends with its agent's patience.)
-    let service = format!("http://{}/", story.cart);
+    let service = format!("http://{}/", host(&story.cart));
     let load = cluster.load(CLIENT, &[&service, "--connections=2", "--rate=20"])?;
     let left = cluster.weft(&["leave", "e2e-shop"])?;
     println!("{left}");

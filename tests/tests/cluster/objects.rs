@@ -1,6 +1,7 @@
 //! What is deployed.
 
 use crate::NAMESPACES;
+use weft_tests::family::host;
 
 /// Namespaces and Services.
 pub(crate) fn services() -> String {
@@ -23,7 +24,7 @@ pub(crate) fn services() -> String {
 
 /// `web` calls on to `cart`, whose versions run on different nodes. `client` and `stranger` only call.
 pub(crate) fn workloads(image: &str, nodes: &[String; 2], cart: &str) -> String {
-    let forward = format!(", --forward, \"http://{cart}/\"");
+    let forward = format!(", --forward, \"http://{}/\"", host(cart));
     let workload = |namespace: &str, app: &str, version: &str, node: &str, more: &str| {
         format!(
             "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{namespace: {namespace}, name: {version}}}\nspec:\n  \

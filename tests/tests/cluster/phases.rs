@@ -127,6 +127,9 @@ fn nodes(story: &Story<'_>) -> Result<()> {
     story.kept_lives_on()?;
     step("daemons keep nothing of their starter's", || nodes::daemons_keep_nothing(story))?;
     step("another CNI rewrites its configuration", || nodes::rewritten(story))?;
+    if story.cluster.bed_file("flannel")?.exists() {
+        step("Flannel is restarted", || nodes::flannel_restarted(story))?;
+    }
     step("the power of a node fails", || nodes::rebooted(story))?;
     step("a new node", || nodes::new_node(story))
 }

@@ -5,7 +5,7 @@ use crate::{Story, step};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use std::thread;
-use weft_tests::{cluster::Cluster, policies};
+use weft_tests::{cluster::Cluster, family::host, policies};
 
 /// In the mesh later, and never.
 const NAMESPACES: [&str; 2] = ["e2e-policies", "e2e-policies-out"];
@@ -68,7 +68,7 @@ fn clear(cluster: &Cluster) -> Result<()> {
 
 struct World<'a> {
     cluster: &'a Cluster,
-    /// Server, node, address.
+    /// Server, node, address: each server once for each address that it has.
     servers: Vec<(String, String, String)>,
 }
 
@@ -93,7 +93,9 @@ impl<'a> World<'a> {
         for pod in pods["items"].as_array().context("items")? {
             let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
             let (app, node) = (text(&pod["metadata"]["labels"]["app"]), text(&pod["spec"]["nodeName"]));
-            servers.push((app, node, text(&pod["status"]["podIP"])));
+            for ip in pod["status"]["podIPs"].as_array().context("podIPs")? {
+                servers.push((app.clone(), node.clone(), text(&ip["ip"])));
+            }
         }
         Ok(Self { cluster, servers })
     }
@@ -126,11 +128,11 @@ impl<'a> World<'a> {
                     some.iter().map(|(cell, _, ip)| scope.spawn(move || self.passes(cell, ip))).collect();
                 asked.into_iter().map(|a| a.join().unwrap_or_else(|_| bail!("panicked"))).collect()
             });
-            for ((cell, node, _), passed) in some.iter().zip(answers) {
+            for ((cell, node, ip), passed) in some.iter().zip(answers) {
                 let (client, server, port, may) = cell;
                 if passed? != *may {
                     let said = if *may { "is refused" } else { "gets through" };
-                    wrong.push(format!("{client} {said} to {server} on {node}, port {port}"));
+                    wrong.push(format!("{client} {said} to {server} on {node}, {ip} port {port}"));
                 }
             }
         }
@@ -149,7 +151,7 @@ impl<'a> World<'a> {
     /// Whether messages come back; some that do and some that do not are an error.
     fn passes(&self, (client, _, port, _): &Cell, ip: &str) -> Result<bool> {
         let namespace = CLIENTS.iter().find(|c| c.0 == *client).context("client")?.1;
-        let url = format!("http://{ip}:{port}/");
+        let url = format!("http://{}:{port}/", host(ip));
         let protocol = if *port == 9000 { "--protocol=tcp" } else { "--protocol=http" };
         let args = [&*url, protocol, "--count=2", "--connections=1", "--no-keepalive"];
         let tally = self.cluster.call(&format!("{namespace}/{client}"), &args)?;

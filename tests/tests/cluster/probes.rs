@@ -4,7 +4,7 @@
 use crate::Story;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use weft_tests::cluster::Cluster;
+use weft_tests::{cluster::Cluster, family::host};
 
 /// How long pods must stay as they are: ten of their probes' periods, any of which alone would be enough to spoil them.
 const STEADY: jiff::SignedDuration = jiff::SignedDuration::from_secs(20);
@@ -24,9 +24,12 @@ pub(crate) fn run(story: &Story<'_>) -> Result<()> {
         steady(cluster, "probed")?;
         never_ready(cluster, SHOP, "answers-404")?;
         quiet(cluster)?;
-        let ip = ip(cluster, SHOP, "probed")?;
-        forged(story, &ip)?;
-        aimed(cluster, node, &ip)
+        let ips = ips(cluster, SHOP, "probed")?;
+        hosted(cluster, node)?;
+        for ip in &ips {
+            forged(story, ip)?;
+        }
+        aimed(cluster, node, &ips[0])
     })();
     let mut delete = vec!["delete", "pod", "--ignore-not-found", "--timeout=60s"];
     cluster.kubectl(&[&delete[..], &["-n", SHOP, "probed", "probed-grpc", "answers-404"]].concat())?;
@@ -110,9 +113,13 @@ pub(crate) fn pod(cluster: &Cluster, namespace: &str, name: &str) -> Result<Valu
     cluster.json(&["-n", namespace, "get", "pod", name])
 }
 
-fn ip(cluster: &Cluster, namespace: &str, name: &str) -> Result<String> {
+/// A pod's addresses, of each family; the kubelet asks at the first.
+fn ips(cluster: &Cluster, namespace: &str, name: &str) -> Result<Vec<String>> {
     let pod = pod(cluster, namespace, name)?;
-    Ok(pod["status"]["podIP"].as_str().context("no address")?.to_owned())
+    let ips = pod["status"]["podIPs"].as_array().into_iter().flatten();
+    let ips: Vec<_> = ips.filter_map(|ip| ip["ip"].as_str()).map(str::to_owned).collect();
+    ensure!(!ips.is_empty(), "no address: {}", pod["status"]);
+    Ok(ips)
 }
 
 /// Since when its condition Ready is as it is, if it is `status`.
@@ -170,16 +177,20 @@ fn quiet(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Somebody else asks what the kubelet may ask: a root process of the node, a pod in the node's network, another pod.
-fn forged(story: &Story<'_>, ip: &str) -> Result<()> {
-    let (cluster, node) = (story.cluster, &story.nodes[1]);
-    let url = format!("http://{ip}:8080/ready?full=1");
+/// A pod in the node's network.
+fn hosted(cluster: &Cluster, node: &str) -> Result<()> {
     let hosted = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": OUT, "name": "hosted"},
         "spec": {"hostNetwork": true, "nodeSelector": {"kubernetes.io/hostname": node}, "terminationGracePeriodSeconds": 0,
             "containers": [{"name": "app", "image": cluster.image, "imagePullPolicy": "IfNotPresent",
                 "args": ["echo", "--name", "hosted", "--tcp", "18081"]}]}});
     cluster.create(&[hosted])?;
-    cluster.kubectl(&["-n", OUT, "wait", "--for=condition=Ready", "pod/hosted", "--timeout=110s"])?;
+    cluster.kubectl(&["-n", OUT, "wait", "--for=condition=Ready", "pod/hosted", "--timeout=110s"]).map(drop)
+}
+
+/// Somebody else asks what the kubelet may ask: a root process of the node, a pod in the node's network, another pod.
+fn forged(story: &Story<'_>, ip: &str) -> Result<()> {
+    let (cluster, node) = (story.cluster, &story.nodes[1]);
+    let url = format!("http://{}:8080/ready?full=1", host(ip));
     for from in [crate::STRANGER.to_owned(), format!("{OUT}/pod/hosted")] {
         let tally = cluster.call(&from, &[&url, "--count=5", "--no-keepalive"])?;
         ensure!(tally.codes.is_empty() && tally.bad() > 0, "{from} was let in: {tally:?}");

@@ -1,5 +1,6 @@
 //! Whom Services reach: a table of Services is called from a pod on each node, first outside the mesh, so that kube-proxy
-//! decides, then by the same pods in the mesh, permissive and strict. The endpoints must be the same.
+//! decides, then by the same pods in the mesh, permissive and strict. The endpoints must be the same. Once for each address
+//! family that the cluster has.
 
 use crate::Story;
 use anyhow::{Context, Result, ensure};
@@ -9,7 +10,10 @@ use std::{
     fmt::Write as _,
     sync::atomic::{AtomicUsize, Ordering},
 };
-use weft_tests::cluster::Cluster;
+use weft_tests::{
+    cluster::Cluster,
+    family::{Family, host},
+};
 
 const NAMESPACE: &str = "e2e-services";
 /// Clients, one on each node.
@@ -38,11 +42,11 @@ const SERVICES: &[(&str, &str, &str)] = &[
     ("by-hand", "", ""),
     ("by-hand-hints", "", ""),
     ("by-hand-partial", "", ""),
-    ("external", "app: web", ", externalIPs: [198.51.100.10]"),
+    ("external", "app: web", ", externalIPs: [\"198.51.100.10\"]"),
     (
         "external-local",
         "app: web",
-        ", type: NodePort, externalIPs: [198.51.100.11], internalTrafficPolicy: Local, externalTrafficPolicy: Local",
+        ", type: NodePort, externalIPs: [\"198.51.100.11\"], internalTrafficPolicy: Local, externalTrafficPolicy: Local",
     ),
     ("lb", "app: web", ", type: LoadBalancer"),
     (
@@ -56,7 +60,10 @@ const SERVICES: &[(&str, &str, &str)] = &[
     ("node-port-local", "app: web", ", type: NodePort, externalTrafficPolicy: Local"),
 ];
 
-/// What the load balancers of these Services answer at: addresses that no node has.
+/// Addresses that no node has begin with this in the tables, and with the other when the table is run with IPv6.
+const OUTSIDE_PREFIX: [&str; 2] = ["198.51.100.", "2001:db8::"];
+
+/// What the load balancers of these Services answer at.
 const BALANCERS: &[(&str, &str, &str)] = &[
     ("lb", "198.51.100.20", "VIP"),
     ("lb-local", "198.51.100.21", "VIP"),
@@ -132,21 +139,40 @@ type Seen = [String; 2];
 /// # Errors
 /// When a row is not what it should be, with the table so far.
 pub(crate) fn run(story: &Story<'_>) -> Result<()> {
-    let table = Table { cluster: story.cluster, nodes: &story.nodes };
-    table.clear()?;
-    let result = table.make().and_then(|()| table.compare());
-    if result.is_ok() {
+    for family in story.cluster.families()? {
+        println!("Services of {}", family.name());
+        let table = Table { cluster: story.cluster, nodes: &story.nodes, family };
+        table.clear()?;
+        table.make().and_then(|()| table.compare()).context(family.name())?;
         table.clear()?;
     }
-    result
+    Ok(())
 }
 
 struct Table<'a> {
     cluster: &'a Cluster,
     nodes: &'a [String; 2],
+    family: Family,
 }
 
 impl Table<'_> {
+    /// An address of the tables in this family, or a text with some.
+    fn outside(&self, text: &str) -> String {
+        text.replace(OUTSIDE_PREFIX[0], self.family.pick(OUTSIDE_PREFIX[0], OUTSIDE_PREFIX[1]))
+    }
+
+    fn pod_ip(&self, name: &str) -> Result<String> {
+        let pod = self.cluster.json(&["-n", NAMESPACE, "get", "pod", name])?;
+        Ok(self.family.pod_ip(&pod).with_context(|| pod["status"].to_string())?.to_owned())
+    }
+
+    /// Of what `kubectl` prints with spaces between, the one of this family.
+    fn own_of(&self, args: &[&str]) -> Result<String> {
+        let all = self.cluster.kubectl(args)?;
+        let own = all.split_whitespace().find(|address| Family::of(address) == self.family);
+        Ok(own.with_context(|| format!("none of {} among {all}", self.family.name()))?.to_owned())
+    }
+
     fn kubectl(&self, args: &[&str]) -> Result<String> {
         self.cluster.kubectl(&[&["-n", NAMESPACE], args].concat())
     }
@@ -167,6 +193,7 @@ impl Table<'_> {
         self.kubectl(&[&["wait", "--for=condition=Ready", "--timeout=110s"], &ready[..]].concat())?;
         self.cluster.apply(&self.services()?)?;
         for (name, ip, mode) in BALANCERS {
+            let ip = self.outside(ip);
             let ingress = format!("[{{\"ip\":\"{ip}\",\"ipMode\":\"{mode}\"}}]");
             let status = format!("{{\"status\":{{\"loadBalancer\":{{\"ingress\":{ingress}}}}}}}");
             self.kubectl(&["patch", "service", name, "--subresource=status", "--type=merge", "-p", &status])?;
@@ -203,31 +230,32 @@ impl Table<'_> {
     }
 
     fn services(&self) -> Result<String> {
-        let first_pods = ["get", "node", &self.nodes[0], "-o", "jsonpath={.spec.podCIDR}"];
-        let first_pods = self.cluster.kubectl(&first_pods)?;
+        let first_pods =
+            self.own_of(&["get", "node", &self.nodes[0], "-o", "jsonpath={.spec.podCIDRs[*]}"])?;
+        let family = self.family.name();
         let mut text = String::new();
         for (name, selector, more) in SERVICES {
             let selector =
                 if selector.is_empty() { String::new() } else { format!("selector: {{{selector}}}, ") };
-            let more = more.replace("FIRST_PODS", &first_pods);
+            let more = self.outside(more).replace("FIRST_PODS", &first_pods);
             let _ = write!(
                 text,
                 "---\napiVersion: v1\nkind: Service\nmetadata: {{namespace: {NAMESPACE}, name: {name}}}\n\
-                 spec: {{{selector}ports: [{{name: http, port: 80, targetPort: 8080, appProtocol: http}}, \
+                 spec: {{{selector}ipFamilies: [{family}], ports: [{{name: http, port: 80, targetPort: 8080, appProtocol: http}}, \
                  {{name: raw, port: 81, targetPort: 8080, appProtocol: tcp}}]{more}}}\n"
             );
         }
         for (name, endpoints) in BY_HAND {
             let mut all = String::new();
             for (pod, hints) in endpoints {
-                let ip = self.kubectl(&["get", "pod", pod, "-o", "jsonpath={.status.podIP}"])?;
+                let ip = self.pod_ip(pod)?;
                 let _ = writeln!(all, "- {{addresses: [\"{ip}\"]{hints}}}");
             }
             let _ = write!(
                 text,
                 "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
                  metadata: {{namespace: {NAMESPACE}, name: {name}-1, labels: {{kubernetes.io/service-name: {name}}}}}\n\
-                 addressType: IPv4\nports: [{{name: http, port: 8080}}, {{name: raw, port: 8080}}]\nendpoints:\n{all}"
+                 addressType: {family}\nports: [{{name: http, port: 8080}}, {{name: raw, port: 8080}}]\nendpoints:\n{all}"
             );
         }
         Ok(text)
@@ -246,15 +274,17 @@ impl Table<'_> {
         let row = |what, url, expected| Row { what, url, expected: Some(expected), in_clear: false };
         let mut rows = Vec::new();
         for (name, what, expected) in AT_CLUSTER_IPS {
-            let ip = spec(name)?["clusterIP"].as_str().context("clusterIP")?;
+            let ip = host(spec(name)?["clusterIP"].as_str().context("clusterIP")?);
             rows.push(row(what, format!("http://{ip}/"), *expected));
             rows.push(row("the same, not as HTTP", format!("http://{ip}:81/"), *expected));
         }
-        rows.extend(OUTSIDE.iter().map(|(ip, what, expected)| row(what, format!("http://{ip}/"), *expected)));
-        let ip = self.kubectl(&["get", "pod", "a-1", "-o", "jsonpath={.status.podIP}"])?;
+        for (ip, what, expected) in OUTSIDE {
+            rows.push(row(what, format!("http://{}/", host(&self.outside(ip))), *expected));
+        }
+        let ip = host(&self.pod_ip("a-1")?);
         rows.push(row("a pod's own address", format!("http://{ip}:8080/"), ["a-1"; 2]));
         let address = "jsonpath={.status.addresses[?(@.type==\"InternalIP\")].address}";
-        let address = self.cluster.kubectl(&["get", "node", &self.nodes[0], "-o", address])?;
+        let address = host(&self.own_of(&["get", "node", &self.nodes[0], "-o", address])?);
         for (name, what, expected) in [
             ("node-port", "NodePort at the first node", Some(ALL)),
             ("node-port-local", "NodePort at the first node, externalTrafficPolicy: Local", None),
@@ -358,7 +388,7 @@ impl Table<'_> {
     /// Clients stay at the endpoint that they were sent to first, when two others come.
     fn sticky(&self) -> Result<()> {
         let ip = self.kubectl(&["get", "service", "sticky", "-o", "jsonpath={.spec.clusterIP}"])?;
-        let url = format!("http://{ip}/");
+        let url = format!("http://{}/", host(&ip));
         let all_are = |url: &str, expected: &str| {
             self.cluster.wait(&format!("{url} to be {expected}"), || {
                 for client in CLIENTS {
@@ -373,7 +403,7 @@ impl Table<'_> {
         self.kubectl(&["label", "pod", "b-1", "b-2", "seat=first"])?;
         // A Service over the same pods without affinity says when it serves all three.
         let ip = self.kubectl(&["get", "service", "seats", "-o", "jsonpath={.spec.clusterIP}"])?;
-        all_are(&format!("http://{ip}/"), "a-1 b-1 b-2")?;
+        all_are(&format!("http://{}/", host(&ip)), "a-1 b-1 b-2")?;
         all_are(&url, "a-1")
     }
 

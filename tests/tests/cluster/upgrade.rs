@@ -5,7 +5,10 @@ use crate::{CLIENT, Story, brief, step};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::{env, path::PathBuf};
-use weft_tests::cluster::{Cluster, Load, SYSTEM};
+use weft_tests::{
+    cluster::{Cluster, Load, SYSTEM},
+    family::host,
+};
 
 /// What `./dev` calls it.
 const IMAGE: &str = "weft.test/weft:previous";
@@ -68,7 +71,7 @@ struct Loads {
 impl Loads {
     fn begin(story: &Story<'_>) -> Result<Self> {
         let cluster = story.cluster;
-        let (cart, pod) = (format!("http://{}/", story.cart), story.direct("cart-v2")?);
+        let (cart, pod) = (format!("http://{}/", host(&story.cart)), story.direct("cart-v2")?);
         let edge = story.edge_url()?;
         let kept = ["--connections=4", "--rate=50"];
         let fresh = ["--connections=4", "--rate=50", "--no-keepalive"];

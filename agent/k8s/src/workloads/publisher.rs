@@ -126,7 +126,7 @@ struct Runner {
 type SliceId = (Str, u32);
 
 /// What is remembered while leading. The slices are ours, so what was written is what is there, until a write meets another
-/// version: `weft node clean` says of a node without an agent that its pods are captured no more.
+/// version or a node's agent is back: `weft node clean` says of a node without an agent that its pods are captured no more.
 #[derive(Default)]
 struct Reign {
     slices: Slices,
@@ -137,9 +137,24 @@ struct Reign {
     /// When the slices are to be listed; at once at first.
     list_at: Option<Instant>,
     list_failures: u32,
+    /// When they were listed last.
+    listed: Option<Instant>,
+    /// Nodes whose agents report.
+    reporting: BTreeSet<Str>,
 }
 
 impl Reign {
+    /// A node that reports only now may have been cleaned before. Its agent captures the same pods again, which differs in nothing
+    /// from what is remembered: so the slices are read, at most once in an `interval` however many agents come.
+    fn hear(&mut self, captured: &Captured, interval: Duration) {
+        let came = captured.keys().any(|node| !self.reporting.contains(node));
+        self.reporting = captured.keys().cloned().collect();
+        if came && self.list_failures == 0 {
+            let soon = self.listed.map_or_else(Instant::now, |at| at + interval);
+            self.list_at = self.list_at.map(|at| at.min(soon));
+        }
+    }
+
     fn changes(&mut self, work: &Work) -> Vec<SliceChange> {
         // They went with their namespace; one of the same name that comes later has none.
         self.slices.retain(|namespace, _| work.world.namespaces.contains_key(namespace));
@@ -195,6 +210,7 @@ impl Runner {
     /// Writes what may be written now; gives the time when more may.
     async fn round(&self, reign: &mut Reign) -> Option<Instant> {
         let work = self.work.clone().borrow_and_update().clone()?;
+        reign.hear(&work.captured, self.options.interval);
         if reign.list_at.is_none_or(|at| at <= Instant::now()) {
             self.list(reign).await;
         }
@@ -257,7 +273,9 @@ impl Runner {
                 }
                 reign.slices = slices;
                 reign.unsure.clear();
-                (reign.list_at, reign.list_failures) = (Some(Instant::now() + self.options.resync), 0);
+                let now = Instant::now();
+                (reign.list_at, reign.list_failures) = (Some(now + self.options.resync), 0);
+                reign.listed = Some(now);
                 return;
             }
             Ok(Err(error)) => in_words(&error),

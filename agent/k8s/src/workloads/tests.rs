@@ -307,6 +307,36 @@ async fn what_others_wrote_into_a_slice_is_read_before_it_is_written_over() {
     publisher.stop().await;
 }
 
+/// The agent of a cleaned node comes back and captures the same pods, before anybody has heard of its node without them: for its
+/// peers they stayed out of the mesh until something else changed in their slice.
+#[tokio::test]
+async fn the_pods_of_a_cleaned_node_are_captured_again_for_their_peers() {
+    let api = FakeApi::new();
+    let publisher = SlicePublisher::start(api.client(), options());
+    publisher.set_leader(true);
+    let mut world = Snapshot::default();
+    namespace(&mut world, "shop", "weft.dev/mesh: enabled");
+    pod(&mut world, ("shop", "a"), "", "");
+    let reported = BTreeMap::from([(ObjectKey::new("shop", "a"), capture("uid-a", TunnelPort::Hbone))]);
+    let reported = Arc::new(Captured::from([("n1".into(), Arc::new(reported))]));
+    publisher.publish(&world, &reported);
+    let captured = |api: &FakeApi| {
+        let slice = api.object("workloadslices", "shop", "weft-0");
+        slice.is_some_and(|s| s["workloads"][0]["captured"] == true)
+    };
+    api.until("the capture", captured).await;
+    // The agent is gone; the other pod says when that is known.
+    pod(&mut world, ("shop", "b"), "", "");
+    publisher.publish(&world, &Arc::default());
+    api.until("the other pod", |api| names(api, "weft-0") == ["a", "b"]).await;
+    let mut cleaned = api.object("workloadslices", "shop", "weft-0").unwrap();
+    cleaned["workloads"][0]["captured"] = false.into();
+    api.put(cleaned);
+    publisher.publish(&world, &reported);
+    api.until("the capture, again", captured).await;
+    publisher.stop().await;
+}
+
 /// An upgrade may leave the CRDs behind: pods must be told of all the same.
 #[tokio::test]
 async fn a_definition_of_the_version_before_stops_no_slice() {

@@ -1,6 +1,7 @@
 //! What the matrix deploys.
 
 use super::world::{HOST_PORT, NAMESPACES, NODE_PEER, TOOLS};
+use weft_tests::family::Family;
 
 /// `mx-restricted` admits only pods that give up all that they could.
 pub(super) fn namespaces() -> String {
@@ -16,11 +17,16 @@ pub(super) fn namespaces() -> String {
     .join("---\n")
 }
 
-pub(super) fn services() -> String {
+/// Services of one family; and one of both, `dual`, where the cluster has both.
+pub(super) fn services(family: Family, both: bool) -> String {
     let service = |namespace: &str, name: &str, selector: &str, port: &str, more: &str| {
+        let families = match (name, both) {
+            ("dual", true) => "ipFamilyPolicy: RequireDualStack".to_owned(),
+            _ => format!("ipFamilies: [{}]", family.name()),
+        };
         format!(
             "apiVersion: v1\nkind: Service\nmetadata: {{namespace: {namespace}, name: {name}}}\n\
-             spec: {{selector: {{{selector}}}, ports: [{{name: http, {port}}}]{more}}}\n"
+             spec: {{selector: {{{selector}}}, ports: [{{name: http, {port}}}], {families}{more}}}\n"
         )
     };
     let http = "port: 80, targetPort: 8080";
@@ -33,6 +39,7 @@ pub(super) fn services() -> String {
     };
     [
         mesh("server", "app: server", ""),
+        mesh("dual", "app: server", ""),
         mesh("own", "name: own", ""),
         service("mx-mesh", "headless", "app: server", "port: 8080", ", clusterIP: None"),
         service(

@@ -4,15 +4,18 @@ use super::objects::{job, namespaces, services, workloads};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::process::Command;
-use weft_tests::cluster::Cluster;
+use weft_tests::{
+    cluster::Cluster,
+    family::{Family, host},
+};
 
 /// curl and a shell for callers: Weft's own image has none.
 pub(super) const TOOLS: &str = "weft.test/matrix-tools:1";
 /// `mx-mesh` and `mx-restricted` are in the mesh, the latter under the restricted PodSecurity standard.
 pub(super) const NAMESPACES: [&str; 3] = ["mx-mesh", "mx-restricted", "mx-out"];
-/// What a load balancer of the cluster would announce, by Service.
-const BALANCED: [(&str, &str, usize); 2] =
-    [("balanced", "10.90.140.1", 1), ("balanced-local", "10.90.140.2", 0)];
+/// What a load balancer of the cluster would announce, of each family, by Service.
+const BALANCED: [(&str, [&str; 2], usize); 2] =
+    [("balanced", ["10.90.140.1", "fd90::140:1"], 1), ("balanced-local", ["10.90.140.2", "fd90::140:2"], 0)];
 pub(super) const HOST_PORT: u16 = 18_080;
 pub(super) const NODE_PEER: u16 = 18_081;
 
@@ -33,18 +36,20 @@ pub(super) enum Caller<'a> {
 pub(super) struct World<'a> {
     cluster: &'a Cluster,
     nodes: &'a [String; 2],
+    /// Of the Services, and of the addresses that are called.
+    family: Family,
 }
 
 impl<'a> World<'a> {
-    pub(super) fn build(cluster: &'a Cluster, nodes: &'a [String; 2]) -> Result<Self> {
-        let world = Self { cluster, nodes };
+    pub(super) fn build(cluster: &'a Cluster, nodes: &'a [String; 2], family: Family) -> Result<Self> {
+        let world = Self { cluster, nodes, family };
         world.clear()?;
         world.load_tools()?;
         cluster.apply(&namespaces())?;
-        cluster.apply(&services())?;
+        cluster.apply(&services(family, cluster.families()?.len() > 1))?;
         cluster.apply(&workloads(&cluster.image, nodes))?;
-        for (name, address, node) in BALANCED {
-            world.announce(name, address, &nodes[node])?;
+        for (name, addresses, node) in BALANCED {
+            world.announce(name, family.pick(addresses[0], addresses[1]), &nodes[node])?;
         }
         for namespace in NAMESPACES {
             world.kubectl(&[
@@ -75,8 +80,11 @@ impl<'a> World<'a> {
             "-p",
             &patch,
         ])?;
-        let held = format!("{address}/32");
-        self.cluster.on_node(node, &["ip", "address", "replace", &held, "dev", "eth0"]).map(drop)
+        let mut held = vec!["ip", "address", "replace", address, "dev", "eth0"];
+        if self.family == Family::Ipv6 {
+            held.push("nodad"); // to have it at once
+        }
+        self.cluster.on_node(node, &held).map(drop)
     }
 
     fn load_tools(&self) -> Result<()> {
@@ -93,11 +101,13 @@ impl<'a> World<'a> {
     }
 
     pub(super) fn clear(&self) -> Result<()> {
-        for (_, address, node) in BALANCED {
-            let held = format!("{address}/32");
-            // Not there before the first run.
-            let _ =
-                self.cluster.on_node(&self.nodes[node], &["ip", "address", "delete", &held, "dev", "eth0"]);
+        for (_, addresses, node) in BALANCED {
+            for (address, length) in addresses.iter().zip([32, 128]) {
+                let held = format!("{address}/{length}");
+                let delete = ["ip", "address", "delete", &held, "dev", "eth0"];
+                // Not there before the first run.
+                let _ = self.cluster.on_node(&self.nodes[node], &delete);
+            }
         }
         let delete = ["delete", "namespace", "--ignore-not-found", "--timeout=110s"];
         self.kubectl(&[&delete[..], &NAMESPACES].concat()).map(drop)
@@ -162,31 +172,57 @@ impl<'a> World<'a> {
 
     fn answered(&self, client: &str, host: &str, by: &str) -> Result<()> {
         let answer: Value = serde_json::from_str(&self.call(Caller::Inside(client), host)?)?;
-        let peer = [
-            "-n",
-            "mx-mesh",
-            "get",
-            "pods",
-            "-l",
-            &format!("name={client}"),
-            "-o",
-            "jsonpath={.items[0].status.podIP}",
-        ];
-        let own = self.kubectl(&peer)?;
+        let own = self.ip_of(client)?;
         ensure!(answer["peer"] == own, "the server must see {own}: {answer}");
         ensure!(answer["service"].as_str().is_some_and(|name| name.starts_with(by)), "not {by}: {answer}");
         Ok(())
     }
 
     pub(super) fn node_peer(&self, node: usize) -> Result<()> {
-        let at = format!("{}:{NODE_PEER}", self.node_address(node)?);
+        let at = format!("{}:{NODE_PEER}", host(&self.node_address(node)?));
         self.client(&at, "peer")
     }
 
     fn node_address(&self, node: usize) -> Result<String> {
         let path = "jsonpath={.status.addresses[?(@.type==\"InternalIP\")].address}";
         let addresses = self.kubectl(&["get", "node", &self.nodes[node], "-o", path])?;
-        Ok(addresses.split(' ').next().unwrap_or_default().to_owned())
+        let own = addresses.split(' ').find(|address| Family::of(address) == self.family);
+        Ok(own.with_context(|| format!("{} has {addresses}", self.nodes[node]))?.to_owned())
+    }
+
+    /// The address of a Deployment's pod.
+    fn ip_of(&self, name: &str) -> Result<String> {
+        let pod = self.cluster.json(&["-n", "mx-mesh", "get", "pod", &self.pod_of(name)?])?;
+        Ok(self.family.pod_ip(&pod).with_context(|| pod["status"].to_string())?.to_owned())
+    }
+
+    /// A pod on each node by its address, as HTTP and as bytes of which nothing is known.
+    pub(super) fn pod_addresses(&self) -> Result<()> {
+        for server in ["server-a", "server-b"] {
+            let ip = host(&self.ip_of(server)?);
+            self.both(&format!("{ip}:8080"))?;
+            let args = [&*format!("http://{ip}:9000/"), "--protocol=tcp", "--count=5", "--no-keepalive"];
+            let tally = self.cluster.call("mx-mesh/deploy/caller", &args)?;
+            ensure!(tally.good() == 5 && tally.bad() == 0, "{server}: {tally:?}");
+        }
+        Ok(())
+    }
+
+    /// Each ClusterIP of a Service that has two, and its name with either family.
+    pub(super) fn both_families(&self) -> Result<()> {
+        let service = self.cluster.json(&["-n", "mx-mesh", "get", "service", "dual"])?;
+        let ips = service["spec"]["clusterIPs"].as_array().context("clusterIPs")?;
+        ensure!(ips.len() == 2, "{service}");
+        for ip in ips.iter().filter_map(Value::as_str) {
+            let world = Self { family: Family::of(ip), ..*self };
+            world.both(&host(ip))?;
+            let url = ["http://dual.mx-mesh/", world.family.pick("-4", "-6")];
+            let client = ["-n", "mx-mesh", "exec", "deploy/client-a", "-c", "tools"];
+            let said = self.kubectl(&[&client[..], &GET, &url].concat())?;
+            let answer: Value = serde_json::from_str(&said)?;
+            ensure!(answer["peer"] == world.ip_of("client-a")?, "{}: {answer}", world.family.name());
+        }
+        Ok(())
     }
 
     fn port_of(&self, service: &str) -> Result<String> {
@@ -202,42 +238,52 @@ impl<'a> World<'a> {
     }
 
     pub(super) fn node_port(&self, service: &str, node: usize) -> Result<Value> {
-        self.curl(&format!("{}:{}", self.node_address(node)?, self.port_of(service)?))
+        self.curl(&format!("{}:{}", host(&self.node_address(node)?), self.port_of(service)?))
     }
 
     /// Only the node of the pod answers, and the pod sees who calls.
     pub(super) fn node_port_local(&self) -> Result<()> {
         let answer = self.node_port("node-local", 0)?;
-        ensure!(answer["peer"] == "10.90.0.1", "the source must be the caller: {answer}");
+        self.saw_outsider(&answer)?;
         ensure!(self.node_port("node-local", 1).is_err(), "a node without the pod must not answer");
         Ok(())
     }
 
     pub(super) fn load_balancer(&self, service: &str) -> Result<Value> {
-        self.curl(balanced(service)?)
+        self.curl(&self.balanced(service)?)
     }
 
     pub(super) fn load_balancer_local(&self) -> Result<()> {
         let answer = self.load_balancer("balanced-local")?;
-        ensure!(answer["peer"] == "10.90.0.1", "the source must be the caller: {answer}");
+        self.saw_outsider(&answer)
+    }
+
+    fn saw_outsider(&self, answer: &Value) -> Result<()> {
+        let outsider = self.family.pick("10.90.0.1", "fd90::1");
+        ensure!(answer["peer"] == outsider, "the source must be the caller, {outsider}: {answer}");
         Ok(())
     }
 
     pub(super) fn load_balancer_inside(&self, service: &str) -> Result<()> {
-        self.both(balanced(service)?)
+        self.both(&self.balanced(service)?)
     }
 
     pub(super) fn host_port(&self) -> Result<Value> {
-        self.curl(&format!("{}:{HOST_PORT}", self.node_address(0)?))
+        self.curl(&format!("{}:{HOST_PORT}", host(&self.node_address(0)?)))
     }
 
     /// A Deployment or StatefulSet is ready, all of it, as it is now, and none of its containers had to be started again.
     pub(super) fn ready(&self, of: &str) -> Result<()> {
         self.kubectl(&["-n", "mx-mesh", "rollout", "status", of, "--timeout=110s"])?;
         let label = format!("name={}", of.rsplit('/').next().unwrap_or(of));
-        let path = "jsonpath={.items[*].status.initContainerStatuses[*].restartCount} {.items[*].status.containerStatuses[*].restartCount}";
-        let restarts = self.kubectl(&["-n", "mx-mesh", "get", "pods", "-l", &label, "-o", path])?;
-        ensure!(restarts.split_whitespace().all(|count| count == "0"), "{of}: restarts {restarts}");
+        let pods = self.cluster.json(&["-n", "mx-mesh", "get", "pods", "-l", &label])?;
+        let pods = pods["items"].as_array().context("items")?;
+        // Those before it, which may not have ended yet, were made while nobody served.
+        for pod in pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()) {
+            let lists = ["initContainerStatuses", "containerStatuses"].map(|list| &pod["status"][list]);
+            let mut statuses = lists.into_iter().filter_map(Value::as_array).flatten();
+            ensure!(statuses.all(|c| c["restartCount"] == 0), "{of}: restarted: {}", pod["status"]);
+        }
         Ok(())
     }
 
@@ -282,11 +328,9 @@ impl<'a> World<'a> {
             .iter()
             .find(|pod| pod["metadata"]["deletionTimestamp"].is_null());
         let pod = live.context("no pod")?;
-        let (name, ip) = (
-            pod["metadata"]["name"].as_str().context("name")?,
-            pod["status"]["podIP"].as_str().context("IP")?,
-        );
-        let url = format!("http://{ip}:9000/");
+        let (name, ip) =
+            (pod["metadata"]["name"].as_str().context("name")?, self.family.pod_ip(pod).context("IP")?);
+        let url = format!("http://{}:9000/", host(ip));
         let kept = self
             .cluster
             .load("mx-mesh/deploy/caller", &[&url, "--protocol=tcp", "--connections=1", "--rate=20"])?;
@@ -366,9 +410,9 @@ impl<'a> World<'a> {
         ensure!(said.contains("tools are here"), "{said}");
         Ok(())
     }
-}
 
-fn balanced(service: &str) -> Result<&'static str> {
-    let found = BALANCED.iter().find(|(name, _, _)| *name == service);
-    found.map(|(_, address, _)| *address).context("no such load balancer")
+    fn balanced(&self, service: &str) -> Result<String> {
+        let found = BALANCED.iter().find(|(name, _, _)| *name == service).context("no such load balancer")?;
+        Ok(host(self.family.pick(found.1[0], found.1[1])))
+    }
 }
