@@ -146,6 +146,7 @@ fn before_helm_deletes_anything_a_hook_takes_everybody_out_with_the_least_rights
     add("weft.dev", &["workloadslices"], &["delete", "list"], "*");
     add("", &["configmaps"], &["get", "patch"], "weft-config");
     add("", &["pods"], &["get", "list"], "*");
+    add("", &["events", "nodes"], &["list"], "*"); // nodes without an agent, and why
     add("apps", &["daemonsets"], &["get"], "weft-agent");
     add("apps", &["deployments"], &["delete", "get"], "weft-controller");
     assert_eq!(granted(&all, "weft-uninstall"), expected);
