@@ -12,6 +12,7 @@ use super::{
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 use std::{
+    collections::BTreeMap,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -52,12 +53,8 @@ pub(super) async fn run(cluster: &Cluster, args: &UninstallArgs, show: &Show) ->
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(config) = config.filter(|c| label(c, "app.kubernetes.io/managed-by") == Some("Helm")) {
-        let release = annotation(&config, "meta.helm.sh/release-name").unwrap_or("weft").to_owned();
-        let namespace = annotation(&config, "meta.helm.sh/release-namespace").unwrap_or(NAMESPACE);
-        show.line(Mark::Good, "no pod is in the mesh and every node is clean");
-        show.plain(&format!(
-            "Weft was installed by Helm, which removes the rest: helm uninstall {release} -n {namespace}"
-        ));
+        show.result(&json!({"uninstalled": false, "unclean": unclean}));
+        to_helm(&config, &unclean).iter().for_each(|(mark, line)| show.line(*mark, line));
         return Ok(ExitCode::SUCCESS);
     }
     let mut removed = stop_workloads(cluster, args, show).await?;
@@ -65,6 +62,18 @@ pub(super) async fn run(cluster: &Cluster, args: &UninstallArgs, show: &Show) ->
     removed += remove_objects(cluster, args.purge, show).await?;
     conclude(args.purge, removed, show);
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is said where Helm removes the rest: that every node is clean only if it is so, and not because of `--force`.
+fn to_helm(config: &Value, unclean: &BTreeMap<String, String>) -> Vec<(Mark, String)> {
+    let release = annotation(config, "meta.helm.sh/release-name").unwrap_or("weft");
+    let namespace = annotation(config, "meta.helm.sh/release-namespace").unwrap_or(NAMESPACE);
+    let clean = (Mark::Good, "no pod is in the mesh and every node is clean".to_owned());
+    let rest = format!(
+        "Weft was installed by Helm, which removes the rest: helm uninstall {release} -n {namespace}{}",
+        if unclean.is_empty() { "" } else { " --no-hooks (its hook waits for every node to be clean)" }
+    );
+    unclean.is_empty().then_some(clean).into_iter().chain([(Mark::Plain, rest)]).collect()
 }
 
 /// Waits until the controller has taken back what it says of Gateways, routes and policies: it does so from the moment on at
@@ -186,5 +195,27 @@ fn conclude(purge: bool, removed: usize, show: &Show) {
     } else {
         show.plain("Kept: namespace weft-system with the CA's Secret weft-ca, Weft's CRDs and WeftGatewayConfigs, labels of");
         show.plain("namespaces and pods. `weft uninstall --purge` removes all but the labels.");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Review 14: with `--force` every node was called clean right after unclean ones were named.
+    #[test]
+    fn only_clean_nodes_are_called_clean() {
+        let notes =
+            json!({"meta.helm.sh/release-name": "mesh", "meta.helm.sh/release-namespace": "weft-system"});
+        let config = json!({"metadata": {"annotations": notes}});
+        let check = |unclean: &[(&str, &str)], said: &[&str]| {
+            let unclean = unclean.iter().map(|(node, why)| ((*node).into(), (*why).into())).collect();
+            let lines = to_helm(&config, &unclean);
+            let found: Vec<&str> = lines.iter().map(|(_, line)| line.as_str()).collect();
+            assert_eq!(found.len(), said.len(), "{found:?}");
+            said.iter().zip(&found).for_each(|(part, line)| assert!(line.contains(part), "{line}"));
+        };
+        check(&[], &["every node is clean", "helm uninstall mesh -n weft-system"]);
+        check(&[("n2", "its agent does not run")], &["helm uninstall mesh -n weft-system --no-hooks"]);
     }
 }
