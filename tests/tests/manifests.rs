@@ -380,6 +380,9 @@ fn people_may_do_what_their_role_says() -> Result<()> {
         check(developer, "patch", kind, false)?;
     }
     check("weft-namespace-admin", "create", "referencegrants", true)?;
+    // `weft check` and `weft join` name policies that keep tunnels out; the namespaces' own roles have the right already.
+    check(admin, "list", "networkpolicies", true)?;
+    check(admin, "patch", "networkpolicies", false)?;
     for role in [admin, developer, viewer, "weft-namespace-admin"] {
         check(role, "get", "secrets", false)?;
     }
