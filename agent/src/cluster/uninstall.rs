@@ -28,7 +28,7 @@ const PROVISIONED: [&str; 4] = [
 ];
 
 /// How long statuses may take to be withdrawn: the controller writes hundreds a second.
-const WITHDRAWAL: Duration = Duration::from_secs(60);
+pub const WITHDRAWAL: Duration = Duration::from_secs(60);
 /// Pods that are named where more are left.
 const NAMED: usize = 3;
 
