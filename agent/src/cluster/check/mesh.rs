@@ -283,7 +283,7 @@ fn policies(report: &mut Report<'_>) {
     let missing = policies::missing(&policies::World::of(facts));
     for one in &missing {
         let id = match one.lacks {
-            policies::Lacks::Hbone => "WEFT-C037",
+            policies::Lacks::Hbone | policies::Lacks::Excluded => "WEFT-C037",
             policies::Lacks::Application => "WEFT-C038",
         };
         report.add(id, Level::Error, one.message(), one.remedy());

@@ -17,6 +17,16 @@ fn pod(namespace: &str, name: &str, ip: &str) -> Value {
 
 /// What `web` in shop, `cart` in shop and `mobile` in apps are told of policies, `web` by what its agent says.
 fn found(web: Value, policies: &[Value]) -> Vec<String> {
+    let line = |m: &Missing| match m.lacks {
+        Lacks::Hbone | Lacks::Excluded => {
+            format!("{} {} {} {}", m.direction, m.policy, m.pods.join(","), m.rule)
+        }
+        Lacks::Application => format!("{} {} {} only 15008", m.direction, m.policy, m.pods.join(",")),
+    };
+    found_missing(web, policies).iter().map(line).collect()
+}
+
+fn found_missing(web: Value, policies: &[Value]) -> Vec<Missing> {
     let namespaces =
         ["shop", "apps"].map(|name| json!({"metadata": {"name": name, "labels": {"team": name}}}));
     let pods =
@@ -32,12 +42,7 @@ fn found(web: Value, policies: &[Value]) -> Vec<String> {
         json!({"metadata": {"namespace": "apps"}, "workloads": [entry("mobile", ours)]}),
     ];
     let world = World { policies, pods: &pods, namespaces: &namespaces, slices: &slices };
-    let all = missing(&world);
-    let line = |m: &Missing| match m.lacks {
-        Lacks::Hbone => format!("{} {} {} {}", m.direction, m.policy, m.pods.join(","), m.rule),
-        Lacks::Application => format!("{} {} {} only 15008", m.direction, m.policy, m.pods.join(",")),
-    };
-    all.iter().map(line).collect()
+    missing(&world)
 }
 
 #[test]
@@ -209,4 +214,29 @@ fn the_missing_rule_is_yaml_to_be_pasted() {
     );
     let read: Value = serde_saphyr::from_str(yaml).unwrap();
     assert_eq!(read, json!([rule]), "{yaml}");
+}
+
+/// Review 12: "until their agents are of this version" was said of ports that are excluded from capture too. Who then took
+/// the rule out again after an upgrade cut callers off.
+#[test]
+fn the_remedy_for_excluded_ports_does_not_end_with_an_upgrade() {
+    let rule = json!({"ports": [{"protocol": "TCP", "port": 8080}], "from": [{"podSelector": {}}]});
+    let policies = [policy("p", "web", json!({"ingress": [rule]}))];
+    let outward = [policy("p", "cart", json!({"egress": [{"ports": [{"port": 8080}]}]}))];
+    let check = |web: Value, policies: &[Value], lacks: Lacks, says: &str| {
+        let all = found_missing(web, policies);
+        let [one] = &all[..] else { panic!("{all:?}") };
+        assert_eq!(one.lacks, lacks);
+        assert!(one.remedy().starts_with(says), "{}", one.remedy());
+    };
+    let (old, excluded) = (json!({}), json!({"applicationPorts": {"except": [8080]}}));
+    for policies in [&policies, &outward] {
+        check(old.clone(), policies, Lacks::Hbone, "until the called pods' agents are of this version");
+        check(
+            excluded.clone(),
+            policies,
+            Lacks::Excluded,
+            "for as long as ports of the called pods are excluded",
+        );
+    }
 }
