@@ -191,14 +191,23 @@ impl Place<'_> {
         };
         if !application(list(rule, "/ports")) {
             let concerns_the_mesh = || list(rule, "/ports").iter().any(is_hbone) && all.iter().any(is_peer);
-            return (!self.is_admitted(rule, application) && concerns_the_mesh())
+            let all_admitted = || {
+                let elsewhere = self.admitting(application);
+                all.iter().filter(|other| is_peer(other)).all(|other| self.admits_peer(&elsewhere, other))
+            };
+            return (!self.is_admitted(rule, application) && concerns_the_mesh() && !all_admitted())
                 .then_some(Lacks::Application);
         }
         // Peers last: there may be very many.
         if self.is_admitted(rule, hbone) {
             return None;
         }
-        self.needs_hbone(rule, (pod, all), is_peer)
+        let lacks = self.needs_hbone(rule, (pod, all), is_peer)?;
+        // Addresses, and everybody, are more than pods: Gateways call from nodes.
+        let pods_only = !peers.is_empty() && peers.iter().all(|peer| peer.get("ipBlock").is_none());
+        let elsewhere = self.admitting(hbone);
+        let mut callers = all.iter().filter(|other| is_peer(other));
+        (!pods_only || !callers.all(|other| self.admits_peer(&elsewhere, other))).then_some(lacks)
     }
 
     /// Why traffic of the mesh that a rule about `pod` admits comes to 15008; `None` when none does.
@@ -232,16 +241,24 @@ impl Place<'_> {
         }
     }
 
-    /// Whether the pod's policies together admit `wanted` ports to and from whomever this rule names.
+    /// Whether the pod's policies together admit `wanted` ports to and from whomever this rule names, by the same words.
     fn is_admitted(&self, rule: &Value, wanted: impl Fn(&[Value]) -> bool) -> bool {
-        let peers = self.peers(rule);
-        let rules =
-            self.selecting.iter().flat_map(|policy| list(policy, &format!("/spec/{}", self.direction)));
-        let admitting: Vec<&[Value]> =
-            rules.filter(|other| wanted(list(other, "/ports"))).map(|other| self.peers(other)).collect();
+        let (peers, admitting) = (self.peers(rule), self.admitting(wanted));
         let everybody = admitting.iter().any(|peers| peers.is_empty());
         let covered = |peer: &Value| admitting.iter().any(|peers| peers.contains(peer));
         everybody || (!peers.is_empty() && peers.iter().all(covered))
+    }
+
+    /// The peers of each rule for the pod that has `wanted` ports.
+    fn admitting(&self, wanted: impl Fn(&[Value]) -> bool) -> Vec<&[Value]> {
+        let rules =
+            self.selecting.iter().flat_map(|policy| list(policy, &format!("/spec/{}", self.direction)));
+        rules.filter(|rule| wanted(list(rule, "/ports"))).map(|rule| self.peers(rule)).collect()
+    }
+
+    /// Whether one of these lists of peers has the pod, by whatever words.
+    fn admits_peer(&self, lists: &[&[Value]], pod: &Pod<'_>) -> bool {
+        lists.iter().any(|peers| peers.is_empty() || peers.iter().any(|peer| self.is_peer(peer, pod)))
     }
 
     fn peers<'v>(&self, rule: &'v Value) -> &'v [Value] {

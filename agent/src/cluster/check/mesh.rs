@@ -282,11 +282,12 @@ fn policies(report: &mut Report<'_>) {
     }
     let missing = policies::missing(&policies::World::of(facts));
     for one in &missing {
-        let id = match one.lacks {
-            policies::Lacks::Hbone | policies::Lacks::Excluded => "WEFT-C037",
-            policies::Lacks::Application => "WEFT-C038",
+        let (id, level) = match one.lacks {
+            policies::Lacks::Hbone | policies::Lacks::Excluded => ("WEFT-C037", Level::Error),
+            // It may be meant for callers of another mesh, whose tunnels all go there.
+            policies::Lacks::Application => ("WEFT-C038", Level::Warning),
         };
-        report.add(id, Level::Error, one.message(), one.remedy());
+        report.add(id, level, one.message(), one.remedy());
     }
     if missing.is_empty() && !facts.policies.is_empty() {
         let looked_at = count(facts.policies.len(), "NetworkPolicy");

@@ -227,6 +227,22 @@ fn each_thing_that_is_wrong_with_an_installation_has_its_finding() {
         f.pods[0]["metadata"]["labels"] = json!({"weft.dev/mesh": "enabled", "weft.dev/mtls": "strict"});
     });
     check("WEFT-C032", Level::Info, &|f| f.pods[0]["spec"]["hostNetwork"] = true.into());
+    // Review 11: a rule for 15008 alone may be meant for callers of another mesh.
+    let policy = |port: u64| {
+        move |f: &mut Facts| {
+            f.pods[0]["metadata"]["labels"] = json!({"app": "web"});
+            let mut cart = f.pods[0].clone();
+            cart["metadata"] = json!({"namespace": "shop", "name": "cart", "uid": "v"});
+            f.pods.push(cart);
+            let entry = json!({"name": "cart", "uid": "v", "captured": true});
+            f.slices[0]["workloads"].as_array_mut().unwrap().push(entry);
+            f.policies = vec![json!({"metadata": {"namespace": "shop", "name": "p"}, "spec": {
+                "podSelector": {"matchLabels": {"app": "web"}},
+                "ingress": [{"ports": [{"port": port}], "from": [{"podSelector": {}}]}]}})];
+        }
+    };
+    check("WEFT-C037", Level::Error, &policy(8080));
+    check("WEFT-C038", Level::Warning, &policy(15008));
 }
 
 /// E4: an agent gone from a node with pods of the mesh was "12 checks, 0 errors", and status showed 6 of 6 pods.

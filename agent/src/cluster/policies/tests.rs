@@ -240,3 +240,28 @@ fn the_remedy_for_excluded_ports_does_not_end_with_an_upgrade() {
         );
     }
 }
+
+/// Review 11: rules were compared by their words, so that one for 15008 from everybody was wrong beside two that admit every
+/// real caller to the application.
+#[test]
+fn callers_that_other_rules_admit_by_other_words_are_admitted() {
+    let near = json!({"podSelector": {"matchLabels": {"app": "cart"}}});
+    let far = json!({"namespaceSelector": {"matchLabels": {"team": "apps"}}});
+    let any = json!({"namespaceSelector": {}});
+    let of = |name: &str, peers: Value, port: u64| {
+        policy(name, "web", json!({"ingress": [{"from": peers, "ports": [{"port": port}]}]}))
+    };
+    let everybody = policy("h", "web", json!({"ingress": [{"ports": [{"port": 15008}]}]}));
+    let check = |what: &str, web: Value, policies: &[Value], expected: &[&str]| {
+        assert_eq!(found(web, policies), expected, "{what}");
+    };
+    let (p1, p2) = (of("p1", json!([near]), 8080), of("p2", json!([far]), 8080));
+    for web in [json!({}), json!({"applicationPorts": {}})] {
+        check("each caller", web.clone(), &[everybody.clone(), p1.clone(), p2.clone()], &[]);
+        check("not mobile", web, &[everybody.clone(), p1.clone()], &["ingress shop/h shop/web only 15008"]);
+    }
+    check("15008 by other words", json!({}), &[p1.clone(), of("h", json!([any]), 15008), p2], &[]);
+    let block = json!([{"ipBlock": {"cidr": "10.1.0.0/16"}}]);
+    let lacking = found(json!({}), &[of("p", block, 8080), of("h", json!([any]), 15008)]);
+    assert!(lacking.len() == 2, "an address may be a Gateway's: {lacking:?}");
+}
