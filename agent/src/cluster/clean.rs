@@ -3,10 +3,10 @@
 
 use super::{
     NAMESPACE,
-    api::{Cluster, ClusterError, condition, list, text},
+    api::{Cluster, ClusterError, list, text},
     args::CleanArgs,
     bundle::{self, Settings},
-    facts::{SLICES, agent_pods, ask_agents},
+    facts::{SLICES, agent_pods, ask_agents, is_ready},
     install::{AGENTS, CONFIG},
     show::{Mark, Show, count},
     uninstall::nodes::{CLEANED, cleaned, is_begun},
@@ -78,9 +78,8 @@ async fn refuse_served(cluster: &Cluster, args: &CleanArgs, node: &str) -> Resul
     let Some(agent) = agent_pods(&pods).remove(node).filter(|_| !args.force) else { return Ok(()) };
     let answers = matches!(ask_agents(cluster, &pods).await.get(node), Some(Ok(_)));
     let pod = pods.iter().find(|pod| text(pod, "/metadata/name") == agent);
-    let ready = pod.and_then(|pod| condition(pod, "Ready")).is_some_and(|c| text(c, "/status") == "True");
     ensure!(
-        !answers && !ready,
+        !answers && !pod.is_some_and(is_ready),
         "{node}: an agent serves there ({agent}): `weft uninstall` and `weft leave` let pods go by it; to clean the node all the \
          same: --force"
     );
@@ -175,8 +174,7 @@ async fn follow(cluster: &Cluster, path: &str, node: &Value, args: &CleanArgs) -
             );
         }
         if Instant::now() > end {
-            let ready = condition(node, "Ready").is_some_and(|c| text(c, "/status") == "True");
-            let why = match (ready, reason) {
+            let why = match (is_ready(node), reason) {
                 (false, _) => "the node is not ready, so that nobody starts it".to_owned(),
                 (true, "") => format!("it is {}", text(&pod, "/status/phase")),
                 (true, reason) => format!("{reason}: {message}"),

@@ -3,7 +3,7 @@
 use super::{
     NAMESPACE,
     agents::{self, NodeReport},
-    api::{Cluster, ClusterError, key, label, list, text},
+    api::{Cluster, ClusterError, condition, key, label, list, text},
     install::{AGENTS, CONFIG, CONTROLLER},
 };
 use futures_util::{StreamExt as _, stream};
@@ -265,7 +265,7 @@ impl Facts {
 
 /// Agents' pods whose container has ended and does not run.
 fn crashed(system_pods: &[Value]) -> Vec<String> {
-    let agents = system_pods.iter().filter(|pod| label(pod, "app.kubernetes.io/component") == Some("agent"));
+    let agents = system_pods.iter().filter(|pod| is_agent(pod));
     let ended = |pod: &&Value| {
         let agent = list(pod, "/status/containerStatuses").iter().find(|c| text(c, "/name") == "agent");
         agent.is_some_and(|c| {
@@ -322,10 +322,9 @@ pub(super) async fn ask_agents(
 pub(super) fn agent_pods(system_pods: &[Value]) -> BTreeMap<String, String> {
     let mut found: BTreeMap<String, (&str, String)> = BTreeMap::new();
     for pod in system_pods {
-        let agent = label(pod, "app.kubernetes.io/component") == Some("agent");
         let running =
             text(pod, "/status/phase") == "Running" && pod.pointer("/metadata/deletionTimestamp").is_none();
-        if !agent || !running {
+        if !is_agent(pod) || !running {
             continue;
         }
         let (node, made) = (text(pod, "/spec/nodeName").to_owned(), text(pod, "/metadata/creationTimestamp"));
@@ -335,6 +334,21 @@ pub(super) fn agent_pods(system_pods: &[Value]) -> BTreeMap<String, String> {
         }
     }
     found.into_iter().map(|(node, (_, pod))| (node, pod)).collect()
+}
+
+/// Whether a pod is one of the agents'.
+pub(super) fn is_agent(pod: &Value) -> bool {
+    label(pod, "app.kubernetes.io/component") == Some("agent")
+}
+
+/// Whether a pod's condition Ready is true.
+pub(super) fn is_ready(pod: &Value) -> bool {
+    condition(pod, "Ready").is_some_and(|c| text(c, "/status") == "True")
+}
+
+/// Whether an agent on this node is ready.
+pub(super) fn is_served(system_pods: &[Value], node: &str) -> bool {
+    system_pods.iter().any(|pod| is_agent(pod) && text(pod, "/spec/nodeName") == node && is_ready(pod))
 }
 
 /// Whether a namespace can be in the mesh at all.

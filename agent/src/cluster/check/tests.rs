@@ -283,6 +283,22 @@ fn an_agent_gone_from_a_node_with_enrolled_pods_is_an_error_with_node_pods_and_c
     assert_eq!(level(&facts, Want::All, "WEFT-C033"), Some(Level::Warning));
 }
 
+/// Review 16: of a crashed agent it was said that it "is ready and does not answer you" where DaemonSets might not be read.
+#[test]
+fn a_crashed_agent_is_not_called_ready_by_who_may_not_read_the_daemon_set() {
+    let check = |ready: &str, says: &str| {
+        let mut facts = installed();
+        facts.denied.insert(crate::cluster::install::AGENTS.into());
+        facts.system_pods[0]["status"]["conditions"][0]["status"] = ready.into();
+        facts.agents.insert("n1".into(), Err("it does not run: CrashLoopBackOff".into()));
+        let found = findings(&facts, Want::All);
+        let said: Vec<_> = found.iter().filter(|f| f.id == "WEFT-C023").map(|f| f.message.as_str()).collect();
+        assert!(said.len() == 1 && said[0].contains(says), "{ready}: {said:?}");
+    };
+    check("True", "its agent is ready and does not answer you");
+    check("False", "is not ready and does not answer; whether it serves is unknown: it does not run");
+}
+
 #[test]
 fn where_capture_is_impossible_is_found_and_said() {
     let mut facts = installed();

@@ -3,9 +3,9 @@
 
 use crate::cluster::{
     agents::{NodeReport, PodReport},
-    api::{Cluster, annotation, key, label, list, text},
+    api::{Cluster, annotation, key, list, text},
     args::UninstallArgs,
-    facts::{Facts, SYSTEM_PODS, agent_pods, ask_agents},
+    facts::{Facts, SYSTEM_PODS, agent_pods, ask_agents, is_agent},
     install::CONFIG,
     missing::missing,
     show::{Mark, Show, count},
@@ -183,7 +183,7 @@ fn captured(slices: &[Value]) -> BTreeMap<String, Vec<String>> {
 
 /// Nodes on which an agent's pod is, running or not.
 fn agent_nodes(pods: &[Value]) -> BTreeSet<String> {
-    let agents = pods.iter().filter(|pod| label(pod, "app.kubernetes.io/component") == Some("agent"));
+    let agents = pods.iter().filter(|pod| is_agent(pod));
     let nodes = agents.map(|pod| text(pod, "/spec/nodeName").to_owned()).filter(|node| !node.is_empty());
     nodes.chain(agent_pods(pods).into_keys()).collect()
 }
