@@ -3,12 +3,13 @@
 
 use super::{
     NAMESPACE,
-    api::{Cluster, ClusterError, condition, list, text},
+    api::{Cluster, ClusterError, list, text},
     args::CleanArgs,
     bundle::{self, Settings},
-    facts::{agent_pods, ask_agents},
-    install::AGENTS,
+    facts::{SLICES, agent_pods, ask_agents, is_ready},
+    install::{AGENTS, CONFIG},
     show::{Mark, Show, count},
+    uninstall::nodes::{CLEANED, cleaned, is_begun},
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -16,8 +17,6 @@ use std::{process::ExitCode, time::Instant};
 
 /// Where the pod goes when Weft's own namespace is not there any more.
 const ELSEWHERE: &str = "kube-system";
-/// Where WorkloadSlices are.
-const SLICES: &str = "/apis/weft.dev/v1alpha1/workloadslices";
 /// How often a slice is written again when somebody else was faster.
 const TRIES: u32 = 5;
 /// Volumes of the agents' template that cleaning needs.
@@ -65,6 +64,7 @@ pub(super) async fn run(cluster: &Cluster, args: &CleanArgs, show: &Show) -> Res
     show.result(&json!({"node": node, "clean": clean, "said": log.lines().collect::<Vec<_>>()}));
     if clean {
         tell(cluster, node, show).await?;
+        note(cluster, node).await?;
         show.line(Mark::Good, &format!("{node}: clean"));
         return Ok(ExitCode::SUCCESS);
     }
@@ -78,9 +78,8 @@ async fn refuse_served(cluster: &Cluster, args: &CleanArgs, node: &str) -> Resul
     let Some(agent) = agent_pods(&pods).remove(node).filter(|_| !args.force) else { return Ok(()) };
     let answers = matches!(ask_agents(cluster, &pods).await.get(node), Some(Ok(_)));
     let pod = pods.iter().find(|pod| text(pod, "/metadata/name") == agent);
-    let ready = pod.and_then(|pod| condition(pod, "Ready")).is_some_and(|c| text(c, "/status") == "True");
     ensure!(
-        !answers && !ready,
+        !answers && !pod.is_some_and(is_ready),
         "{node}: an agent serves there ({agent}): `weft uninstall` and `weft leave` let pods go by it; to clean the node all the \
          same: --force"
     );
@@ -175,8 +174,7 @@ async fn follow(cluster: &Cluster, path: &str, node: &Value, args: &CleanArgs) -
             );
         }
         if Instant::now() > end {
-            let ready = condition(node, "Ready").is_some_and(|c| text(c, "/status") == "True");
-            let why = match (ready, reason) {
+            let why = match (is_ready(node), reason) {
                 (false, _) => "the node is not ready, so that nobody starts it".to_owned(),
                 (true, "") => format!("it is {}", text(&pod, "/status/phase")),
                 (true, reason) => format!("{reason}: {message}"),
@@ -228,6 +226,25 @@ async fn release(cluster: &Cluster, path: &str, mut slice: Value, node: &str) ->
         slice = now;
     }
     bail!("{path}: changes all the time")
+}
+
+/// Notes for an uninstallation that is under way that this node has no need of an agent any more.
+async fn note(cluster: &Cluster, node: &str) -> Result<()> {
+    for _ in 0..TRIES {
+        let Some(config) = cluster.get(CONFIG).await?.filter(is_begun) else { return Ok(()) };
+        let mut nodes = cleaned(&config);
+        if !nodes.insert(node.to_owned()) {
+            return Ok(());
+        }
+        let nodes = nodes.into_iter().collect::<Vec<_>>().join(",");
+        let version = text(&config, "/metadata/resourceVersion");
+        let patch = json!({"metadata": {"resourceVersion": version, "annotations": {CLEANED: nodes}}});
+        match cluster.merge(CONFIG, &patch).await {
+            Err(error) if error.code() == Some(409) => {}
+            done => return done.map(drop).map_err(Into::into),
+        }
+    }
+    bail!("{CONFIG}: changes all the time")
 }
 
 async fn vanished(cluster: &Cluster, path: &str, args: &CleanArgs) -> Result<(), ClusterError> {

@@ -3,7 +3,7 @@
 use super::{
     NAMESPACE,
     agents::{self, NodeReport},
-    api::{Cluster, ClusterError, key, label, list, text},
+    api::{Cluster, ClusterError, condition, key, label, list, text},
     install::{AGENTS, CONFIG, CONTROLLER},
 };
 use futures_util::{StreamExt as _, stream};
@@ -20,6 +20,10 @@ pub(super) const GATEWAY_API: &str = "gateway.networking.k8s.io";
 
 /// Where RuntimeClasses are.
 pub(super) const RUNTIME_CLASSES: &str = "/apis/node.k8s.io/v1/runtimeclasses";
+/// Pods of Weft itself.
+pub(super) const SYSTEM_PODS: &str = "/api/v1/namespaces/weft-system/pods";
+/// WorkloadSlices of all namespaces.
+pub(super) const SLICES: &str = "/apis/weft.dev/v1alpha1/workloadslices";
 /// NetworkPolicies of all namespaces.
 pub(super) const POLICIES: &str = "/apis/networking.k8s.io/v1/networkpolicies";
 
@@ -147,7 +151,7 @@ impl Facts {
         self.ca_root = self.get(cluster, "/api/v1/namespaces/weft-system/configmaps/weft-ca-root").await?;
         let lease = "/apis/coordination.k8s.io/v1/namespaces/weft-system/leases/weft-controller";
         self.lease = self.get(cluster, lease).await?;
-        self.system_pods = self.list(cluster, "/api/v1/namespaces/weft-system/pods").await?;
+        self.system_pods = self.list(cluster, SYSTEM_PODS).await?;
         self.events = self.list(cluster, "/api/v1/namespaces/weft-system/events").await?;
         self.agents = ask_agents(cluster, &self.system_pods).await;
         for pod in crashed(&self.system_pods) {
@@ -165,7 +169,7 @@ impl Facts {
     /// As [`gather`].
     pub(super) async fn mesh(&mut self, cluster: &Cluster) -> Result<(), ClusterError> {
         self.namespaces = self.list(cluster, "/api/v1/namespaces").await?;
-        self.slices = self.list(cluster, "/apis/weft.dev/v1alpha1/workloadslices").await?;
+        self.slices = self.list(cluster, SLICES).await?;
         self.policies = self.list(cluster, POLICIES).await?;
         let joined: Vec<String> =
             self.namespaces.iter().filter(|ns| label(ns, MESH_LABEL) == Some("enabled")).map(key).collect();
@@ -181,6 +185,21 @@ impl Facts {
             self.runtime_classes = self.list(cluster, RUNTIME_CLASSES).await?;
         }
         Ok(())
+    }
+
+    /// What tells which nodes have an agent, which have none and why, and where captured pods are.
+    ///
+    /// # Errors
+    /// When the API server does not answer, or refuses pods or slices: without them nobody knows whom an agent left behind.
+    pub(super) async fn of_nodes(cluster: &Cluster) -> Result<Self, ClusterError> {
+        let mut facts = Self::default();
+        facts.daemon_set = cluster.get(AGENTS).await?;
+        facts.config = cluster.get(CONFIG).await?;
+        facts.system_pods = cluster.list(SYSTEM_PODS).await?.unwrap_or_default();
+        facts.slices = cluster.list(SLICES).await?.unwrap_or_default();
+        facts.nodes = facts.list(cluster, "/api/v1/nodes").await?;
+        facts.events = facts.list(cluster, "/api/v1/namespaces/weft-system/events").await?;
+        Ok(facts)
     }
 
     async fn gateway_api(&mut self, cluster: &Cluster) -> Result<(), ClusterError> {
@@ -246,7 +265,7 @@ impl Facts {
 
 /// Agents' pods whose container has ended and does not run.
 fn crashed(system_pods: &[Value]) -> Vec<String> {
-    let agents = system_pods.iter().filter(|pod| label(pod, "app.kubernetes.io/component") == Some("agent"));
+    let agents = system_pods.iter().filter(|pod| is_agent(pod));
     let ended = |pod: &&Value| {
         let agent = list(pod, "/status/containerStatuses").iter().find(|c| text(c, "/name") == "agent");
         agent.is_some_and(|c| {
@@ -303,10 +322,9 @@ pub(super) async fn ask_agents(
 pub(super) fn agent_pods(system_pods: &[Value]) -> BTreeMap<String, String> {
     let mut found: BTreeMap<String, (&str, String)> = BTreeMap::new();
     for pod in system_pods {
-        let agent = label(pod, "app.kubernetes.io/component") == Some("agent");
         let running =
             text(pod, "/status/phase") == "Running" && pod.pointer("/metadata/deletionTimestamp").is_none();
-        if !agent || !running {
+        if !is_agent(pod) || !running {
             continue;
         }
         let (node, made) = (text(pod, "/spec/nodeName").to_owned(), text(pod, "/metadata/creationTimestamp"));
@@ -316,6 +334,21 @@ pub(super) fn agent_pods(system_pods: &[Value]) -> BTreeMap<String, String> {
         }
     }
     found.into_iter().map(|(node, (_, pod))| (node, pod)).collect()
+}
+
+/// Whether a pod is one of the agents'.
+pub(super) fn is_agent(pod: &Value) -> bool {
+    label(pod, "app.kubernetes.io/component") == Some("agent")
+}
+
+/// Whether a pod's condition Ready is true.
+pub(super) fn is_ready(pod: &Value) -> bool {
+    condition(pod, "Ready").is_some_and(|c| text(c, "/status") == "True")
+}
+
+/// Whether an agent on this node is ready.
+pub(super) fn is_served(system_pods: &[Value], node: &str) -> bool {
+    system_pods.iter().any(|pod| is_agent(pod) && text(pod, "/spec/nodeName") == node && is_ready(pod))
 }
 
 /// Whether a namespace can be in the mesh at all.

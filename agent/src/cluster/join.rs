@@ -139,14 +139,28 @@ async fn follow(
 async fn tell_policies(cluster: &Cluster, target: &Target, show: &Show) -> Result<()> {
     let mut facts = Facts::default();
     facts.mesh(cluster).await?;
-    let in_namespace = |pod: &String| pod.split('/').next() == Some(target.namespace.as_str());
-    for missing in policies::missing(&policies::World::of(&facts)) {
-        if missing.pods.iter().any(in_namespace) {
-            show.line(Mark::Warn, &missing.message());
-            show.plain(&missing.remedy());
-        }
+    for (message, remedy) in about_policies(&facts, &target.namespace) {
+        show.line(Mark::Warn, &message);
+        show.plain(&remedy);
     }
     Ok(())
+}
+
+/// What is wrong with policies of pods of a namespace, each with its remedy. Where something that decides it may not be read,
+/// that is said: who is told nothing believes that every policy admits the mesh.
+fn about_policies(facts: &Facts, namespace: &str) -> Vec<(String, String)> {
+    let mut lines = Vec::new();
+    if !facts.denied.is_empty() {
+        let denied = facts.denied.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let message =
+            format!("{denied}: not readable by you, so NetworkPolicies that keep tunnels out may go unnamed");
+        lines.push((message, "use a context with more rights: --context".to_owned()));
+    }
+    let in_namespace = |pod: &String| pod.split('/').next() == Some(namespace);
+    let missing = policies::missing(&policies::World::of(facts)).into_iter();
+    let ours = missing.filter(|missing| missing.pods.iter().any(in_namespace));
+    lines.extend(ours.map(|missing| (missing.message(), missing.remedy())));
+    lines
 }
 
 /// Every pod that is concerned. Agents are asked only about what is open, for the reason.
@@ -225,4 +239,44 @@ fn conclude(all: &[Member], open: &[&Member], enter: bool, show: &Show) -> ExitC
         &format!("{} not {place} in time; `weft check` says more", count(open.len(), "pod")),
     );
     ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{
+        facts::{POLICIES, SLICES},
+        fake::Fake,
+    };
+    use std::sync::Arc;
+
+    /// Review 10: who might not read NetworkPolicies was told nothing of them.
+    #[tokio::test]
+    async fn policies_that_may_not_be_read_are_said_to_be_unknown() {
+        let policy = "/apis/networking.k8s.io/v1/namespaces/shop/networkpolicies/p";
+        let namespace = json!({"metadata": {"name": "shop", "labels": {MESH_LABEL: "enabled"}}});
+        let pod = |name: &str| json!({"metadata": {"namespace": "shop", "name": name}});
+        let slice = json!({"metadata": {"namespace": "shop"}, "workloads": [{"name": "web", "captured": true}, {"name": "cart", "captured": true}]});
+        let ports = json!([{"ports": [{"port": 8080}], "from": [{"podSelector": {}}]}]);
+        let check = async |refused: &[&'static str], said: &[&str]| {
+            let mut fake = Fake::default()
+                .with("/api/v1/namespaces/shop", namespace.clone())
+                .with("/api/v1/namespaces/shop/pods/web", pod("web"))
+                .with("/api/v1/namespaces/shop/pods/cart", pod("cart"))
+                .with("/apis/weft.dev/v1alpha1/namespaces/shop/workloadslices/weft-0", slice.clone())
+                .with(
+                    policy,
+                    json!({"metadata": {"namespace": "shop", "name": "p"}, "spec": {"ingress": ports}}),
+                );
+            fake.refused.extend(refused.iter().map(|path| (*path, (403, "no"))));
+            let mut facts = Facts::default();
+            facts.mesh(&Arc::new(fake).cluster()).await.unwrap();
+            let lines = about_policies(&facts, "shop");
+            assert_eq!(lines.len(), said.len(), "{lines:?}");
+            said.iter().zip(&lines).for_each(|(part, (line, _))| assert!(line.contains(part), "{line}"));
+        };
+        check(&[], &["NetworkPolicy shop/p"]).await;
+        check(&[POLICIES], &["networkpolicies: not readable by you"]).await;
+        check(&[SLICES], &["workloadslices: not readable by you"]).await;
+    }
 }

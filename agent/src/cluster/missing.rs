@@ -4,7 +4,7 @@
 
 use super::{
     api::{condition, key, label, list, number, text},
-    facts::Facts,
+    facts::{Facts, is_agent, is_served},
     install::AGENTS,
 };
 use serde::Serialize;
@@ -36,17 +36,8 @@ pub(super) fn missing(facts: &Facts) -> BTreeMap<String, Missing> {
     // Who may not read nodes knows them by the pods that are there.
     let known = facts.pods.iter().map(|pod| text(pod, "/spec/nodeName").to_owned()).filter(|n| !n.is_empty());
     let nodes = if nodes.is_empty() { known.collect() } else { nodes };
-    let absent = |node: &String| !facts.system_pods.iter().any(|pod| serves(pod, node));
+    let absent = |node: &String| !is_served(&facts.system_pods, node);
     nodes.into_iter().filter(absent).map(|node| (node.clone(), judge(facts, &node))).collect()
-}
-
-fn is_agent(pod: &Value) -> bool {
-    label(pod, "app.kubernetes.io/component") == Some("agent")
-}
-
-fn serves(pod: &Value, node: &str) -> bool {
-    let ready = || condition(pod, "Ready").is_some_and(|c| text(c, "/status") == "True");
-    is_agent(pod) && text(pod, "/spec/nodeName") == node && ready()
 }
 
 fn judge(facts: &Facts, node: &str) -> Missing {

@@ -32,6 +32,7 @@ pub use args::{
     AdminArgs, CheckArgs, CleanArgs, HealthArgs, InstallArgs, MembershipArgs, StatusArgs, UninstallArgs,
 };
 pub use ask::{admin, health};
+pub use uninstall::WITHDRAWAL;
 
 use anyhow::Result;
 use api::Cluster;

@@ -21,8 +21,10 @@ const PORT: u64 = 15008;
 /// What a policy's rule does not admit of those whom it admits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lacks {
-    /// Port 15008, by which tunnels come to its pods.
+    /// Port 15008, by which tunnels come to pods whose agents are of an older version.
     Hbone,
+    /// Port 15008, by which tunnels come for ports that are excluded from capture, whatever the agents' version.
+    Excluded,
     /// Any port of an application: written for a version whose tunnels all came to 15008.
     Application,
 }
@@ -38,7 +40,7 @@ pub(super) struct Missing {
     pub(super) lacks: Lacks,
     /// The pods that it keeps tunnels from (ingress), or whose tunnels it keeps in (egress).
     pub(super) pods: Vec<String>,
-    /// [`Lacks::Hbone`]: to be added to the policy's `spec.ingress` or `spec.egress`. Else the rule that stands there.
+    /// To be added to the policy's `spec.ingress` or `spec.egress`; of [`Lacks::Application`], the rule that stands there.
     pub(super) rule: Value,
 }
 
@@ -47,11 +49,11 @@ impl Missing {
     pub(super) fn message(&self) -> String {
         let (pods, policy) = (self.pods.join(", "), &self.policy);
         match (self.lacks, self.direction) {
-            (Lacks::Hbone, "ingress") => format!(
+            (Lacks::Hbone | Lacks::Excluded, "ingress") => format!(
                 "NetworkPolicy {policy}: tunnels to {pods} come to port {PORT}, which it does not admit to those whom it \
                  admits to the application"
             ),
-            (Lacks::Hbone, _) => format!(
+            (Lacks::Hbone | Lacks::Excluded, _) => format!(
                 "NetworkPolicy {policy}: tunnels of {pods} go to port {PORT} of pods that it lets them call, and it does \
                  not admit that"
             ),
@@ -66,7 +68,8 @@ impl Missing {
     pub(super) fn remedy(&self) -> String {
         let rule = serde_saphyr::to_string(&json!([self.rule])).unwrap_or_else(|_| self.rule.to_string());
         let what = match self.lacks {
-            Lacks::Hbone => "until their agents are of this version, add to",
+            Lacks::Hbone => "until the called pods' agents are of this version, add to",
+            Lacks::Excluded => "for as long as ports of the called pods are excluded from capture, add to",
             Lacks::Application => "name the applications' ports beside it in",
         };
         format!("{what} its spec.{}:\n{}", self.direction, rule.trim_end())
@@ -120,8 +123,12 @@ pub(super) fn missing(world: &World<'_>) -> Vec<Missing> {
                     direction,
                     lacks,
                     pods: Vec::new(),
-                    rule: if lacks == Lacks::Hbone { companion(rule, direction) } else { rule.clone() },
+                    rule: if lacks == Lacks::Application { rule.clone() } else { companion(rule, direction) },
                 });
+                // What stays for good outweighs what an upgrade ends.
+                if lacks == Lacks::Excluded {
+                    one.lacks = lacks;
+                }
                 one.pods.push(key(pod.object));
             }
         }
@@ -184,46 +191,74 @@ impl Place<'_> {
         };
         if !application(list(rule, "/ports")) {
             let concerns_the_mesh = || list(rule, "/ports").iter().any(is_hbone) && all.iter().any(is_peer);
-            return (!self.is_admitted(rule, application) && concerns_the_mesh())
+            let all_admitted = || {
+                let elsewhere = self.admitting(application);
+                all.iter().filter(|other| is_peer(other)).all(|other| self.admits_peer(&elsewhere, other))
+            };
+            return (!self.is_admitted(rule, application) && concerns_the_mesh() && !all_admitted())
                 .then_some(Lacks::Application);
         }
         // Peers last: there may be very many.
-        (!self.is_admitted(rule, hbone) && self.needs_hbone(rule, (pod, all), is_peer))
-            .then_some(Lacks::Hbone)
+        if self.is_admitted(rule, hbone) {
+            return None;
+        }
+        let lacks = self.needs_hbone(rule, (pod, all), is_peer)?;
+        // Addresses, and everybody, are more than pods: Gateways call from nodes.
+        let pods_only = !peers.is_empty() && peers.iter().all(|peer| peer.get("ipBlock").is_none());
+        let elsewhere = self.admitting(hbone);
+        let mut callers = all.iter().filter(|other| is_peer(other));
+        (!pods_only || !callers.all(|other| self.admits_peer(&elsewhere, other))).then_some(lacks)
     }
 
-    /// Whether a rule about `pod` admits traffic of the mesh that comes to 15008.
+    /// Why traffic of the mesh that a rule about `pod` admits comes to 15008; `None` when none does.
     fn needs_hbone(
         &self,
         rule: &Value,
         (pod, all): (&Pod<'_>, &[Pod<'_>]),
         is_peer: impl Fn(&Pod<'_>) -> bool,
-    ) -> bool {
+    ) -> Option<Lacks> {
         let by_hbone = |called: &Pod<'_>| match (&called.by_hbone, list(rule, "/ports")) {
-            (None, []) => true,
-            (None, ports) => ports.iter().any(is_tcp),
-            (Some(except), ports) => except.iter().any(|port| admits(ports, *port, called)),
+            (None, ports) => (ports.is_empty() || ports.iter().any(is_tcp)).then_some(Lacks::Hbone),
+            (Some(except), ports) => {
+                except.iter().any(|port| admits(ports, *port, called)).then_some(Lacks::Excluded)
+            }
         };
         match self.direction {
             // From an address there may come a Gateway: those call from nodes.
             "ingress" => {
-                let blocks = self.peers(rule).iter().any(|peer| peer.get("ipBlock").is_some());
-                by_hbone(pod) && (blocks || all.iter().any(is_peer))
+                let blocks = || self.peers(rule).iter().any(|peer| peer.get("ipBlock").is_some());
+                by_hbone(pod).filter(|_| blocks() || all.iter().any(is_peer))
             }
-            _ => all.iter().any(|other| by_hbone(other) && is_peer(other)),
+            _ => {
+                let mut called = all.iter().filter(|other| is_peer(other)).filter_map(by_hbone);
+                let first = called.next()?;
+                if first == Lacks::Excluded {
+                    Some(first)
+                } else {
+                    called.find(|l| *l == Lacks::Excluded).or(Some(first))
+                }
+            }
         }
     }
 
-    /// Whether the pod's policies together admit `wanted` ports to and from whomever this rule names.
+    /// Whether the pod's policies together admit `wanted` ports to and from whomever this rule names, by the same words.
     fn is_admitted(&self, rule: &Value, wanted: impl Fn(&[Value]) -> bool) -> bool {
-        let peers = self.peers(rule);
-        let rules =
-            self.selecting.iter().flat_map(|policy| list(policy, &format!("/spec/{}", self.direction)));
-        let admitting: Vec<&[Value]> =
-            rules.filter(|other| wanted(list(other, "/ports"))).map(|other| self.peers(other)).collect();
+        let (peers, admitting) = (self.peers(rule), self.admitting(wanted));
         let everybody = admitting.iter().any(|peers| peers.is_empty());
         let covered = |peer: &Value| admitting.iter().any(|peers| peers.contains(peer));
         everybody || (!peers.is_empty() && peers.iter().all(covered))
+    }
+
+    /// The peers of each rule for the pod that has `wanted` ports.
+    fn admitting(&self, wanted: impl Fn(&[Value]) -> bool) -> Vec<&[Value]> {
+        let rules =
+            self.selecting.iter().flat_map(|policy| list(policy, &format!("/spec/{}", self.direction)));
+        rules.filter(|rule| wanted(list(rule, "/ports"))).map(|rule| self.peers(rule)).collect()
+    }
+
+    /// Whether one of these lists of peers has the pod, by whatever words.
+    fn admits_peer(&self, lists: &[&[Value]], pod: &Pod<'_>) -> bool {
+        lists.iter().any(|peers| peers.is_empty() || peers.iter().any(|peer| self.is_peer(peer, pod)))
     }
 
     fn peers<'v>(&self, rule: &'v Value) -> &'v [Value] {

@@ -130,10 +130,6 @@ fn nodes(facts: &Facts, all: &[Member], missing: &BTreeMap<String, Missing>) -> 
         .map(|node| {
             let name = key(node);
             let pod = pods.get(&name);
-            let object =
-                facts.system_pods.iter().find(|p| Some(text(p, "/metadata/name")) == pod.map(String::as_str));
-            let ready =
-                object.and_then(|p| condition(p, "Ready")).is_some_and(|c| text(c, "/status") == "True");
             let answer = facts.agents.get(&name);
             let report = answer.and_then(|answer| answer.as_ref().ok());
             let problem = match (missing.get(&name), answer) {
@@ -144,7 +140,7 @@ fn nodes(facts: &Facts, all: &[Member], missing: &BTreeMap<String, Missing>) -> 
             let of = |state| all.iter().filter(|m| m.node == name && m.state == state).count();
             let captured = of(State::Captured);
             NodeLine {
-                ready,
+                ready: facts::is_served(&facts.system_pods, &name),
                 agent: pod.cloned().unwrap_or_default(),
                 version: report.map(|r| r.version.clone()).unwrap_or_default(),
                 cni: report.map(|r| r.cni.state.clone()).unwrap_or_default(),

@@ -263,6 +263,49 @@ async fn agents_stay_while_a_node_is_not_clean() {
     assert!(!fake.objects.lock().contains_key(install::AGENTS));
 }
 
+/// Review 1: where n2's agent was missing, or the DaemonSet gone, n2's captured pods were left cut off, and every node was
+/// said to be clean.
+#[tokio::test]
+async fn a_node_with_captured_pods_and_no_agent_keeps_weft_installed_until_it_is_cleaned() {
+    let slice = "/apis/weft.dev/v1alpha1/namespaces/shop/workloadslices/weft-0";
+    let pod = "/api/v1/namespaces/weft-system/pods/weft-agent-n2";
+    for (what, agents_gone) in [("its agent", false), ("every agent", true)] {
+        let left = json!({"metadata": {"namespace": "shop", "name": "weft-0"},
+            "workloads": [{"name": "web", "node": "n2", "captured": true}]});
+        let fake = Arc::new(installed(&["n1"]).with(slice, left));
+        fake.objects.lock().remove(pod);
+        if agents_gone {
+            fake.objects
+                .lock()
+                .retain(|path, _| path != install::AGENTS && !path.contains("/pods/weft-agent-"));
+        }
+        let args = uninstall_args("weft uninstall --drain 0s --timeout 20ms");
+        let run = async || good(uninstall::run(&fake.cluster(), &args, &show()).await.unwrap());
+        assert!(!run().await, "{what}");
+        assert!(fake.writes().iter().all(|w| w.starts_with("PATCH")), "{what}: {:?}", fake.writes());
+        // `weft node clean n2` tells the slices, and the uninstallation under way.
+        fake.objects.lock().get_mut(slice).unwrap()["workloads"][0]["captured"] = false.into();
+        let config = &mut fake.objects.lock()[install::CONFIG].clone();
+        assert_eq!(config["data"]["uninstall"], "true", "{what}");
+        config["metadata"]["annotations"] = json!({uninstall::nodes::CLEANED: "n2"});
+        fake.objects.lock().insert(install::CONFIG.into(), config.take());
+        assert!(run().await, "{what}");
+        assert!(!fake.objects.lock().contains_key(install::CONTROLLER), "{what}");
+    }
+}
+
+/// What was cleaned before an uninstallation was begun may have had an agent since.
+#[tokio::test]
+async fn an_uninstallation_that_begins_forgets_what_was_cleaned_before() {
+    let config = json!({"metadata": {"annotations": {uninstall::nodes::CLEANED: "n2"}}, "data": {}});
+    let fake = Arc::new(installed(&["n1"]).with(install::CONFIG, config));
+    fake.objects.lock().remove("/api/v1/namespaces/weft-system/pods/weft-agent-n2");
+    let args = uninstall_args("weft uninstall --drain 0s --timeout 20ms");
+    assert!(!good(uninstall::run(&fake.cluster(), &args, &show()).await.unwrap()));
+    let config = fake.objects.lock()[install::CONFIG].clone();
+    assert_eq!(config["metadata"]["annotations"], json!({}));
+}
+
 #[tokio::test]
 async fn agents_are_told_how_long_connections_may_go_on() {
     let check = async |line: &str, drain: &str| {

@@ -5,7 +5,6 @@ use super::{
     api::{Cluster, annotation, key, label, number, text},
     args::{Addon, UninstallArgs},
     bundle::{self, Settings},
-    facts::{agent_pods, ask_agents},
     install::{AGENTS, CONFIG, CONTROLLER},
     show::{Mark, Show, count},
     words,
@@ -18,6 +17,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub(super) mod nodes;
+
 /// What the controller made in other namespaces.
 const PROVISIONED: [&str; 4] = [
     "/api/v1/services",
@@ -26,29 +27,22 @@ const PROVISIONED: [&str; 4] = [
     "/apis/weft.dev/v1alpha1/workloadslices",
 ];
 
-/// How often the same node is spoken of while only its connections become fewer.
-const AGAIN: Duration = Duration::from_secs(5);
 /// How long statuses may take to be withdrawn: the controller writes hundreds a second.
-const WITHDRAWAL: Duration = Duration::from_secs(60);
+pub const WITHDRAWAL: Duration = Duration::from_secs(60);
 /// Pods that are named where more are left.
 const NAMED: usize = 3;
 
 /// Removes Weft.
 pub(super) async fn run(cluster: &Cluster, args: &UninstallArgs, show: &Show) -> Result<ExitCode> {
-    let agents = cluster.get(AGENTS).await?;
     let config = cluster.get(CONFIG).await?;
-    if agents.is_some() {
-        let unclean = leave_nodes(cluster, args, show).await?;
-        if !unclean.is_empty() {
-            for (node, why) in &unclean {
-                show.line(Mark::Bad, &format!("{node}: {why}"));
-            }
-            if !args.force {
-                show.result(&json!({"uninstalled": false, "unclean": unclean}));
-                show.line(Mark::Bad, "agents stay until every node is clean; `weft node clean NODE` heals one whose agent is gone for good, and --force removes Weft all the same");
-                return Ok(ExitCode::FAILURE);
-            }
-        }
+    let unclean = nodes::leave(cluster, args, show).await?;
+    for (node, why) in &unclean {
+        show.line(Mark::Bad, &format!("{node}: {why}"));
+    }
+    if !unclean.is_empty() && !args.force {
+        show.result(&json!({"uninstalled": false, "unclean": unclean}));
+        show.line(Mark::Bad, "agents stay until every node is clean; `weft node clean NODE` heals one whose agent is gone for good, and --force removes Weft all the same");
+        return Ok(ExitCode::FAILURE);
     }
     withdraw(cluster, show).await?;
     if args.leave_only {
@@ -59,12 +53,8 @@ pub(super) async fn run(cluster: &Cluster, args: &UninstallArgs, show: &Show) ->
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(config) = config.filter(|c| label(c, "app.kubernetes.io/managed-by") == Some("Helm")) {
-        let release = annotation(&config, "meta.helm.sh/release-name").unwrap_or("weft").to_owned();
-        let namespace = annotation(&config, "meta.helm.sh/release-namespace").unwrap_or(NAMESPACE);
-        show.line(Mark::Good, "no pod is in the mesh and every node is clean");
-        show.plain(&format!(
-            "Weft was installed by Helm, which removes the rest: helm uninstall {release} -n {namespace}"
-        ));
+        show.result(&json!({"uninstalled": false, "unclean": unclean}));
+        to_helm(&config, &unclean).iter().for_each(|(mark, line)| show.line(*mark, line));
         return Ok(ExitCode::SUCCESS);
     }
     let mut removed = stop_workloads(cluster, args, show).await?;
@@ -74,113 +64,16 @@ pub(super) async fn run(cluster: &Cluster, args: &UninstallArgs, show: &Show) ->
     Ok(ExitCode::SUCCESS)
 }
 
-/// Asks the agents to let their pods go and to clean up, and waits for it. Returns the nodes that are not clean, with the
-/// reason.
-async fn leave_nodes(
-    cluster: &Cluster,
-    args: &UninstallArgs,
-    show: &Show,
-) -> Result<BTreeMap<String, String>> {
-    cluster.merge(CONFIG, &json!({"data": {"uninstall": "true", "drain": gep(args.drain)}})).await?;
-    show.line(
-        Mark::Good,
-        &format!(
-            "agents are asked to let their pods go; connections have {} s to end (weft-config: uninstall)",
-            args.drain.as_secs()
-        ),
+/// What is said where Helm removes the rest: that every node is clean only if it is so, and not because of `--force`.
+fn to_helm(config: &Value, unclean: &BTreeMap<String, String>) -> Vec<(Mark, String)> {
+    let release = annotation(config, "meta.helm.sh/release-name").unwrap_or("weft");
+    let namespace = annotation(config, "meta.helm.sh/release-namespace").unwrap_or(NAMESPACE);
+    let clean = (Mark::Good, "no pod is in the mesh and every node is clean".to_owned());
+    let rest = format!(
+        "Weft was installed by Helm, which removes the rest: helm uninstall {release} -n {namespace}{}",
+        if unclean.is_empty() { "" } else { " --no-hooks (its hook waits for every node to be clean)" }
     );
-    let (end, mut told) = (Instant::now() + args.drain + args.timeout, BTreeMap::new());
-    loop {
-        let pods = cluster.list("/api/v1/namespaces/weft-system/pods").await?.unwrap_or_default();
-        let nodes = agent_nodes(&pods);
-        let reports = ask_agents(cluster, &pods).await;
-        let mut open = BTreeMap::new();
-        for node in nodes {
-            let answer = reports.get(&node).cloned();
-            let left = match answer {
-                None => Left::new("its agent does not run"),
-                Some(Err(reason)) => Left::new(format!("its agent does not answer: {reason}")),
-                Some(Ok(report)) if report.uninstall == "done" => {
-                    if told
-                        .insert(node.clone(), (Left::new("clean"), Instant::now()))
-                        .is_none_or(|(l, _)| l.what != "clean")
-                    {
-                        show.line(Mark::Good, &format!("{node}: clean"));
-                    }
-                    continue;
-                }
-                Some(Ok(report)) => left(&report),
-            };
-            open.insert(node, left);
-        }
-        if open.is_empty() || Instant::now() > end {
-            return Ok(open.into_iter().map(|(node, left)| (node, left.to_string())).collect());
-        }
-        for (node, left) in &open {
-            let news = told.get(node).is_none_or(|(l, at): &(Left, Instant)| {
-                l.what != left.what || (l != left && at.elapsed() > AGAIN)
-            });
-            if news {
-                show.line(Mark::Plain, &format!("{node}: {left}"));
-                told.insert(node.clone(), (left.clone(), Instant::now()));
-            }
-        }
-        tokio::time::sleep(cluster.pace).await;
-    }
-}
-
-/// A duration as GEP-2257 writes it: at most five digits before a unit.
-fn gep(duration: Duration) -> String {
-    let (hours, rest) = (duration.as_secs() / 3600, duration.as_secs() % 3600);
-    format!("{}h{rest}s{}ms", hours.min(99_999), duration.subsec_millis())
-}
-
-/// What a node still has to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Left {
-    what: String,
-    /// Connections that are let end.
-    connections: u64,
-}
-
-impl Left {
-    fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), connections: 0 }
-    }
-}
-
-impl std::fmt::Display for Left {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.what)?;
-        match usize::try_from(self.connections).unwrap_or(usize::MAX) {
-            0 => Ok(()),
-            open => write!(f, "; {} still open", count(open, "connection")),
-        }
-    }
-}
-
-/// What an agent has still to do.
-fn left(report: &super::agents::NodeReport) -> Left {
-    let there: Vec<&super::agents::PodReport> =
-        report.pods.iter().filter(|p| p.state == "captured" || p.state == "leaving").collect();
-    if there.is_empty() {
-        return Left::new(match report.cni.problem.as_str() {
-            "" => "removing the CNI plugin".to_owned(),
-            problem => format!("the CNI plugin cannot be removed: {problem}"),
-        });
-    }
-    let mut names: Vec<String> = there
-        .iter()
-        .filter(|p| !p.name.is_empty()) // the page for anybody names no pod
-        .take(NAMED)
-        .map(|p| format!("{}/{}", p.namespace, p.name))
-        .collect();
-    if !names.is_empty() && there.len() > NAMED {
-        names.push("…".to_owned());
-    }
-    let names = if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) };
-    let what = format!("{} still in the mesh{names}", count(there.len(), "pod"));
-    Left { what, connections: report.connections }
+    unclean.is_empty().then_some(clean).into_iter().chain([(Mark::Plain, rest)]).collect()
 }
 
 /// Waits until the controller has taken back what it says of Gateways, routes and policies: it does so from the moment on at
@@ -215,16 +108,6 @@ async fn withdraw(cluster: &Cluster, show: &Show) -> Result<()> {
         }
         tokio::time::sleep(cluster.pace).await;
     }
-}
-
-/// Nodes on which an agent's pod is, running or not.
-fn agent_nodes(pods: &[Value]) -> Vec<String> {
-    let mut nodes: Vec<String> = agent_pods(pods).into_keys().collect();
-    let agents = pods.iter().filter(|pod| label(pod, "app.kubernetes.io/component") == Some("agent"));
-    nodes.extend(agents.map(|pod| text(pod, "/spec/nodeName").to_owned()).filter(|node| !node.is_empty()));
-    nodes.sort();
-    nodes.dedup();
-    nodes
 }
 
 /// Removes agents and controller, and waits until their pods are gone: a controller that still runs would make its objects
@@ -312,5 +195,27 @@ fn conclude(purge: bool, removed: usize, show: &Show) {
     } else {
         show.plain("Kept: namespace weft-system with the CA's Secret weft-ca, Weft's CRDs and WeftGatewayConfigs, labels of");
         show.plain("namespaces and pods. `weft uninstall --purge` removes all but the labels.");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Review 14: with `--force` every node was called clean right after unclean ones were named.
+    #[test]
+    fn only_clean_nodes_are_called_clean() {
+        let notes =
+            json!({"meta.helm.sh/release-name": "mesh", "meta.helm.sh/release-namespace": "weft-system"});
+        let config = json!({"metadata": {"annotations": notes}});
+        let check = |unclean: &[(&str, &str)], said: &[&str]| {
+            let unclean = unclean.iter().map(|(node, why)| ((*node).into(), (*why).into())).collect();
+            let lines = to_helm(&config, &unclean);
+            let found: Vec<&str> = lines.iter().map(|(_, line)| line.as_str()).collect();
+            assert_eq!(found.len(), said.len(), "{found:?}");
+            said.iter().zip(&found).for_each(|(part, line)| assert!(line.contains(part), "{line}"));
+        };
+        check(&[], &["every node is clean", "helm uninstall mesh -n weft-system"]);
+        check(&[("n2", "its agent does not run")], &["helm uninstall mesh -n weft-system --no-hooks"]);
     }
 }

@@ -27,7 +27,7 @@ enum What {
         /// Commit to name in the table
         #[arg(long)]
         commit: String,
-        /// Where the table goes; its other sections stay
+        /// Where the table goes, in the place of all that was there
         #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/cluster/SOAK.md"))]
         out: PathBuf,
     },

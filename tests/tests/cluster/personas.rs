@@ -169,6 +169,9 @@ fn people() -> Vec<Ask<'static>> {
     all.extend(rows(PLATFORM, &WRITE, (GATEWAY_API, &platform), "", true));
     all.extend(rows(PLATFORM, &WRITE, (GATEWAY_API, &ROUTES), "", true));
     all.extend(rows(PLATFORM, &["patch"], ("", &["namespaces"]), "", true));
+    // Policies that keep tunnels out are named to them by `weft check` and `weft join`.
+    all.extend(rows(PLATFORM, &READ, ("networking.k8s.io", &["networkpolicies"]), "", true));
+    all.extend(rows(PLATFORM, &WRITE, ("networking.k8s.io", &["networkpolicies"]), "", false));
     all.extend(rows(PLATFORM, &READ, ("", &["secrets"]), "", false));
     all.extend(rows(PLATFORM, &WRITE, ("weft.dev", &["workloadslices"]), "", false));
     all.extend(rows(PLATFORM, &["create", "patch", "delete"], ("apps", &["daemonsets"]), SYSTEM, false));

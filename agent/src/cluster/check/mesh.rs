@@ -1,7 +1,13 @@
 //! What must hold of an installed Weft: WEFT-C020 on.
 
 use super::*;
-use crate::cluster::{STRICT, facts::POLICIES, members::Member, missing::Missing, policies};
+use crate::cluster::{
+    STRICT,
+    facts::{POLICIES, is_served},
+    members::Member,
+    missing::Missing,
+    policies,
+};
 use std::collections::BTreeMap;
 use weft_core::model::MTLS_LABEL;
 
@@ -155,13 +161,21 @@ fn agents(report: &mut Report<'_>) {
     }
 }
 
+/// An agent that does not answer, on a node of which WEFT-C033 says nothing: who may not read the DaemonSet is not told of
+/// missing agents, and whether this one runs is seen by its pod alone.
 fn unanswered(report: &mut Report<'_>, node: &str, reason: &str) {
-    report.add(
-        "WEFT-C023",
-        Level::Warning,
-        format!("{node}: its agent is ready and does not answer you: {reason}"),
-        "the question is an exec in the agent's pod: it needs the right pods/exec in weft-system",
-    );
+    let (state, remedy) = if is_served(&report.facts.system_pods, node) {
+        (
+            "its agent is ready and does not answer you",
+            "the question is an exec in the agent's pod: it needs the right pods/exec in weft-system",
+        )
+    } else {
+        (
+            "its agent is not ready and does not answer; whether it serves is unknown",
+            "kubectl -n weft-system describe pods; the right to read daemonsets in weft-system lets `weft check` say why",
+        )
+    };
+    report.add("WEFT-C023", Level::Warning, format!("{node}: {state}: {reason}"), remedy);
 }
 
 fn plugin(report: &mut Report<'_>) {
@@ -282,11 +296,12 @@ fn policies(report: &mut Report<'_>) {
     }
     let missing = policies::missing(&policies::World::of(facts));
     for one in &missing {
-        let id = match one.lacks {
-            policies::Lacks::Hbone => "WEFT-C037",
-            policies::Lacks::Application => "WEFT-C038",
+        let (id, level) = match one.lacks {
+            policies::Lacks::Hbone | policies::Lacks::Excluded => ("WEFT-C037", Level::Error),
+            // It may be meant for callers of another mesh, whose tunnels all go there.
+            policies::Lacks::Application => ("WEFT-C038", Level::Warning),
         };
-        report.add(id, Level::Error, one.message(), one.remedy());
+        report.add(id, level, one.message(), one.remedy());
     }
     if missing.is_empty() && !facts.policies.is_empty() {
         let looked_at = count(facts.policies.len(), "NetworkPolicy");

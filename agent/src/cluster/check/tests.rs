@@ -227,6 +227,22 @@ fn each_thing_that_is_wrong_with_an_installation_has_its_finding() {
         f.pods[0]["metadata"]["labels"] = json!({"weft.dev/mesh": "enabled", "weft.dev/mtls": "strict"});
     });
     check("WEFT-C032", Level::Info, &|f| f.pods[0]["spec"]["hostNetwork"] = true.into());
+    // Review 11: a rule for 15008 alone may be meant for callers of another mesh.
+    let policy = |port: u64| {
+        move |f: &mut Facts| {
+            f.pods[0]["metadata"]["labels"] = json!({"app": "web"});
+            let mut cart = f.pods[0].clone();
+            cart["metadata"] = json!({"namespace": "shop", "name": "cart", "uid": "v"});
+            f.pods.push(cart);
+            let entry = json!({"name": "cart", "uid": "v", "captured": true});
+            f.slices[0]["workloads"].as_array_mut().unwrap().push(entry);
+            f.policies = vec![json!({"metadata": {"namespace": "shop", "name": "p"}, "spec": {
+                "podSelector": {"matchLabels": {"app": "web"}},
+                "ingress": [{"ports": [{"port": port}], "from": [{"podSelector": {}}]}]}})];
+        }
+    };
+    check("WEFT-C037", Level::Error, &policy(8080));
+    check("WEFT-C038", Level::Warning, &policy(15008));
 }
 
 /// E4: an agent gone from a node with pods of the mesh was "12 checks, 0 errors", and status showed 6 of 6 pods.
@@ -265,6 +281,22 @@ fn an_agent_gone_from_a_node_with_enrolled_pods_is_an_error_with_node_pods_and_c
     assert_eq!(level(&facts, Want::All, "WEFT-C033"), None);
     facts.denied.insert("/api/v1/namespaces/weft-system/pods".into());
     assert_eq!(level(&facts, Want::All, "WEFT-C033"), Some(Level::Warning));
+}
+
+/// Review 16: of a crashed agent it was said that it "is ready and does not answer you" where DaemonSets might not be read.
+#[test]
+fn a_crashed_agent_is_not_called_ready_by_who_may_not_read_the_daemon_set() {
+    let check = |ready: &str, says: &str| {
+        let mut facts = installed();
+        facts.denied.insert(crate::cluster::install::AGENTS.into());
+        facts.system_pods[0]["status"]["conditions"][0]["status"] = ready.into();
+        facts.agents.insert("n1".into(), Err("it does not run: CrashLoopBackOff".into()));
+        let found = findings(&facts, Want::All);
+        let said: Vec<_> = found.iter().filter(|f| f.id == "WEFT-C023").map(|f| f.message.as_str()).collect();
+        assert!(said.len() == 1 && said[0].contains(says), "{ready}: {said:?}");
+    };
+    check("True", "its agent is ready and does not answer you");
+    check("False", "is not ready and does not answer; whether it serves is unknown: it does not run");
 }
 
 #[test]

@@ -69,6 +69,18 @@ async fn a_node_is_cleaned_by_a_pod_that_is_gone_afterwards() {
 }
 
 #[tokio::test]
+async fn an_uninstallation_under_way_is_told_that_the_node_is_clean() {
+    let ended =
+        json!({"phase": "Succeeded", "containerStatuses": [{"state": {"terminated": {"exitCode": 0}}}]});
+    for (uninstall, noted) in [("true", json!("n0,n2")), ("false", json!("n0"))] {
+        let config = json!({"metadata": {"annotations": {CLEANED: "n0"}}, "data": {"uninstall": uninstall}});
+        let fake = Arc::new(cluster_with(ended.clone()).with(CONFIG, config));
+        run(&fake.cluster(), &args("weft node clean n2"), &Show::new(Output::Table)).await.unwrap();
+        assert_eq!(fake.objects.lock()[CONFIG]["metadata"]["annotations"][CLEANED], noted, "{uninstall}");
+    }
+}
+
+#[tokio::test]
 async fn what_keeps_a_node_from_being_cleaned_is_said() {
     let check = async |fake: Fake, line: &str, says: &str| {
         let fake = Arc::new(fake);
