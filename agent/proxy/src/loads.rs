@@ -63,6 +63,7 @@ struct Seat {
     health: Cell<Outlier>,
     /// It joined a running set, not long ago.
     young: Cell<Option<SlowStart>>,
+    /// Where its pod is, if tunnels lead there.
     node: Option<Rc<Node>>,
 }
 
@@ -268,7 +269,10 @@ impl Known {
         // Among endpoints that are all new nobody could take the share that a new one does not get yet.
         let running = choice.set.ready.iter().any(|e| old.contains(&e.addr));
         let seats = choice.set.ready.iter().map(|endpoint| {
-            let node = endpoint.workload.as_ref().and_then(|w| w.node.as_ref()).map(|n| nodes.get(n));
+            // Only what is reached by tunnels shares their silence: a node whose agent is frozen still serves other pods,
+            // and that they answer says nothing of its agent.
+            let enrolled = endpoint.workload.as_ref().filter(|w| w.enrolled);
+            let node = enrolled.and_then(|w| w.node.as_ref()).map(|n| nodes.get(n));
             let same = |seat: &&Rc<Seat>| match (&seat.node, &node) {
                 (Some(a), Some(b)) => Rc::ptr_eq(a, b),
                 (a, b) => a.is_none() && b.is_none(),

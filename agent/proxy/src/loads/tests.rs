@@ -147,6 +147,29 @@ fn f4_all_pods_of_a_silent_node_are_left_alone_as_long_as_others_answer() {
     assert!(between(bed.shares(&all, &[]).get(&1), 20, 30));
 }
 
+/// A frozen agent is no matter of pods that are called in clear: they are served as before, and prove nothing of it.
+#[test]
+fn f4_a_silent_node_keeps_its_pods_that_are_not_in_the_mesh() {
+    let mut bed = Bed::new();
+    let plain = |pod: u8| {
+        let mut plain = endpoint(pod);
+        Arc::make_mut(plain.workload.as_mut().unwrap()).enrolled = false;
+        plain
+    };
+    let mixed = Arc::new(EndpointSet { ready: [endpoint(1), endpoint(11), plain(12)].into() });
+    bed.shares(&mixed, &[]);
+    bed.loads.node(&"node-1".into()).silent(bed.now, bed.now);
+    let shares = bed.shares(&mixed, &[]);
+    assert!(between(shares.get(&1), 45, 55) && between(shares.get(&12), 45, 55), "{shares:?}");
+    // Its answers, and those of one that is alone in its Service, do not bring the frozen agent's pods back.
+    bed.pass(1);
+    let only = Arc::new(EndpointSet { ready: [plain(13)].into() });
+    bed.shares(&only, &[]);
+    assert_eq!(bed.shares(&mixed, &[]).get(&11), None);
+    // Once it joins, it shares its node's fate.
+    assert_eq!(bed.shares(&set(&[1, 11, 12]), &[]), HashMap::from([(1, 100)]));
+}
+
 #[test]
 fn a_silent_node_that_nobody_watches_any_more_is_probed_by_one_request_at_a_time() {
     let (mut bed, both) = (Bed::new(), set(&[1, 11]));
