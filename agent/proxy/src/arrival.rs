@@ -6,22 +6,26 @@
 
 use crate::l4::detect::{Offer, PEEK_MAX, offers};
 use nix::sys::socket::{MsgFlags, recv};
-use std::{io, net::IpAddr, os::fd::AsRawFd, time::Duration};
+use std::{io, iter, net::IpAddr, os::fd::AsRawFd, pin::pin, time::Duration};
 use tokio::{
     io::Interest,
     net::TcpStream,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 use weft_certs::ALPN_WEFT;
 use weft_core::config::Config;
 
-/// A pod of the mesh speaks in clear only while it joins or leaves. Nobody notices this pause then, and its tunnel's first
-/// segment may be sent a second time within it.
+/// A pod of the mesh sends a tunnel, late if its agent has many to open, and the first segment a second time if it was lost.
+/// One that speaks in clear, because it joins or leaves or keeps some ports of others from its capture, waits for a server
+/// that speaks first: once.
 const PATIENCE_MESH: Duration = Duration::from_millis(200);
-/// From where plaintext may as well come: programs on nodes, whose servers may have to speak first.
+/// From where plaintext may as well come: programs on nodes, or a pod that has spoken in clear lately. Their servers may have
+/// to speak first.
 const PATIENCE_DOUBT: Duration = Duration::from_millis(10);
-/// A ClientHello that has begun is looked at again after this time: its segments come in a row.
+/// A ClientHello that has begun is looked at again after this time, and ever more seldom: its segments come in a row, or
+/// one was lost.
 const AGAIN: Duration = Duration::from_millis(1);
+const AGAIN_MAX: Duration = Duration::from_millis(50);
 /// One that is not whole by then is none.
 const WHOLE_BY: Duration = Duration::from_secs(2);
 /// First look. A hello with a post-quantum key share and a session ticket fits.
@@ -66,15 +70,19 @@ pub(crate) enum Arrived {
     Nothing,
 }
 
-/// Looks at what comes from there, for a moment at most. Never at what comes from outside the mesh: its server may have to
-/// speak first.
-pub(crate) async fn look(origin: Origin, io: &TcpStream) -> Arrived {
-    let patience = match origin {
-        Origin::Outside => return Arrived::Plaintext,
-        Origin::Mesh => PATIENCE_MESH,
-        Origin::Either => PATIENCE_DOUBT,
-    };
-    timeout(patience, tell(io)).await.unwrap_or(Arrived::Nothing)
+/// Looks at what comes from there, for a moment at most: for less where a pod of the mesh `speaks_clear`. Never at what comes
+/// from outside the mesh: its server may have to speak first.
+pub(crate) async fn look(origin: Origin, io: &TcpStream, speaks_clear: impl FnOnce() -> bool) -> Arrived {
+    if origin == Origin::Outside {
+        return Arrived::Plaintext;
+    }
+    let mut telling = pin!(tell(io));
+    match timeout(PATIENCE_DOUBT, &mut telling).await {
+        Err(_) if origin == Origin::Mesh && !speaks_clear() => {
+            timeout(PATIENCE_MESH - PATIENCE_DOUBT, telling).await.unwrap_or(Arrived::Nothing)
+        }
+        arrived => arrived.unwrap_or(Arrived::Nothing),
+    }
 }
 
 /// Whether what comes within `patience` is a tunnel.
@@ -96,26 +104,38 @@ async fn tell(io: &TcpStream) -> Arrived {
     if io.readable().await.is_err() {
         return Arrived::Plaintext;
     }
-    let whole_by = Instant::now() + WHOLE_BY;
+    let (mut pauses, mut known) = (pauses(), None);
     let mut bytes = vec![0; FIRST_LOOK];
     loop {
         let peeked = io.async_io(Interest::READABLE, || {
             recv(io.as_raw_fd(), &mut bytes, MsgFlags::MSG_PEEK).map_err(io::Error::from)
         });
         let Ok(n) = peeked.await else { return Arrived::Plaintext };
-        let seen = &bytes[..n];
-        match offers(seen, ALPN_WEFT) {
-            Offer::Yes => return Arrived::Tunnel,
-            Offer::NeedMore if !seen.is_empty() && seen.len() < PEEK_MAX && Instant::now() < whole_by => {}
-            Offer::NeedMore | Offer::No => return Arrived::Plaintext,
+        // Not understood anew as long as no more has come.
+        if known != Some(n) {
+            match offers(&bytes[..n], ALPN_WEFT) {
+                Offer::Yes => return Arrived::Tunnel,
+                Offer::NeedMore if (1..PEEK_MAX).contains(&n) => known = Some(n),
+                Offer::NeedMore | Offer::No => return Arrived::Plaintext,
+            }
         }
         if n == bytes.len() {
             bytes.resize(PEEK_MAX, 0);
         }
         // Not waited for by the socket's readiness: that would have to be cleared, and who reads next would not be told of
         // the bytes that are there.
-        sleep(AGAIN).await;
+        let Some(pause) = pauses.next() else { return Arrived::Plaintext };
+        sleep(pause).await;
     }
+}
+
+/// When to look again at a ClientHello that is not whole, until it is too late.
+fn pauses() -> impl Iterator<Item = Duration> {
+    let longer = |pause: &Duration| Some((*pause * 2).min(AGAIN_MAX));
+    iter::successors(Some(AGAIN), longer).scan(Duration::ZERO, |sum, pause| {
+        *sum += pause;
+        (*sum <= WHOLE_BY).then_some(pause)
+    })
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy, copy_bidirectional},
     net::{TcpListener, TcpSocket},
+    time::Instant,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use weft_certs::{Alpn, PeerSet};
@@ -160,26 +161,37 @@ async fn what_comes_from_outside_is_not_looked_at() {
     mesh.stop().await;
 }
 
+/// Any number of connections may stop in the middle of a hello.
+#[test]
+fn half_a_hello_is_looked_at_ever_more_seldom() {
+    let all: Vec<u128> = pauses().map(|pause| pause.as_millis()).collect();
+    assert_eq!(all[..4], [1, 2, 4, 8], "its segments come in a row");
+    assert!(all.len() < 50, "{} looks", all.len());
+    let whole: u128 = all.iter().sum();
+    assert!((1900..=2000).contains(&whole), "a lost segment may come again: {whole} ms");
+}
+
 /// A server that speaks first is late by this for whoever is silent.
 #[tokio::test(start_paused = true)]
-async fn nobody_outside_waits() {
+async fn nobody_outside_waits_and_who_speaks_in_clear_not_for_long() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (io, _) = listener.accept().await.unwrap();
-    let check = async |origin: Origin, expected: Arrived, pause: Duration| {
+    let check = async |origin: Origin, speaks_clear: bool, expected: Arrived, pause: Duration| {
         let began = Instant::now();
-        assert_eq!(look(origin, &io).await, expected, "{origin:?}");
-        // The clock's steps are of a millisecond.
+        assert_eq!(look(origin, &io, || speaks_clear).await, expected, "{origin:?} {speaks_clear}");
+        // The clock's steps are of a millisecond, and there are two.
         let took = began.elapsed();
-        assert!((pause..=pause + Duration::from_millis(1)).contains(&took), "{origin:?}: {took:?}");
+        assert!((pause..=pause + Duration::from_millis(2)).contains(&took), "{origin:?}: {took:?}");
     };
-    check(Origin::Outside, Arrived::Plaintext, Duration::ZERO).await;
-    check(Origin::Either, Arrived::Nothing, PATIENCE_DOUBT).await;
-    check(Origin::Mesh, Arrived::Nothing, PATIENCE_MESH).await;
+    check(Origin::Outside, false, Arrived::Plaintext, Duration::ZERO).await;
+    check(Origin::Either, false, Arrived::Nothing, PATIENCE_DOUBT).await;
+    check(Origin::Mesh, false, Arrived::Nothing, PATIENCE_MESH).await;
+    check(Origin::Mesh, true, Arrived::Nothing, PATIENCE_DOUBT).await;
 }
 
-/// While a pod joins or leaves, its plaintext passes as before, also where the server speaks first or the client says
-/// something like TLS.
+/// While a pod joins or leaves, and where it keeps a port from its capture, its plaintext passes as before, also where the
+/// server speaks first or the client says something like TLS.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn plaintext_of_an_enrolled_address_passes_whoever_speaks_first() {
     let mesh = Mesh::start(1);
@@ -208,6 +220,15 @@ async fn plaintext_of_an_enrolled_address_passes_whoever_speaks_first() {
             assert_eq!(answer, [banner.as_bytes(), request].concat());
         }
     }
+    // It is known to speak in clear by now: a banner is not late by the time that a tunnel is given.
+    let mut quickest = PATIENCE;
+    for _ in 0..20 {
+        let began = Instant::now();
+        let mut io = from().await;
+        tokio::time::timeout(PATIENCE, io.read_exact(&mut [0; 9])).await.unwrap().unwrap();
+        quickest = quickest.min(began.elapsed());
+    }
+    assert!(quickest < PATIENCE_MESH, "{quickest:?}");
     mesh.stop().await;
 }
 
@@ -324,6 +345,45 @@ async fn where_no_agent_answers_on_the_applications_port_15008_does() {
     check(13, Garbled::Answers).await;
     check(14, Garbled::HangsUp).await;
     check(15, Garbled::Waits).await;
+}
+
+/// A policy that lets us in to the one and to 15008 may keep us from the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_detour_to_one_port_of_a_pod_is_none_to_another() {
+    /// The application hangs up on a tunnel, and echoes anything else. Counts tunnels.
+    async fn port(ip: IpAddr) -> (SocketAddr, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind((ip, 0)).await.unwrap();
+        let (addr, seen) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+        let asked = seen.clone();
+        tokio::spawn(async move {
+            while let Ok((mut io, _)) = listener.accept().await {
+                let asked = asked.clone();
+                tokio::spawn(async move {
+                    let mut first = [0; 1];
+                    if io.peek(&mut first).await.is_ok_and(|n| n == 1 && first[0] == 0x16) {
+                        asked.fetch_add(1, Ordering::Relaxed);
+                        return;
+                    }
+                    let (mut read, mut write) = io.split();
+                    let _ = copy(&mut read, &mut write).await;
+                    let _ = write.shutdown().await;
+                });
+            }
+        });
+        (addr, seen)
+    }
+    let mesh = Mesh::start(1);
+    let client = mesh.pod("a", "127.11.20.1", MtlsMode::Strict).await;
+    let server = mesh.pod("b", "127.11.20.2", MtlsMode::Strict).await;
+    mesh.announce(&server);
+    let ports = [port(server.workload.ips[0]).await, port(server.workload.ips[0]).await];
+    for (addr, asked) in &ports {
+        for _ in 0..2 {
+            assert_eq!(exchange(call(&client, *addr).await, b"hello").await.unwrap(), b"hello");
+        }
+        assert_eq!(asked.load(Ordering::Relaxed), 1, "each is asked by itself, once");
+    }
+    mesh.stop().await;
 }
 
 /// A port that is refused, as by a NetworkPolicy or where nothing listens, is not called by the back door.

@@ -10,14 +10,14 @@ use super::{
     io::MaybeTls,
     mirror,
     plan::{Plan, Step, Way, plan},
-    pool::{H2Turn, Key},
+    pool::{H2Turn, Key, Stream},
     reply::ResponseBody,
     respond::{self, error},
     upgrade,
 };
 use crate::{
     dial::{Dial, impatiently},
-    error::{Blame, ProxyError, Reason},
+    error::{ProxyError, Reason},
     loads::Choice,
     telemetry::Counter,
     transport::pulse::Wait,
@@ -106,7 +106,7 @@ async fn forward<D: Dial>(
             Err(failure) => *failure,
         };
         if let (Some(in_flight), Some(fault)) = (&exchange.attempt.in_flight, fault(&exchange, &failure)) {
-            in_flight.failed(fault, Instant::now());
+            in_flight.blamed(&failure.error, fault, Instant::now());
         }
         let decision = next(&exchange, &plan, &failure, idempotent, &tried);
         exchange.try_failed(failure.error.reason, failure.code);
@@ -123,9 +123,9 @@ async fn forward<D: Dial>(
     }
 }
 
-/// What the failure of a try says of its endpoint.
+/// What the failure of a try says of its endpoint, if that is to blame.
 fn fault<D: Dial>(exchange: &Exchange<D>, failure: &Failure) -> Option<Fault> {
-    if exchange.upload_failed().is_some() || failure.error.blame != Blame::Upstream {
+    if exchange.upload_failed().is_some() {
         return None;
     }
     match failure.outcome {
@@ -285,7 +285,11 @@ async fn send_to<D: Dial>(
     let sending = lease.send(Request::from_parts(parts, body));
     let lost = lease.info().tunnel.as_ref().map(|tunnel| tunnel.lost());
     exchange.attempt.lease = Some(lease);
-    match unless_lost(sending, lost).await {
+    let sent = unless_lost(sending, lost).await;
+    if let (Some(_), Some(lease)) = (&sent, &exchange.attempt.lease) {
+        lease.answered();
+    }
+    match sent {
         Some(Ok(response)) => finish_try(exchange, plan, response, idempotent),
         Some(Err(failed)) => Err(broken(exchange, failed, kept).into()),
         None => {
@@ -358,26 +362,49 @@ pub(crate) async fn lease<D: Dial>(
             let new = Box::pin(impatiently(endpoint.addr, new, may_turn)).await?;
             Ok(Lease::H1(key, new))
         }
-        Protocol::Http2 => loop {
-            match conn.pool.h2(&key, endpoint) {
-                H2Turn::Stream(stream) => {
-                    telemetry.count(Counter::PoolHitHttp);
-                    return Ok(Lease::H2(stream));
-                }
-                H2Turn::Wait(dialing) => dialing.done().await?,
-                H2Turn::Dial(turn) => {
-                    telemetry.count(Counter::PoolMissHttp);
-                    let new = connect::http2(conn, endpoint, way.tls.as_deref());
-                    return match Box::pin(impatiently(endpoint.addr, new, &may_turn)).await {
-                        Ok(new) => Ok(Lease::H2(conn.pool.add_h2(&conn.share, key, &new))),
-                        Err(error) => {
-                            turn.fail(&error);
-                            Err(error)
-                        }
-                    };
-                }
+        Protocol::Http2 => match conn.pool.h2(&key, endpoint) {
+            H2Turn::Stream(stream) => {
+                telemetry.count(Counter::PoolHitHttp);
+                Ok(Lease::H2(stream))
+            }
+            turn => {
+                let new = lease_new(conn, key, turn, endpoint, way);
+                Box::pin(impatiently(endpoint.addr, new, may_turn)).await.map(Lease::H2)
             }
         },
+    }
+}
+
+/// A stream of an HTTP/2 connection that is being made, by us or by somebody whom we wait for. Whoever makes it may lose
+/// patience and drop this: then those who wait are told nothing but that the turn is theirs, since they may have nowhere
+/// else to go.
+async fn lease_new<D: Dial>(
+    conn: &Conn<D>,
+    key: Key,
+    mut turn: H2Turn,
+    endpoint: &Endpoint,
+    way: &Way,
+) -> Result<Stream, ProxyError> {
+    let telemetry = &conn.http.telemetry;
+    loop {
+        match turn {
+            H2Turn::Stream(stream) => {
+                telemetry.count(Counter::PoolHitHttp);
+                return Ok(stream);
+            }
+            H2Turn::Wait(dialing) => dialing.done().await?,
+            H2Turn::Dial(turn) => {
+                telemetry.count(Counter::PoolMissHttp);
+                return match connect::http2(conn, endpoint, way.tls.as_deref()).await {
+                    Ok(new) => Ok(conn.pool.add_h2(&conn.share, key, &new)),
+                    Err(error) => {
+                        turn.fail(&error);
+                        Err(error)
+                    }
+                };
+            }
+        }
+        turn = conn.pool.h2(&key, endpoint);
     }
 }
 

@@ -107,7 +107,7 @@ async fn copy<D: Dial>(
         set.and_then(|set| {
             let (share, client) = (conn.share.key(), conn.peer.ip());
             let choice = Choice { backend, set, share, client, tried: &[] };
-            let (index, in_flight) = http.loads.choose(&choice, now, http.draw())?;
+            let (index, in_flight) = http.loads.choose_untold(&choice, now, http.draw())?;
             Some((set.ready.get(index)?.clone(), in_flight))
         })
     };
@@ -115,12 +115,14 @@ async fn copy<D: Dial>(
     let leased = lease(conn, &endpoint, way, false, || false).await;
     match &leased {
         Ok(_) => in_flight.connected(Instant::now()),
-        Err(_) => in_flight.failed(Fault::Unreached, Instant::now()),
+        Err(error) => in_flight.blamed(error, Fault::Unreached, Instant::now()),
     }
     let mut lease = leased?;
     shape(&mut parts, &lease, way.tls.is_some());
     let sending = lease.send(Request::from_parts(parts, body));
-    let response = sending.await.map_err(|e| error(Reason::UpstreamReset, e.error().to_string()))?;
+    let sent = sending.await;
+    lease.answered();
+    let response = sent.map_err(|e| error(Reason::UpstreamReset, e.error().to_string()))?;
     if drain(response.into_body()).await
         && let Lease::H1(key, h1) = lease
     {

@@ -56,12 +56,21 @@ impl Bed {
     }
 
     fn choose(&mut self, set: &Arc<EndpointSet>, tried: &[SocketAddr]) -> (u8, InFlight) {
+        self.choose_by(Loads::choose, set, tried)
+    }
+
+    fn choose_by(
+        &mut self,
+        how: fn(&Loads, &Choice<'_>, Instant, u64) -> Option<(usize, InFlight)>,
+        set: &Arc<EndpointSet>,
+        tried: &[SocketAddr],
+    ) -> (u8, InFlight) {
         self.draws += 1;
         let draw = self.draws.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let share = ShareKey::Pod(ObjectKey::new("shop", "client"));
         let client = [10, 1, 1, 1].into();
         let choice = Choice { backend: &self.backend, set, share: &share, client, tried };
-        let (index, in_flight) = self.loads.choose(&choice, self.now, draw).unwrap();
+        let (index, in_flight) = how(&self.loads, &choice, self.now, draw).unwrap();
         let SocketAddr::V4(addr) = set.ready[index].addr else { panic!("IPv4 only") };
         (addr.ip().octets()[3], in_flight)
     }
@@ -147,6 +156,29 @@ fn f4_all_pods_of_a_silent_node_are_left_alone_as_long_as_others_answer() {
     assert!(between(bed.shares(&all, &[]).get(&1), 20, 30));
 }
 
+/// A frozen agent is no matter of pods that are called in clear: they are served as before, and prove nothing of it.
+#[test]
+fn f4_a_silent_node_keeps_its_pods_that_are_not_in_the_mesh() {
+    let mut bed = Bed::new();
+    let plain = |pod: u8| {
+        let mut plain = endpoint(pod);
+        Arc::make_mut(plain.workload.as_mut().unwrap()).enrolled = false;
+        plain
+    };
+    let mixed = Arc::new(EndpointSet { ready: [endpoint(1), endpoint(11), plain(12)].into() });
+    bed.shares(&mixed, &[]);
+    bed.loads.node(&"node-1".into()).silent(bed.now, bed.now);
+    let shares = bed.shares(&mixed, &[]);
+    assert!(between(shares.get(&1), 45, 55) && between(shares.get(&12), 45, 55), "{shares:?}");
+    // Its answers, and those of one that is alone in its Service, do not bring the frozen agent's pods back.
+    bed.pass(1);
+    let only = Arc::new(EndpointSet { ready: [plain(13)].into() });
+    bed.shares(&only, &[]);
+    assert_eq!(bed.shares(&mixed, &[]).get(&11), None);
+    // Once it joins, it shares its node's fate.
+    assert_eq!(bed.shares(&set(&[1, 11, 12]), &[]), HashMap::from([(1, 100)]));
+}
+
 #[test]
 fn a_silent_node_that_nobody_watches_any_more_is_probed_by_one_request_at_a_time() {
     let (mut bed, both) = (Bed::new(), set(&[1, 11]));
@@ -195,6 +227,30 @@ fn a_retry_goes_elsewhere_and_never_probes() {
     assert!((0..100).any(|_| bed.choose(&all, &[]).0 == 2));
     let pods: HashSet<u8> = (0..100).map(|_| bed.choose(&all, &[1, 2, 3].map(addr)).0).collect();
     assert!(!pods.is_empty(), "all were tried: any of them again");
+}
+
+/// DNS by UDP and by TCP are one endpoint.
+#[test]
+fn who_tells_no_outcome_takes_no_probes_place() {
+    for affinity in [None, Some(Duration::from_secs(10_800))] {
+        let (mut bed, all) = (Bed::new(), set(&[1, 2, 3]));
+        bed.backend.client_ip_affinity = affinity;
+        bed.shares(&all, &[]);
+        let (dead, in_flight) = bed.choose(&all, &[]);
+        in_flight.failed(Fault::Unreached, bed.now);
+        drop(in_flight);
+        let datagrams = |bed: &mut Bed| {
+            (0..300).filter(|_| bed.choose_by(Loads::choose_untold, &all, &[]).0 == dead).count()
+        };
+        assert_eq!(datagrams(&mut bed), 0, "while it is ejected");
+        bed.pass(500);
+        // Nobody else may ever go there: it has its share, or its client, again.
+        let expected = if affinity.is_some() { 300..=300 } else { 70..=130 };
+        let sent = datagrams(&mut bed);
+        assert!(expected.contains(&sent), "{sent}");
+        let probe = (0..100).map(|_| bed.choose(&all, &[]).0).filter(|pod| *pod == dead).count();
+        assert_eq!(probe, 1, "one that tells goes there, and only one until it has told");
+    }
 }
 
 #[test]
