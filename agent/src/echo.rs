@@ -51,8 +51,8 @@ pub struct EchoArgs {
     /// Port that greets first, like SMTP, and then echoes lines.
     #[arg(long)]
     pub banner: Option<u16>,
-    /// `http://ADDRESS[:PORT]/path` to ask before each answer, as an application does that depends on another; the
-    /// headers of its caller's trace go along, and what came back is `upstream` in the answer
+    /// `http://ADDRESS[:PORT]/path` to ask before each answer (but to `/healthz`), as an application does that depends on
+    /// another; the headers of its caller's trace go along, and what came back is `upstream` in the answer
     #[arg(long, value_name = "URL")]
     pub forward: Option<http::Uri>,
     /// Begin to listen so many seconds after the start, as an application does that has to warm up
@@ -233,9 +233,11 @@ impl Server {
         if !self.delay.is_zero() {
             tokio::time::sleep(self.delay).await;
         }
+        // How another is doing is no reason to restart this one.
+        let depends = head.uri.path() != "/healthz";
         let upstream = match &self.forward {
-            Some(url) => Some(ask(url, &head.headers).await.unwrap_or_else(|e| Upstream::failed(&e))),
-            None => None,
+            Some(url) if depends => Some(ask(url, &head.headers).await.unwrap_or_else(|e| Upstream::failed(&e))),
+            _ => None,
         };
         let text = serde_json::json!({
             "upstream": upstream.as_ref().map(|u| &u.body),
