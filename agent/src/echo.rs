@@ -236,7 +236,9 @@ impl Server {
         // How another is doing is no reason to restart this one.
         let depends = head.uri.path() != "/healthz";
         let upstream = match &self.forward {
-            Some(url) if depends => Some(ask(url, &head.headers).await.unwrap_or_else(|e| Upstream::failed(&e))),
+            Some(url) if depends => {
+                Some(ask(url, &head.headers).await.unwrap_or_else(|e| Upstream::failed(&e)))
+            }
             _ => None,
         };
         let text = serde_json::json!({

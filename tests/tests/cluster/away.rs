@@ -124,9 +124,11 @@ impl Price {
             self.unready_after.get_or_insert(unready.duration_since(since));
         }
         self.restarts = restarts(pod);
-        let ended = &pod["status"]["containerStatuses"][0]["lastState"]["terminated"]["finishedAt"];
-        if let Some(ended) = ended.as_str().and_then(|at| at.parse::<Timestamp>().ok()) {
-            self.restarted_after.get_or_insert(ended.duration_since(since));
+        let statuses = pod["status"]["containerStatuses"].as_array().into_iter().flatten();
+        let ended =
+            statuses.filter_map(|c| c["lastState"]["terminated"]["finishedAt"].as_str()?.parse().ok());
+        if let Some(first) = ended.min() {
+            self.restarted_after.get_or_insert(Timestamp::duration_since(first, since));
         }
     }
 }
