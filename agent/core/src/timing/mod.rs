@@ -1,8 +1,9 @@
-//! Deadlines, retries, signs of life, rate limits and durations. Time and draws are arguments.
+//! Deadlines, retries, signs of life, quiet moments, rate limits and durations. Time and draws are arguments.
 
 pub mod duration;
 pub mod limit;
 pub mod liveness;
+pub mod quiet;
 pub mod retry;
 pub mod timeouts;
 

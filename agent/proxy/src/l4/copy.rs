@@ -3,6 +3,11 @@
 //! Half-close is kept: the end of one direction is passed on, the other goes on. An error of either side resets the
 //! other. After each burst the task yields, so that a bulk flow does not hold up the others of its share; the sides
 //! themselves stop when the share's turn is over.
+//!
+//! During a drain it is learned how the client pauses, and in the last part of it both directions are ended where nothing
+//! seems to be under way (`closing`). Before that only who spoke last is kept.
+
+mod closing;
 
 use super::{
     chunks::Chunks,
@@ -19,6 +24,7 @@ use std::{
     rc::Rc,
     task::{Context, Poll, ready},
 };
+use weft_core::timing::quiet::Talk;
 
 /// Bytes moved in one turn of the task. One large connection's bursts are another one's waiting time.
 const BURST: usize = READ_MAX;
@@ -43,6 +49,8 @@ pub enum End {
     Downstream(io::Error),
     /// The upstream's connection failed; the downstream's was reset.
     Upstream(io::Error),
+    /// We ended both directions in order: nothing seemed to be under way, and the drain's deadline was near.
+    Quiet,
     /// The drain's deadline passed; both were reset.
     Expired,
 }
@@ -56,15 +64,22 @@ pub async fn bidirectional<D: Pipe, U: Pipe>(
     (drain, buffers): (&Drain, &Rc<Buffers>),
 ) -> Copied {
     let mut up = Flow::new(buffers);
+    let mut talk = Talk::default();
+    talk.heard(!early.is_empty(), false);
     up.moved = early.len() as u64;
     up.waiting.push(early);
-    let mut both = Both { downstream, upstream, up, down: Flow::new(buffers) };
-    let end = tokio::select! {
+    let mut both = Both { downstream, upstream, up, down: Flow::new(buffers), talk };
+    let copied = tokio::select! {
         biased;
-        end = poll_fn(|cx| both.poll(cx)) => end,
-        () = drain.expired() => End::Expired,
+        end = poll_fn(|cx| both.poll(cx)) => Ok(end),
+        () = drain.draining() => Err(()),
     };
-    if !matches!(end, End::Clean) {
+    let end = match copied {
+        Ok(end) => end,
+        // Boxed: its state is not held before.
+        Err(()) => Box::pin(closing::close(&mut both, drain)).await,
+    };
+    if !matches!(end, End::Clean | End::Quiet) {
         both.downstream.abort();
         both.upstream.abort();
     }
@@ -76,6 +91,7 @@ struct Both<D, U> {
     upstream: U,
     up: Flow,
     down: Flow,
+    talk: Talk,
 }
 
 /// One direction.
@@ -106,7 +122,14 @@ enum Failed {
 
 impl<D: Pipe, U: Pipe> Both<D, U> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        let Self { downstream, upstream, up, down } = self;
+        let before = (self.up.moved, self.down.moved);
+        let polled = self.poll_flows(cx);
+        self.talk.heard(self.up.moved != before.0, self.down.moved != before.1);
+        polled
+    }
+
+    fn poll_flows(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        let Self { downstream, upstream, up, down, talk: _ } = self;
         let a = match up.poll(downstream, upstream, cx) {
             Poll::Ready(Err(Failed::Source(error))) => return Poll::Ready(End::Downstream(error)),
             Poll::Ready(Err(Failed::Sink(error))) => return Poll::Ready(End::Upstream(error)),

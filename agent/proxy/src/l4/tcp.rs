@@ -240,7 +240,7 @@ impl Ended {
             End::Clean => None,
             End::Downstream(_) => Some(Reason::ClientGone),
             End::Upstream(_) => Some(Reason::UpstreamReset),
-            End::Expired => Some(Reason::Draining),
+            End::Quiet | End::Expired => Some(Reason::Draining),
         };
     }
 

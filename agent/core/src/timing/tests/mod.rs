@@ -3,4 +3,5 @@
 mod durations;
 mod limits;
 mod liveness;
+mod quiet;
 mod retries;

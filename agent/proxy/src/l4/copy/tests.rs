@@ -97,6 +97,115 @@ async fn a_passed_deadline_ends_a_copy() {
     assert!(matches!(copying.await.end, End::Expired));
 }
 
+/// What happens on a connection before and during a drain of 25 seconds, a letter each: `c` the client speaks, `s` the
+/// server, `.` half a second passes, `F` the client ends its direction, `B` the server says more than is taken. Gives when
+/// and how it is ended.
+async fn drained(history: &str) -> (u128, End) {
+    let drain = Drain::new();
+    let (mut client, mut server, copying) = in_memory(b"", drain.clone());
+    let talking = async move {
+        let mut word = [0; 1];
+        for step in history.chars() {
+            match step {
+                'c' => {
+                    client.write_all(b"c").await.unwrap();
+                    server.read_exact(&mut word).await.unwrap();
+                }
+                's' => {
+                    server.write_all(b"s").await.unwrap();
+                    client.read_exact(&mut word).await.unwrap();
+                }
+                '.' => tokio::time::sleep(std::time::Duration::from_millis(500)).await,
+                'F' => {
+                    client.shutdown().await.unwrap();
+                    assert_eq!(server.read(&mut word).await.unwrap(), 0);
+                }
+                // More than the pipe to the client holds.
+                _ => server.write_all(&[0; 96]).await.unwrap(),
+            }
+        }
+        if history.ends_with(['F', 'B']) {
+            return std::future::pending().await;
+        }
+        // Whoever is told of an end ends, too.
+        let (mut from_server, mut from_client) = (Vec::new(), Vec::new());
+        let (_, _) = tokio::join!(client.read_to_end(&mut from_server), server.read_to_end(&mut from_client));
+    };
+    let begin = tokio::time::Instant::now();
+    let copying = async {
+        let copied = copying.await;
+        (begin.elapsed().as_millis(), copied.end)
+    };
+    let draining = drain.run(std::time::Duration::from_secs(25), std::future::pending());
+    let others = async { tokio::join!(talking, draining) };
+    tokio::select! {
+        biased;
+        ended = copying => ended,
+        _ = others => unreachable!("a copy outlives its drain"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_ends_what_is_quiet_and_cuts_what_may_be_under_way() {
+    let seconds = |n: usize| ".".repeat(2 * n);
+    let often = "cs.".repeat(44);
+    for (history, quiet, from, to) in [
+        (String::new(), true, 20_000, 20_010),
+        ("cscs".to_owned(), true, 20_000, 20_010),
+        // In a pause of its client, once those that are asked for have become as short.
+        (often, true, 21_000, 23_500),
+        // It speaks at 20 s, and rests then.
+        ("cs".to_owned() + &seconds(19) + ".c.s", true, 20_500, 22_000),
+        // A request that is not answered.
+        ("c".to_owned(), false, 25_000, 25_000),
+        ("cscsc".to_owned(), false, 25_000, 25_000),
+        ("cs".to_owned() + &seconds(21) + "c", false, 25_000, 25_000),
+        // An answer whose end nobody knows.
+        ("cs".to_owned(), false, 25_000, 25_000),
+        ("s".to_owned(), false, 25_000, 25_000),
+        ("cscsF".to_owned(), false, 25_000, 25_000),
+        ("cscsB".to_owned(), false, 25_000, 25_000),
+    ] {
+        let (at, end) = drained(&history).await;
+        assert_eq!(matches!(end, End::Quiet), quiet, "{history}: {end:?} at {at}");
+        assert!(quiet || matches!(end, End::Expired), "{history}: {end:?}");
+        assert!((from..=to).contains(&at), "{history}: at {at}");
+    }
+}
+
+/// 80 ms from an answer to the next request, 5 ms from that to its answer.
+#[tokio::test(start_paused = true)]
+async fn an_end_comes_long_before_the_next_request() {
+    let drain = Drain::new();
+    let (mut client, mut server, copying) = in_memory(b"", drain.clone());
+    let ms = std::time::Duration::from_millis;
+    let asking = async move {
+        let mut word = [0; 1];
+        let mut answered = tokio::time::Instant::now();
+        loop {
+            // What is read here is the end, between two requests.
+            if let Ok(end) = tokio::time::timeout(ms(80), client.read(&mut word)).await {
+                assert_eq!(end.unwrap(), 0);
+                return answered.elapsed();
+            }
+            client.write_all(b"?").await.unwrap();
+            assert_eq!(client.read(&mut word).await.unwrap(), 1, "a request is lost");
+            answered = tokio::time::Instant::now();
+        }
+    };
+    let answering = async move {
+        let mut word = [0; 1];
+        while server.read(&mut word).await.unwrap() > 0 {
+            tokio::time::sleep(ms(5)).await;
+            server.write_all(b"!").await.unwrap();
+        }
+    };
+    let draining = drain.run(ms(25_000), std::future::pending());
+    let (after, (), copied, _) = tokio::join!(asking, answering, copying, draining);
+    assert!(matches!(copied.end, End::Quiet), "{copied:?}");
+    assert!(after <= ms(30), "{after:?} after the last answer");
+}
+
 #[tokio::test]
 async fn bulk_arrives_whole_both_ways_at_once() {
     let (client, downstream) = tcp_pair().await;
