@@ -16,7 +16,12 @@ struct Server {
     run: String,
     /// Shell command that succeeds and prints `answer`.
     ask: String,
-    answer: &'static str,
+    answer: String,
+}
+
+/// What the databases return: more than fits into a socket's buffers or a segment.
+fn long() -> String {
+    "x".repeat(70_000)
 }
 
 fn servers() -> Result<Vec<Server>> {
@@ -36,9 +41,9 @@ fn servers() -> Result<Vec<Server>> {
                  -c listen_addresses='*' -c unix_socket_directories=DATA -c fsync=off"
             ),
             ask: "psql -h HOST -p PORT -U postgres -At -c \
-                  \"select sum(n)||'-'||length(repeat('x', 70000)) from generate_series(1,1000) n\""
+                  \"select sum(n)||'-'||repeat('x', 70000) from generate_series(1,1000) n\""
                 .into(),
-            answer: "500500-70000",
+            answer: format!("500500-{}", long()),
         },
         Server {
             name: "mariadb",
@@ -52,17 +57,17 @@ fn servers() -> Result<Vec<Server>> {
                 .into(),
             ask: "mariadb --no-defaults -h HOST -P PORT -umesh -pmesh -N -e \
                   \"with recursive s as (select 1 as n union all select n + 1 from s where n < 1000) \
-                  select concat(sum(n), '-', length(repeat('x', 70000))) from s\""
+                  select concat(sum(n), '-', repeat('x', 70000)) from s\""
                 .into(),
-            answer: "500500-70000",
+            answer: format!("500500-{}", long()),
         },
         Server {
             name: "redis",
             port: 6379,
             prepare: "",
             run: "exec redis-server --port 6379 --bind '*' --protected-mode no --save '' --dir DATA".into(),
-            ask: "redis-cli -h HOST -p PORT --no-raw eval \"return #string.rep('x', 70000)\" 0".into(),
-            answer: "70000",
+            ask: "redis-cli -h HOST -p PORT --no-raw eval \"return string.rep('x', 70000)\" 0".into(),
+            answer: long(),
         },
         Server {
             name: "smtp",
@@ -72,7 +77,7 @@ fn servers() -> Result<Vec<Server>> {
             ask: "swaks --server HOST --port PORT --from a@shop.test --to b@shop.test --body \
                   \"$(head -c 50000 /dev/zero | tr '\\0' x | fold -w 70)\""
                 .into(),
-            answer: "250 taken",
+            answer: "250 taken".into(),
         },
         Server {
             name: "ferretdb",
@@ -80,7 +85,7 @@ fn servers() -> Result<Vec<Server>> {
             prepare: "",
             run: format!("exec {ferretdb} :27017 DATA"),
             ask: format!("{python} {mongo} HOST PORT"),
-            answer: "sum 499500",
+            answer: "sum 499500".into(),
         },
     ])
 }
@@ -105,7 +110,13 @@ impl Server {
     fn asked(&self, mesh: &Mesh, pod: &Pod, host: &str, port: u16) -> Result<()> {
         let ask = self.ask.replace("HOST", host).replace("PORT", &port.to_string());
         let said = mesh.sandbox.exec(pod, &["bash", "-c", &ask], LIMIT)?;
-        ensure!(said.code == 0 && said.stdout.contains(self.answer), "{ask}: {said:?}");
+        let (code, bytes) = (said.code, said.stdout.len());
+        let begin: String = said.stdout.chars().take(200).collect();
+        ensure!(
+            code == 0 && said.stdout.contains(&self.answer),
+            "{ask}: code {code}, {bytes} bytes: {begin} {}",
+            said.stderr
+        );
         Ok(())
     }
 }
@@ -145,6 +156,24 @@ fn real_servers_answer_their_own_clients() -> Result<()> {
             let identity = format!("spiffe://cluster.local/ns/shop/sa/{}", server.name);
             mesh.log_line(0, &["\"mesh\"", &identity])?;
         }
+    }
+    Ok(())
+}
+
+/// What a caller without a client library sees: a banner before its first word, an answer, and the end of the connection.
+#[test]
+fn a_server_that_speaks_first_says_its_last_word_too() -> Result<()> {
+    let mut mesh = Mesh::new()?;
+    let (web, mail) = (mesh.pod(0, "web-1")?, mesh.echo_pod(1, "mail-1")?);
+    let ip = mesh.service("mail", &[("smtp", 25, 2525, "")], &[&mail])?.to_string();
+    let nc = format!("printf 'QUIT\\r\\n' | nc -w 5 {ip} 25");
+    for mode in ["permissive", "strict"] {
+        mesh.set_mode(mode)?;
+        let said = || mesh.sandbox.exec(&web, &["sh", "-c", &nc], LIMIT);
+        Sandbox::wait_until("banner and farewell", LIMIT, || {
+            said().is_ok_and(|s| s.code == 0 && s.stdout == "220 mail-1 ready\r\n221 bye\r\n")
+        })
+        .with_context(|| format!("{mode}: {:?}", said()))?;
     }
     Ok(())
 }

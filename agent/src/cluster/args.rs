@@ -121,6 +121,9 @@ pub struct CheckArgs {
     /// Only what must hold before an installation
     #[arg(long)]
     pub pre: bool,
+    /// Only tell what each code means, and what is done about it; no cluster is asked
+    #[arg(long)]
+    pub codes: bool,
 }
 
 /// `weft status`.

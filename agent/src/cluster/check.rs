@@ -16,6 +16,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use std::process::ExitCode;
 
+mod codes;
 mod mesh;
 mod platform;
 
@@ -85,6 +86,15 @@ impl Report<'_> {
             );
         }
         denied
+    }
+}
+
+/// Prints what every code means; no cluster is asked.
+pub(super) fn explain(show: &Show) {
+    show.result(&json!(codes::CODES));
+    for code in codes::CODES {
+        show.line(Mark::Plain, &format!("{}  {}", code.id, code.about));
+        show.plain(&format!("             → {}", code.remedy));
     }
 }
 

@@ -18,6 +18,9 @@ const AGENTS_AT_ONCE: usize = 16;
 /// The Gateway API's group.
 pub(super) const GATEWAY_API: &str = "gateway.networking.k8s.io";
 
+/// Versions in which its kinds may be served, the best first.
+pub(super) const VERSIONS: [&str; 4] = ["v1", "v1beta1", "v1alpha3", "v1alpha2"];
+
 /// Where RuntimeClasses are.
 pub(super) const RUNTIME_CLASSES: &str = "/apis/node.k8s.io/v1/runtimeclasses";
 /// Pods of Weft itself.
@@ -224,18 +227,14 @@ impl Facts {
     }
 
     /// The best version that the cluster serves of a kind of the Gateway API.
-    pub(super) fn served(&self, plural: &str) -> Option<String> {
+    pub(super) fn served(&self, plural: &str) -> Option<&'static str> {
         let crd = self.crds.iter().find(|crd| {
             text(crd, "/spec/group") == GATEWAY_API && text(crd, "/spec/names/plural") == plural
         })?;
-        let mut versions: Vec<&str> = super::api::list(crd, "/spec/versions")
-            .iter()
-            .filter(|v| v["served"] == true)
-            .map(|v| text(v, "/name"))
-            .collect();
-        // v1 before v1beta1 before v1alpha3 before v1alpha2.
-        versions.sort_by_key(|v| (v.contains("alpha"), v.contains("beta"), std::cmp::Reverse(*v)));
-        versions.first().map(|v| (*v).to_owned())
+        let is_served = |version: &&str| {
+            list(crd, "/spec/versions").iter().any(|v| v["served"] == true && text(v, "/name") == *version)
+        };
+        VERSIONS.into_iter().find(is_served)
     }
 
     async fn get(&mut self, cluster: &Cluster, path: &str) -> Result<Option<Value>, ClusterError> {

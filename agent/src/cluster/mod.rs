@@ -105,6 +105,12 @@ async fn dispatch(command: &ClusterCommand) -> Result<ExitCode> {
     {
         return install::dry_run(args, &show);
     }
+    if let Check(args) = command
+        && args.codes
+    {
+        check::explain(&show);
+        return Ok(ExitCode::SUCCESS);
+    }
     let cluster = Cluster::connect(args).await?;
     let cluster = match command {
         Uninstall(args) if args.leave_only => cluster.by_page(),

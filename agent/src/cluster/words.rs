@@ -3,14 +3,11 @@
 
 use super::{
     api::{Cluster, ClusterError, condition, key, list, text},
-    facts::{GATEWAY_API, ROUTES},
+    facts::{GATEWAY_API, ROUTES, VERSIONS},
 };
 use serde_json::Value;
 use std::collections::BTreeSet;
 use weft_core::model::CONTROLLER_NAME;
-
-/// Versions in which a kind may be served, the best first.
-const VERSIONS: [&str; 4] = ["v1", "v1beta1", "v1alpha3", "v1alpha2"];
 
 /// Names of the objects that still speak of us. Kinds that may not be read, or are not served, count as silent.
 ///
@@ -49,6 +46,7 @@ pub(super) async fn ours(cluster: &Cluster) -> Result<Vec<String>, ClusterError>
     Ok(found)
 }
 
+/// Objects of a kind in the best version that is served. That is tried: the chart's hook may not read definitions.
 async fn objects(cluster: &Cluster, plural: &str) -> Result<Vec<Value>, ClusterError> {
     for version in VERSIONS {
         match cluster.list(&format!("/apis/{GATEWAY_API}/{version}/{plural}")).await {

@@ -11,7 +11,7 @@ mod verdict;
 mod yaml;
 
 pub use soak::{Args, run};
-pub use verdict::{Counted, sum, verdict};
+pub use verdict::{Counted, beyond_cuts, sum, verdict};
 
 use crate::cluster::{Cluster, Load};
 use anyhow::{Context, Result, ensure};

@@ -8,7 +8,7 @@ mod objects;
 mod world;
 
 use crate::{Story, step};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use weft_tests::family::Family;
 use world::{Caller, World};
 
@@ -115,15 +115,43 @@ pub(crate) fn run(story: &Story<'_>) -> Result<()> {
     Ok(())
 }
 
+/// The call itself must have been ended by the called pod's node: a broken name, tool or exec is no refusal.
+fn must_be_refused<T: std::fmt::Debug>(result: Result<T>) -> Result<()> {
+    match result {
+        Ok(served) => bail!("strict must refuse it: {served:?}"),
+        Err(error) => {
+            ensure!(is_refusal(&format!("{error:#}")), "no refusal, but: {error:#}");
+            Ok(())
+        }
+    }
+}
+
+/// What curl says of a connection that was ended without an answer: an empty reply, or a reset while it sent or received.
+fn is_refusal(said: &str) -> bool {
+    ["curl: (52)", "curl: (55)", "curl: (56)"].iter().any(|code| said.contains(code))
+}
+
 fn check(world: &World<'_>, cell: &Cell, mode: Mode, family: Family) -> Result<()> {
     let start = std::time::Instant::now();
     let result = if mode == Mode::Strict && cell.strict == Refuses {
-        let result = (cell.run)(world);
-        ensure!(result.is_err(), "strict must refuse it");
-        Ok(())
+        must_be_refused((cell.run)(world))
     } else {
         world.anew(cell.name).and_then(|()| (cell.run)(world)).context("must work")
     };
     println!("cell {}, {mode:?}, {}: {:.1} s", family.name(), cell.name, start.elapsed().as_secs_f64());
     result
+}
+
+#[test]
+fn a_broken_name_tool_or_exec_is_no_refusal() {
+    let check = |said: &str, refused: bool| {
+        let result = must_be_refused::<()>(Err(anyhow::anyhow!("{said}")));
+        assert_eq!(result.is_ok(), refused, "{said}: {result:?}");
+    };
+    check("curl: (52) Empty reply from server\ncommand terminated with exit code 52", true);
+    check("curl: (56) Recv failure: Connection reset by peer", true);
+    check("curl: (6) Could not resolve host: server.mx-mesh", false);
+    check("curl: (28) Connection timed out after 10001 milliseconds", false);
+    check("Error from server (NotFound): deployments.apps \"stranger\" not found", false);
+    assert!(must_be_refused(Ok(())).is_err());
 }

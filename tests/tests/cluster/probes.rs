@@ -15,13 +15,14 @@ const OUT: &str = "e2e-out";
 pub(crate) fn run(story: &Story<'_>) -> Result<()> {
     let (cluster, node) = (story.cluster, &story.nodes[1]);
     let made = (|| {
-        cluster.create(&[probed(cluster, node), answers_404(cluster, node)])?;
+        cluster.create(&[probed(cluster, node), permissive(cluster, node), answers_404(cluster, node)])?;
         let jaeger = grpc(cluster, node);
         if let Some(jaeger) = jaeger {
             cluster.create(&[jaeger])?;
             steady(cluster, "probed-grpc")?;
         }
         steady(cluster, "probed")?;
+        steady(cluster, "permissive")?;
         never_ready(cluster, SHOP, "answers-404")?;
         quiet(cluster)?;
         let ips = ips(cluster, SHOP, "probed")?;
@@ -32,7 +33,9 @@ pub(crate) fn run(story: &Story<'_>) -> Result<()> {
         aimed(cluster, node, &ips[0])
     })();
     let mut delete = vec!["delete", "pod", "--ignore-not-found", "--timeout=60s"];
-    cluster.kubectl(&[&delete[..], &["-n", SHOP, "probed", "probed-grpc", "answers-404"]].concat())?;
+    cluster.kubectl(
+        &[&delete[..], &["-n", SHOP, "probed", "permissive", "probed-grpc", "answers-404"]].concat(),
+    )?;
     delete.extend(["-n", OUT, "aimed", "hosted"]);
     cluster.kubectl(&delete)?;
     made?;
@@ -88,6 +91,17 @@ fn probed(cluster: &Cluster, node: &str) -> Value {
     sidecar["livenessProbe"] = at_once(json!({"exec": {"command": ["weft", "--version"]}}));
     let mut pod = strict("probed", node, &json!([app]));
     pod["spec"]["initContainers"] = json!([sidecar]);
+    pod
+}
+
+/// Everybody is let in; that the kubelet asks is nothing to list all the same.
+fn permissive(cluster: &Cluster, node: &str) -> Value {
+    let app = json!({"name": "app", "image": cluster.image, "imagePullPolicy": "IfNotPresent",
+        "args": ["echo", "--name", "app", "--http", "8080"],
+        "startupProbe": {"httpGet": {"path": "/started", "port": 8080}, "periodSeconds": 1, "failureThreshold": 60},
+        "readinessProbe": at_once(json!({"httpGet": {"path": "/ready", "port": 8080}}))});
+    let mut pod = strict("permissive", node, &json!([app]));
+    pod["metadata"]["labels"]["weft.dev/mtls"] = "permissive".into();
     pod
 }
 
@@ -169,10 +183,10 @@ fn quiet(cluster: &Cluster) -> Result<()> {
     no_event(cluster, "FailedPostStartHook")?;
     let screen = crate::screens::status(cluster)?;
     let callers = screen["plaintext"].as_array().context("plaintext")?;
-    // Of this phase's pods: others may have been called by way of a NodePort a moment ago.
-    let ours = |c: &&Value| c["to"].as_str().is_some_and(|to| to.starts_with("e2e-shop/"));
+    // Those may have been called from a node by way of a NodePort, by the phase of Services.
+    let others = |c: &&Value| !c["to"].as_str().is_some_and(|to| to.starts_with("e2e-services/"));
     let probes: Vec<_> =
-        callers.iter().filter(ours).filter(|c| c["from"].to_string().contains("(the node)")).collect();
+        callers.iter().filter(others).filter(|c| c["from"].to_string().contains("(the node)")).collect();
     ensure!(probes.is_empty(), "probes are listed as callers in clear: {probes:?}");
     Ok(())
 }
