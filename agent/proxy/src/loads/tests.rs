@@ -56,21 +56,18 @@ impl Bed {
     }
 
     fn choose(&mut self, set: &Arc<EndpointSet>, tried: &[SocketAddr]) -> (u8, InFlight) {
-        self.choose_by(Loads::choose, set, tried)
+        self.ask(set, tried, true)
     }
 
-    fn choose_by(
-        &mut self,
-        how: fn(&Loads, &Choice<'_>, Instant, u64) -> Option<(usize, InFlight)>,
-        set: &Arc<EndpointSet>,
-        tried: &[SocketAddr],
-    ) -> (u8, InFlight) {
+    /// `tells`: whether the outcome will be told.
+    fn ask(&mut self, set: &Arc<EndpointSet>, tried: &[SocketAddr], tells: bool) -> (u8, InFlight) {
         self.draws += 1;
         let draw = self.draws.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let share = ShareKey::Pod(ObjectKey::new("shop", "client"));
         let client = [10, 1, 1, 1].into();
         let choice = Choice { backend: &self.backend, set, share: &share, client, tried };
-        let (index, in_flight) = how(&self.loads, &choice, self.now, draw).unwrap();
+        let choose = if tells { Loads::choose } else { Loads::choose_untold };
+        let (index, in_flight) = choose(&self.loads, &choice, self.now, draw).unwrap();
         let SocketAddr::V4(addr) = set.ready[index].addr else { panic!("IPv4 only") };
         (addr.ip().octets()[3], in_flight)
     }
@@ -239,9 +236,7 @@ fn who_tells_no_outcome_takes_no_probes_place() {
         let (dead, in_flight) = bed.choose(&all, &[]);
         in_flight.failed(Fault::Unreached, bed.now);
         drop(in_flight);
-        let datagrams = |bed: &mut Bed| {
-            (0..300).filter(|_| bed.choose_by(Loads::choose_untold, &all, &[]).0 == dead).count()
-        };
+        let datagrams = |bed: &mut Bed| (0..300).filter(|_| bed.ask(&all, &[], false).0 == dead).count();
         assert_eq!(datagrams(&mut bed), 0, "while it is ejected");
         bed.pass(500);
         // Nobody else may ever go there: it has its share, or its client, again.
