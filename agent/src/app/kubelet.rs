@@ -53,7 +53,11 @@ impl Kubelet for Watch {
         Box::pin(async move {
             match socket {
                 Ok(Some(socket)) => {
-                    self.0.recognise(socket).await.map_err(|why| NotKubelet::Other(why.to_string()))
+                    let Err(why) = self.0.recognise(socket).await else { return Ok(()) };
+                    // A probe is over in a moment: its socket may have been closed before those of the kubelet were read.
+                    let gone = self.0.socket(client, pod).is_ok_and(|now| now != Some(socket));
+                    let closed = gone && socket.is_of_root();
+                    Err(if closed { NotKubelet::Closed } else { NotKubelet::Other(why.to_string()) })
                 }
                 Ok(None) if is_ours(client.ip()) => Err(NotKubelet::Closed),
                 Ok(None) => Err(NotKubelet::Other("it is not of this node".to_owned())),
@@ -85,4 +89,30 @@ pub(super) fn tell_addresses(enrolment: &Arc<WorldEnrolment>) -> Task {
 /// Whether it is an address of this machine, whose network namespace is ours.
 pub(super) fn is_ours(address: IpAddr) -> bool {
     UdpSocket::bind((address, 0)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+
+    /// Probes of permissive pods by HTTP, which are over in a moment, were listed as callers in clear now and then: their
+    /// sockets had been closed when those of the kubelet were read. Needs root, as a kubelet is.
+    #[tokio::test]
+    async fn a_connection_that_closes_while_it_is_looked_up_is_nobodys() {
+        let watch = Watch(Arc::new(KubeletWatch::start("/proc".into()).unwrap()));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let pod = listener.local_addr().unwrap();
+        for stays in [true, false] {
+            let stream = TcpStream::connect(pod).unwrap();
+            let client = stream.local_addr().unwrap();
+            let accepted = listener.accept().unwrap();
+            // The socket is found at once; who holds it is seen when this is awaited.
+            let recognition = watch.recognise(client, pod);
+            let stream = stays.then_some(stream);
+            let found = recognition.await;
+            assert_eq!(found == Err(NotKubelet::Closed), !stays, "{found:?}");
+            drop((stream, accepted));
+        }
+    }
 }

@@ -62,6 +62,14 @@ pub enum Stranger {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NodeSocket(Told);
 
+impl NodeSocket {
+    /// Whether root made it, as a kubelet's is.
+    #[must_use]
+    pub const fn is_of_root(&self) -> bool {
+        self.0.uid == 0
+    }
+}
+
 /// Knows the node's kubelet. What asks it is answered by a thread of its own, which reads /proc.
 #[derive(Debug)]
 pub struct KubeletWatch {
@@ -120,7 +128,7 @@ impl KubeletWatch {
     /// Why not.
     pub async fn recognise(&self, socket: NodeSocket) -> Result<(), Stranger> {
         // A kubelet is root. Whoever is not cannot make the thread busy.
-        if socket.0.uid != 0 {
+        if !socket.is_of_root() {
             return Err(Stranger::Other(format!("a process of user {}", socket.0.uid)));
         }
         let failed = |why: &str| Stranger::Failed(why.to_owned());
