@@ -72,7 +72,8 @@ pub(crate) async fn http2<D: Dial>(
     let Upstream { io, info } = dial(conn, endpoint, tls, Protocol::Http2).await?;
     let limits = &conn.http.shared.limits;
     // No PING: gRPC's servers end a connection that asks more often than every five minutes (ENHANCE_YOUR_CALM,
-    // `too_many_pings`). Whether the other end lives is its tunnel's matter, or TCP's where there is none.
+    // `too_many_pings`). Whether the other end lives is its tunnel's matter, or TCP's where there is none; until TCP gives
+    // up, which takes it a quarter of an hour, the pool gives no new requests to one that answers none.
     let handshake = http2::Builder::new(conn.share.executor())
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)

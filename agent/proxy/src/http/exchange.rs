@@ -52,6 +52,13 @@ impl<Io> Lease<Io> {
         matches!(self, Self::H1(_, h1) if h1.reused)
     }
 
+    /// The request that was sent has an answer, or a refusal.
+    pub(crate) fn answered(&self) {
+        if let Self::H2(stream) = self {
+            stream.0.answered();
+        }
+    }
+
     /// Sends a request.
     pub(crate) fn send(
         &mut self,

@@ -285,7 +285,11 @@ async fn send_to<D: Dial>(
     let sending = lease.send(Request::from_parts(parts, body));
     let lost = lease.info().tunnel.as_ref().map(|tunnel| tunnel.lost());
     exchange.attempt.lease = Some(lease);
-    match unless_lost(sending, lost).await {
+    let sent = unless_lost(sending, lost).await;
+    if let (Some(_), Some(lease)) = (&sent, &exchange.attempt.lease) {
+        lease.answered();
+    }
+    match sent {
         Some(Ok(response)) => finish_try(exchange, plan, response, idempotent),
         Some(Err(failed)) => Err(broken(exchange, failed, kept).into()),
         None => {

@@ -120,7 +120,9 @@ async fn copy<D: Dial>(
     let mut lease = leased?;
     shape(&mut parts, &lease, way.tls.is_some());
     let sending = lease.send(Request::from_parts(parts, body));
-    let response = sending.await.map_err(|e| error(Reason::UpstreamReset, e.error().to_string()))?;
+    let sent = sending.await;
+    lease.answered();
+    let response = sent.map_err(|e| error(Reason::UpstreamReset, e.error().to_string()))?;
     if drain(response.into_body()).await
         && let Lease::H1(key, h1) = lease
     {

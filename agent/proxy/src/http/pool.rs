@@ -30,6 +30,9 @@ const IDLE_PER_ENDPOINT_MAX: usize = 256;
 const IDLE_MAX_TOTAL: usize = 4096;
 /// Streams that we put on one HTTP/2 connection even if the peer allows more: one connection is one core there.
 const STREAMS_MAX: usize = 100;
+/// How long an HTTP/2 connection outside any tunnel may owe every answer before new requests go onto another one. Its peer
+/// may be slow, which costs one more connection, or gone, which nothing else would say: see [`super::connect::http2`].
+const SILENT_MAX: Duration = Duration::from_secs(5);
 
 /// What a kept connection is good for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,6 +74,9 @@ pub(crate) struct H2Conn {
     pub(crate) streams_allowed: Rc<Cell<usize>>,
     streams: Cell<usize>,
     used: Cell<Instant>,
+    /// Since when requests have been sent without an answer to any of them. A tunnel looks for signs of life by itself:
+    /// always `None` there.
+    unanswered: Cell<Option<Instant>>,
 }
 
 impl H2Conn {
@@ -86,7 +92,17 @@ impl H2Conn {
             streams_allowed,
             streams: Cell::new(0),
             used: Cell::new(Instant::now()),
+            unanswered: Cell::default(),
         })
+    }
+
+    /// A request here has been answered, or refused: somebody is there.
+    pub(crate) fn answered(&self) {
+        self.unanswered.set(None);
+    }
+
+    fn is_silent(&self) -> bool {
+        self.unanswered.get().is_some_and(|since| since.elapsed() > SILENT_MAX)
     }
 
     fn has_room(&self) -> bool {
@@ -104,6 +120,9 @@ pub(crate) struct Stream(pub(crate) Rc<H2Conn>);
 impl Stream {
     fn open(conn: &Rc<H2Conn>) -> Self {
         conn.streams.set(conn.streams.get() + 1);
+        if conn.info.tunnel.is_none() && conn.unanswered.get().is_none() {
+            conn.unanswered.set(Some(Instant::now()));
+        }
         Self(Rc::clone(conn))
     }
 }
@@ -249,7 +268,8 @@ impl<Io: 'static> Pool<Io> {
         let mut h2 = self.h2.borrow_mut();
         let shared = h2.entry(*key).or_default();
         shared.conns.retain(|c| !c.sender.is_closed() && fits(&c.info, endpoint));
-        if let Some(conn) = shared.conns.iter().filter(|c| c.has_room()).max_by_key(|c| c.streams.get()) {
+        let fit = shared.conns.iter().filter(|c| c.has_room() && !c.is_silent());
+        if let Some(conn) = fit.max_by_key(|c| c.streams.get()) {
             return H2Turn::Stream(Stream::open(conn));
         }
         if let Some(dialing) = shared.dialing.as_ref().filter(|d| !d.done.get())

@@ -320,3 +320,45 @@ fn a_grpc_server_is_not_pinged_until_it_hangs_up() {
         tokio::time::timeout(DAY, frames).await.expect_err("the stream is open for a day");
     });
 }
+
+/// Where there is no tunnel nobody looks for signs of life. What waits for a peer that vanished goes on waiting, but new
+/// requests do not join it; an answer to anybody shows that it lives, however slow the others are.
+#[test]
+fn no_new_request_goes_onto_an_http2_connection_that_answers_none() {
+    run_paused(async {
+        let mut quiet = Quiet::mesh(AppProtocol::H2c);
+        let client = h2_over(quiet.connect(in_mesh())).await;
+        let ask_in_vain = || {
+            let mut client = client.clone();
+            tokio::task::spawn_local(async move {
+                let _ = client.send_request(ask()).await;
+            });
+            sleep(Duration::from_secs(4))
+        };
+        ask_in_vain().await;
+        let mut gone = quiet.upstreams.recv().await.unwrap();
+        gone.write_all(&HTTP2[24..]).await.unwrap();
+        ask_in_vain().await;
+        assert!(quiet.upstreams.try_recv().is_err(), "a slow answer is waited for");
+        let mut third = client.clone();
+        let asking =
+            tokio::task::spawn_local(async move { third.send_request(ask()).await.unwrap().status() });
+        let io = TokioIo::new(quiet.upstreams.recv().await.unwrap());
+        let service = service_fn(|request: Request<hyper::body::Incoming>| async move {
+            if request.uri().path() == "/slow" {
+                sleep(DAY).await;
+            }
+            Ok::<_, Infallible>(text(200, "x"))
+        });
+        tokio::task::spawn_local(conn::http2::Builder::new(LocalExec).serve_connection(io, service));
+        assert_eq!(asking.await.unwrap(), 200);
+        let mut slow = client.clone();
+        let request = Request::get("http://app/slow").header("host", "app").body(body("")).unwrap();
+        tokio::task::spawn_local(async move { slow.send_request(request).await });
+        for _ in 0..20 {
+            sleep(Duration::from_secs(4)).await;
+            assert_eq!(client.clone().send_request(ask()).await.unwrap().status(), 200);
+        }
+        assert!(quiet.upstreams.try_recv().is_err(), "it answers, if not everybody");
+    });
+}
