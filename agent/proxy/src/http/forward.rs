@@ -10,7 +10,7 @@ use super::{
     io::MaybeTls,
     mirror,
     plan::{Plan, Step, Way, plan},
-    pool::{H2Turn, Key},
+    pool::{H2Turn, Key, Stream},
     reply::ResponseBody,
     respond::{self, error},
     upgrade,
@@ -362,26 +362,49 @@ pub(crate) async fn lease<D: Dial>(
             let new = Box::pin(impatiently(endpoint.addr, new, may_turn)).await?;
             Ok(Lease::H1(key, new))
         }
-        Protocol::Http2 => loop {
-            match conn.pool.h2(&key, endpoint) {
-                H2Turn::Stream(stream) => {
-                    telemetry.count(Counter::PoolHitHttp);
-                    return Ok(Lease::H2(stream));
-                }
-                H2Turn::Wait(dialing) => dialing.done().await?,
-                H2Turn::Dial(turn) => {
-                    telemetry.count(Counter::PoolMissHttp);
-                    let new = connect::http2(conn, endpoint, way.tls.as_deref());
-                    return match Box::pin(impatiently(endpoint.addr, new, &may_turn)).await {
-                        Ok(new) => Ok(Lease::H2(conn.pool.add_h2(&conn.share, key, &new))),
-                        Err(error) => {
-                            turn.fail(&error);
-                            Err(error)
-                        }
-                    };
-                }
+        Protocol::Http2 => match conn.pool.h2(&key, endpoint) {
+            H2Turn::Stream(stream) => {
+                telemetry.count(Counter::PoolHitHttp);
+                Ok(Lease::H2(stream))
+            }
+            turn => {
+                let new = lease_new(conn, key, turn, endpoint, way);
+                Box::pin(impatiently(endpoint.addr, new, may_turn)).await.map(Lease::H2)
             }
         },
+    }
+}
+
+/// A stream of an HTTP/2 connection that is being made, by us or by somebody whom we wait for. Whoever makes it may lose
+/// patience and drop this: then those who wait are told nothing but that the turn is theirs, since they may have nowhere
+/// else to go.
+async fn lease_new<D: Dial>(
+    conn: &Conn<D>,
+    key: Key,
+    mut turn: H2Turn,
+    endpoint: &Endpoint,
+    way: &Way,
+) -> Result<Stream, ProxyError> {
+    let telemetry = &conn.http.telemetry;
+    loop {
+        match turn {
+            H2Turn::Stream(stream) => {
+                telemetry.count(Counter::PoolHitHttp);
+                return Ok(stream);
+            }
+            H2Turn::Wait(dialing) => dialing.done().await?,
+            H2Turn::Dial(turn) => {
+                telemetry.count(Counter::PoolMissHttp);
+                return match connect::http2(conn, endpoint, way.tls.as_deref()).await {
+                    Ok(new) => Ok(conn.pool.add_h2(&conn.share, key, &new)),
+                    Err(error) => {
+                        turn.fail(&error);
+                        Err(error)
+                    }
+                };
+            }
+        }
+        turn = conn.pool.h2(&key, endpoint);
     }
 }
 

@@ -174,7 +174,7 @@ pub(crate) enum H2Turn {
     Dial(DialTurn),
 }
 
-/// The duty to make a connection; whoever waits for it is told when this is dropped.
+/// The duty to make a connection; whoever waits for it is told when this is dropped, and asks again.
 pub(crate) struct DialTurn(Rc<Dialing>);
 
 impl DialTurn {

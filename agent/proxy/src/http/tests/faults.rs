@@ -10,7 +10,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use weft_core::{
-    config::{AppProtocol, Config, HttpRule},
+    config::{AppProtocol, Backend, Config, HttpRule},
     model::{Retry, RouteKind},
 };
 
@@ -210,6 +210,54 @@ fn a_connection_that_does_not_come_about_in_a_second_is_tried_elsewhere_where_th
             let asked = tokio::time::timeout(Duration::from_secs(if both { 20 } else { 2 }), asking).await;
             assert_eq!(asked.is_ok(), both, "without another one it is waited for");
         }
+    });
+}
+
+/// Two Services share an endpoint that takes no connection for now. Who has another one turns there, also when somebody
+/// else is connecting; who has none is not failed by one who turned.
+#[test]
+fn who_waits_for_anothers_connection_has_patience_of_its_own() {
+    run(async {
+        let apps = [App::named("0").await, App::named("1").await];
+        let bed = |late: usize| {
+            let mut world = World::default();
+            let only = world.service(backend("only", AppProtocol::H2c), &[apps[late].addr]);
+            // A client of this one always asks the same endpoint first.
+            let affinity = Some(Duration::from_secs(60));
+            let both = Backend { client_ip_affinity: affinity, ..backend("both", AppProtocol::H2c) };
+            let both = world.service(both, &[apps[0].addr, apps[1].addr]);
+            let routes = vec![(prefix("/only"), rule(to(&only))), (prefix("/both"), rule(to(&both)))];
+            Bed::new(world.frontend(&only, Some(routes)))
+        };
+        let first = get(bed(0).mesh().await, "/both").await.1;
+        let late = usize::from(first == "1");
+        let other = if late == 1 { "0" } else { "1" };
+        let dialled = async |bed: &Bed| {
+            while bed.dials.get() == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let asked = |mesh, path: &'static str| tokio::task::spawn_local(get(mesh, path));
+
+        let waiting = bed(late);
+        waiting.hangs.set(Some(apps[late].addr));
+        let mesh = waiting.mesh().await;
+        let alone = asked(mesh, "/only");
+        dialled(&waiting).await;
+        let turning = tokio::time::timeout(Duration::from_secs(4), asked(mesh, "/both")).await;
+        assert_eq!(turning.expect("a second's wait").unwrap(), (200, other.into()));
+        assert_eq!(waiting.dials.get(), 2, "the one that hangs is dialled once, for both");
+        assert!(!alone.is_finished(), "without another one it is waited for");
+        alone.abort();
+
+        let turning = bed(late);
+        turning.hangs.set(Some(apps[late].addr));
+        let mesh = turning.mesh().await;
+        let turned = asked(mesh, "/both");
+        dialled(&turning).await;
+        turning.hangs.set(None);
+        assert_eq!(asked(mesh, "/only").await.unwrap(), (200, first), "it connects by itself");
+        assert_eq!(turned.await.unwrap(), (200, other.into()));
     });
 }
 
