@@ -6,6 +6,7 @@
 
 use crate::{
     context::ShareKey,
+    error::{Blame, ProxyError},
     nodes::{Node, Nodes},
     sticky::StickyClients,
     telemetry::{Counter, WorkerTelemetry},
@@ -99,6 +100,14 @@ impl InFlight {
         }
         if let Some(node) = &seat.node {
             node.proved(self.began, now);
+        }
+    }
+
+    /// A try ended with `error`, which is `fault` of the endpoint's, if it is the endpoint's at all: that we have no
+    /// certificate, or no room, says nothing of it.
+    pub fn blamed(&self, error: &ProxyError, fault: Fault, now: Instant) {
+        if error.blame == Blame::Upstream {
+            self.failed(fault, now);
         }
     }
 

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     dial::{Dial, impatiently},
-    error::{Blame, ProxyError, Reason},
+    error::{ProxyError, Reason},
     loads::Choice,
     telemetry::Counter,
     transport::pulse::Wait,
@@ -106,7 +106,7 @@ async fn forward<D: Dial>(
             Err(failure) => *failure,
         };
         if let (Some(in_flight), Some(fault)) = (&exchange.attempt.in_flight, fault(&exchange, &failure)) {
-            in_flight.failed(fault, Instant::now());
+            in_flight.blamed(&failure.error, fault, Instant::now());
         }
         let decision = next(&exchange, &plan, &failure, idempotent, &tried);
         exchange.try_failed(failure.error.reason, failure.code);
@@ -123,9 +123,9 @@ async fn forward<D: Dial>(
     }
 }
 
-/// What the failure of a try says of its endpoint.
+/// What the failure of a try says of its endpoint, if that is to blame.
 fn fault<D: Dial>(exchange: &Exchange<D>, failure: &Failure) -> Option<Fault> {
-    if exchange.upload_failed().is_some() || failure.error.blame != Blame::Upstream {
+    if exchange.upload_failed().is_some() {
         return None;
     }
     match failure.outcome {

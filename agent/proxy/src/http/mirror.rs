@@ -115,7 +115,7 @@ async fn copy<D: Dial>(
     let leased = lease(conn, &endpoint, way, false, || false).await;
     match &leased {
         Ok(_) => in_flight.connected(Instant::now()),
-        Err(_) => in_flight.failed(Fault::Unreached, Instant::now()),
+        Err(error) => in_flight.blamed(error, Fault::Unreached, Instant::now()),
     }
     let mut lease = leased?;
     shape(&mut parts, &lease, way.tls.is_some());

@@ -1,7 +1,12 @@
 //! What goes wrong behind us, and what the client sees of it.
 
 use super::support::*;
-use crate::{context::Limits, http::REASON_HEADER};
+use crate::{
+    context::{Limits, Source},
+    dial::{Dial, Upstream, UpstreamInfo},
+    error::{ProxyError, Reason, Retryable},
+    http::{REASON_HEADER, respond},
+};
 use http::{HeaderValue, Request};
 use http_body_util::BodyExt;
 use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
@@ -10,7 +15,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use weft_core::{
-    config::{AppProtocol, Backend, Config, HttpRule},
+    config::{AppProtocol, Backend, Config, Endpoint, HttpRule, MirrorTarget},
     model::{Retry, RouteKind},
 };
 
@@ -185,6 +190,58 @@ fn an_endpoint_that_only_fails_is_ejected_and_one_that_is_too_busy_gets_less() {
             assert_eq!(good.count() + bad.count(), 100);
             assert!(expected.contains(&bad.count()), "{code} {header:?}: {}", bad.count());
             assert_eq!(!bed.metrics().contains("weft_ejections_total 0"), ejected, "{}", bed.metrics());
+        }
+    });
+}
+
+/// Takes no connection to this endpoint, for this reason.
+struct Without(SocketAddr, Reason);
+
+impl Dial for Without {
+    type Io = TcpStream;
+
+    async fn dial(
+        &self,
+        _: &Rc<Source>,
+        endpoint: &Endpoint,
+        _: bool,
+    ) -> Result<Upstream<TcpStream>, ProxyError> {
+        if endpoint.addr == self.0 {
+            return Err(ProxyError { retry: Retryable::Yes, ..respond::error(self.1, "") });
+        }
+        let io = TcpStream::connect(endpoint.addr).await.unwrap();
+        Ok(Upstream { io, info: UpstreamInfo::plain(endpoint.addr) })
+    }
+}
+
+/// Whether a request or a copy of one is sent there.
+#[test]
+fn an_endpoint_is_not_ejected_for_what_we_lack_ourselves() {
+    run(async {
+        let app = App::named("app").await;
+        let other: SocketAddr = ([127, 0, 0, 1], 1).into();
+        for (reason, ejected) in
+            [(Reason::NoCertificate, false), (Reason::Limit, false), (Reason::ConnectFailed, true)]
+        {
+            for copied in [true, false] {
+                let mut world = World::default();
+                let good = world.service(backend("app", AppProtocol::Http), &[app.addr]);
+                let bad = world.service(backend("bad", AppProtocol::Http), &[other]);
+                let mut rule = rule(to(if copied { &good } else { &bad }));
+                if copied {
+                    rule.filters.mirrors =
+                        vec![Arc::new(MirrorTarget { backend: bad, numerator: 1, denominator: 1 })];
+                }
+                let config = world.frontend(&good, Some(vec![(prefix("/"), rule)]));
+                let dial = (Without(other, reason), Rc::default(), Rc::default());
+                let bed = Bed::around(Limits::default(), config, dial);
+                assert_eq!(get(bed.mesh().await, "/").await.0, if copied { 200 } else { 503 });
+                while bed.http.mirrors.get() > 0 {
+                    tokio::task::yield_now().await;
+                }
+                let seen = !bed.metrics().contains("weft_ejections_total 0");
+                assert_eq!(seen, ejected, "{reason:?}, a copy: {copied}");
+            }
         }
     });
 }
