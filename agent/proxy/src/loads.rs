@@ -187,9 +187,22 @@ impl Seat {
         }
         let health = self.health.get();
         if health.is_in() {
-            return View::Well(self.load.get().cost(now), self.young(now));
+            return self.well(now);
         }
         if probes && health.standing(now) == Standing::Due { View::Due } else { View::Ejected }
+    }
+
+    /// The same for who tells nothing of the outcome. It must not take the place of a request that would; and since there
+    /// may be none, what is due is as good to it as any.
+    fn view_untold(&self, now: Instant) -> View {
+        match self.view(&[], now) {
+            View::Due => self.well(now),
+            view => view,
+        }
+    }
+
+    fn well(&self, now: Instant) -> View {
+        View::Well(self.load.get().cost(now), self.young(now))
     }
 
     fn young(&self, now: Instant) -> Option<SlowStart> {
@@ -219,17 +232,7 @@ impl Loads {
     pub fn choose(&self, choice: &Choice<'_>, now: Instant, draw: u64) -> Option<(usize, InFlight)> {
         let seats = self.seats(choice, now);
         let seats = &seats.seats;
-        let view = |i: usize| seats[i].view(choice.tried, now);
-        let picked = if choice.backend.client_ip_affinity.is_some() {
-            let (from, backend) = ((choice.share, choice.client), (choice.backend, &**choice.set));
-            let of =
-                |wanted: &dyn Fn(View) -> bool| self.sticky.pick(from, backend, |i| wanted(view(i)), now);
-            let well = of(&|view| matches!(view, View::Well(..) | View::Due));
-            let index = well.or_else(|| of(&|view| view != View::Tried));
-            index.map(|index| Picked { index, probe: view(index) == View::Due })
-        } else {
-            pick(seats.len(), now, draw, view)
-        };
+        let picked = self.pick(choice, now, draw, |i| seats[i].view(choice.tried, now));
         // All were tried: any of them again.
         let picked = picked.or_else(|| pick(seats.len(), now, draw, |i| seats[i].view(&[], now)))?;
         let seat = &seats[picked.index];
@@ -239,9 +242,37 @@ impl Loads {
                 node.probe(now);
             }
         }
+        Some((picked.index, self.begin(seat, now)))
+    }
+
+    /// The same for who will not tell whether there was an answer: datagrams, and copies of requests. Probes nobody.
+    pub fn choose_untold(&self, choice: &Choice<'_>, now: Instant, draw: u64) -> Option<(usize, InFlight)> {
+        let seats = self.seats(choice, now);
+        let seats = &seats.seats;
+        let picked = self.pick(choice, now, draw, |i| seats[i].view_untold(now))?;
+        Some((picked.index, self.begin(&seats[picked.index], now)))
+    }
+
+    fn pick(
+        &self,
+        choice: &Choice<'_>,
+        now: Instant,
+        draw: u64,
+        view: impl Fn(usize) -> View,
+    ) -> Option<Picked> {
+        if choice.backend.client_ip_affinity.is_none() {
+            return pick(choice.set.ready.len(), now, draw, view);
+        }
+        let (from, backend) = ((choice.share, choice.client), (choice.backend, &**choice.set));
+        let of = |wanted: &dyn Fn(View) -> bool| self.sticky.pick(from, backend, |i| wanted(view(i)), now);
+        let well = of(&|view| matches!(view, View::Well(..) | View::Due));
+        let index = well.or_else(|| of(&|view| view != View::Tried))?;
+        Some(Picked { index, probe: view(index) == View::Due })
+    }
+
+    fn begin(&self, seat: &Rc<Seat>, now: Instant) -> InFlight {
         update(&seat.load, Load::begin);
-        let telemetry = Rc::clone(&self.telemetry);
-        Some((picked.index, InFlight { seat: Rc::clone(seat), began: now, telemetry }))
+        InFlight { seat: Rc::clone(seat), began: now, telemetry: Rc::clone(&self.telemetry) }
     }
 
     /// Whether a request that waits for `at` would find another endpoint that is well.

@@ -199,8 +199,7 @@ impl Receiver {
         let endpoints = config.endpoints.get(&backend.key).ok_or_else(nobody)?;
         let share = self.tenant.share.key();
         let choice = Choice { backend: &backend, set: endpoints, share, client: ended.peer.ip(), tried: &[] };
-        let chosen = self.worker.loads.choose(&choice, Instant::now().into_std(), self.worker.draw());
-        // Not counted there: datagrams say nothing of whether they are answered.
+        let chosen = self.worker.loads.choose_untold(&choice, Instant::now().into_std(), self.worker.draw());
         let endpoint = chosen.and_then(|(i, _)| endpoints.ready.get(i)).ok_or_else(nobody)?;
         ended.note(endpoint);
         Ok((backend, endpoint))

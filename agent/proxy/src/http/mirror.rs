@@ -107,7 +107,7 @@ async fn copy<D: Dial>(
         set.and_then(|set| {
             let (share, client) = (conn.share.key(), conn.peer.ip());
             let choice = Choice { backend, set, share, client, tried: &[] };
-            let (index, in_flight) = http.loads.choose(&choice, now, http.draw())?;
+            let (index, in_flight) = http.loads.choose_untold(&choice, now, http.draw())?;
             Some((set.ready.get(index)?.clone(), in_flight))
         })
     };

@@ -56,12 +56,18 @@ impl Bed {
     }
 
     fn choose(&mut self, set: &Arc<EndpointSet>, tried: &[SocketAddr]) -> (u8, InFlight) {
+        self.ask(set, tried, true)
+    }
+
+    /// `tells`: whether the outcome will be told.
+    fn ask(&mut self, set: &Arc<EndpointSet>, tried: &[SocketAddr], tells: bool) -> (u8, InFlight) {
         self.draws += 1;
         let draw = self.draws.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let share = ShareKey::Pod(ObjectKey::new("shop", "client"));
         let client = [10, 1, 1, 1].into();
         let choice = Choice { backend: &self.backend, set, share: &share, client, tried };
-        let (index, in_flight) = self.loads.choose(&choice, self.now, draw).unwrap();
+        let choose = if tells { Loads::choose } else { Loads::choose_untold };
+        let (index, in_flight) = choose(&self.loads, &choice, self.now, draw).unwrap();
         let SocketAddr::V4(addr) = set.ready[index].addr else { panic!("IPv4 only") };
         (addr.ip().octets()[3], in_flight)
     }
@@ -218,6 +224,28 @@ fn a_retry_goes_elsewhere_and_never_probes() {
     assert!((0..100).any(|_| bed.choose(&all, &[]).0 == 2));
     let pods: HashSet<u8> = (0..100).map(|_| bed.choose(&all, &[1, 2, 3].map(addr)).0).collect();
     assert!(!pods.is_empty(), "all were tried: any of them again");
+}
+
+/// DNS by UDP and by TCP are one endpoint.
+#[test]
+fn who_tells_no_outcome_takes_no_probes_place() {
+    for affinity in [None, Some(Duration::from_secs(10_800))] {
+        let (mut bed, all) = (Bed::new(), set(&[1, 2, 3]));
+        bed.backend.client_ip_affinity = affinity;
+        bed.shares(&all, &[]);
+        let (dead, in_flight) = bed.choose(&all, &[]);
+        in_flight.failed(Fault::Unreached, bed.now);
+        drop(in_flight);
+        let datagrams = |bed: &mut Bed| (0..300).filter(|_| bed.ask(&all, &[], false).0 == dead).count();
+        assert_eq!(datagrams(&mut bed), 0, "while it is ejected");
+        bed.pass(500);
+        // Nobody else may ever go there: it has its share, or its client, again.
+        let expected = if affinity.is_some() { 300..=300 } else { 70..=130 };
+        let sent = datagrams(&mut bed);
+        assert!(expected.contains(&sent), "{sent}");
+        let probe = (0..100).map(|_| bed.choose(&all, &[]).0).filter(|pod| *pod == dead).count();
+        assert_eq!(probe, 1, "one that tells goes there, and only one until it has told");
+    }
 }
 
 #[test]
