@@ -326,6 +326,45 @@ async fn where_no_agent_answers_on_the_applications_port_15008_does() {
     check(15, Garbled::Waits).await;
 }
 
+/// A policy that lets us in to the one and to 15008 may keep us from the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_detour_to_one_port_of_a_pod_is_none_to_another() {
+    /// The application hangs up on a tunnel, and echoes anything else. Counts tunnels.
+    async fn port(ip: IpAddr) -> (SocketAddr, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind((ip, 0)).await.unwrap();
+        let (addr, seen) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+        let asked = seen.clone();
+        tokio::spawn(async move {
+            while let Ok((mut io, _)) = listener.accept().await {
+                let asked = asked.clone();
+                tokio::spawn(async move {
+                    let mut first = [0; 1];
+                    if io.peek(&mut first).await.is_ok_and(|n| n == 1 && first[0] == 0x16) {
+                        asked.fetch_add(1, Ordering::Relaxed);
+                        return;
+                    }
+                    let (mut read, mut write) = io.split();
+                    let _ = copy(&mut read, &mut write).await;
+                    let _ = write.shutdown().await;
+                });
+            }
+        });
+        (addr, seen)
+    }
+    let mesh = Mesh::start(1);
+    let client = mesh.pod("a", "127.11.20.1", MtlsMode::Strict).await;
+    let server = mesh.pod("b", "127.11.20.2", MtlsMode::Strict).await;
+    mesh.announce(&server);
+    let ports = [port(server.workload.ips[0]).await, port(server.workload.ips[0]).await];
+    for (addr, asked) in &ports {
+        for _ in 0..2 {
+            assert_eq!(exchange(call(&client, *addr).await, b"hello").await.unwrap(), b"hello");
+        }
+        assert_eq!(asked.load(Ordering::Relaxed), 1, "each is asked by itself, once");
+    }
+    mesh.stop().await;
+}
+
 /// A port that is refused, as by a NetworkPolicy or where nothing listens, is not called by the back door.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_port_is_not_called_by_15008() {

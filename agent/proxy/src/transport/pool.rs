@@ -47,7 +47,7 @@ const ANSWER_SLACK: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub struct Tunnels {
     entries: RefCell<HashMap<TunnelKey, Rc<Entry>>>,
-    /// Pods whose agent answers on 15008 only, whatever was said of it.
+    /// Ports of pods whose agent answers on 15008 only, whatever was said of it.
     detours: Detours,
 }
 
@@ -217,7 +217,7 @@ impl Tunnels {
 
     fn key(&self, worker: &Worker, want: Want<'_>) -> TunnelKey {
         let way = match way(&worker.shared.config.load(), want.source, want.workload, want.to) {
-            Way::Application(_) if self.detours.has(want.to.ip(), Instant::now()) => Way::Hbone,
+            Way::Application(_) if self.detours.has(want.to, Instant::now()) => Way::Hbone,
             way => way,
         };
         TunnelKey {
@@ -322,6 +322,9 @@ async fn open(
         }
         Err(error) => {
             worker.telemetry.count(Counter::HandshakeTunnelClientFailed);
+            if key.way == Way::Hbone {
+                worker.tunnels.detours.forget(key.ip);
+            }
             *entry.failure.borrow_mut() = Some(error);
             drop(opening);
         }
@@ -359,8 +362,8 @@ async fn establish(
         }
     };
     if came != key.way {
-        worker.tunnels.detours.note(key.ip, Instant::now());
-        tracing::debug!(pod = %key.ip, "its agent takes tunnels on 15008 only");
+        worker.tunnels.detours.note(to(key.way), Instant::now());
+        tracing::debug!(to = %to(key.way), "its agent takes tunnels on 15008 only");
     }
     let identity = Rc::new(key.identity.clone());
     Tunnel::establish(Metered(tls), identity, node).await.map_err(|error| broken(to(came), &error))

@@ -18,10 +18,10 @@ use weft_core::{config::Config, model::Workload};
 const DETOUR_AFTER: Duration = Duration::from_secs(1);
 /// After a handshake that failed there, 15008 is given this long before the application's port is asked once more.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
-/// So long a pod is not asked again on its applications' ports, when only 15008 answered as an agent does. What its agent
+/// So long a pod is not asked again on a port of an application, when only 15008 answered as an agent does. What its agent
 /// says of that has come to us by then.
 const REMEMBERED: Duration = Duration::from_secs(30);
-/// Pods that are remembered. Of more than that, some are asked again too early.
+/// Ports of pods that are remembered. Of more than that, some are asked again too early.
 const REMEMBERED_MAX: usize = 1024;
 
 /// Where tunnels for a stream go.
@@ -109,33 +109,39 @@ pub async fn either<T>(
     }
 }
 
-/// Pods that said they look for tunnels on their applications' ports, and did not: their agent has just been replaced by one
-/// of an older version.
+/// Ports of pods that said they look for tunnels there, and did not: their agent has just been replaced by one of an older
+/// version. Each port by itself: what a policy lets us in to says nothing of the pod's others, and to those that it closes
+/// 15008 must not be the way around it.
 #[derive(Debug, Default)]
 pub struct Detours {
-    until: RefCell<HashMap<IpAddr, Instant>>,
+    until: RefCell<HashMap<SocketAddr, Instant>>,
 }
 
 impl Detours {
-    /// Only 15008 of this pod answered.
-    pub fn note(&self, pod: IpAddr, now: Instant) {
+    /// Where this was wanted, only 15008 of its pod answered.
+    pub fn note(&self, wanted: SocketAddr, now: Instant) {
         let mut until = self.until.borrow_mut();
         if until.len() >= REMEMBERED_MAX {
             until.retain(|_, until| *until > now);
         }
         if until.len() < REMEMBERED_MAX {
-            until.insert(pod, now + REMEMBERED);
+            until.insert(wanted, now + REMEMBERED);
         }
+    }
+
+    /// 15008 of this pod takes no tunnels: its ports are asked again.
+    pub fn forget(&self, pod: IpAddr) {
+        self.until.borrow_mut().retain(|wanted, _| wanted.ip() != pod);
     }
 
     /// Whether to ask 15008 at once.
     #[must_use]
-    pub fn has(&self, pod: IpAddr, now: Instant) -> bool {
+    pub fn has(&self, wanted: SocketAddr, now: Instant) -> bool {
         let mut until = self.until.borrow_mut();
-        match until.get(&pod) {
+        match until.get(&wanted) {
             Some(until) if *until > now => true,
             Some(_) => {
-                until.remove(&pod);
+                until.remove(&wanted);
                 false
             }
             None => false,

@@ -54,14 +54,19 @@ fn tunnels_go_to_the_applications_port_where_they_are_looked_for() {
 fn detours_are_remembered_for_a_while_and_not_without_bound() {
     let detours = Detours::default();
     let now = Instant::now();
-    let pod = |n: u32| IpAddr::from(n.to_be_bytes());
-    detours.note(pod(1), now);
-    assert!(detours.has(pod(1), now) && !detours.has(pod(2), now));
-    assert!(!detours.has(pod(1), now + REMEMBERED));
-    (0..5000).for_each(|n| detours.note(pod(n), now));
+    let to = |n: u32, port| SocketAddr::new(n.to_be_bytes().into(), port);
+    detours.note(to(1, 80), now);
+    assert!(detours.has(to(1, 80), now) && !detours.has(to(2, 80), now));
+    assert!(!detours.has(to(1, 81), now), "a policy may close it");
+    assert!(!detours.has(to(1, 80), now + REMEMBERED));
+    detours.note(to(1, 80), now);
+    detours.note(to(2, 80), now);
+    detours.forget(to(1, 80).ip());
+    assert!(!detours.has(to(1, 80), now) && detours.has(to(2, 80), now), "15008 of the first is closed");
+    (0..5000).for_each(|n| detours.note(to(n, 80), now));
     assert_eq!(detours.until.borrow().len(), REMEMBERED_MAX);
-    detours.note(pod(9999), now + REMEMBERED);
-    assert!(detours.has(pod(9999), now + REMEMBERED) && detours.until.borrow().len() == 1);
+    detours.note(to(9999, 80), now + REMEMBERED);
+    assert!(detours.has(to(9999, 80), now + REMEMBERED) && detours.until.borrow().len() == 1);
 }
 
 fn error(reason: Reason) -> ProxyError {
