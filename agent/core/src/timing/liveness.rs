@@ -2,11 +2,14 @@
 //!
 //! | nothing heard | while something waits for an answer | else |
 //! |---|---|---|
-//! | for 250 ms (500 ms when the wait is long; else 10 s) | PING | PING |
+//! | for 250 ms (500 ms when the wait is long; else 10 to 20 s) | PING | PING |
 //! | and for half the patience more | the node's other tunnels are asked, too | the same |
 //! | and for the patience (650 ms to 1.2 s) | *suspect*: nothing new is sent there | the same |
 //! | and for 500 ms more | *lost*: who waits for an answer stops waiting | the same |
 //! | and for 20 s more | *dead*: the tunnel is given up with all that it carries | the same |
+//!
+//! What comes in is noticed at the next look, which is 10 s away where nobody waits: to note the time of each packet would
+//! cost more than to ask such a peer some seconds later.
 //!
 //! A peer that is merely slow answers PINGs, whatever its application does. One that answers PINGs late, because its
 //! processor is busy, gets a patience that grows with what its answers took before. Anything heard takes all of it back.
@@ -18,7 +21,8 @@ const QUIET: Duration = Duration::from_millis(250);
 /// The same when nobody has begun to wait for [`LONG_WAIT`]: long polls.
 const QUIET_LONG: Duration = Duration::from_millis(500);
 const LONG_WAIT: Duration = Duration::from_secs(2);
-/// The same for a tunnel that nobody waits on: idle tunnels cost next to nothing.
+/// The same for a tunnel that nobody waits on, counted from the look that noticed its last sign of life: idle tunnels cost
+/// next to nothing.
 const QUIET_IDLE: Duration = Duration::from_secs(10);
 /// How often a tunnel that somebody waits on is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -68,6 +72,7 @@ pub struct Check {
 #[derive(Clone, Copy, Debug)]
 pub struct Liveness {
     heard: u64,
+    /// When a look noticed the last sign of life, which may have come any time since the look before.
     heard_at: Instant,
     waiting_since: Option<Instant>,
     /// How many waits had begun, and when the last one was seen.

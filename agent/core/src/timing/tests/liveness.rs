@@ -75,6 +75,19 @@ fn an_idle_tunnel_is_asked_every_ten_seconds_and_no_more() {
 }
 
 #[test]
+fn an_idle_tunnel_that_falls_silent_is_asked_after_ten_to_twenty_seconds() {
+    let check = |last_heard: u64, asked: u64| {
+        let mut story = Story::new(false);
+        story.heard += u64::from(last_heard > 0);
+        assert_eq!(story.until(|c| c.ping), asked, "silent from {last_heard}");
+        assert_eq!(story.until(|c| c.silence == Silence::Dead), asked + 20_000, "silent from {last_heard}");
+    };
+    check(0, 10_000);
+    // Just after a look: noticed by the next one.
+    check(1, 20_000);
+}
+
+#[test]
 fn anything_heard_takes_it_back() {
     let mut story = Story::new(true);
     for wanted in [Silence::Doubted, Silence::Suspect, Silence::Lost] {
