@@ -6,11 +6,11 @@
 
 use crate::l4::detect::{Offer, PEEK_MAX, offers};
 use nix::sys::socket::{MsgFlags, recv};
-use std::{io, net::IpAddr, os::fd::AsRawFd, time::Duration};
+use std::{io, iter, net::IpAddr, os::fd::AsRawFd, time::Duration};
 use tokio::{
     io::Interest,
     net::TcpStream,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 use weft_certs::ALPN_WEFT;
 use weft_core::config::Config;
@@ -20,8 +20,10 @@ use weft_core::config::Config;
 const PATIENCE_MESH: Duration = Duration::from_millis(200);
 /// From where plaintext may as well come: programs on nodes, whose servers may have to speak first.
 const PATIENCE_DOUBT: Duration = Duration::from_millis(10);
-/// A ClientHello that has begun is looked at again after this time: its segments come in a row.
+/// A ClientHello that has begun is looked at again after this time, and ever more seldom: its segments come in a row, or
+/// one was lost.
 const AGAIN: Duration = Duration::from_millis(1);
+const AGAIN_MAX: Duration = Duration::from_millis(50);
 /// One that is not whole by then is none.
 const WHOLE_BY: Duration = Duration::from_secs(2);
 /// First look. A hello with a post-quantum key share and a session ticket fits.
@@ -96,26 +98,38 @@ async fn tell(io: &TcpStream) -> Arrived {
     if io.readable().await.is_err() {
         return Arrived::Plaintext;
     }
-    let whole_by = Instant::now() + WHOLE_BY;
+    let (mut pauses, mut known) = (pauses(), None);
     let mut bytes = vec![0; FIRST_LOOK];
     loop {
         let peeked = io.async_io(Interest::READABLE, || {
             recv(io.as_raw_fd(), &mut bytes, MsgFlags::MSG_PEEK).map_err(io::Error::from)
         });
         let Ok(n) = peeked.await else { return Arrived::Plaintext };
-        let seen = &bytes[..n];
-        match offers(seen, ALPN_WEFT) {
-            Offer::Yes => return Arrived::Tunnel,
-            Offer::NeedMore if !seen.is_empty() && seen.len() < PEEK_MAX && Instant::now() < whole_by => {}
-            Offer::NeedMore | Offer::No => return Arrived::Plaintext,
+        // Not understood anew as long as no more has come.
+        if known != Some(n) {
+            match offers(&bytes[..n], ALPN_WEFT) {
+                Offer::Yes => return Arrived::Tunnel,
+                Offer::NeedMore if (1..PEEK_MAX).contains(&n) => known = Some(n),
+                Offer::NeedMore | Offer::No => return Arrived::Plaintext,
+            }
         }
         if n == bytes.len() {
             bytes.resize(PEEK_MAX, 0);
         }
         // Not waited for by the socket's readiness: that would have to be cleared, and who reads next would not be told of
         // the bytes that are there.
-        sleep(AGAIN).await;
+        let Some(pause) = pauses.next() else { return Arrived::Plaintext };
+        sleep(pause).await;
     }
+}
+
+/// When to look again at a ClientHello that is not whole, until it is too late.
+fn pauses() -> impl Iterator<Item = Duration> {
+    let longer = |pause: &Duration| Some((*pause * 2).min(AGAIN_MAX));
+    iter::successors(Some(AGAIN), longer).scan(Duration::ZERO, |sum, pause| {
+        *sum += pause;
+        (*sum <= WHOLE_BY).then_some(pause)
+    })
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy, copy_bidirectional},
     net::{TcpListener, TcpSocket},
+    time::Instant,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use weft_certs::{Alpn, PeerSet};
@@ -158,6 +159,16 @@ async fn what_comes_from_outside_is_not_looked_at() {
     tokio::time::timeout(PATIENCE, io.read_exact(&mut banner)).await.unwrap().unwrap();
     assert_eq!(&banner, b"220 ready");
     mesh.stop().await;
+}
+
+/// Any number of connections may stop in the middle of a hello.
+#[test]
+fn half_a_hello_is_looked_at_ever_more_seldom() {
+    let all: Vec<u128> = pauses().map(|pause| pause.as_millis()).collect();
+    assert_eq!(all[..4], [1, 2, 4, 8], "its segments come in a row");
+    assert!(all.len() < 50, "{} looks", all.len());
+    let whole: u128 = all.iter().sum();
+    assert!((1900..=2000).contains(&whole), "a lost segment may come again: {whole} ms");
 }
 
 /// A server that speaks first is late by this for whoever is silent.

@@ -37,7 +37,7 @@ impl Redirects {
         all.filter(|r| r.port == port && r.until > now).map(|r| r.asked.clone()).collect()
     }
 
-    /// The application has answered with a redirect. What is remembered longest goes when there is no room.
+    /// The application has answered with a redirect. What was not said for longest goes when there is no room.
     pub(super) fn learn(&self, pod: &ObjectKey, (port, asked): (u16, Asked), now: Instant) {
         if asked.depth > DEPTH_MAX {
             return;
@@ -53,7 +53,7 @@ impl Redirects {
         let all = pods.entry(pod.clone()).or_default();
         // The shortest way to it counts.
         let known = all.iter().position(|r| r.port == port && r.asked.ask == asked.ask);
-        let depth = known.map_or(asked.depth, |at| all.swap_remove(at).asked.depth.min(asked.depth));
+        let depth = known.map_or(asked.depth, |at| all.remove(at).asked.depth.min(asked.depth));
         if all.len() >= PER_POD {
             all.remove(0);
         }
@@ -213,7 +213,13 @@ mod tests {
         redirects.learn(&pod, (80, asked(1, DEPTH_MAX + 1)), start);
         assert_eq!(redirects.of(&pod, 80, start).len(), 1, "too many redirects");
         (0..2 * PER_POD).for_each(|n| redirects.learn(&pod, (80, asked(n, 1)), start));
-        assert_eq!(redirects.of(&pod, 80, start).len(), PER_POD);
+        let kept = (PER_POD..2 * PER_POD).map(|n| asked(n, 1)).collect::<Vec<_>>();
+        assert_eq!(redirects.of(&pod, 80, start), kept);
+        // Said again, the oldest becomes the newest, and the next one goes instead.
+        redirects.learn(&pod, (80, asked(PER_POD, 1)), start);
+        redirects.learn(&pod, (80, asked(0, 1)), start);
+        let kept = [&kept[2..], &[asked(PER_POD, 1), asked(0, 1)]].concat();
+        assert_eq!(redirects.of(&pod, 80, start), kept);
         assert_eq!(redirects.of(&pod, 80, start + REMEMBERED), []);
         for n in 0..2 * PODS_MAX {
             redirects.learn(&ObjectKey::new("shop", format!("p{n}")), (80, asked(n, 1)), start);
