@@ -6,7 +6,7 @@
 
 use crate::l4::detect::{Offer, PEEK_MAX, offers};
 use nix::sys::socket::{MsgFlags, recv};
-use std::{io, iter, net::IpAddr, os::fd::AsRawFd, time::Duration};
+use std::{io, iter, net::IpAddr, os::fd::AsRawFd, pin::pin, time::Duration};
 use tokio::{
     io::Interest,
     net::TcpStream,
@@ -15,10 +15,12 @@ use tokio::{
 use weft_certs::ALPN_WEFT;
 use weft_core::config::Config;
 
-/// A pod of the mesh speaks in clear only while it joins or leaves. Nobody notices this pause then, and its tunnel's first
-/// segment may be sent a second time within it.
+/// A pod of the mesh sends a tunnel, late if its agent has many to open, and the first segment a second time if it was lost.
+/// One that speaks in clear, because it joins or leaves or keeps some ports of others from its capture, waits for a server
+/// that speaks first: once.
 const PATIENCE_MESH: Duration = Duration::from_millis(200);
-/// From where plaintext may as well come: programs on nodes, whose servers may have to speak first.
+/// From where plaintext may as well come: programs on nodes, or a pod that has spoken in clear lately. Their servers may have
+/// to speak first.
 const PATIENCE_DOUBT: Duration = Duration::from_millis(10);
 /// A ClientHello that has begun is looked at again after this time, and ever more seldom: its segments come in a row, or
 /// one was lost.
@@ -68,15 +70,19 @@ pub(crate) enum Arrived {
     Nothing,
 }
 
-/// Looks at what comes from there, for a moment at most. Never at what comes from outside the mesh: its server may have to
-/// speak first.
-pub(crate) async fn look(origin: Origin, io: &TcpStream) -> Arrived {
-    let patience = match origin {
-        Origin::Outside => return Arrived::Plaintext,
-        Origin::Mesh => PATIENCE_MESH,
-        Origin::Either => PATIENCE_DOUBT,
-    };
-    timeout(patience, tell(io)).await.unwrap_or(Arrived::Nothing)
+/// Looks at what comes from there, for a moment at most: for less where a pod of the mesh `speaks_clear`. Never at what comes
+/// from outside the mesh: its server may have to speak first.
+pub(crate) async fn look(origin: Origin, io: &TcpStream, speaks_clear: impl FnOnce() -> bool) -> Arrived {
+    if origin == Origin::Outside {
+        return Arrived::Plaintext;
+    }
+    let mut telling = pin!(tell(io));
+    match timeout(PATIENCE_DOUBT, &mut telling).await {
+        Err(_) if origin == Origin::Mesh && !speaks_clear() => {
+            timeout(PATIENCE_MESH - PATIENCE_DOUBT, telling).await.unwrap_or(Arrived::Nothing)
+        }
+        arrived => arrived.unwrap_or(Arrived::Nothing),
+    }
 }
 
 /// Whether what comes within `patience` is a tunnel.

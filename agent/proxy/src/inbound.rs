@@ -70,7 +70,7 @@ pub(crate) async fn serve(conn: Accepted) {
     let mut ended = Ended::new(Direction::Inbound, "tcp", conn.peer, Instant::now());
     let worker = conn.worker.clone();
     match admit(&conn, &mut ended) {
-        Ok((to, origin)) => match arrival::look(origin, &conn.io).await {
+        Ok((to, origin)) => match arrival::look(origin, &conn.io, || speaks_clear(&conn, &ended)).await {
             Arrived::Tunnel => return tunnel(conn, to).await,
             arrived => {
                 if let Some(conn) = plaintext(conn, to, arrived, &mut ended).await {
@@ -81,6 +81,12 @@ pub(crate) async fn serve(conn: Accepted) {
         Err(error) => refuse(&conn, &error, &mut ended),
     }
     ended.record(&worker);
+}
+
+/// Whether the pod that calls has called this one in clear lately.
+fn speaks_clear(conn: &Accepted, ended: &Ended) -> bool {
+    let (callers, pod) = (&conn.worker.shared.plaintext, &conn.pod.source.workload.pod);
+    ended.source.as_ref().is_some_and(|client| callers.speaks_clear(&client.pod, pod, Instant::now()))
 }
 
 async fn tunnel(conn: Accepted, to: SocketAddr) {

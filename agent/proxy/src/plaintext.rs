@@ -1,11 +1,17 @@
 //! Who speaks to permissive pods in clear: what `strict` would refuse, for `weft status`.
 
 use parking_lot::Mutex;
-use std::{collections::HashMap, net::IpAddr, time::Instant};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 use weft_core::model::ObjectKey;
 
 /// Pairs of caller and pod that are kept.
 const PAIRS_MAX: usize = 1024;
+/// So long a pod is expected to speak in clear again. One that has joined the mesh meanwhile does not any more.
+const LATELY: Duration = Duration::from_secs(600);
 
 /// One caller of one pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +60,13 @@ impl PlaintextCallers {
         *entry = (entry.0 + 1, now);
     }
 
+    /// Whether this pod has called that one in clear within the last [`LATELY`].
+    pub(crate) fn speaks_clear(&self, pod: &ObjectKey, to: &ObjectKey, now: Instant) -> bool {
+        let pair = (Caller::Pod(pod.clone()), to.clone());
+        let last = self.0.lock().seen.get(&pair).map(|(_, last)| *last);
+        last.is_some_and(|last| now.saturating_duration_since(last) < LATELY)
+    }
+
     /// All of them, by pod and caller.
     #[must_use]
     pub fn list(&self) -> Vec<PlaintextCaller> {
@@ -91,6 +104,9 @@ mod tests {
         let (to, pod) = (ObjectKey::new("shop", "cart"), ObjectKey::new("out", "a"));
         let address = |n: u32| IpAddr::from(n.to_be_bytes());
         callers.saw(address(1), Some(&pod), &to);
+        let now = Instant::now();
+        assert!(callers.speaks_clear(&pod, &to, now) && !callers.speaks_clear(&to, &pod, now));
+        assert!(!callers.speaks_clear(&pod, &to, now + LATELY));
         callers.saw(address(2), None, &to);
         callers.saw(address(2), None, &to);
         let shown: Vec<_> = callers.list().into_iter().map(|c| (c.from, c.connections)).collect();
