@@ -15,14 +15,15 @@ use weft::{
 };
 use weft_tests::{LIMIT, Mesh};
 
-/// How much longer than promised a request may take: the machine is shared, the binary may be a debug build.
-const MARGIN: Duration = Duration::from_millis(1500);
+/// So long a request may take that comes while a node is silent: it goes elsewhere.
+const NEW_MAX: Duration = Duration::from_secs(1);
+/// So long one may take that was under way when the node fell silent.
+const UNDER_WAY_MAX: Duration = Duration::from_secs(2);
 
 /// A client on the first node, a pod of the same Service on each, and traffic all the time.
 struct Bed {
     mesh: Mesh,
     client: Pod,
-    near: Pod,
     far: Pod,
     ip: Ipv4Addr,
 }
@@ -34,7 +35,7 @@ impl Bed {
         let (near, far) = (mesh.echo_pod(0, "cart-near")?, mesh.pod(1, "cart-far")?);
         let ports = [("http", 80, 8080, "http"), ("tcp", 90, 9000, "tcp")];
         let ip = mesh.service("cart", &ports, &[&near, &far])?;
-        Ok(Self { mesh, client, near, far, ip })
+        Ok(Self { mesh, client, far, ip })
     }
 
     fn url(&self) -> String {
@@ -143,7 +144,7 @@ fn silent_node(
     ensure!(!during.services.contains_key("cart-far"), "{:?}", during.services);
     eprintln!("while it is silent: p99 {} us, max {} us", during.p99_us, during.max_us);
     ensure!(
-        Duration::from_micros(during.max_us) < MARGIN,
+        Duration::from_micros(during.max_us) < NEW_MAX,
         "new requests go elsewhere at once: {} us",
         during.max_us
     );
@@ -160,7 +161,7 @@ fn silent_node(
     let all = Bed::finish(load)?;
     eprintln!("from before until after: max {} us, {:?}", all.max_us, all.codes);
     ensure!(all.bad() == 0, "idempotent requests are sent again: {:?} {:?}", all.codes, all.failures);
-    ensure!(Duration::from_micros(all.max_us) < Duration::from_secs(2) + MARGIN, "{} us", all.max_us);
+    ensure!(Duration::from_micros(all.max_us) < UNDER_WAY_MAX, "{} us", all.max_us);
     Ok(())
 }
 
@@ -220,7 +221,7 @@ fn a_request_to_nobody_but_a_silent_node_ends_and_says_why() -> Result<()> {
     let took = begin.elapsed();
     bed.signal_far_agent(Signal::SIGCONT)?;
     ensure!(answer.stdout.contains("504") && answer.stdout.contains("peer_silent"), "{}", answer.stdout);
-    ensure!(took < Duration::from_secs(2) + MARGIN, "{took:?}");
-    ensure!(bed.near.node == 0);
+    eprintln!("over after {took:?}");
+    ensure!(took < UNDER_WAY_MAX, "{took:?}");
     Ok(())
 }

@@ -39,7 +39,11 @@ struct World {
 impl World {
     /// The application answers the first words of each connection, and ends it.
     async fn new(ip: &str, asks: &[ProbeAsk], answer: fn(&[u8]) -> Vec<u8>) -> Self {
-        let kubelet = Arc::new(Played::default());
+        Self::with(Played::default(), ip, asks, answer).await
+    }
+
+    async fn with(kubelet: Played, ip: &str, asks: &[ProbeAsk], answer: fn(&[u8]) -> Vec<u8>) -> Self {
+        let kubelet = Arc::new(kubelet);
         let mesh = Mesh::with_kubelet(1, kubelet.clone());
         let listener = TcpListener::bind((ip, 0)).await.unwrap();
         let app = listener.local_addr().unwrap();
@@ -149,25 +153,23 @@ async fn the_kubelet_may_ask_a_strict_pod_what_its_spec_declares() {
     world.mesh.stop().await;
 }
 
+/// The same connection from the same address, with a kubelet to be sure of and without.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_is_let_in_where_there_is_no_kubelet() {
-    let mut world = World::new("127.11.2.2", &[http("/ready")], ok).await;
-    let kubelet = Played { refused: Some("there is no kubelet"), ..Played::default() };
-    let mesh = Mesh::with_kubelet(1, Arc::new(kubelet));
-    let config = world.mesh.shared.config.load_full();
-    mesh.configure(|c| *c = (*config).clone());
-    // The pod is served by the agent without.
-    world.mesh.plane.remove_pod(&world.pod.workload.pod, Duration::ZERO).await.unwrap();
-    let other = mesh.pod("b", "127.11.2.2", MtlsMode::Strict).await;
-    other.sockets.going_to(world.app);
-    let before = std::mem::replace(&mut world.pod, other);
-    drop(before);
-    world.declare(&[http("/ready")]);
-    let ready = world.get("/ready");
-    assert_eq!(world.ask(true, &ready).await, None);
-    assert!(world.nothing_was_heard());
-    mesh.stop().await;
-    world.mesh.stop().await;
+    let check = async |ip: &str, refused: Option<&'static str>| {
+        let kubelet = Played { refused, ..Played::default() };
+        let mut world = World::with(kubelet, ip, &[http("/ready")], ok).await;
+        let ready = world.get("/ready");
+        let answer = world.ask(true, &ready).await;
+        assert_eq!(answer.is_some(), refused.is_none(), "{refused:?}");
+        if refused.is_none() {
+            assert_eq!(world.heard().await.into_bytes(), ready);
+        }
+        assert!(world.nothing_was_heard(), "{refused:?}");
+        world.mesh.stop().await;
+    };
+    check("127.11.2.2", None).await;
+    check("127.11.2.3", Some("there is no kubelet")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
