@@ -73,7 +73,7 @@ pub(crate) async fn serve(conn: Accepted) {
         Ok((to, origin)) => match arrival::look(origin, &conn.io, || speaks_clear(&conn, &ended)).await {
             Arrived::Tunnel => return tunnel(conn, to).await,
             arrived => {
-                if let Some(conn) = plaintext(conn, to, arrived, &mut ended).await {
+                if let Served::Tunnel(conn) = plaintext(conn, to, arrived, &mut ended).await {
                     return tunnel(conn, to).await;
                 }
             }
@@ -111,20 +111,27 @@ fn admit(conn: &Accepted, ended: &mut Ended) -> Result<(SocketAddr, Origin), Pro
     Ok((to, arrival::origin(&config, conn.peer.ip())))
 }
 
-/// Serves what has not said that it is a tunnel. Gives it back if it says so late, before anything was sent either way.
-async fn plaintext(conn: Accepted, to: SocketAddr, arrived: Arrived, ended: &mut Ended) -> Option<Accepted> {
+/// What became of a connection that did not say at once that it is a tunnel.
+enum Served {
+    /// It is over.
+    Ended,
+    /// It said so late, before anything was sent either way.
+    Tunnel(Accepted),
+}
+
+/// Serves what has not said that it is a tunnel.
+async fn plaintext(conn: Accepted, to: SocketAddr, arrived: Arrived, ended: &mut Ended) -> Served {
     let action = {
         let (shared, workload) = (&conn.worker.shared, &conn.pod.source.workload);
         let redirected = shared.redirects.of(&workload.pod, to.port(), Instant::now());
         decide(&shared.config.load(), workload, to, redirected)
     };
-    let is_silent = arrived == Arrived::Nothing;
     if let Action::Pass { probed } = action {
-        return pass(conn, to, (probed, is_silent), ended).await;
+        return pass(conn, to, arrived, probed, ended).await;
     }
     // Plaintext that says nothing is refused anyway, or the kubelet's, which speaks at once: nobody is kept waiting.
-    if is_silent && arrival::is_tunnel(&conn.io, LATE_TUNNEL).await {
-        return Some(conn);
+    if arrived == Arrived::Nothing && arrival::is_tunnel(&conn.io, LATE_TUNNEL).await {
+        return Served::Tunnel(conn);
     }
     if let Action::Probe(asks) = action {
         Box::pin(probe::serve(conn, to, &asks, ended)).await;
@@ -133,23 +140,18 @@ async fn plaintext(conn: Accepted, to: SocketAddr, arrived: Arrived, ended: &mut
         let error = denied(format!("plaintext from {} to {to}, which is strict", conn.peer));
         refuse(&conn, &error, ended);
     }
-    None
+    Served::Ended
 }
 
-/// To the application. Gives the connection back if it turns out to be a tunnel before the application has said anything.
-async fn pass(
-    conn: Accepted,
-    to: SocketAddr,
-    (probed, is_silent): (bool, bool),
-    ended: &mut Ended,
-) -> Option<Accepted> {
+/// To the application, unless it turns out to be a tunnel before the application has said anything.
+async fn pass(conn: Accepted, to: SocketAddr, arrived: Arrived, probed: bool, ended: &mut Ended) -> Served {
     let sockets = conn.pod.source.sockets.clone();
     let application =
         connect::to_application(&*sockets, conn.peer.ip(), to, &conn.worker.shared.limits).await;
     match application {
         Ok(application) => {
-            if is_silent && arrival::is_overtaken(&conn.io, &application).await {
-                return Some(conn);
+            if arrived == Arrived::Nothing && arrival::is_overtaken(&conn.io, &application).await {
+                return Served::Tunnel(conn);
             }
             note_caller(&conn, to, probed, ended);
             let copied =
@@ -161,7 +163,7 @@ async fn pass(
             refuse(&conn, &error, ended);
         }
     }
-    None
+    Served::Ended
 }
 
 /// Remembers a caller that `strict` would refuse. Those whose probes it lets in are not of them, and would be nearly all.

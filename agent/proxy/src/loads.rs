@@ -263,8 +263,7 @@ impl Loads {
         if choice.backend.client_ip_affinity.is_none() {
             return pick(choice.set.ready.len(), now, draw, view);
         }
-        let (from, backend) = ((choice.share, choice.client), (choice.backend, &**choice.set));
-        let of = |wanted: &dyn Fn(View) -> bool| self.sticky.pick(from, backend, |i| wanted(view(i)), now);
+        let of = |wanted: &dyn Fn(View) -> bool| self.sticky.pick(choice, |i| wanted(view(i)), now);
         let well = of(&|view| matches!(view, View::Well(..) | View::Due));
         let index = well.or_else(|| of(&|view| view != View::Tried))?;
         Some(Picked { index, probe: view(index) == View::Due })

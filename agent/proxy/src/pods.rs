@@ -193,7 +193,7 @@ async fn accept_loop(worker: Rc<Worker>, pod: Rc<Pod>, listener: TcpListener, en
         };
         match accepted {
             Ok((io, peer)) => {
-                place(&worker, &pod, io, (entrance, canonical(peer)));
+                place(&worker, &pod, io, entrance, canonical(peer));
                 in_a_row = in_a_row.wrapping_add(1);
                 if in_a_row.is_multiple_of(ACCEPTS_IN_A_ROW) {
                     // What was accepted is served before more is.
@@ -210,10 +210,10 @@ async fn accept_loop(worker: Rc<Worker>, pod: Rc<Pod>, listener: TcpListener, en
 }
 
 /// Serves a connection here, or hands it to a worker that is less busy.
-fn place(worker: &Rc<Worker>, pod: &Rc<Pod>, io: TcpStream, (entrance, peer): (Entrance, SocketAddr)) {
+fn place(worker: &Rc<Worker>, pod: &Rc<Pod>, io: TcpStream, entrance: Entrance, peer: SocketAddr) {
     let target = worker.peers.place(worker.id);
     if target == worker.id {
-        begin(worker, pod, io, (entrance, peer));
+        begin(worker, pod, io, entrance, peer);
         return;
     }
     let io = match io.into_std() {
@@ -226,7 +226,7 @@ fn place(worker: &Rc<Worker>, pod: &Rc<Pod>, io: TcpStream, (entrance, peer): (E
         // A pod that was removed meanwhile: the connection is closed.
         let Some(pod) = pod else { return };
         match TcpStream::from_std(io) {
-            Ok(io) => begin(worker, &pod, io, (entrance, peer)),
+            Ok(io) => begin(worker, &pod, io, entrance, peer),
             Err(error) => tracing::warn!(%error, "a connection could not be taken over"),
         }
     });
@@ -235,7 +235,7 @@ fn place(worker: &Rc<Worker>, pod: &Rc<Pod>, io: TcpStream, (entrance, peer): (E
     }
 }
 
-fn begin(worker: &Rc<Worker>, pod: &Rc<Pod>, io: TcpStream, (entrance, peer): (Entrance, SocketAddr)) {
+fn begin(worker: &Rc<Worker>, pod: &Rc<Pod>, io: TcpStream, entrance: Entrance, peer: SocketAddr) {
     let Some(guard) = pod.share.admit() else {
         worker.telemetry.count(Counter::LimitRefused);
         reset_on_close(&io);

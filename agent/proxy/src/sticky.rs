@@ -1,12 +1,9 @@
 //! `sessionAffinity: ClientIP` for all workers of the process: a client's connections are not all one worker's.
 
-use crate::context::ShareKey;
+use crate::{context::ShareKey, loads::Choice};
 use parking_lot::Mutex;
-use std::{net::IpAddr, time::Instant};
-use weft_core::{
-    balance::{Sticky, affinity},
-    config::{Backend, EndpointSet},
-};
+use std::time::Instant;
+use weft_core::balance::{Seeker, Sticky, affinity};
 
 /// Locks, so that workers seldom wait for each other.
 const SHARDS: usize = 16;
@@ -34,17 +31,16 @@ impl StickyClients {
     /// affinity.
     pub(crate) fn pick(
         &self,
-        (share, client): (&ShareKey, IpAddr),
-        (backend, set): (&Backend, &EndpointSet),
+        choice: &Choice<'_>,
         fresh: impl Fn(usize) -> bool,
         now: Instant,
     ) -> Option<usize> {
-        let timeout = backend.client_ip_affinity?;
-        let shards = match share {
+        let shards = match choice.share {
             ShareKey::Pod(_) => &self.pods,
             ShareKey::Gateway(_) => &self.strangers,
         };
-        let shard = usize::try_from(affinity::client_key(client) % SHARDS as u64).unwrap_or_default();
-        shards[shard].lock().pick((backend, timeout), &set.ready, (client, now), fresh)
+        let shard = usize::try_from(affinity::client_key(choice.client) % SHARDS as u64).unwrap_or_default();
+        let seeker = Seeker { client: choice.client, backend: choice.backend };
+        shards[shard].lock().pick(seeker, &choice.set.ready, fresh, now)
     }
 }

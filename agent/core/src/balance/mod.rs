@@ -16,7 +16,7 @@ pub use answer::Answer;
 pub use eject::{Fault, Outlier, Standing};
 pub use p2c::{Load, Picked, View, pick};
 pub use slow_start::SlowStart;
-pub use sticky::Sticky;
+pub use sticky::{Seeker, Sticky};
 pub use weighted::Weighted;
 
 #[cfg(test)]

@@ -148,7 +148,7 @@ pub fn pick(len: usize, now: Instant, draw: u64, view: impl Fn(usize) -> View) -
     let (first, second) = two(len, draw);
     match (view(first), view(second)) {
         (View::Well(a, None), View::Well(b, None)) => Some(Picked::well(if b < a { second } else { first })),
-        views => pick_slowly(len, (now, draw), view, ((first, second), views)),
+        (a, b) => pick_slowly(len, now, draw, view, [(first, a), (second, b)]),
     }
 }
 
@@ -167,15 +167,14 @@ const fn scale(half: u64, n: usize) -> usize {
 #[cold]
 fn pick_slowly(
     len: usize,
-    (now, draw): (Instant, u64),
+    now: Instant,
+    draw: u64,
     view: impl Fn(usize) -> View,
-    (drawn, views): ((usize, usize), (View, View)),
+    drawn: [(usize, View); 2],
 ) -> Option<Picked> {
-    let (first, second) = drawn;
-    match views {
-        (View::Due, _) => return Some(Picked { index: first, probe: true }),
-        (_, View::Due) => return Some(Picked { index: second, probe: true }),
-        (View::Well(a, young_a), View::Well(b, young_b)) => {
+    match drawn {
+        [(index, View::Due), _] | [_, (index, View::Due)] => return Some(Picked { index, probe: true }),
+        [(first, View::Well(a, young_a)), (second, View::Well(b, young_b))] => {
             return Some(Picked::well(better((first, a, young_a), (second, b, young_b), now, draw)));
         }
         _ => {}

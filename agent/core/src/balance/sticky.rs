@@ -9,8 +9,17 @@ use crate::config::{Backend, BackendKey, Endpoint, Reach};
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
-    time::{Duration, Instant},
+    time::Instant,
 };
+
+/// A client that looks for its endpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Seeker<'a> {
+    /// Its address.
+    pub client: IpAddr,
+    /// What it calls; says how long it is remembered while it is silent.
+    pub backend: &'a Backend,
+}
 
 /// Who is remembered: a client of a Service port, whichever of the Service's addresses it uses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -41,17 +50,18 @@ impl Sticky {
         Self { capacity: capacity.max(1), recent: HashMap::new(), before: HashMap::new() }
     }
 
-    /// The index of the endpoint for a client, among those that may be taken (`fresh`); `None` when none may. `timeout` is the
-    /// Service's: how long a silent client is remembered.
+    /// The index of the endpoint for a client, among those that may be taken (`fresh`); `None` when none may, and where the
+    /// Service does not ask for affinity.
     pub fn pick(
         &mut self,
-        (backend, timeout): (&Backend, Duration),
+        seeker: Seeker<'_>,
         endpoints: &[Endpoint],
-        (client, now): (IpAddr, Instant),
         fresh: impl Fn(usize) -> bool,
+        now: Instant,
     ) -> Option<usize> {
-        let key = BackendKey { reach: Reach::default(), ..backend.key.clone() };
-        let client = Client { ip: client.to_canonical(), service: key };
+        let timeout = seeker.backend.client_ip_affinity?;
+        let key = BackendKey { reach: Reach::default(), ..seeker.backend.key.clone() };
+        let client = Client { ip: seeker.client.to_canonical(), service: key };
         let seat = self.recent.get(&client).or_else(|| self.before.get(&client));
         let seat = seat.filter(|seat| now.saturating_duration_since(seat.used) < timeout);
         let known = seat.and_then(|seat| endpoints.iter().position(|e| e.addr == seat.endpoint));

@@ -46,7 +46,8 @@ pub(super) struct Ticket {
 pub(super) fn adopt(
     worker: &Rc<Worker>,
     claim: &Claim,
-    (place, socket): (Place, OwnedFd),
+    place: Place,
+    socket: OwnedFd,
     ticket: Ticket,
 ) -> io::Result<()> {
     let tenant = worker.gateways.borrow().get(&claim.gateway).cloned();
@@ -68,7 +69,7 @@ pub(super) fn adopt(
             let socket = std::net::UdpSocket::from(socket);
             socket.set_nonblocking(true)?;
             let socket = tokio::net::UdpSocket::from_std(socket)?;
-            let receiver = udp::Receiver::new(worker.clone(), tenant.clone(), (socket, port), ticket);
+            let receiver = udp::Receiver::new(worker.clone(), tenant.clone(), socket, port, ticket);
             tenant.share.spawn(receiver.run());
         }
     }
@@ -84,7 +85,7 @@ async fn accept_loop(worker: Rc<Worker>, tenant: Rc<Tenant>, listener: TcpListen
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((io, peer)) => place(&worker, &tenant, io, (port, canonical(peer))),
+            Ok((io, peer)) => place(&worker, &tenant, io, port, canonical(peer)),
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 tracing::warn!(gateway = %tenant.key, port, %error, "cannot accept");
@@ -96,10 +97,10 @@ async fn accept_loop(worker: Rc<Worker>, tenant: Rc<Tenant>, listener: TcpListen
 
 /// Serves a connection here, or hands it to a worker that is clearly less busy: the kernel spreads connections over
 /// the group by a hash, which says nothing of how long they live.
-fn place(worker: &Rc<Worker>, tenant: &Rc<Tenant>, io: TcpStream, (port, peer): (u16, SocketAddr)) {
+fn place(worker: &Rc<Worker>, tenant: &Rc<Tenant>, io: TcpStream, port: u16, peer: SocketAddr) {
     let target = worker.peers.place(worker.id);
     if target == worker.id {
-        begin(worker, tenant, io, (port, peer));
+        begin(worker, tenant, io, port, peer);
         return;
     }
     let io = match io.into_std() {
@@ -112,7 +113,7 @@ fn place(worker: &Rc<Worker>, tenant: &Rc<Tenant>, io: TcpStream, (port, peer): 
         // A Gateway that was removed meanwhile: the connection is closed.
         let Some(tenant) = tenant else { return };
         match TcpStream::from_std(io) {
-            Ok(io) => begin(worker, &tenant, io, (port, peer)),
+            Ok(io) => begin(worker, &tenant, io, port, peer),
             Err(error) => tracing::warn!(%error, "a connection could not be taken over"),
         }
     });
@@ -121,7 +122,7 @@ fn place(worker: &Rc<Worker>, tenant: &Rc<Tenant>, io: TcpStream, (port, peer): 
     }
 }
 
-fn begin(worker: &Rc<Worker>, tenant: &Rc<Tenant>, io: TcpStream, (port, peer): (u16, SocketAddr)) {
+fn begin(worker: &Rc<Worker>, tenant: &Rc<Tenant>, io: TcpStream, port: u16, peer: SocketAddr) {
     let Some(guard) = tenant.share.admit() else {
         worker.telemetry.count(Counter::LimitRefused);
         reset_on_close(&io);

@@ -286,7 +286,7 @@ impl GatewayListeners {
         for (member, socket) in sockets.into_iter().enumerate() {
             let (claim, ticket) = (claim.clone(), ticket.clone());
             let adopting =
-                move |worker: Rc<Worker>| async move { adopt(&worker, &claim, (place, socket), ticket) };
+                move |worker: Rc<Worker>| async move { adopt(&worker, &claim, place, socket, ticket) };
             match workers.run(member % workers.count(), adopting).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => failed = Some(OpenError::Bind(error)),

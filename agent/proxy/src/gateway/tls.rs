@@ -69,7 +69,7 @@ pub(super) async fn serve(context: Context, mut io: TcpStream) {
         Some(Chosen::Passthrough(None)) => unrouted(&context, io, "TLSRoute", sni.as_deref()),
         Some(Chosen::Passthrough(rule)) => context.opaque(io, "tls", rule, early).await,
         Some(Chosen::Https(tls)) => {
-            let Some(io) = accept(&context, (early, io), &tls, deadline).await else { return };
+            let Some(io) = accept(&context, early, io, &tls, deadline).await else { return };
             let version = match io.get_ref().1.alpn_protocol() {
                 Some(b"h2") => Some(HttpVersion::Http2),
                 Some(_) => Some(HttpVersion::Http1),
@@ -78,7 +78,7 @@ pub(super) async fn serve(context: Context, mut io: TcpStream) {
             context.http(io, version, Some(DownstreamTls { sni })).await;
         }
         Some(Chosen::Terminate(tls, rule)) => {
-            let Some(io) = accept(&context, (early, io), &tls, deadline).await else { return };
+            let Some(io) = accept(&context, early, io, &tls, deadline).await else { return };
             context.opaque(Terminated(Plain(io)), "tls", rule, Bytes::new()).await;
         }
     }
@@ -115,7 +115,8 @@ async fn read_hello(io: &mut TcpStream) -> io::Result<(Sni, Bytes)> {
 /// Does the handshake; `None` when it failed, which was then told.
 async fn accept(
     context: &Context,
-    (early, io): (Bytes, TcpStream),
+    early: Bytes,
+    io: TcpStream,
     tls: &Arc<TlsTermination>,
     deadline: tokio::time::Instant,
 ) -> Option<Tls> {

@@ -68,7 +68,8 @@ impl Receiver {
     pub(super) fn new(
         worker: Rc<Worker>,
         tenant: Rc<Tenant>,
-        (socket, port): (UdpSocket, u16),
+        socket: UdpSocket,
+        port: u16,
         ticket: Ticket,
     ) -> Self {
         Self { worker, tenant, socket: Rc::new(socket), port, ticket, sessions: Sessions::default() }
@@ -183,7 +184,7 @@ impl Receiver {
             over: Notify::new(),
         });
         self.sessions.borrow_mut().insert(peer, session.clone());
-        self.tenant.share.spawn(self.answer(session.clone(), peer, (ended, guard)));
+        self.tenant.share.spawn(self.answer(session.clone(), peer, ended, guard));
         Some(session)
     }
 
@@ -210,7 +211,8 @@ impl Receiver {
         &self,
         session: Rc<Session>,
         peer: SocketAddr,
-        (mut ended, guard): (Ended, ConnectionGuard),
+        mut ended: Ended,
+        guard: ConnectionGuard,
     ) -> impl Future<Output = ()> + use<> {
         let (worker, socket, sessions) = (self.worker.clone(), self.socket.clone(), self.sessions.clone());
         let (ticket, drain) = (self.ticket.clone(), self.tenant.share.drain().clone());

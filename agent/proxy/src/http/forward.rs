@@ -189,7 +189,7 @@ async fn send<D: Dial>(
     let mut sleep = deadline.map(|d| Box::pin(tokio::time::sleep_until(d.at.into())));
     let sent = {
         // One future for both cases: this code's state is held by every open connection.
-        let mut sending = pin!(send_to(exchange, plan, (&endpoint, tried), outgoing));
+        let mut sending = pin!(send_to(exchange, plan, &endpoint, tried, outgoing));
         poll_fn(|cx| match sending.as_mut().poll(cx) {
             Poll::Ready(sent) => Poll::Ready(Some(sent)),
             Poll::Pending => match sleep.as_mut().map(|s| s.as_mut().poll(cx)) {
@@ -248,7 +248,8 @@ fn choose<D: Dial>(
 async fn send_to<D: Dial>(
     exchange: &mut Exchange<D>,
     plan: &Plan,
-    (endpoint, tried): (&Endpoint, &[SocketAddr]),
+    endpoint: &Endpoint,
+    tried: &[SocketAddr],
     outgoing: Outgoing,
 ) -> Result<Response<Incoming>, Box<Failure>> {
     let Outgoing { mut parts, body, version, idempotent, afresh } = outgoing;

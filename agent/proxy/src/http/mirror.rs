@@ -62,7 +62,7 @@ pub(crate) fn start<D: Dial>(exchange: &Exchange<D>, targets: &[Arc<MirrorTarget
         exchange.conn.share.spawn(async move {
             let _counted = counted;
             let http = Rc::clone(&conn.http);
-            let copied = tokio::time::timeout(TIME_MAX, copy(&conn, &backend, &way, (parts, body))).await;
+            let copied = tokio::time::timeout(TIME_MAX, copy(&conn, &backend, &way, parts, body)).await;
             match copied {
                 Ok(Ok(())) => http.telemetry.count(Counter::Mirrors),
                 Ok(Err(error)) => {
@@ -97,7 +97,8 @@ async fn copy<D: Dial>(
     conn: &Conn<D>,
     backend: &Backend,
     way: &Way,
-    (mut parts, body): (Parts, RequestBody),
+    mut parts: Parts,
+    body: RequestBody,
 ) -> Result<(), ProxyError> {
     let now = Instant::now();
     let http = &conn.http;

@@ -38,7 +38,7 @@ const STREAMS_MAX: u32 = 200;
 pub(crate) async fn serve(conn: Accepted, dialled: Option<SocketAddr>) {
     let begin = Instant::now();
     let Accepted { worker, pod, io, peer, _guard } = conn;
-    if let Err(error) = serve_tunnel(&worker, &pod, io, (peer, dialled)).await {
+    if let Err(error) = serve_tunnel(&worker, &pod, io, peer, dialled).await {
         worker.telemetry.count(Counter::HandshakeTunnelServerFailed);
         let mut ended = Ended::new(Direction::Inbound, "hbone", peer, begin);
         ended.destination = Some(pod.source.workload.clone());
@@ -51,7 +51,8 @@ async fn serve_tunnel(
     worker: &Rc<Worker>,
     pod: &Rc<Pod>,
     io: TcpStream,
-    (peer, dialled): (SocketAddr, Option<SocketAddr>),
+    peer: SocketAddr,
+    dialled: Option<SocketAddr>,
 ) -> Result<(), ProxyError> {
     let limits = &worker.shared.limits;
     let local = match dialled {

@@ -347,7 +347,8 @@ async fn establish(
     let shake = async |way: Way, tcp: Option<TcpStream>| {
         let tcp = tcp.ok_or_else(|| broken(to(way), &io::Error::from(io::ErrorKind::ConnectionReset)))?;
         let permit = share.handshake().await;
-        permit.during(tls::connect(worker, source, &key.identity, (key.ip, tcp, way.alpn()))).await
+        let expected = tls::Expected { identity: &key.identity, ip: key.ip, alpn: way.alpn() };
+        permit.during(tls::connect(worker, source, expected, tcp)).await
     };
     // Before the turn: endpoints that do not answer at all must not keep the pod from the others. Where the application's
     // port is refused or a NetworkPolicy drops it, 15008 is not tried: that would be a way around the policy.

@@ -17,7 +17,18 @@ use weft_core::model::SpiffeId;
 /// What TLS may hold unsent: large enough that one write of the tunnel becomes one batch of records.
 const TLS_BUFFER: usize = 1 << 20;
 
-/// Connects as `source` to whoever holds `expected`, and nobody else. The hostname is not compared and no SNI is
+/// Whom a handshake must find.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected<'a> {
+    /// Who must answer.
+    pub identity: &'a SpiffeId,
+    /// Where; keys session resumption only.
+    pub ip: IpAddr,
+    /// What is to be spoken.
+    pub alpn: Alpn,
+}
+
+/// Connects as `source` to whoever is `expected`, and nobody else. The hostname is not compared and no SNI is
 /// sent: the listener is the pod.
 ///
 /// # Errors
@@ -25,14 +36,13 @@ const TLS_BUFFER: usize = 1 << 20;
 pub async fn connect(
     worker: &Worker,
     source: &Source,
-    expected: &SpiffeId,
-    (to, io, alpn): (IpAddr, TcpStream, Alpn),
+    expected: Expected<'_>,
+    io: TcpStream,
 ) -> Result<client::TlsStream<Metered<Socket>>, ProxyError> {
-    let peers = PeerSet::one(expected.clone());
-    let config = source.identity.as_ref().and_then(|identity| identity.client_config(&peers, alpn));
+    let peers = PeerSet::one(expected.identity.clone());
+    let config = source.identity.as_ref().and_then(|identity| identity.client_config(&peers, expected.alpn));
     let config = config.ok_or_else(|| no_certificate(&source.workload.identity))?;
-    // Not compared: it keys session resumption only.
-    let name = ServerName::IpAddress(to.into());
+    let name = ServerName::IpAddress(expected.ip.into());
     let handshake = move |io| TlsConnector::from(config).connect(name, io);
     let handshake = worker.peers.handshakes.run(source.share.clone(), io, handshake);
     let mut stream =

@@ -1,7 +1,7 @@
 //! `sessionAffinity: ClientIP`: a client keeps its endpoint.
 
 use crate::{
-    balance::Sticky,
+    balance::{Seeker, Sticky},
     config::{AppProtocol, Backend, BackendKey, Endpoint, Reach, Transport},
     model::ObjectKey,
 };
@@ -51,7 +51,7 @@ impl Table {
         let now = self.start + Duration::from_secs(seconds);
         let fresh = |i: usize| !tried.contains(&all[i]);
         let set = endpoints(all.iter().copied());
-        let index = self.sticky.pick((backend, TIMEOUT), &set, (client(n), now), fresh)?;
+        let index = self.sticky.pick(Seeker { client: client(n), backend }, &set, fresh, now)?;
         Some(all[index])
     }
 }
@@ -123,7 +123,8 @@ fn a_seat_belongs_to_a_client_and_a_service_port() {
     // An IPv4-mapped address is the IPv4 client.
     let now = Instant::now();
     let mut sticky = Sticky::new(10);
-    let mut pick = |ip: IpAddr, all: &[Endpoint]| sticky.pick((&web, TIMEOUT), all, (ip, now), |_| true);
+    let mut pick =
+        |ip: IpAddr, all: &[Endpoint]| sticky.pick(Seeker { client: ip, backend: &web }, all, |_| true, now);
     let IpAddr::V4(v4) = client(1) else { panic!() };
     assert_eq!(pick(v4.into(), &endpoints([1])), Some(0));
     assert_eq!(pick(v4.to_ipv6_mapped().into(), &endpoints(1..9)), Some(0));

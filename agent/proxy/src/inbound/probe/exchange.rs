@@ -76,8 +76,9 @@ pub(super) async fn serve(probing: &mut Probing<'_>, request: Declared) -> Resul
 
 fn learn(probing: &Probing<'_>, request: &Declared, answer: Option<BytesMut>) {
     let Some(answer) = answer else { return };
-    let at = (probing.to, request.target.as_str());
-    if let Some(next) = redirects::follow(&answer, at, &request.headers, request.depth) {
-        probing.worker.shared.redirects.learn(&probing.pod.source.workload.pod, next, Instant::now());
+    let next = redirects::follow(&answer, probing.to, &request.target, &request.headers, request.depth);
+    if let Some((port, asked)) = next {
+        let pod = &probing.pod.source.workload.pod;
+        probing.worker.shared.redirects.learn(pod, port, asked, Instant::now());
     }
 }

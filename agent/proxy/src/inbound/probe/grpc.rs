@@ -13,7 +13,7 @@ use h2::{
     server::{Connection, SendResponse},
 };
 use http::{HeaderMap, Method, Request, Response, header};
-use std::{future::pending, time::Duration};
+use std::{future::pending, net::SocketAddr, time::Duration};
 use tokio::{net::TcpStream, time::timeout};
 use weft_core::model::ProbeAsk;
 
@@ -41,8 +41,8 @@ pub(super) async fn serve(probing: &mut Probing<'_>, early: Bytes) -> Result<(),
     let Some(first) = first.await.map_err(|_| gone("no call in time"))? else { return Ok(()) };
     let (request, respond) = first.map_err(|e| gone(&e.to_string()))?;
     let call = Box::pin(async move {
-        let (message, headers) = read(request, asks).await?;
-        forward(connect.await?, (to.to_string(), message, headers), respond).await
+        let call = read(request, asks, to).await?;
+        forward(connect.await?, call, respond).await
     });
     let done = tokio::select! {
         done = timeout(CALL_MAX, call) => done.unwrap_or_else(|_| Err(gone("no answer in time"))),
@@ -67,8 +67,15 @@ where
     }
 }
 
-/// The message of a call that is declared, and what of its headers goes on.
-async fn read(request: Request<RecvStream>, asks: &[Asked]) -> Result<(Bytes, HeaderMap), ProxyError> {
+/// What the application is asked.
+struct Call {
+    to: SocketAddr,
+    message: Bytes,
+    headers: HeaderMap,
+}
+
+/// A call that is declared, with what of its headers goes on.
+async fn read(request: Request<RecvStream>, asks: &[Asked], to: SocketAddr) -> Result<Call, ProxyError> {
     let (parts, mut body) = request.into_parts();
     let kind = parts.headers.get(header::CONTENT_TYPE).map(http::HeaderValue::as_bytes);
     if parts.method != Method::POST || parts.uri.path_and_query().is_none_or(|p| p.as_str() != CHECK) {
@@ -105,7 +112,7 @@ async fn read(request: Request<RecvStream>, asks: &[Asked]) -> Result<(Bytes, He
             headers.insert(name, value.clone());
         }
     }
-    Ok((message.freeze(), headers))
+    Ok(Call { to, message: message.freeze(), headers })
 }
 
 /// The service of one uncompressed message `HealthCheckRequest { string service = 1; }`, which has nothing else.
@@ -128,11 +135,11 @@ pub(super) fn service(message: &[u8]) -> Option<&str> {
 /// Makes the call to the application, and passes its answer on.
 async fn forward(
     application: TcpStream,
-    (authority, message, headers): (String, Bytes, HeaderMap),
+    call: Call,
     mut respond: SendResponse<Bytes>,
 ) -> Result<(), ProxyError> {
     let (sender, connection) = h2::client::handshake(application).await.map_err(|e| upstream(&e))?;
-    let call = call(sender, (authority, message, headers), &mut respond);
+    let call = make(sender, call, &mut respond);
     // A connection must be driven for as long as it is used.
     let driven = async {
         match connection.await {
@@ -151,19 +158,19 @@ async fn forward(
     done
 }
 
-async fn call(
+async fn make(
     sender: SendRequest<Bytes>,
-    (authority, message, headers): (String, Bytes, HeaderMap),
+    call: Call,
     respond: &mut SendResponse<Bytes>,
 ) -> Result<(), ProxyError> {
     let mut sender = sender.ready().await.map_err(|e| upstream(&e))?;
-    let request = Request::builder().method(Method::POST).uri(format!("http://{authority}{CHECK}"));
+    let request = Request::builder().method(Method::POST).uri(format!("http://{}{CHECK}", call.to));
     let mut request = request.body(()).map_err(|e| denied(e.to_string()))?;
-    *request.headers_mut() = headers;
+    *request.headers_mut() = call.headers;
     request.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static("application/grpc"));
     request.headers_mut().insert(header::TE, http::HeaderValue::from_static("trailers"));
     let (answer, mut body) = sender.send_request(request, false).map_err(|e| upstream(&e))?;
-    body.send_data(message, true).map_err(|e| upstream(&e))?;
+    body.send_data(call.message, true).map_err(|e| upstream(&e))?;
     let (parts, mut answer) = answer.await.map_err(|e| upstream(&e))?.into_parts();
     let mut passed = Response::new(());
     *passed.status_mut() = parts.status;

@@ -38,7 +38,7 @@ impl Redirects {
     }
 
     /// The application has answered with a redirect. What was not said for longest goes when there is no room.
-    pub(super) fn learn(&self, pod: &ObjectKey, (port, asked): (u16, Asked), now: Instant) {
+    pub(super) fn learn(&self, pod: &ObjectKey, port: u16, asked: Asked, now: Instant) {
         if asked.depth > DEPTH_MAX {
             return;
         }
@@ -65,7 +65,8 @@ impl Redirects {
 /// `None` when it is no redirect, or leads elsewhere.
 pub(super) fn follow(
     answer: &[u8],
-    (to, target): (SocketAddr, &str),
+    to: SocketAddr,
+    target: &str,
     headers: &[(Str, Str)],
     depth: u8,
 ) -> Option<(u16, Asked)> {
@@ -179,9 +180,9 @@ mod tests {
 
     #[test]
     fn answers_are_read_for_their_location() {
-        let to = (([10, 0, 0, 1], 80).into(), "/a");
+        let to = ([10, 0, 0, 1], 80).into();
         let check = |answer: &str, want: Option<&str>| {
-            let got = follow(answer.as_bytes(), to, &[], 0).map(|(_, asked)| asked);
+            let got = follow(answer.as_bytes(), to, "/a", &[], 0).map(|(_, asked)| asked);
             let want = want.map(|target| Asked {
                 ask: ProbeAsk::Http { target: target.into(), headers: Vec::new() },
                 depth: 1,
@@ -204,25 +205,25 @@ mod tests {
             ask: ProbeAsk::Http { target: format!("/{n}").into(), headers: Vec::new() },
             depth,
         };
-        redirects.learn(&pod, (80, asked(0, 3)), start);
-        redirects.learn(&pod, (80, asked(0, 2)), start);
-        redirects.learn(&pod, (80, asked(0, 5)), start);
+        redirects.learn(&pod, 80, asked(0, 3), start);
+        redirects.learn(&pod, 80, asked(0, 2), start);
+        redirects.learn(&pod, 80, asked(0, 5), start);
         assert_eq!(redirects.of(&pod, 80, start), [asked(0, 2)]);
         assert_eq!(redirects.of(&pod, 81, start), []);
         assert_eq!(redirects.of(&ObjectKey::new("shop", "b"), 80, start), []);
-        redirects.learn(&pod, (80, asked(1, DEPTH_MAX + 1)), start);
+        redirects.learn(&pod, 80, asked(1, DEPTH_MAX + 1), start);
         assert_eq!(redirects.of(&pod, 80, start).len(), 1, "too many redirects");
-        (0..2 * PER_POD).for_each(|n| redirects.learn(&pod, (80, asked(n, 1)), start));
+        (0..2 * PER_POD).for_each(|n| redirects.learn(&pod, 80, asked(n, 1), start));
         let kept = (PER_POD..2 * PER_POD).map(|n| asked(n, 1)).collect::<Vec<_>>();
         assert_eq!(redirects.of(&pod, 80, start), kept);
         // Said again, the oldest becomes the newest, and the next one goes instead.
-        redirects.learn(&pod, (80, asked(PER_POD, 1)), start);
-        redirects.learn(&pod, (80, asked(0, 1)), start);
+        redirects.learn(&pod, 80, asked(PER_POD, 1), start);
+        redirects.learn(&pod, 80, asked(0, 1), start);
         let kept = [&kept[2..], &[asked(PER_POD, 1), asked(0, 1)]].concat();
         assert_eq!(redirects.of(&pod, 80, start), kept);
         assert_eq!(redirects.of(&pod, 80, start + REMEMBERED), []);
         for n in 0..2 * PODS_MAX {
-            redirects.learn(&ObjectKey::new("shop", format!("p{n}")), (80, asked(n, 1)), start);
+            redirects.learn(&ObjectKey::new("shop", format!("p{n}")), 80, asked(n, 1), start);
         }
         assert_eq!(redirects.0.lock().len(), PODS_MAX);
     }
