@@ -127,9 +127,7 @@ pub async fn connect(
                 return Ok(upstream);
             }
             Err(error) => {
-                if error.blame == Blame::Upstream {
-                    in_flight.failed(Fault::Unreached, Instant::now());
-                }
+                in_flight.blamed(&error, Fault::Unreached, Instant::now());
                 if error.retry != Retryable::Yes || !may_retry {
                     return Err(error);
                 }
