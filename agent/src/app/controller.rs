@@ -51,6 +51,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// Names the key of the taint that nodes lose once their agent serves.
 const NODE_TAINT: &str = "WEFT_REMOVE_NODE_TAINT";
 
+/// How long a replica that was told to end still answers agents.
+const LINGER: Duration = Duration::from_secs(3);
+
 /// Runs until SIGTERM or SIGINT, then gives the Lease back.
 ///
 /// # Errors
@@ -131,6 +134,10 @@ async fn control(args: ControllerArgs) -> Result<()> {
     let replica = Replica { args, telemetry, pages, stop, server, watched, _tasks: tasks };
     let ended = replica.until_stopped((worlds, first), leadership, duties).await;
     election.release().await;
+    // Nodes learn a moment later that this replica is gone: who comes until then is told at once who leads, rather than nothing.
+    if ended.is_ok() {
+        tokio::time::sleep(LINGER).await;
+    }
     provider.stop().await;
     replica.stop.cancel();
     replica.telemetry.shutdown(Duration::from_secs(5)).await;
@@ -212,10 +219,12 @@ impl Replica {
                 changed = agents.changed() => changed.context("the agents' server ended")?,
                 changed = leadership.changed() => changed.context("the election ended")?,
                 _ = tick.tick() => {}
-                _ = term.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
+                _ = term.recv() => break,
+                _ = interrupt.recv() => break,
             }
         }
+        self.pages.ready.store(false, Ordering::Release);
+        Ok(())
     }
 }
 

@@ -27,6 +27,9 @@ const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// …and after twice as long each time, up to this.
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
+/// How long a holder is waited for, to hear what an earlier agent opened.
+const HOLDER_PATIENCE: Duration = Duration::from_secs(2);
+
 /// The listeners, and when to try again those that could not be opened.
 pub(super) struct Gateways {
     listeners: GatewayListeners,
@@ -62,12 +65,22 @@ impl Gateways {
 
     /// Opens and closes listeners as the Config says; tells what could not be opened.
     pub(super) async fn sync(&mut self, config: &Arc<Config>) -> Feedback {
+        self.listeners.set_succeeds(self.succeeds().await);
         let feedback = self.listeners.sync(config).await;
         self.delay = if feedback == self.last { (self.delay * 2).min(RETRY_MAX) } else { RETRY_FIRST };
         self.retry_at = (!feedback.unbound.is_empty()).then(|| Instant::now() + self.delay);
         self.last = feedback.clone();
         self.sweep().await;
         feedback
+    }
+
+    /// Whether an earlier agent opened listeners, and none of ours is open yet.
+    async fn succeeds(&self) -> bool {
+        let Some((manager, false)) = &self.held else { return false };
+        let mut counts = manager.counts();
+        // Without a holder nothing can be opened either.
+        let connected = tokio::time::timeout(HOLDER_PATIENCE, counts.wait_for(|counts| counts.holder)).await;
+        connected.is_ok_and(|counts| counts.is_ok()) && !manager.groups().is_empty()
     }
 
     /// Completes when something that could not be opened should be tried again; never while all is well.

@@ -36,6 +36,18 @@ pub(crate) enum ConnectError {
     Token { path: String, reason: String },
 }
 
+/// How long one SYN is waited for. A controller's Service leads to a replica that has just gone for a moment, where nobody
+/// answers, and to the other one with the next connection.
+const SYN_PATIENCE: Duration = Duration::from_secs(1);
+
+async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
+    loop {
+        if let Ok(connected) = timeout(SYN_PATIENCE, TcpStream::connect(address)).await {
+            return connected;
+        }
+    }
+}
+
 pub(crate) async fn connect(
     address: SocketAddr,
     roots: &TrustBundle,
@@ -45,7 +57,7 @@ pub(crate) async fn connect(
     let late = |_| ConnectError::Late { address, within };
     let tls = TlsConnector::from(tls_config(roots)?);
     let name = ServerName::try_from(server_name.to_owned()).map_err(|e| ConnectError::Tls(e.to_string()))?;
-    let stream = timeout(within, TcpStream::connect(address)).await.map_err(late)?;
+    let stream = timeout(within, dial(address)).await.map_err(late)?;
     let stream = stream.map_err(|source| ConnectError::Tcp { address, source })?;
     // Only makes small messages faster.
     let _ = stream.set_nodelay(true);

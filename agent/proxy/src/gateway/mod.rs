@@ -53,8 +53,11 @@ use weft_core::{
 /// The connections of a Gateway that was removed may go on this long.
 const GRACE: Duration = Duration::from_secs(30);
 /// A new Gateway's certificate is waited for this long before its ports are opened, so that the first request to an
-/// enrolled pod finds it.
+/// enrolled pod finds it…
 const CERTIFICATE_PATIENCE: Duration = Duration::from_secs(5);
+/// …and this long where an agent before this one opened them, which serves until we do: the controllers may be being
+/// replaced too.
+const SUCCESSOR_PATIENCE: Duration = Duration::from_secs(15);
 /// Who opens sockets must answer within this time.
 const BIND_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -71,6 +74,7 @@ pub struct GatewayListeners {
     /// Gateways that the workers know, by whom they are.
     tenants: BTreeMap<ObjectKey, SpiffeId>,
     open: BTreeMap<Place, Open>,
+    certificate_patience: Duration,
 }
 
 /// An open place.
@@ -116,7 +120,13 @@ impl GatewayListeners {
             tls: Arc::default(),
             tenants: BTreeMap::new(),
             open: BTreeMap::new(),
+            certificate_patience: CERTIFICATE_PATIENCE,
         }
+    }
+
+    /// Whether an agent before this one may be serving what is opened next.
+    pub fn set_succeeds(&mut self, succeeds: bool) {
+        self.certificate_patience = if succeeds { SUCCESSOR_PATIENCE } else { CERTIFICATE_PATIENCE };
     }
 
     /// Opens what the Config wants and is not open, closes what it does not want, leaves all else untouched. Reports
@@ -231,7 +241,7 @@ impl GatewayListeners {
         let gateways = keys.into_iter().filter_map(|key| config.gateways.get(key));
         let new = gateways.filter(|g| self.tenants.get(&g.key) != Some(&g.identity));
         let sources: Vec<Source> = new.map(|gateway| self.source(gateway)).collect();
-        let deadline = Instant::now() + CERTIFICATE_PATIENCE;
+        let deadline = Instant::now() + self.certificate_patience;
         let ready = sources.iter().filter_map(|source| source.identity.as_ref()).map(|identity| async move {
             if let Err(error) = identity.ready(deadline).await {
                 tracing::warn!(%error, "enrolled pods cannot be reached yet");
