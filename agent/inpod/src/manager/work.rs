@@ -45,6 +45,8 @@ pub(super) struct Sandbox {
     listeners: Option<Listeners>,
     /// Whether rules may be in place.
     captured: bool,
+    /// Whether they are those of an agent before, and the holder has let the node's kubelet past them.
+    past_capture: bool,
     served: Served,
 }
 
@@ -58,16 +60,13 @@ enum Served {
 
 impl Sandbox {
     pub(super) const fn new(record: PodRecord, netns: Netns) -> Self {
-        Self::found(record, netns, None, false)
+        Self { record, netns, listeners: None, captured: false, past_capture: false, served: Served::No }
     }
 
-    pub(super) const fn found(
-        record: PodRecord,
-        netns: Netns,
-        listeners: Option<Listeners>,
-        captured: bool,
-    ) -> Self {
-        Self { record, netns, listeners, captured, served: Served::No }
+    /// As the holder has it.
+    pub(super) fn found(held: HeldPod) -> Self {
+        let HeldPod { record, netns, listeners, captured, past_capture } = held;
+        Self { record, netns, listeners, captured, past_capture, served: Served::No }
     }
 
     /// A copy for the holder. Listeners that cannot be duplicated are left out: the holder opens its own.
@@ -90,6 +89,12 @@ pub(super) async fn capture(kit: &Kit, sandbox: &mut Sandbox, config: &CaptureCo
     if let Some(listeners) = &sandbox.listeners {
         // A holder of an earlier version opened them, or an earlier agent left them.
         listeners.make_transparent().map_err(|e| format!("make listeners transparent: {e}"))?;
+    }
+    if sandbox.past_capture && config.while_away.is_nothing() {
+        // It has become strict while no agent was there, and it may be long until it can be served: its certificate is
+        // missing as long as no controller is there.
+        set_rules(kit, sandbox, config.clone(), Mode::Capture).await?;
+        sandbox.past_capture = false;
     }
     serve(kit, sandbox).await?;
     sandbox.captured = true;
