@@ -135,11 +135,14 @@ pub(crate) fn removal() -> String {
     "add table inet weft\ndelete table inet weft\n".to_owned()
 }
 
+/// One transaction that takes back what [`while_away`] has done.
+pub(crate) const NOBODY_PAST: &str = "flush chain inet weft while_away\n";
+
 /// One transaction after which the node's own addresses reach the ports of declared probes directly, until the table is
 /// replaced. Refused where there is no table, or one of a version that has no such chain.
 #[must_use]
 pub(crate) fn while_away(ipv6: bool) -> String {
-    let mut text = "flush chain inet weft while_away\n".to_owned();
+    let mut text = NOBODY_PAST.to_owned();
     for family in if ipv6 { &["ip", "ip6"][..] } else { &["ip"] } {
         let from_node = format!("{family} saddr @node_{family}");
         text.push_str(&format!("add rule inet weft while_away {from_node} tcp dport @probed accept\n"));

@@ -2,7 +2,7 @@
 
 use super::{CapturedPod, PodEvent};
 use crate::{
-    apply::{apply, remove},
+    apply::{apply, let_nobody_past, remove},
     capture_config::CaptureConfig,
     holder::{HeldPod, HolderError, HolderLink, PodRecord, Posted, Request},
     netns::Netns,
@@ -45,7 +45,7 @@ pub(super) struct Sandbox {
     listeners: Option<Listeners>,
     /// Whether rules may be in place.
     captured: bool,
-    /// Whether they are those of an agent before, and the holder has let the node's kubelet past them.
+    /// Whether they may be those of an agent before, and a holder may have let the node's kubelet past them.
     past_capture: bool,
     served: Served,
 }
@@ -60,7 +60,8 @@ enum Served {
 
 impl Sandbox {
     pub(super) const fn new(record: PodRecord, netns: Netns) -> Self {
-        Self { record, netns, listeners: None, captured: false, past_capture: false, served: Served::No }
+        // A holder that has ended with its agent tells nothing.
+        Self { record, netns, listeners: None, captured: false, past_capture: true, served: Served::No }
     }
 
     /// As the holder has it.
@@ -93,7 +94,8 @@ pub(super) async fn capture(kit: &Kit, sandbox: &mut Sandbox, config: &CaptureCo
     if sandbox.past_capture && config.while_away.is_nothing() {
         // It has become strict while no agent was there, and it may be long until it can be served: its certificate is
         // missing as long as no controller is there.
-        set_rules(kit, sandbox, config.clone(), Mode::Capture).await?;
+        let netns = sandbox.netns.clone();
+        kit.rules.run(netns.clone(), move || let_nobody_past(&netns)).await.map_err(text)?.map_err(text)?;
         sandbox.past_capture = false;
     }
     serve(kit, sandbox).await?;
