@@ -97,6 +97,18 @@ pub(crate) fn let_past(netns: &Netns) -> Result<(), ApplyError> {
     netns.run(|| Nft::default().run(&[], &ruleset::while_away(ipv6_enabled())).map(drop))?
 }
 
+/// Takes back what [`let_past`] may have done; nothing where no table is. Blocking.
+///
+/// # Errors
+/// See [`ApplyError`]; never refused.
+pub(crate) fn let_nobody_past(netns: &Netns) -> Result<(), ApplyError> {
+    match netns.run(|| Nft::default().run(&[], ruleset::NOBODY_PAST))? {
+        // No table, or of a version that has no such chain.
+        Err(ApplyError::Refused(_)) => Ok(()),
+        done => done.map(drop),
+    }
+}
+
 /// Whether a table of ours is in the pod, whatever its rules say. Blocking.
 ///
 /// # Errors

@@ -47,7 +47,8 @@ impl WhileAway {
         Self { ports, node }
     }
 
-    fn is_nothing(&self) -> bool {
+    /// Whether it lets nobody past capture.
+    pub(crate) fn is_nothing(&self) -> bool {
         self.ports.is_empty()
     }
 }

@@ -1,6 +1,6 @@
 //! PURE: what a pod excludes from capture → the nftables ruleset of its network namespace, as text for `nft -f`.
 //!
-//! Only a connection's first SYN is looked at, so connections that exist when a pod joins stay as they are. What
+//! Only a connection's first SYN decides, so connections that exist when a pod joins stay as they are. What
 //! happens to it, with `tproxy` ([`Mechanism::Tproxy`]):
 //!
 //! ```text
@@ -15,7 +15,12 @@
 //!   application                  → the application's replies, addressed to the client, get `meta mark 0x111` in
 //!   (from CLIENT to POD:8080)      mangle_output and come back over lo
 //! guard_input, guard_output    what should have been captured by the above and was not is dropped
+//! later                        a packet that no socket knows goes to the listener that its SYN went to
 //! ```
+//!
+//! The last is for SYN cookies, by which a kernel answers SYNs without remembering them: under a flood, or always with
+//! `net.ipv4.tcp_syncookies=2`, which any pod may ask for. Then it is the client's ACK that makes the connection. It has the
+//! application's address and port, so left to itself it would make one of the application's own listener, past us.
 //!
 //! Addresses and ports stay as the application made them. That matters: `redirect` folds all destinations into one
 //! local address, and then SYNs to one destination meet sockets in TIME_WAIT of another and are dropped, for
@@ -26,8 +31,8 @@
 //! true addresses: an application's own firewall in the pod sees what it saw before, and an agent of the version
 //! that redirected finds the destination of a connection that it takes over.
 //!
-//! A kernel without `nft_tproxy` gets the same table with `redirect` in NAT chains; with `nft_socket` dead ports are
-//! refused there too.
+//! A kernel without `nft_tproxy` or `nft_fib_inet` gets the same table with `redirect` in NAT chains; with `nft_socket` dead
+//! ports are refused there too.
 //!
 //! While the node has no agent, the holder lets the node's own addresses past capture to the ports of declared probes
 //! ([`while_away`]): each table says in its sets which, so that the holder needs to know nothing of pods.
@@ -54,6 +59,7 @@ pub const AGENT_MARK: u32 = 0x539;
 pub const LOCAL_MARK: u32 = 0x111;
 
 const FIRST_SYN: &str = "tcp flags & (fin | syn | rst | ack) == syn"; // ECE and CWR may be set on it (RFC 3168)
+const LATER: &str = "tcp flags & (syn | rst | ack) == ack"; // with data or a FIN, too, it may answer a SYN cookie
 const TCP: &str = "meta l4proto tcp"; // nft wants to see it in each rule with tproxy
 const RESET: &str = "reject with tcp reset";
 
@@ -61,7 +67,7 @@ const RESET: &str = "reject with tcp reset";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mechanism {
-    /// As it is: addresses untouched, dead ports refused. Needs `nft_tproxy` and `nft_socket`.
+    /// As it is: addresses untouched, dead ports refused. Needs `nft_tproxy`, `nft_socket` and `nft_fib_inet`.
     Tproxy,
     /// Its destination rewritten; dead ports refused. Needs `nft_socket`.
     RedirectListening,
@@ -129,11 +135,14 @@ pub(crate) fn removal() -> String {
     "add table inet weft\ndelete table inet weft\n".to_owned()
 }
 
+/// One transaction that takes back what [`while_away`] has done.
+pub(crate) const NOBODY_PAST: &str = "flush chain inet weft while_away\n";
+
 /// One transaction after which the node's own addresses reach the ports of declared probes directly, until the table is
 /// replaced. Refused where there is no table, or one of a version that has no such chain.
 #[must_use]
 pub(crate) fn while_away(ipv6: bool) -> String {
-    let mut text = "flush chain inet weft while_away\n".to_owned();
+    let mut text = NOBODY_PAST.to_owned();
     for family in if ipv6 { &["ip", "ip6"][..] } else { &["ip"] } {
         let from_node = format!("{family} saddr @node_{family}");
         text.push_str(&format!("add rule inet weft while_away {from_node} tcp dport @probed accept\n"));
@@ -145,7 +154,7 @@ pub(crate) fn while_away(ipv6: bool) -> String {
 #[must_use]
 pub(crate) fn probe(mechanism: Mechanism) -> Option<String> {
     let rule = match mechanism {
-        Mechanism::Tproxy => "socket transparent <= 1 tproxy to :1",
+        Mechanism::Tproxy => "socket transparent <= 1 fib daddr type local tproxy to :1",
         Mechanism::RedirectListening => "socket wildcard <= 1 accept",
         Mechanism::Redirect => return None,
     };
@@ -207,7 +216,12 @@ impl Table {
         first.extend_from_slice(arriving);
         self.chain("first_syn", None, &first);
         let hook = Some("filter hook prerouting priority -150");
-        self.chain("mangle_prerouting", hook, &[format!("{FIRST_SYN} goto first_syn")]);
+        let mut rules = vec![format!("{FIRST_SYN} goto first_syn")];
+        // A redirect needs no such rule: conntrack remembers where the SYN went, and a cookie is good for that port only.
+        if self.tproxy() && !arriving.is_empty() {
+            rules.push(format!("{LATER} goto later"));
+        }
+        self.chain("mangle_prerouting", hook, &rules);
         let mut rules = vec!["oifname lo accept".to_owned()]; // it goes where the mark would send it
         rules.push(format!("{} accept", mark_is("meta", AGENT_MARK)));
         rules.extend_from_slice(leaving);
@@ -232,6 +246,7 @@ impl Table {
         match self.pod.mechanism {
             Mechanism::Tproxy => {
                 self.listening();
+                self.later();
                 arriving.extend([
                     "socket wildcard <= 1 goto take".to_owned(),    // a listener
                     "socket transparent <= 1 goto twin".to_owned(), // what is no full socket
@@ -274,6 +289,19 @@ impl Table {
             "accept".to_owned(),
         ]);
         self.chain("twin", None, &rules);
+    }
+
+    /// Packets after the first SYN. `tproxy` leaves one to its connection if there is one, the application's own included.
+    fn later(&mut self) {
+        let local = mark_is("meta", LOCAL_MARK);
+        let rules = [
+            format!("iifname lo {local} {TCP} tproxy to :{OUTBOUND_PORT} accept"),
+            "jump exempt_inbound".to_owned(),
+            // What the pod forwards (a VM's, a nested container's) has no socket here, and the kernel drops it if it gets one.
+            "ct status & (snat | dnat) != 0 accept".to_owned(),
+            format!("fib daddr type local {TCP} tproxy to :{INBOUND_PORT} accept"),
+        ];
+        self.chain("later", None, &rules);
     }
 
     /// Fail closed: a first SYN that the rules above should have taken.

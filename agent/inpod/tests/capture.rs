@@ -336,6 +336,63 @@ fn what_conntrack_does_not_see_is_dropped() {
     }
 }
 
+/// A kernel that answers with SYN cookies makes a connection of the client's ACK, at whatever listener that finds. One of the
+/// application's that has sent cookies lately would take it, for any client, past the agent.
+#[test]
+fn who_answers_a_syn_cookie_is_captured() {
+    for mechanism in Mechanism::ALL {
+        let net = Net::new();
+        let listeners = captured_by(mechanism, &net, &CaptureConfig::default());
+        net.in_pod("sysctl", &["-qw", "net.ipv4.tcp_syncookies=2"]);
+        for (any, pod, peer) in [("0.0.0.0", POD4, PEER4), ("::", POD6, PEER6)] {
+            let app = serve(&net.pod, at(any, 80));
+            let _itself = connect(&net.pod, at(pod, 80)).unwrap();
+            accept(&app); // it has sent a cookie lately
+            for (from, to, listener) in [
+                (&net.peer, at(pod, 80), &listeners.inbound),
+                // For its wildcard listener every address is as good as the pod's.
+                (&net.pod, at(peer, 80), &listeners.outbound),
+            ] {
+                let sent = counter(&net.pod, "SyncookiesSent");
+                let mut client = connect(from, to).unwrap();
+                assert!(
+                    counter(&net.pod, "SyncookiesSent") > sent,
+                    "{to}: without a cookie this tells nothing"
+                );
+                let mut accepted = accept(listener).0;
+                assert_eq!(original_dst(&accepted).unwrap(), to, "{mechanism:?}");
+                assert_talks(&mut client, &mut accepted);
+                assert!(nobody_waits(&app), "{mechanism:?}: {to} reached the application past the agent");
+            }
+        }
+    }
+}
+
+/// Connections that a pod forwards for containers of its own, masqueraded or not: both directions' packets after the first
+/// SYN meet no socket in the pod, and must not be given one.
+#[test]
+fn what_a_pod_forwards_and_excludes_goes_on() {
+    for mechanism in Mechanism::ALL {
+        for masqueraded in [false, true] {
+            let net = Net::new();
+            let nested = Nested::new(&net);
+            if masqueraded {
+                let nat = "table ip nested { chain p { type nat hook postrouting priority 100; oifname eth0 masquerade; }; }";
+                net.in_pod("nft", &[nat]);
+            }
+            let inbound = excluding("weft.dev/exclude-inbound-cidrs", "10.79.0.0/24");
+            let outbound = excluding("weft.dev/exclude-outbound-cidrs", "10.77.0.0/24");
+            let config = CaptureConfig { outbound_cidrs: outbound.outbound_cidrs, ..inbound };
+            let _listeners = captured_by(mechanism, &net, &config);
+            let server = serve(&net.peer, at(PEER4, 80));
+            let mut client = connect(&nested.netns, at(PEER4, 80)).unwrap();
+            let (mut accepted, from) = accept(&server);
+            assert_eq!(from.ip().to_string(), if masqueraded { POD4 } else { NESTED4 });
+            assert_talks(&mut client, &mut accepted);
+        }
+    }
+}
+
 /// A table of somebody else that takes our mark away turns a call neither outward nor to the pod's own listener, for
 /// which 0.0.0.0 is as good an address as any.
 #[test]

@@ -612,3 +612,38 @@ async fn probes_of_permissive_pods_do_not_wait_for_an_agent_that_is_away() {
     until_let_past(&net).await;
     drop(next_holder);
 }
+
+/// A pod that becomes strict while its node has no agent is closed as soon as one knows it, also if that one cannot serve it:
+/// it gets no certificate, say, as long as no controller is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_became_strict_meanwhile_is_closed_before_it_is_served() {
+    let (dir, net, world) = (TempDir::new().unwrap(), Net::new(), World::new());
+    let while_away = WhileAway::new([8080].into(), [PEER4.parse().unwrap()].into());
+    world.set("a", Decision::Enrolled(CaptureConfig { while_away, ..CaptureConfig::default() }));
+    let holder = Holder::start(dir.path());
+    let mut agent = Agent::start(dir.path(), world.clone());
+    agent.connected().await;
+    let path = net.pod_path();
+    let (added, pod) = tokio::join!(cni(dir.path(), "ADD", "a", &path), agent.serve());
+    assert!(added.0, "{}", added.1);
+    let app = serve(&net.pod, at(POD4, 8080));
+    agent.handle.stop().await;
+    until_let_past(&net).await;
+    let mut direct = connect(&net.peer, at(POD4, 8080)).unwrap();
+    let mut accepted = accept(&app).0;
+
+    // The holder ends with its agent, as both of a pod do: the next knows of nothing.
+    drop((holder, pod));
+    let _holder = Holder::start(dir.path());
+    world.set("a", enrolled());
+    let mut next = Agent::start(dir.path(), world);
+    next.connected().await;
+    let added = tokio::spawn(async move { cni(dir.path(), "ADD", "a", &path).await });
+    let PodEvent::Captured { pod, ready } = next.event().await else { panic!() };
+    let _waiting = connect(&net.peer, at(POD4, 8080)).unwrap();
+    accept_one(&pod.listeners.inbound, at(POD4, 8080));
+    assert!(nobody_waits(&app), "a strict pod is open to its node");
+    assert_talks(&mut direct, &mut accepted); // what was let in goes on
+    ready.send(Err("no certificate".into())).unwrap();
+    assert!(!added.await.unwrap().0);
+}

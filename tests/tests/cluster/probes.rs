@@ -217,22 +217,27 @@ fn forged(story: &Story<'_>, ip: &str) -> Result<()> {
     cluster.log_line(node, &["\"denied\"", "not the kubelet", ip]).map(drop)
 }
 
-/// Another tenant's pod aims the real kubelet at the strict one: an undeclared path, and a declared one with a header.
+/// Another tenant's pod aims the real kubelet at the strict one: an undeclared path, and a declared one with a header, among
+/// them one that kubelets write by themselves.
 fn aimed(cluster: &Cluster, node: &str, ip: &str) -> Result<()> {
     let app = |name: &str, port: &str, probe: Value| {
         json!({"name": name, "image": cluster.image, "imagePullPolicy": "IfNotPresent",
             "args": ["echo", "--name", name, "--http", port], "readinessProbe": at_once(probe)})
     };
     let path = json!({"httpGet": {"host": ip, "port": 8080, "path": "/admin"}});
-    let header = json!({"httpGet": {"host": ip, "port": 8080, "path": "/ready?full=1",
-        "httpHeaders": [{"name": "X-Original-URL", "value": "/admin"}]}});
+    let header = |name: &str| {
+        json!({"httpGet": {"host": ip, "port": 8080, "path": "/ready?full=1",
+            "httpHeaders": [{"name": name, "value": "/admin"}]}})
+    };
     cluster.create(&[
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": OUT, "name": "aimed"},
         "spec": {"nodeSelector": {"kubernetes.io/hostname": node}, "terminationGracePeriodSeconds": 0,
-            "containers": [app("path", "8080", path), app("header", "8081", header)]}}),
+            "containers": [app("path", "8080", path), app("header", "8081", header("X-Original-URL")),
+                app("own", "8082", header("User-Agent"))]}}),
     ])?;
     // Go writes names of headers in its own way.
-    for why in ["undeclared path /admin", "undeclared header X-Original-Url"] {
+    for why in ["undeclared path /admin", "undeclared header X-Original-Url", "undeclared header User-Agent"]
+    {
         cluster.log_line(node, &["\"denied\"", why, ip])?;
     }
     let statuses = pod(cluster, OUT, "aimed")?["status"]["containerStatuses"].clone();

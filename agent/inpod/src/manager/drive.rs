@@ -194,17 +194,16 @@ impl Manager {
     }
 
     fn found(&mut self, pod: HeldPod) {
-        let HeldPod { record, netns, listeners, captured, past_capture } = pod;
-        let id = record.container_id.clone();
+        let (record, id) = (pod.record.clone(), pod.record.container_id.clone());
         // Listeners without rules: an agent died on the way. Either way there is something to take back.
-        let captured = captured || listeners.is_some();
+        let captured = pod.captured || pod.listeners.is_some();
         if self.pods.records().any(|known| known.container_id == id) {
             // Ours since before the connection broke. The holder may have taken us for gone.
-            return if past_capture {
+            return if pod.past_capture {
                 self.on(Event::TableOutdated { id })
             };
         }
-        self.sandboxes.insert(id, Sandbox::found(record.clone(), netns, listeners, captured));
+        self.sandboxes.insert(id, Sandbox::found(HeldPod { captured, ..pod }));
         self.on(Event::Found { record, captured });
     }
 

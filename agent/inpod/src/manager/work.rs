@@ -2,7 +2,7 @@
 
 use super::{CapturedPod, PodEvent};
 use crate::{
-    apply::{apply, remove},
+    apply::{apply, let_nobody_past, remove},
     capture_config::CaptureConfig,
     holder::{HeldPod, HolderError, HolderLink, PodRecord, Posted, Request},
     netns::Netns,
@@ -45,6 +45,8 @@ pub(super) struct Sandbox {
     listeners: Option<Listeners>,
     /// Whether rules may be in place.
     captured: bool,
+    /// Whether they may be those of an agent before, and a holder may have let the node's kubelet past them.
+    past_capture: bool,
     served: Served,
 }
 
@@ -58,16 +60,14 @@ enum Served {
 
 impl Sandbox {
     pub(super) const fn new(record: PodRecord, netns: Netns) -> Self {
-        Self::found(record, netns, None, false)
+        // A holder that has ended with its agent tells nothing.
+        Self { record, netns, listeners: None, captured: false, past_capture: true, served: Served::No }
     }
 
-    pub(super) const fn found(
-        record: PodRecord,
-        netns: Netns,
-        listeners: Option<Listeners>,
-        captured: bool,
-    ) -> Self {
-        Self { record, netns, listeners, captured, served: Served::No }
+    /// As the holder has it.
+    pub(super) fn found(held: HeldPod) -> Self {
+        let HeldPod { record, netns, listeners, captured, past_capture } = held;
+        Self { record, netns, listeners, captured, past_capture, served: Served::No }
     }
 
     /// A copy for the holder. Listeners that cannot be duplicated are left out: the holder opens its own.
@@ -90,6 +90,13 @@ pub(super) async fn capture(kit: &Kit, sandbox: &mut Sandbox, config: &CaptureCo
     if let Some(listeners) = &sandbox.listeners {
         // A holder of an earlier version opened them, or an earlier agent left them.
         listeners.make_transparent().map_err(|e| format!("make listeners transparent: {e}"))?;
+    }
+    if sandbox.past_capture && config.while_away.is_nothing() {
+        // It has become strict while no agent was there, and it may be long until it can be served: its certificate is
+        // missing as long as no controller is there.
+        let netns = sandbox.netns.clone();
+        kit.rules.run(netns.clone(), move || let_nobody_past(&netns)).await.map_err(text)?.map_err(text)?;
+        sandbox.past_capture = false;
     }
     serve(kit, sandbox).await?;
     sandbox.captured = true;

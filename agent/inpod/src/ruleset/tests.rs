@@ -84,6 +84,22 @@ fn a_dead_port_is_refused_where_the_kernel_can_tell() {
 }
 
 #[test]
+fn what_answers_a_syn_cookie_goes_where_its_syn_went() {
+    for (pod, mode) in all().flat_map(|pod| [(pod, Mode::Capture), (pod, Mode::Drain)]) {
+        let text = rules(&CaptureConfig::default(), mode, pod);
+        let goes =
+            chain(&text, "mangle_prerouting").contains(&"tcp flags & (syn | rst | ack) == ack goto later");
+        assert_eq!(goes, pod.mechanism == Mechanism::Tproxy && mode == Mode::Capture, "{text}");
+    }
+    let text = rules(&CaptureConfig::default(), Mode::Capture, TPROXY);
+    assert_eq!(
+        chain(&text, "later")[1],
+        "jump exempt_inbound",
+        "what is not captured is left alone here too"
+    );
+}
+
+#[test]
 fn draining_captures_nothing_new_but_keeps_what_lives() {
     let drain = rules(&CaptureConfig::default(), Mode::Drain, TPROXY);
     let full = rules(&CaptureConfig::default(), Mode::Capture, TPROXY);

@@ -84,15 +84,41 @@ impl Net {
     }
 }
 
+/// A container of the pod's own, at [`NESTED4`], for which the pod forwards. Gone when the value is dropped.
+pub(crate) struct Nested {
+    pub(crate) netns: Netns,
+    _cleanup: Cleanup<1>,
+}
+
+pub(crate) const NESTED4: &str = "10.79.0.2";
+
+impl Nested {
+    pub(crate) fn new(net: &Net) -> Self {
+        let [pod, peer] = &net.names;
+        let name = format!("{pod}-in");
+        let cleanup = Cleanup([name.clone()]);
+        ip(&["netns", "add", &name]);
+        ip(&["-n", pod, "link", "add", "nested", "type", "veth", "peer", "name", "eth0", "netns", &name]);
+        for (ns, interface, address) in [(pod, "nested", "10.79.0.1/24"), (&name, "eth0", "10.79.0.2/24")] {
+            ip(&["-n", ns, "link", "set", interface, "up"]);
+            ip(&["-n", ns, "addr", "add", address, "dev", interface]);
+        }
+        ip(&["-n", &name, "route", "add", "default", "via", "10.79.0.1"]);
+        ip(&["-n", peer, "route", "add", "10.79.0.0/24", "via", POD4]);
+        net.in_pod("sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
+        Self { netns: Netns::open(&PathBuf::from("/run/netns").join(&name)).unwrap(), _cleanup: cleanup }
+    }
+}
+
 impl Drop for Net {
     fn drop(&mut self) {
         drop(Cleanup(self.names.clone()));
     }
 }
 
-struct Cleanup([String; 2]);
+struct Cleanup<const N: usize>([String; N]);
 
-impl Drop for Cleanup {
+impl<const N: usize> Drop for Cleanup<N> {
     fn drop(&mut self) {
         for name in &self.0 {
             let _ = Command::new("ip").args(["netns", "del", name]).output();

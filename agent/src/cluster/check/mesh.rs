@@ -156,7 +156,7 @@ fn agents(report: &mut Report<'_>) {
                 "capture: redirect on {}: new connections of a pod to several destinations slow down above some 500 a second",
                 redirecting.join(", ")
             ),
-            "load the kernel modules nft_tproxy and nft_socket there; pods are captured anew with the agent's next start",
+            "load the kernel modules nft_tproxy, nft_socket and nft_fib_inet there; pods are captured anew with the agent's next start",
         );
     }
 }

