@@ -101,7 +101,7 @@ impl Soak {
         let now = jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC");
         let mut text = format!(
             "# Rollouts for long\n\nWritten by `./dev soak rollouts` ({now}, commit {commit}{}): a real Kubernetes with two nodes \
-             (README.md beside this file).\nIn {} rounds of {} s in all each Deployment of three pods was restarted, grown to five, \
+             (README.md beside this file).\nIn {} rounds, {} s together, each Deployment of three pods was restarted, grown to five, \
              shrunk to two, and had a pod deleted, under four loads of {rate} requests a second on each: in the mesh and through the \
              Gateway, on kept and on new connections; `exits` and `late` also outside the mesh, by kube-proxy.\n\n\
              - *finishes*: readiness tells the truth, and on SIGTERM it answers what it has taken. *prestop*: the same with a `preStop` \
@@ -109,7 +109,7 @@ impl Soak {
              - *exits*: ends at once on SIGTERM. Only what its own log says it had taken may fail, and no more than outside.\n\
              - *late*: listens ten seconds after its start, and its readiness is a `tcpSocket`; only restarted. Nothing may fail.\n\n\
              | server | way | requests | failed | longest gap, ms |\n|---|---|--:|--:|--:|\n",
-            if self.ended { "" } else { "; it was ended early" },
+            if self.ended { "" } else { "; it goes on, or was ended early" },
             self.rounds,
             self.start.elapsed().as_secs(),
         );

@@ -52,7 +52,7 @@ pub(super) const CODES: &[Code] = &[
     code("WEFT-C036", "Pods are strict: nobody outside the mesh is let in but the probes that they declare", "`weft status` lists who calls in clear; [SECURITY.md](SECURITY.md) says what else is kept out"),
     code("WEFT-C037", "A NetworkPolicy admits callers to the application and not to port 15008, where their tunnels go", "Add the rule that is printed"),
     code("WEFT-C038", "A NetworkPolicy's rule admits port 15008 and no port of an application, where tunnels of this version go", "Name the application's ports beside it, unless it is for another mesh's callers"),
-    code("WEFT-C040", "Pods are captured by a redirect, which slows down many new connections", "Load the kernel modules `nft_tproxy`, `nft_socket` and `nft_fib_inet`"),
+    code("WEFT-C040", "Pods are captured by a redirect, which slows down many new connections; without `nft_socket` a probe of a dead port succeeds, too", "Load the kernel modules `nft_tproxy`, `nft_socket` and `nft_fib_inet`"),
 ];
 
 #[cfg(test)]
