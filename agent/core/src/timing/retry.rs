@@ -6,7 +6,7 @@
 //! | refused unprocessed | the same | until `attempts` |
 //! | a kept connection had gone stale | the same, if idempotent; then on a new connection | until `attempts`, if idempotent |
 //! | the peer went silent before an answer | once, at once, if idempotent | until `attempts`, if idempotent |
-//! | reset or closed after sending | never | until `attempts`, if idempotent |
+//! | reset or closed after sending, before an answer | once, at once, if the method is safe | until `attempts`, if idempotent |
 //! | `backendRequest` timeout | never | until `attempts`, any method |
 //! | status in `codes` | never | until `attempts`, any method |
 //!
@@ -37,6 +37,35 @@ pub enum Outcome {
     TryTimeout,
 }
 
+/// What may be done again with a request, by its method (RFC 9110 §9.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeat {
+    /// It asks, and changes nothing: `GET`, `HEAD`, `OPTIONS`, `TRACE`.
+    Safe,
+    /// Twice is as once: `PUT`, `DELETE`.
+    Idempotent,
+    /// All others.
+    No,
+}
+
+impl Repeat {
+    /// Of a method.
+    #[must_use]
+    pub fn of(method: &Method) -> Self {
+        match (method.is_safe(), method.is_idempotent()) {
+            (true, _) => Self::Safe,
+            (false, true) => Self::Idempotent,
+            (false, false) => Self::No,
+        }
+    }
+
+    /// Whether it may be repeated without harm.
+    #[must_use]
+    pub fn is_idempotent(self) -> bool {
+        self != Self::No
+    }
+}
+
 /// A finished try.
 #[derive(Clone, Copy, Debug)]
 pub struct Attempt {
@@ -46,8 +75,10 @@ pub struct Attempt {
     pub outcome: Outcome,
     /// Whether the request can still be sent in full (no body, or all of it is kept).
     pub replayable: bool,
-    /// See [`idempotent`].
-    pub idempotent: bool,
+    /// By its method.
+    pub repeat: Repeat,
+    /// How many tries have ended in [`Outcome::Reset`], this one included.
+    pub resets: u32,
     /// What is left until the request's deadline ([`super::Deadlines::remaining`]).
     pub remaining: Option<Duration>,
     /// Uniform draw, for jitter.
@@ -64,12 +95,6 @@ pub enum Decision {
     },
     /// Hand the outcome to the client.
     Stop,
-}
-
-/// Whether a method may be repeated without harm (RFC 9110 §9.2.2).
-#[must_use]
-pub fn idempotent(method: &Method) -> bool {
-    method.is_idempotent()
 }
 
 /// First wait when `backoff` is left out.
@@ -94,8 +119,11 @@ pub fn decide(policy: Option<&Retry>, attempt: &Attempt) -> Decision {
     let wanted = match attempt.outcome {
         Outcome::Unreached => true,
         Outcome::Refused => attempt.replayable,
-        Outcome::Stale | Outcome::Silent => attempt.replayable && attempt.idempotent,
-        Outcome::Reset => policy.is_some() && attempt.replayable && attempt.idempotent,
+        Outcome::Stale | Outcome::Silent => attempt.replayable && attempt.repeat.is_idempotent(),
+        Outcome::Reset if policy.is_some() => attempt.replayable && attempt.repeat.is_idempotent(),
+        // A server that ends resets what waits in its accept queue, and nobody can tell that from a request that it had begun
+        // with. Once: a request that kills its server must not kill them all.
+        Outcome::Reset => attempt.replayable && attempt.repeat == Repeat::Safe && attempt.resets <= 1,
         Outcome::TryTimeout => policy.is_some() && attempt.replayable,
         Outcome::Status(code) => {
             attempt.replayable && policy.is_some_and(|p| p.codes.contains(&code.as_u16()))

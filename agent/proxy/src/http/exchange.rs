@@ -99,6 +99,8 @@ pub(crate) struct Exchange<D: Dial> {
     /// The try under way, or the last one.
     pub(crate) attempt: Attempt<D>,
     pub(crate) tries: u32,
+    /// Tries that were reset before an answer.
+    pub(crate) resets: u32,
 
     pub(crate) code: u16,
     pub(crate) grpc_status: Option<u16>,
@@ -169,6 +171,7 @@ impl<D: Dial> Exchange<D> {
             spare: None,
             attempt: Attempt::new(started),
             tries: 0,
+            resets: 0,
             code: 0,
             grpc_status: None,
             reason: None,

@@ -40,7 +40,7 @@ use weft_core::{
     model::Retry,
     timing::{
         Attempt, Deadline, Decision, Outcome, TimeoutKind, decide,
-        retry::{has_tries, idempotent},
+        retry::{Repeat, has_tries},
     },
 };
 
@@ -66,7 +66,7 @@ struct Outgoing {
     body: RequestBody,
     /// Version the client speaks.
     version: Version,
-    idempotent: bool,
+    repeat: Repeat,
     /// Not on a kept connection: one had gone stale, and so may others be of pods that end together.
     afresh: bool,
 }
@@ -96,8 +96,8 @@ async fn forward<D: Dial>(
     if !plan.mirrors.is_empty() {
         mirror::start(&exchange, &plan.mirrors, &parts);
     }
-    let idempotent = idempotent(&parts.method);
-    let mut outgoing = Outgoing { version: parts.version, parts, body, idempotent, afresh: false };
+    let repeat = Repeat::of(&parts.method);
+    let mut outgoing = Outgoing { version: parts.version, parts, body, repeat, afresh: false };
     let mut tried = Vec::new();
     loop {
         exchange.tries += 1;
@@ -108,7 +108,8 @@ async fn forward<D: Dial>(
         if let (Some(in_flight), Some(fault)) = (&exchange.attempt.in_flight, fault(&exchange, &failure)) {
             in_flight.blamed(&failure.error, fault, Instant::now());
         }
-        let decision = next(&exchange, &plan, &failure, idempotent, &tried);
+        exchange.resets += u32::from(failure.outcome == Outcome::Reset);
+        let decision = next(&exchange, &plan, &failure, repeat, &tried);
         exchange.try_failed(failure.error.reason, failure.code);
         let (Decision::Retry { after }, Some((parts, body))) = (decision, failure.again) else {
             return respond::failure(exchange, &failure.error);
@@ -119,7 +120,7 @@ async fn forward<D: Dial>(
             tokio::time::sleep(after).await;
         }
         let afresh = failure.outcome == Outcome::Stale;
-        outgoing = Outgoing { version: parts.version, parts, body, idempotent, afresh };
+        outgoing = Outgoing { version: parts.version, parts, body, repeat, afresh };
     }
 }
 
@@ -144,10 +145,14 @@ fn next<D: Dial>(
     exchange: &Exchange<D>,
     plan: &Plan,
     failure: &Failure,
-    idempotent: bool,
+    repeat: Repeat,
     tried: &[SocketAddr],
 ) -> Decision {
     if exchange.upload_failed().is_some() {
+        return Decision::Stop;
+    }
+    // Who answers, if not in HTTP, would do so again.
+    if retry_policy(exchange).is_none() && failure.error.reason == Reason::UpstreamProtocol {
         return Decision::Stop;
     }
     // Where nobody else is, a silent one would only be waited for again, and whoever was not reached twice is not there.
@@ -162,7 +167,8 @@ fn next<D: Dial>(
         tries: exchange.tries,
         outcome: failure.outcome,
         replayable: failure.again.is_some(),
-        idempotent,
+        repeat,
+        resets: exchange.resets,
         remaining: plan.deadlines.remaining(Instant::now()),
         draw: exchange.conn.http.draw(),
     };
@@ -252,7 +258,7 @@ async fn send_to<D: Dial>(
     tried: &[SocketAddr],
     outgoing: Outgoing,
 ) -> Result<Response<Incoming>, Box<Failure>> {
-    let Outgoing { mut parts, body, version, idempotent, afresh } = outgoing;
+    let Outgoing { mut parts, body, version, repeat, afresh } = outgoing;
     let conn = Rc::clone(&exchange.conn);
     let may_turn = || may_turn(exchange, &plan.backend, endpoint.addr, tried);
     let mut lease = match lease(&conn, endpoint, &plan.way, afresh, may_turn).await {
@@ -275,8 +281,9 @@ async fn send_to<D: Dial>(
     shape(&mut parts, &lease, plan.way.tls.is_some());
     exchange.inject_trace(&mut parts.headers);
     let kept = lease.is_kept();
-    // A kept connection may have gone stale, a node gone silent, an HTTP/2 peer may refuse a stream: all safe to send again.
-    let safe = matches!(body, RequestBody::Empty) && (idempotent || (!kept && lease.is_h2()));
+    // A kept connection may have gone stale, a server or a node have ended, an HTTP/2 peer may refuse a stream: all may be sent
+    // again.
+    let safe = matches!(body, RequestBody::Empty) && (repeat.is_idempotent() || (!kept && lease.is_h2()));
     if exchange.spare.is_none() && safe && has_tries(retry_policy(exchange), exchange.tries) {
         exchange.spare = Some(parts.clone());
     }
@@ -291,7 +298,7 @@ async fn send_to<D: Dial>(
         lease.answered();
     }
     match sent {
-        Some(Ok(response)) => finish_try(exchange, plan, response, idempotent),
+        Some(Ok(response)) => finish_try(exchange, plan, response, repeat),
         Some(Err(failed)) => Err(broken(exchange, failed, kept).into()),
         None => {
             let error =
@@ -414,7 +421,7 @@ fn finish_try<D: Dial>(
     exchange: &mut Exchange<D>,
     plan: &Plan,
     response: Response<Incoming>,
-    idempotent: bool,
+    repeat: Repeat,
 ) -> Result<Response<Incoming>, Box<Failure>> {
     let now = Instant::now();
     let attempt = &exchange.attempt;
@@ -433,7 +440,7 @@ fn finish_try<D: Dial>(
         code: Some(status.as_u16()),
         again: remembered(exchange),
     };
-    match next(exchange, plan, &failure, idempotent, &[]) {
+    match next(exchange, plan, &failure, repeat, &[]) {
         Decision::Retry { .. } => Err(failure.into()),
         Decision::Stop => Ok(response),
     }

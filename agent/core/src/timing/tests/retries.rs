@@ -2,7 +2,10 @@
 
 use crate::{
     model::{Retry, Timeouts},
-    timing::{Attempt, Deadlines, Decision, Outcome, decide, retry::UNREACHED_TRIES},
+    timing::{
+        Attempt, Deadlines, Decision, Outcome, decide,
+        retry::{Repeat, UNREACHED_TRIES},
+    },
 };
 use http::StatusCode;
 use proptest::prelude::*;
@@ -17,7 +20,7 @@ fn status(code: u16) -> Outcome {
 }
 
 fn attempt(tries: u32, outcome: Outcome) -> Attempt {
-    Attempt { tries, outcome, replayable: true, idempotent: true, remaining: None, draw: 0 }
+    Attempt { tries, outcome, replayable: true, repeat: Repeat::Safe, resets: 1, remaining: None, draw: 0 }
 }
 
 const OUTCOMES: [Outcome; 6] = [
@@ -30,25 +33,28 @@ const OUTCOMES: [Outcome; 6] = [
 ];
 
 /// The outcomes of [`OUTCOMES`] that are tried again after the first try.
-fn check(policy: Option<&Retry>, replayable: bool, idempotent: bool, wanted: &[Outcome]) {
+fn check(policy: Option<&Retry>, replayable: bool, repeat: Repeat, wanted: &[Outcome]) {
     let retried =
-        |o: &Outcome| decide(policy, &Attempt { replayable, idempotent, ..attempt(1, *o) }) != Decision::Stop;
+        |o: &Outcome| decide(policy, &Attempt { replayable, repeat, ..attempt(1, *o) }) != Decision::Stop;
     let found: Vec<_> = OUTCOMES.iter().copied().filter(retried).collect();
-    assert_eq!(found, wanted, "{policy:?} replayable {replayable} idempotent {idempotent}");
+    assert_eq!(found, wanted, "{policy:?} replayable {replayable} {repeat:?}");
 }
 
 #[test]
 fn what_is_tried_again() {
     use Outcome::{Refused, Reset, Stale, TryTimeout, Unreached};
     let full = policy(1, &[503], None);
-    check(None, true, true, &[Unreached, Refused, Stale]);
-    check(None, true, false, &[Unreached, Refused]);
-    check(None, false, true, &[Unreached]);
-    check(Some(&full), true, true, &OUTCOMES);
-    check(Some(&full), true, false, &[status(503), Unreached, Refused, TryTimeout]);
-    check(Some(&full), false, true, &[Unreached]);
-    check(Some(&policy(1, &[502], None)), true, true, &[Unreached, Refused, Stale, Reset, TryTimeout]);
-    check(Some(&policy(0, &[503], None)), true, true, &[]);
+    check(None, true, Repeat::Safe, &[Unreached, Refused, Stale, Reset]);
+    check(None, true, Repeat::Idempotent, &[Unreached, Refused, Stale]);
+    check(None, true, Repeat::No, &[Unreached, Refused]);
+    check(None, false, Repeat::Safe, &[Unreached]);
+    check(Some(&full), true, Repeat::Safe, &OUTCOMES);
+    check(Some(&full), true, Repeat::Idempotent, &OUTCOMES);
+    check(Some(&full), true, Repeat::No, &[status(503), Unreached, Refused, TryTimeout]);
+    check(Some(&full), false, Repeat::Safe, &[Unreached]);
+    let other = policy(1, &[502], None);
+    check(Some(&other), true, Repeat::Safe, &[Unreached, Refused, Stale, Reset, TryTimeout]);
+    check(Some(&policy(0, &[503], None)), true, Repeat::Safe, &[]);
 }
 
 #[test]
@@ -62,6 +68,8 @@ fn attempts_and_waits() {
         (None, attempt(4, Outcome::Unreached), Decision::Stop),
         (None, attempt(3, Outcome::Refused), retry(0)),
         (None, attempt(3, Outcome::Stale), retry(0)),
+        (None, attempt(2, Outcome::Reset), retry(0)),
+        (None, Attempt { resets: 2, ..attempt(2, Outcome::Reset) }, Decision::Stop),
         (None, attempt(1, Outcome::Silent), retry(0)),
         (None, attempt(2, Outcome::Silent), Decision::Stop),
         (Some(&backoff), attempt(1, status(500)), retry(100)),
@@ -103,12 +111,14 @@ proptest! {
         let start = Instant::now();
         let limit = timeout.map(Duration::from_millis);
         let deadlines = Deadlines::start(&Timeouts { request: limit, backend_request: None }, start);
-        let (mut now, mut made) = (start, 0);
+        let (mut now, mut made, mut resets) = (start, 0, 0);
         for (outcome, took, draw) in tries {
             made += 1;
             now += Duration::from_millis(took);
             let remaining = deadlines.remaining(now);
-            let attempt = Attempt { tries: made, outcome, replayable: true, idempotent: true, remaining, draw };
+            resets += u32::from(outcome == Outcome::Reset);
+            let attempt =
+                Attempt { tries: made, outcome, replayable: true, repeat: Repeat::Safe, resets, remaining, draw };
             let Decision::Retry { after } = decide(policy, &attempt) else { break };
             if let Some(policy) = policy {
                 prop_assert!(after >= policy.backoff.unwrap_or_default(), "not before the configured minimum");

@@ -148,6 +148,33 @@ fn pods_that_end_together_fail_no_request() {
     });
 }
 
+/// A server that ends resets what waits in its accept queue, and nobody can tell that from a request that it had begun with.
+#[test]
+fn a_request_that_only_asks_survives_a_reset_and_others_do_not() {
+    run(async {
+        for (method, survives) in [("GET", true), ("DELETE", false), ("POST", false)] {
+            let live = App::named("live").await;
+            let ending = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let addr = ending.local_addr().unwrap();
+            tokio::task::spawn_local(async move {
+                while let Ok((mut io, _)) = ending.accept().await {
+                    let _ = io.read(&mut [0; 1024]).await;
+                }
+            });
+            let mut world = World::default();
+            let both = world.service(backend("app", AppProtocol::Http), &[addr, live.addr]);
+            let bed = Bed::new(world.frontend(&both, None));
+            let mesh = bed.mesh().await;
+            let request = format!("{method} / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+            let mut codes = Vec::new();
+            for _ in 0..20 {
+                codes.push(parse(&raw(mesh, &request).await).0);
+            }
+            assert_eq!(codes.iter().all(|code| *code == 200), survives, "{method}: {codes:?}");
+        }
+    });
+}
+
 /// A bed with two endpoints, of which the second answers with `code` and these headers.
 async fn uneven(code: u16, header: (&'static str, &'static str)) -> (Rc<Bed>, App, App) {
     let good = App::named("good").await;
