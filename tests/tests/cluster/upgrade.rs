@@ -42,7 +42,7 @@ pub(crate) fn run(story: &Story<'_>) -> Result<()> {
     loads.finish(2 * CUTS_OF_ONE_ROLLOUT)?;
     ensure!(there.good() >= 500 && back.good() >= 500, "hardly any requests were made");
     // Short of the goal, which is 0 on the way back: this build ends a copied connection at a quiet moment, and only a request
-    // that is sent while the end is on its way is lost. Of six runs five lost none, and one on a machine that was building
+    // that is sent while the end is on its way is lost. Of five runs four lost none, and one on a machine that was building
     // beside it three, of eight connections.
     for (way, tally) in [("to this build", &there), ("and back", &back)] {
         if let Some(wrong) = beyond_cuts(tally, COPIED) {
