@@ -75,9 +75,10 @@ impl<'a> Asked<'a> {
         let seconds = match env::var("WEFT_TEST_AGENT_AWAY") {
             Ok(text) => text.parse().with_context(|| format!("WEFT_TEST_AGENT_AWAY={text}: seconds"))?,
             Err(_) => AWAY_AT_LEAST,
-        };
+        }
+        .max(AWAY_AT_LEAST);
         let mut strict = Price::default();
-        while Timestamp::now().duration_since(away) < SignedDuration::from_secs(seconds.max(AWAY_AT_LEAST)) {
+        while Timestamp::now().duration_since(away) < SignedDuration::from_secs(seconds) {
             let permissive = pod(self.cluster, SHOP, PERMISSIVE)?;
             let ready = ready_since(&permissive, "True");
             ensure!(
