@@ -328,6 +328,27 @@ impl Cluster {
         }
     }
 
+    /// Waits until the capture of every pod of a namespace stands.
+    ///
+    /// # Errors
+    /// Which does not.
+    pub fn captured(&self, namespace: &str) -> Result<()> {
+        self.wait("all pods to be captured", || {
+            let pods = self.json(&["-n", namespace, "get", "pods"])?;
+            let slices = self.json(&["-n", namespace, "get", "workloadslices"])?;
+            let lists = slices["items"].as_array().into_iter().flatten();
+            let workloads = lists.filter_map(|slice| slice["workloads"].as_array()).flatten();
+            let captured: BTreeMap<&str, &Value> =
+                workloads.filter_map(|w| Some((w["uid"].as_str()?, &w["captured"]))).collect();
+            for pod in pods["items"].as_array().context("items")? {
+                let uid = pod["metadata"]["uid"].as_str().context("uid")?;
+                let stands = captured.get(uid).is_some_and(|captured| **captured == true);
+                ensure!(stands, "{} is not captured", pod["metadata"]["name"]);
+            }
+            Ok(())
+        })
+    }
+
     /// Names of Weft's agents that are there, by node.
     ///
     /// # Errors

@@ -15,11 +15,7 @@ pub use verdict::{Counted, beyond_cuts, sum, verdict};
 
 use crate::cluster::{Cluster, Load};
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
-use std::{
-    collections::{BTreeMap, HashSet},
-    time::Instant,
-};
+use std::{collections::HashSet, time::Instant};
 
 /// The namespace in the mesh, and the one outside of it.
 const NAMESPACES: [&str; 2] = ["weft-rollouts", "weft-rollouts-out"];
@@ -139,7 +135,7 @@ impl<'a> World<'a> {
             self.cluster.apply(&yaml::backend(&self.cluster.image, *backend))?;
         }
         self.available()?;
-        self.captured()?;
+        self.cluster.captured(NAMESPACES[0])?;
         let mut loads = Vec::new();
         for backend in backends {
             for way in Way::ALL {
@@ -290,24 +286,5 @@ impl<'a> World<'a> {
             self.cluster.kubectl(&[&["-n", namespace][..], &wait].concat())?;
         }
         Ok(())
-    }
-
-    /// All pods of the namespace in the mesh are.
-    fn captured(&self) -> Result<()> {
-        let namespace = NAMESPACES[0];
-        self.cluster.wait("all pods to be captured", || {
-            let pods = self.cluster.json(&["-n", namespace, "get", "pods"])?;
-            let slices = self.cluster.json(&["-n", namespace, "get", "workloadslices"])?;
-            let lists = slices["items"].as_array().into_iter().flatten();
-            let workloads = lists.filter_map(|slice| slice["workloads"].as_array()).flatten();
-            let captured: BTreeMap<&str, &Value> =
-                workloads.filter_map(|w| Some((w["uid"].as_str()?, &w["captured"]))).collect();
-            for pod in pods["items"].as_array().context("items")? {
-                let uid = pod["metadata"]["uid"].as_str().context("uid")?;
-                let stands = captured.get(uid).is_some_and(|captured| **captured == true);
-                ensure!(stands, "{} is not captured", pod["metadata"]["name"]);
-            }
-            Ok(())
-        })
     }
 }

@@ -67,7 +67,7 @@ fn in_mode(cluster: &Cluster, web: &str, mode: &str) -> Result<()> {
     let labels = ["weft.dev/mesh=enabled".to_owned(), format!("weft.dev/mtls={mode}")];
     let [mesh, mtls] = labels.each_ref().map(String::as_str);
     cluster.kubectl(&["label", "--overwrite", "namespace", NAMESPACE, mesh, mtls])?;
-    captured(cluster)?;
+    cluster.captured(NAMESPACE)?;
     let inside = |args: &[&str]| -> Result<Load> { cluster.load(CLIENT, &[&[web][..], args].concat()) };
     let loads = [
         ("kept connections", inside(&["--connections=4", "--rate=20"])?),
@@ -77,7 +77,7 @@ fn in_mode(cluster: &Cluster, web: &str, mode: &str) -> Result<()> {
         cluster.kubectl(&["-n", NAMESPACE, "rollout", "restart", &format!("deployment/{name}")])?;
     }
     ready(cluster)?;
-    captured(cluster)?;
+    cluster.captured(NAMESPACE)?;
     let mut failed = Vec::new();
     for (name, load) in loads {
         let tally = load.finish()?;
@@ -107,18 +107,6 @@ fn ready(cluster: &Cluster) -> Result<()> {
 fn pods(cluster: &Cluster) -> Result<Vec<Value>> {
     let pods = cluster.json(&["-n", NAMESPACE, "get", "pods"])?;
     Ok(pods["items"].as_array().context("items")?.clone())
-}
-
-fn captured(cluster: &Cluster) -> Result<()> {
-    cluster.wait("all pods to be captured", || {
-        let slices = cluster.json(&["-n", NAMESPACE, "get", "workloadslices"])?;
-        let slices = slices["items"].as_array().context("items")?.iter();
-        let workloads = slices.filter_map(|slice| slice["workloads"].as_array()).flatten();
-        let captured = workloads.filter(|workload| workload["captured"] == true).count();
-        let all = pods(cluster)?.len();
-        ensure!(captured == all, "{captured} of {all}");
-        Ok(())
-    })
 }
 
 /// No container was restarted, no handler failed, and what nobody can reach was never ready.
