@@ -36,7 +36,8 @@ pub(crate) struct Phase {
     name: &'static str,
     about: &'static str,
     needs: State,
-    leaves: State,
+    /// What the cluster is afterwards; as it was before when left out.
+    leaves: Option<State>,
     /// It looks into nodes, or switches parts of the cluster off.
     bed_only: bool,
     run: fn(&Story<'_>) -> Result<()>,
@@ -49,11 +50,11 @@ impl Phase {
         needs: State,
         run: fn(&Story<'_>) -> Result<()>,
     ) -> Self {
-        Self { name, about, needs, leaves: needs, bed_only: false, run }
+        Self { name, about, needs, leaves: None, bed_only: false, run }
     }
 
     const fn leaving(self, leaves: State) -> Self {
-        Self { leaves, ..self }
+        Self { leaves: Some(leaves), ..self }
     }
 
     /// Cannot run on a cluster of the user's.
@@ -196,7 +197,8 @@ impl Stage<'_> {
     fn run(&mut self, phase: &Phase) -> Result<()> {
         self.bring(phase.needs).with_context(|| format!("bringing the cluster to {:?}", phase.needs))?;
         (phase.run)(self.story.as_ref().context("no story")?)?;
-        self.state = phase.leaves;
+        // Not what it needs: namespaces that are joined do not join again.
+        self.state = phase.leaves.unwrap_or(self.state);
         Ok(())
     }
 

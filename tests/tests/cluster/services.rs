@@ -375,12 +375,12 @@ impl Table<'_> {
     /// Who answers new connections of a pod to this address.
     fn reached(&self, client: &str, url: &str) -> Result<String> {
         let pod = format!("{NAMESPACE}/{client}");
-        // Alone first: whoever is dropped waits long.
+        // Alone first, and then all at once: whoever is dropped waits long.
         let first = self.cluster.call(&pod, &[url, "--count=1", "--connections=1", "--no-keepalive"])?;
         if first.good() == 0 {
             return Ok("nobody".to_owned());
         }
-        let tally = self.cluster.call(&pod, &[url, "--count=40", "--no-keepalive"])?;
+        let tally = self.cluster.call(&pod, &[url, "--count=40", "--connections=40", "--no-keepalive"])?;
         ensure!(tally.bad() == 0, "{tally:?}");
         Ok(tally.services.into_keys().collect::<Vec<_>>().join(" "))
     }
