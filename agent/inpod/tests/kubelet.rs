@@ -105,7 +105,10 @@ impl Node {
 
     fn no_kubelet(&self, from: SocketAddr) -> String {
         match self.who(from) {
-            Err(Stranger::NoKubelet(why)) => why,
+            Err(Stranger::NoKubelet(why)) => {
+                assert_eq!(self.watch.unknown(), why);
+                why
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -230,6 +233,7 @@ fn without_a_node_there_is_no_kubelet() {
     assert_eq!(node.no_kubelet(from), "nobody listens on the kubelet's port");
     node.watch.set_port(Some(PORT));
     assert_eq!(node.who(from), Ok(()));
+    assert_eq!(node.watch.unknown(), "");
 }
 
 /// One look answers all that wait: a pod with root in the node's network cannot keep probes waiting by many connections.

@@ -35,6 +35,11 @@ impl NodeKubelet {
         }
     }
 
+    /// Why the node's kubelet is not known, so that strict pods refuse its probes; empty when it is, or nobody has asked.
+    pub(super) fn unknown(&self) -> String {
+        self.0.as_ref().map_or_else(|| "the kernel has no sock_diag".to_owned(), |watch| watch.unknown())
+    }
+
     /// Takes from the node's own Node where its kubelet listens. Without one, as with files, there is none.
     pub(super) fn update(&self, snapshot: &Snapshot, node: &str) {
         if let Some(watch) = &self.0 {

@@ -1,6 +1,12 @@
 //! The page `/node`: the node as its agent sees it. `weft status`, `check`, `leave` and `uninstall` read it.
 
-use super::{enrolment::WorldEnrolment, joiner::Missing, kubelet::is_ours, leave::Leaving, plugin::Plugin};
+use super::{
+    enrolment::WorldEnrolment,
+    joiner::Missing,
+    kubelet::{NodeKubelet, is_ours},
+    leave::Leaving,
+    plugin::Plugin,
+};
 use crate::cluster::{CertificateReport, CniReport, NodeReport, PlaintextReport, PodReport};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,6 +35,7 @@ pub(super) struct NodePage {
     pub(super) enrolment: Arc<WorldEnrolment>,
     pub(super) identities: Option<IdentityStore>,
     pub(super) shared: Arc<Shared>,
+    pub(super) kubelet: NodeKubelet,
     pub(super) on_node: OnNode,
 }
 
@@ -88,6 +95,7 @@ impl NodePage {
             kernel: std::fs::read_to_string(KERNEL).unwrap_or_default().trim().to_owned(),
             nft: self.nft.get().cloned().unwrap_or_default(),
             capture: self.on_node.mechanism.borrow().map(|m| m.name().to_owned()).unwrap_or_default(),
+            kubelet: self.kubelet.unknown(),
             cni: self.plugin.report(),
             pods: pods.reports(),
             connections: self.shared.telemetry.open_connections(),

@@ -287,6 +287,7 @@ impl Agent {
             plugin: self.options.plugin.clone(),
             enrolment: self.enrolment.clone(),
             identities: self.pages.identities.clone(),
+            kubelet: self.kubelet.clone(),
             shared: self.shared.clone(),
             on_node,
         });

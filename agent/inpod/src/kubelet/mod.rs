@@ -21,7 +21,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU16, Ordering},
         mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
@@ -76,10 +76,14 @@ pub struct KubeletWatch {
     /// Of the node's network namespace. Netlink answers at once, so any thread may ask.
     diag: Diag,
     port: Arc<AtomicU16>,
+    unknown: Unknown,
     /// `None` only while it is dropped.
     questions: Option<SyncSender<Question>>,
     thread: Option<JoinHandle<()>>,
 }
+
+/// Why there was no kubelet, when somebody last asked. Empty when there was one.
+type Unknown = Arc<Mutex<String>>;
 
 #[derive(Debug)]
 struct Question {
@@ -95,17 +99,25 @@ impl KubeletWatch {
     pub fn start(proc_root: PathBuf) -> io::Result<Self> {
         let (questions, asked) = sync_channel(QUESTIONS_MAX);
         let port = Arc::new(AtomicU16::new(0));
+        let unknown = Unknown::default();
         let look = Look {
             own_cgroups: in_own_cgroups(&proc_root),
             proc_root,
             port: port.clone(),
+            unknown: unknown.clone(),
             diag: Diag::open()?,
             known: None,
             none: None,
             named: None,
         };
         let thread = thread::Builder::new().name("weft-kubelet".into()).spawn(move || look.run(&asked))?;
-        Ok(Self { diag: Diag::open()?, port, questions: Some(questions), thread: Some(thread) })
+        Ok(Self { diag: Diag::open()?, port, unknown, questions: Some(questions), thread: Some(thread) })
+    }
+
+    /// Why there was no kubelet when a connection from the node was last looked up. Empty: there was one, or nobody has asked.
+    #[must_use]
+    pub fn unknown(&self) -> String {
+        self.unknown.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Where the node's kubelet listens, as its Node says; without it there is no kubelet.
@@ -161,6 +173,7 @@ struct Look {
     proc_root: PathBuf,
     own_cgroups: bool,
     port: Arc<AtomicU16>,
+    unknown: Unknown,
     diag: Diag,
     known: Option<Known>,
     /// There was none when this was looked at.
@@ -181,6 +194,11 @@ impl Look {
             // What has been asked by now is answered by a look that begins now.
             all.extend(asked.try_iter().take(QUESTIONS_MAX));
             let sockets = self.sockets();
+            let why = match &sockets {
+                Err(Stranger::NoKubelet(why)) => why.as_str(),
+                _ => "",
+            };
+            why.clone_into(&mut self.unknown.lock().unwrap_or_else(PoisonError::into_inner));
             for Question { socket, answer } in all {
                 let answered = match &sockets {
                     Ok(sockets) if sockets.contains(&socket.0.inode) => Ok(()),

@@ -53,6 +53,8 @@ pub(super) const CODES: &[Code] = &[
     code("WEFT-C037", "A NetworkPolicy admits callers to the application and not to port 15008, where their tunnels go", "Add the rule that is printed"),
     code("WEFT-C038", "A NetworkPolicy's rule admits port 15008 and no port of an application, where tunnels of this version go", "Name the application's ports beside it, unless it is for another mesh's callers"),
     code("WEFT-C040", "Pods are captured by a redirect, which slows down many new connections; without `nft_socket` a probe of a dead port succeeds, too", "Load the kernel modules `nft_tproxy`, `nft_socket` and `nft_fib_inet`"),
+    code("WEFT-C041", "An annotation that excludes traffic has an entry that cannot be read, which is captured", "Correct the entry in the pod's template: a port from 1 to 65535, or a CIDR"),
+    code("WEFT-C042", "A node's kubelet is not recognised, so that the probes of strict pods there fail", "End what holds the kubelet's port beside it, which is named; the agent needs `hostPID` and CAP_SYS_PTRACE"),
 ];
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use crate::cluster::{
 };
 use std::collections::BTreeMap;
 use weft_core::model::MTLS_LABEL;
+use weft_inpod::CaptureConfig;
 
 /// Pods that are named where more are concerned.
 const NAMED: usize = 6;
@@ -342,9 +343,10 @@ fn pods(report: &mut Report<'_>) {
         report.ok("WEFT-C031", format!("{} in the mesh", count(captured, "pod")));
     }
     strict(report, &all);
+    exclusions(report, &all);
 }
 
-/// Says what strict leaves of the callers from outside, where a label asks for it.
+/// Says what strict leaves of the callers from outside, where a label asks for it, and where that lacks the kubelet.
 fn strict(report: &mut Report<'_>, all: &[Member]) {
     let facts = report.facts;
     let captured = |pod: &&Value| {
@@ -356,14 +358,49 @@ fn strict(report: &mut Report<'_>, all: &[Member]) {
         let mode = label(pod, MTLS_LABEL).or_else(|| namespace.and_then(|ns| label(ns, MTLS_LABEL)));
         mode == Some("strict")
     };
-    let pods = facts.pods.iter().filter(captured).filter(is_strict).count();
-    if pods > 0 {
+    let pods: Vec<&Value> = facts.pods.iter().filter(captured).filter(is_strict).collect();
+    if !pods.is_empty() {
         report.add(
             "WEFT-C036",
             Level::Info,
-            format!("{} strict: {}", count(pods, "pod"), STRICT),
+            format!("{} strict: {}", count(pods.len(), "pod"), STRICT),
             "`weft status` lists who calls permissive pods in clear; SECURITY.md says what else is kept out",
         );
+    }
+    for (node, agent) in facts.agents.iter().filter_map(|(node, answer)| Some((node, answer.as_ref().ok()?)))
+    {
+        if agent.kubelet.is_empty() {
+            continue;
+        }
+        let of_node = pods.iter().filter(|pod| text(pod, "/spec/nodeName") == node).count();
+        report.add(
+            "WEFT-C042",
+            if of_node > 0 { Level::Error } else { Level::Warning },
+            format!(
+                "{node}: its kubelet is not recognised: {}; probes of {} there fail",
+                agent.kubelet,
+                count(of_node, "strict pod")
+            ),
+            "end what holds the kubelet's port beside it; the agent needs hostPID and CAP_SYS_PTRACE",
+        );
+    }
+}
+
+/// Entries of annotations that mean nothing, and so exclude nothing.
+fn exclusions(report: &mut Report<'_>, all: &[Member]) {
+    let facts = report.facts;
+    let wanted = |pod: &&Value| all.iter().any(|m| m.pod == key(pod) && m.state != State::Outside);
+    for pod in facts.pods.iter().filter(wanted) {
+        let annotations = pod.pointer("/metadata/annotations").and_then(Value::as_object);
+        let texts = annotations.into_iter().flatten().filter_map(|(k, v)| Some((k.as_str(), v.as_str()?)));
+        for problem in CaptureConfig::from_annotations(texts).1 {
+            report.add(
+                "WEFT-C041",
+                Level::Warning,
+                format!("pod {}: {problem}; what it meant is captured", key(pod)),
+                "correct it in the pod's template: ports from 1 to 65535 or CIDRs, separated by commas",
+            );
+        }
     }
 }
 

@@ -245,6 +245,35 @@ fn each_thing_that_is_wrong_with_an_installation_has_its_finding() {
     check("WEFT-C038", Level::Warning, &policy(15008));
 }
 
+/// Only the access log said why probes of strict pods were refused.
+#[test]
+fn a_kubelet_that_is_not_recognised_is_an_error_where_pods_are_strict() {
+    let mut facts = installed();
+    facts.pods[0]["spec"]["nodeName"] = "n1".into();
+    assert_eq!(level(&facts, Want::All, "WEFT-C042"), None);
+    facts.agents.get_mut("n1").unwrap().as_mut().unwrap().kubelet = "two processes hold its port".into();
+    assert_eq!(level(&facts, Want::All, "WEFT-C042"), Some(Level::Warning));
+    facts.pods[0]["metadata"]["labels"] = json!({"weft.dev/mesh": "enabled", "weft.dev/mtls": "strict"});
+    assert_eq!(level(&facts, Want::All, "WEFT-C042"), Some(Level::Error));
+}
+
+/// Only the agent's log said that an entry of an annotation was not understood.
+#[test]
+fn an_exclusion_that_cannot_be_read_is_named_with_its_pod_and_one_that_can_is_not() {
+    let mut facts = installed();
+    facts.pods[0]["metadata"]["annotations"] = json!({
+        "weft.dev/exclude-outbound-ports": "5432, postgres", "weft.dev/exclude-inbound-cidrs": "192.0.2.0/24"});
+    let found = findings(&facts, Want::All);
+    let said: Vec<_> = found.iter().filter(|f| f.id == "WEFT-C041").map(|f| &*f.message).collect();
+    assert_eq!(
+        said,
+        [
+            "pod shop/web: annotation weft.dev/exclude-outbound-ports: \"postgres\" is not a port from 1 to 65535; \
+          what it meant is captured"
+        ]
+    );
+}
+
 /// E4: an agent gone from a node with pods of the mesh was "12 checks, 0 errors", and status showed 6 of 6 pods.
 #[test]
 fn an_agent_gone_from_a_node_with_enrolled_pods_is_an_error_with_node_pods_and_cause() {
