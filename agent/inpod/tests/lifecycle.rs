@@ -632,18 +632,21 @@ async fn a_pod_that_became_strict_meanwhile_is_closed_before_it_is_served() {
     let mut direct = connect(&net.peer, at(POD4, 8080)).unwrap();
     let mut accepted = accept(&app).0;
 
-    // The holder ends with its agent, as both of a pod do: the next knows of nothing.
+    // The holder ends with its agent, as both of a pod do: the next knows of nothing but that the pod runs.
+    let record = pod.record.clone();
     drop((holder, pod));
     let _holder = Holder::start(dir.path());
     world.set("a", enrolled());
     let mut next = Agent::start(dir.path(), world);
     next.connected().await;
-    let added = tokio::spawn(async move { cni(dir.path(), "ADD", "a", &path).await });
-    let PodEvent::Captured { pod, ready } = next.event().await else { panic!() };
-    let _waiting = connect(&net.peer, at(POD4, 8080)).unwrap();
-    accept_one(&pod.listeners.inbound, at(POD4, 8080));
-    assert!(nobody_waits(&app), "a strict pod is open to its node");
-    assert_talks(&mut direct, &mut accepted); // what was let in goes on
-    ready.send(Err("no certificate".into())).unwrap();
-    assert!(!added.await.unwrap().0);
+    let Agent { handle, events } = &mut next;
+    let (added, ()) = tokio::join!(handle.add(record, net.pod.clone()), async {
+        let Some(PodEvent::Captured { pod, ready }) = events.recv().await else { panic!() };
+        let _waiting = connect(&net.peer, at(POD4, 8080)).unwrap();
+        accept_one(&pod.listeners.inbound, at(POD4, 8080));
+        assert!(nobody_waits(&app), "a strict pod is open to its node");
+        assert_talks(&mut direct, &mut accepted); // what was let in goes on
+        ready.send(Err("no certificate".into())).unwrap();
+    });
+    assert!(added.is_err());
 }

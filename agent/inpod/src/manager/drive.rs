@@ -270,6 +270,7 @@ impl Manager {
         let id = record.container_id.clone();
         let ticket = self.next_ticket;
         self.next_ticket += 1;
+        let runs = matches!(waiting, Waiting::Binary(_));
         self.waiting.insert(ticket, waiting);
         for (patience, event) in
             [(DECISION_PATIENCE, Event::DecisionOverdue(ticket)), (ADD_PATIENCE, Event::Overdue(ticket))]
@@ -278,7 +279,7 @@ impl Manager {
         }
         let known = self.pods.records().any(|r| r.container_id == id);
         if !known {
-            let sandbox = Sandbox::new(record.clone(), netns);
+            let sandbox = Sandbox::new(record.clone(), netns, runs);
             // So that the next agent knows the pod too, enrolled or not. Not waited for: capture asks again.
             self.tell(&id, Request::Adopt(sandbox.held()));
             self.sandboxes.insert(id, sandbox);

@@ -59,9 +59,10 @@ enum Served {
 }
 
 impl Sandbox {
-    pub(super) const fn new(record: PodRecord, netns: Netns) -> Self {
-        // A holder that has ended with its agent tells nothing.
-        Self { record, netns, listeners: None, captured: false, past_capture: true, served: Served::No }
+    /// `runs`: it was there before, with a table perhaps, of which a holder that has ended with its agent tells nothing. One
+    /// that is being made has none.
+    pub(super) const fn new(record: PodRecord, netns: Netns, runs: bool) -> Self {
+        Self { record, netns, listeners: None, captured: false, past_capture: runs, served: Served::No }
     }
 
     /// As the holder has it.
