@@ -212,7 +212,9 @@ def check(order):
     except BrokenPipeError:
         seen = "reset"
     except OSError as error:
-        seen = errno.errorcode.get(error.errno, "") or str(error)
+        # A shutdown after a reset that no call has told of yet.
+        reset = error.errno == errno.ENOTCONN
+        seen = "reset" if reset else errno.errorcode.get(error.errno, "") or str(error)
     return {"seen": seen, "source": client.source}
 
 
