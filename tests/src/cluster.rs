@@ -340,7 +340,9 @@ impl Cluster {
             let workloads = lists.filter_map(|slice| slice["workloads"].as_array()).flatten();
             let captured: BTreeMap<&str, &Value> =
                 workloads.filter_map(|w| Some((w["uid"].as_str()?, &w["captured"]))).collect();
-            for pod in pods["items"].as_array().context("items")? {
+            let pods = pods["items"].as_array().context("items")?;
+            ensure!(!pods.is_empty(), "{namespace} has no pod");
+            for pod in pods {
                 let uid = pod["metadata"]["uid"].as_str().context("uid")?;
                 let stands = captured.get(uid).is_some_and(|captured| **captured == true);
                 ensure!(stands, "{} is not captured", pod["metadata"]["name"]);

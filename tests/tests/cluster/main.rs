@@ -102,22 +102,9 @@ impl<'a> Story<'a> {
         // To the pod itself, not to its Service: a route may be made for that one later, and then each request has its own way.
         let kept = self.cluster.load(CLIENT, &[&self.direct("cart-v1")?, "--connections=1", "--rate=20"])?;
         self.cluster.kubectl(&["label", "namespace", "e2e-web", "e2e-shop", "weft.dev/mesh=enabled"])?;
-        self.cluster.wait("all pods to be captured", || {
-            for namespace in ["e2e-web", "e2e-shop"] {
-                let slices = self.cluster.json(&["-n", namespace, "get", "workloadslices"])?;
-                let slices = slices["items"].as_array().context("items")?.iter();
-                let workloads: Vec<&Value> =
-                    slices.filter_map(|s| s["workloads"].as_array()).flatten().collect();
-                let open: Vec<_> =
-                    workloads.iter().filter(|w| w["captured"] != true).map(|w| &w["name"]).collect();
-                ensure!(
-                    !workloads.is_empty() && open.is_empty(),
-                    "{namespace}: {} workloads, not captured: {open:?}",
-                    workloads.len()
-                );
-            }
-            Ok(())
-        })?;
+        for namespace in ["e2e-web", "e2e-shop"] {
+            self.cluster.captured(namespace)?;
+        }
         ensure!(self.pod_uids()? == pods, "pods were restarted");
         *self.kept.borrow_mut() = Some(kept);
         Ok(())

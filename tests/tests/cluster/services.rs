@@ -313,20 +313,7 @@ impl Table<'_> {
         match phase {
             "joined" => {
                 self.cluster.kubectl(&["label", "namespace", NAMESPACE, "weft.dev/mesh=enabled"])?;
-                self.cluster.wait("all pods to be captured", || {
-                    let slices = self.cluster.json(&["-n", NAMESPACE, "get", "workloadslices"])?;
-                    let slices = slices["items"].as_array().context("items")?.iter();
-                    let workloads: Vec<&Value> =
-                        slices.filter_map(|s| s["workloads"].as_array()).flatten().collect();
-                    let open: Vec<_> =
-                        workloads.iter().filter(|w| w["captured"] != true).map(|w| &w["name"]).collect();
-                    ensure!(
-                        workloads.len() >= 6 && open.is_empty(),
-                        "of {} not captured: {open:?}",
-                        workloads.len()
-                    );
-                    Ok(())
-                })
+                self.cluster.captured(NAMESPACE)
             }
             "strict" => {
                 self.cluster.kubectl(&["label", "namespace", NAMESPACE, "weft.dev/mtls=strict"]).map(drop)
