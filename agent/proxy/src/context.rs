@@ -103,7 +103,8 @@ impl Default for Limits {
 /// Makes client sockets in the right network namespace: a pod's, or the host's for a Gateway. Implemented by the
 /// binary over `weft-inpod`, and by tests.
 pub trait Sockets: Send + Sync + std::fmt::Debug {
-    /// A non-blocking TCP socket of the family, marked as the agent's own, allowed to bind to a foreign address.
+    /// A non-blocking TCP socket of the family with TCP_NODELAY, marked as the agent's own, allowed to bind to a foreign
+    /// address.
     ///
     /// # Errors
     /// When the kernel gives no socket (limits), or the pod's namespace is gone.

@@ -46,7 +46,9 @@ impl Sockets for TestSockets {
     fn tcp(&self, ipv6: bool) -> io::Result<OwnedFd> {
         let domain = if ipv6 { socket2::Domain::IPV6 } else { socket2::Domain::IPV4 };
         let kind = socket2::Type::STREAM.nonblocking();
-        socket2::Socket::new(domain, kind, None).map(Into::into)
+        let socket = socket2::Socket::new(domain, kind, None)?;
+        socket.set_tcp_nodelay(true)?;
+        Ok(socket.into())
     }
 
     fn original_dst(&self, _: BorrowedFd<'_>) -> io::Result<SocketAddr> {

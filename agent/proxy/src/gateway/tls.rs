@@ -202,8 +202,13 @@ impl Pipe for Terminated {
         self.0.poll_fill(cx, into, size)
     }
 
-    fn poll_drain(&mut self, cx: &mut task::Context<'_>, from: &mut Chunks) -> task::Poll<io::Result<()>> {
-        self.0.poll_drain(cx, from)
+    fn poll_drain(
+        &mut self,
+        cx: &mut task::Context<'_>,
+        from: &mut Chunks,
+        last: bool,
+    ) -> task::Poll<io::Result<()>> {
+        self.0.poll_drain(cx, from, last)
     }
 
     fn poll_finish(&mut self, cx: &mut task::Context<'_>) -> task::Poll<io::Result<()>> {

@@ -103,6 +103,8 @@ struct Flow {
     size: ReadSize,
     moved: u64,
     state: FlowState,
+    /// Why the source gives no more, which is told when what waits is written.
+    failed: Option<io::Error>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +156,7 @@ impl Flow {
             size: ReadSize::default(),
             moved: 0,
             state: FlowState::Open,
+            failed: None,
         }
     }
 
@@ -196,15 +199,32 @@ impl Flow {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
+            if let Some(error) = self.failed.take() {
+                return Poll::Ready(Err(Failed::Source(error)));
+            }
             // Idle from here on if nothing has come: hold no memory.
             self.waiting = Chunks::default();
             if self.held.is_spent() {
                 self.size = ReadSize::default();
             }
+            let asked = self.size.get();
             let n =
                 ready!(source.poll_fill(cx, &mut self.waiting, &mut self.size)).map_err(Failed::Source)?;
             self.took(n);
+            if n > 0 && n < asked && sink.joins_end() {
+                self.look_for_end(source, cx);
+            }
             burst = burst.saturating_sub(n);
+        }
+    }
+
+    /// After a read that emptied the source: it is ready once more only if it has ended (a server that answers and closes).
+    fn look_for_end<S: Pipe>(&mut self, source: &mut S, cx: &mut Context<'_>) {
+        match source.poll_fill(cx, &mut self.waiting, &mut self.size) {
+            Poll::Ready(Ok(n)) => self.took(n),
+            // What came before it is passed on first.
+            Poll::Ready(Err(error)) => self.failed = Some(error),
+            Poll::Pending => {}
         }
     }
 
@@ -215,14 +235,14 @@ impl Flow {
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
         let before = self.waiting.len();
-        let written = sink.poll_drain(cx, &mut self.waiting);
+        let written = sink.poll_drain(cx, &mut self.waiting, self.state == FlowState::Ending);
         source.consumed(before - self.waiting.len());
         written
     }
 
     /// While the sink is slow.
     fn poll_ahead<S: Pipe>(&mut self, source: &mut S, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
-        while self.state == FlowState::Open {
+        while self.state == FlowState::Open && self.failed.is_none() {
             let n = ready!(source.poll_fill_ahead(cx, &mut self.waiting)).map_err(Failed::Source)?;
             self.took(n);
         }

@@ -42,8 +42,14 @@ pub trait Pipe {
     /// `n` bytes that this side gave were written: it may let the other end send more.
     fn consumed(&mut self, _n: usize) {}
 
-    /// Writes until `from` is empty; gives the number of bytes written since the last call.
-    fn poll_drain(&mut self, cx: &mut Context<'_>, from: &mut Chunks) -> Poll<io::Result<()>>;
+    /// Writes until `from` is empty. `last`: nothing comes after it, and a side that [joins](Self::joins_end) its end to its
+    /// last bytes does so.
+    fn poll_drain(&mut self, cx: &mut Context<'_>, from: &mut Chunks, last: bool) -> Poll<io::Result<()>>;
+
+    /// Whether an end that goes with the last bytes is cheaper than one that comes after them.
+    fn joins_end(&self) -> bool {
+        false
+    }
 
     /// Ends our direction, with everything written.
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
@@ -111,7 +117,7 @@ impl Pipe for TcpStream {
         Poll::Ready(Ok(n))
     }
 
-    fn poll_drain(&mut self, cx: &mut Context<'_>, from: &mut Chunks) -> Poll<io::Result<()>> {
+    fn poll_drain(&mut self, cx: &mut Context<'_>, from: &mut Chunks, _: bool) -> Poll<io::Result<()>> {
         poll_write_all(self, cx, from)
     }
 
@@ -158,15 +164,21 @@ impl Pipe for TunnelStream {
         self.release(n);
     }
 
-    fn poll_drain(&mut self, cx: &mut Context<'_>, from: &mut Chunks) -> Poll<io::Result<()>> {
-        while let Some(piece) = from.first() {
+    fn poll_drain(&mut self, cx: &mut Context<'_>, from: &mut Chunks, last: bool) -> Poll<io::Result<()>> {
+        loop {
+            let all = from.len();
+            let Some(piece) = from.first() else { return Poll::Ready(Ok(())) };
             let before = piece.len();
-            let sent = self.poll_send(piece, cx);
+            let sent = self.poll_send(piece, last && before == all, cx);
             let n = before - piece.len();
             from.sent(n);
             ready!(sent)?;
         }
-        Poll::Ready(Ok(()))
+    }
+
+    /// One record and one packet less for each connection.
+    fn joins_end(&self) -> bool {
+        true
     }
 
     fn poll_finish(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -205,10 +217,17 @@ impl Pipe for UpstreamIo {
         }
     }
 
-    fn poll_drain(&mut self, cx: &mut Context<'_>, from: &mut Chunks) -> Poll<io::Result<()>> {
+    fn poll_drain(&mut self, cx: &mut Context<'_>, from: &mut Chunks, last: bool) -> Poll<io::Result<()>> {
         match self {
-            Self::Tcp(io) => io.poll_drain(cx, from),
-            Self::Tunnel(io) => io.poll_drain(cx, from),
+            Self::Tcp(io) => io.poll_drain(cx, from, last),
+            Self::Tunnel(io) => io.poll_drain(cx, from, last),
+        }
+    }
+
+    fn joins_end(&self) -> bool {
+        match self {
+            Self::Tcp(io) => io.joins_end(),
+            Self::Tunnel(io) => io.joins_end(),
         }
     }
 
@@ -246,7 +265,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Pipe for Plain<Io> {
         Poll::Ready(Ok(n))
     }
 
-    fn poll_drain(&mut self, cx: &mut Context<'_>, from: &mut Chunks) -> Poll<io::Result<()>> {
+    fn poll_drain(&mut self, cx: &mut Context<'_>, from: &mut Chunks, _: bool) -> Poll<io::Result<()>> {
         ready!(poll_write_all(&mut self.0, cx, from))?;
         Pin::new(&mut self.0).poll_flush(cx)
     }

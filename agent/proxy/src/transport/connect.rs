@@ -16,7 +16,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 
 /// The odd ones of these ports are for connections to the application in its client's name, see [`to_application`]. They are
 /// above those that Linux clients take by themselves (32768 to 60999), and applications do not listen there. Odd, because a
@@ -61,8 +61,8 @@ pub async fn tcp_unless_reset(
     to: SocketAddr,
     limits: &Limits,
 ) -> Result<Option<TcpStream>, ProxyError> {
-    let connecting = async { prepare(sockets, from.map(|ip| SocketAddr::new(ip, 0)), to)?.connect(to).await };
-    in_time(to, limits, connecting).await
+    let from = from.map(|ip| SocketAddr::new(ip, 0));
+    in_time(to, limits, async { established(begin(sockets, from, to)?).await }).await
 }
 
 fn unless_reset(to: SocketAddr, connected: Option<TcpStream>) -> Result<TcpStream, ProxyError> {
@@ -86,10 +86,17 @@ pub async fn to_application(
     to: SocketAddr,
     limits: &Limits,
 ) -> Result<TcpStream, ProxyError> {
+    let begin = |port| begin(sockets, Some(SocketAddr::new(client, port)), to);
+    // Within a pod a handshake is nearly always over when connect returns. Timers, of which most would be the worker's next,
+    // would each wake it once more.
+    let mut first = Some(match begin(next_port()) {
+        Ok(Begun::Established(stream)) => return Ok(stream),
+        other => other,
+    });
     let connecting = async {
         for _ in 0..PORTS_TRIED {
-            let from = SocketAddr::new(client, next_port());
-            let trying = async { prepare(sockets, Some(from), to)?.connect(to).await };
+            let begun = first.take().unwrap_or_else(|| begin(next_port()));
+            let trying = async { established(begun?).await };
             match tokio::time::timeout(PORT_PATIENCE, trying).await {
                 Err(_) => {}
                 Ok(Err(e))
@@ -97,7 +104,7 @@ pub async fn to_application(
                 Ok(connected) => return connected,
             }
         }
-        prepare(sockets, Some(SocketAddr::new(client, 0)), to)?.connect(to).await
+        established(begin(0)?).await
     };
     unless_reset(to, in_time(to, limits, connecting).await?)
 }
@@ -135,10 +142,38 @@ async fn in_time(
     Err(failed(reason, format!("connect to {to}: {why}")))
 }
 
-fn prepare(sockets: &dyn Sockets, from: Option<SocketAddr>, to: SocketAddr) -> io::Result<TcpSocket> {
+/// A connection whose SYN is sent.
+enum Begun {
+    /// Answered already.
+    Established(TcpStream),
+    /// Or refused, which [`established`] tells.
+    Awaited(TcpStream),
+}
+
+fn begin(sockets: &dyn Sockets, from: Option<SocketAddr>, to: SocketAddr) -> io::Result<Begun> {
+    let socket = prepare(sockets, from, to)?;
+    match socket.connect(&to.into()) {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(nix::libc::EINPROGRESS) => {}
+        Err(error) => return Err(error),
+    }
+    let answered = socket.peer_addr().is_ok();
+    let stream = TcpStream::from_std(socket.into())?;
+    Ok(if answered { Begun::Established(stream) } else { Begun::Awaited(stream) })
+}
+
+async fn established(begun: Begun) -> io::Result<TcpStream> {
+    match begun {
+        Begun::Established(stream) => Ok(stream),
+        Begun::Awaited(stream) => {
+            stream.writable().await?;
+            stream.take_error()?.map_or(Ok(stream), Err)
+        }
+    }
+}
+
+fn prepare(sockets: &dyn Sockets, from: Option<SocketAddr>, to: SocketAddr) -> io::Result<socket2::Socket> {
     let socket = socket2::Socket::from(sockets.tcp(to.is_ipv6())?);
-    socket.set_nonblocking(true)?;
-    socket.set_tcp_nodelay(true)?;
     if let Some(from) = from {
         if from.port() == 0 {
             // The port is chosen by connect, per 4-tuple: bind alone would take one of the 28,000 ephemeral ports of
@@ -151,7 +186,7 @@ fn prepare(sockets: &dyn Sockets, from: Option<SocketAddr>, to: SocketAddr) -> i
         }
         socket.bind(&from.into())?;
     }
-    Ok(TcpSocket::from_std_stream(socket.into()))
+    Ok(socket)
 }
 
 fn failed(reason: Reason, detail: String) -> ProxyError {
@@ -191,12 +226,33 @@ pub fn canonical(addr: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
+    use crate::fixtures::TestSockets;
+    use std::{collections::BTreeSet, task::Poll};
 
     #[test]
     fn each_odd_port_comes_once_in_a_round() {
         let all: BTreeSet<u16> = CLIENT_PORTS.filter(|port| port % 2 == 1).collect();
         let round = (0_u32..).step_by(STRIDE as usize).take(all.len());
         assert_eq!(round.map(port).collect::<BTreeSet<u16>>(), all);
+    }
+
+    /// Two timers, and a wake-up of the worker for them, were a part of every new connection's cost.
+    #[tokio::test]
+    async fn an_application_that_listens_is_reached_without_waiting_and_one_that_does_not_is_told_of() {
+        let (sockets, limits) = (TestSockets::default(), Limits::default());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        let client = to.ip();
+        let connecting = std::pin::pin!(to_application(&sockets, client, to, &limits));
+        let Poll::Ready(Ok(stream)) = futures_util::poll!(connecting) else { panic!("it waits") };
+        assert!(stream.nodelay().unwrap() && CLIENT_PORTS.contains(&stream.local_addr().unwrap().port()));
+        let (mut accepted, from) = listener.accept().unwrap();
+        assert_eq!(from, stream.local_addr().unwrap());
+        stream.writable().await.unwrap();
+        stream.try_write(b"x").unwrap();
+        std::io::Read::read_exact(&mut accepted, &mut [0]).unwrap();
+        drop((listener, accepted));
+        let error = to_application(&sockets, client, to, &limits).await.unwrap_err();
+        assert_eq!((error.reason, error.retry), (Reason::ConnectFailed, Retryable::Yes), "{error}");
     }
 }

@@ -22,6 +22,8 @@ pub struct TunnelStream {
     recv: RecvStream,
     /// Received, not yet read.
     head: Bytes,
+    /// Our direction has ended.
+    ended: bool,
     /// Keeps the tunnel's count of streams; `None` on the server side.
     _guard: Option<StreamGuard>,
 }
@@ -30,7 +32,7 @@ impl TunnelStream {
     /// Joins the two halves of an accepted CONNECT.
     #[must_use]
     pub const fn new(send: SendStream<Bytes>, recv: RecvStream, guard: Option<StreamGuard>) -> Self {
-        Self { send, recv, head: Bytes::new(), _guard: guard }
+        Self { send, recv, head: Bytes::new(), ended: false, _guard: guard }
     }
 
     /// Ends the stream with RST_STREAM: the application's connection was reset.
@@ -96,11 +98,13 @@ impl TunnelStream {
         }
     }
 
-    /// Sends as much of `data` as the windows allow, without a copy.
-    pub fn poll_send(&mut self, data: &mut Bytes, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Sends as much of `data` as the windows allow, without a copy. `last`: our direction ends with it.
+    pub fn poll_send(&mut self, data: &mut Bytes, last: bool, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while data.has_remaining() {
             let n = ready!(self.poll_capacity(data.len(), cx))?;
-            self.send.send_data(data.split_to(n), false).map_err(to_io)?;
+            let end = last && n == data.len();
+            self.send.send_data(data.split_to(n), end).map_err(to_io)?;
+            self.ended |= end;
         }
         Poll::Ready(Ok(()))
     }
@@ -110,6 +114,9 @@ impl TunnelStream {
     /// # Errors
     /// When the stream was reset.
     pub fn finish(&mut self) -> io::Result<()> {
+        if std::mem::replace(&mut self.ended, true) {
+            return Ok(());
+        }
         self.send.send_data(Bytes::new(), true).map_err(to_io)
     }
 

@@ -247,3 +247,82 @@ fn reads_grow_with_a_bulk_flow_and_shrink_after_it() {
     let kib: Vec<_> = seen.iter().map(|n| n >> 10).collect();
     assert_eq!(kib, [16, 64, 256, 256, 256, 128, 64, 32, 16, 16]);
 }
+
+/// What a source gives, in order; `None`: nothing yet. What a sink was given, as text.
+#[derive(Default)]
+struct Scripted {
+    script: Vec<Option<io::Result<usize>>>,
+    written: Vec<String>,
+}
+
+impl Pipe for Scripted {
+    fn poll_fill(
+        &mut self,
+        _: &mut Context<'_>,
+        into: &mut Chunks,
+        _: &mut ReadSize,
+    ) -> Poll<io::Result<usize>> {
+        let next = if self.script.is_empty() { None } else { self.script.remove(0) };
+        match next {
+            None => Poll::Pending,
+            Some(Ok(n)) => {
+                into.push(vec![0; n].into());
+                Poll::Ready(Ok(n))
+            }
+            Some(Err(error)) => Poll::Ready(Err(error)),
+        }
+    }
+
+    fn poll_drain(&mut self, _: &mut Context<'_>, from: &mut Chunks, last: bool) -> Poll<io::Result<()>> {
+        self.written.push(format!("{}{}", from.len(), if last { " and the end" } else { "" }));
+        from.advance(from.len());
+        Poll::Ready(Ok(()))
+    }
+
+    fn joins_end(&self) -> bool {
+        true
+    }
+
+    fn poll_finish(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.written.push("end".to_owned());
+        Poll::Ready(Ok(()))
+    }
+
+    fn abort(&mut self) {}
+}
+
+/// A server that answers and closes is told of in one frame, where that was two records and two packets.
+#[test]
+fn an_end_that_is_known_goes_with_the_last_bytes() {
+    let check = |script: Vec<Option<io::Result<usize>>>, expected: &[&str], fails: bool| {
+        let said = format!("{script:?}");
+        let (mut source, mut sink) = (
+            Scripted { script, ..Scripted::default() },
+            Scripted { script: Vec::new(), ..Scripted::default() },
+        );
+        let buffers = Buffers::new(usize::MAX);
+        let mut flow = Flow::new(&buffers);
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut polled = Poll::Pending;
+        for _ in 0..4 {
+            polled = flow.poll(&mut source, &mut sink, &mut cx);
+            if polled.is_ready() {
+                break;
+            }
+        }
+        assert_eq!(sink.written, expected, "{said}");
+        assert_eq!(matches!(polled, Poll::Ready(Err(Failed::Source(_)))), fails, "{said}");
+        assert!(fails || polled.is_ready(), "{said}");
+    };
+    let reset = || Some(Err(io::ErrorKind::ConnectionReset.into()));
+    // The sink is told of its end once more, and knows that it has had it.
+    check(vec![Some(Ok(3)), Some(Ok(0))], &["3 and the end", "end"], false);
+    check(vec![Some(Ok(3)), None, Some(Ok(0))], &["3", "end"], false);
+    check(vec![Some(Ok(3)), Some(Ok(2)), Some(Ok(0))], &["5", "end"], false);
+    check(vec![Some(Ok(0))], &["end"], false);
+    // One that filled the buffer is seldom the last.
+    let full = ReadSize::default().get();
+    check(vec![Some(Ok(full)), Some(Ok(0))], &["16384", "end"], false);
+    check(vec![Some(Ok(3)), reset()], &["3"], true);
+    check(vec![reset()], &[], true);
+}

@@ -13,7 +13,8 @@ use crate::{
 use http::{HeaderMap, Response, StatusCode};
 use std::{net::SocketAddr, rc::Rc, time::Duration};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, Interest, duplex},
+    net::{TcpListener, TcpStream},
     sync::mpsc,
     task::LocalSet,
 };
@@ -66,6 +67,37 @@ async fn stream() -> (TunnelStream, TunnelStream, Rc<Tunnel>) {
 async fn local<T>(work: impl Future<Output = T>) -> T {
     let local = LocalSet::new();
     local.run_until(tokio::time::timeout(Duration::from_secs(60), work)).await.expect("an end in time")
+}
+
+/// The application's answer and its end were two frames, so two records and two packets, of every connection.
+#[tokio::test]
+async fn the_end_of_a_server_that_answers_and_closes_is_in_its_last_frame() {
+    local(async {
+        let (mut near, far, _tunnel) = stream().await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (app, accepted) =
+            tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        let (mut app, agents) = (app.unwrap(), accepted.unwrap().0);
+        app.write_all(&[7; 300]).await.unwrap();
+        app.shutdown().await.unwrap();
+        // Both have come before the copy looks.
+        while !agents.ready(Interest::READABLE).await.unwrap().is_read_closed() {
+            tokio::task::yield_now().await;
+        }
+        let copying = tokio::task::spawn_local(async move {
+            let (drain, buffers) = (Drain::new(), Buffers::new(usize::MAX));
+            copy::bidirectional(far, agents, Bytes::new(), (&drain, &buffers)).await
+        });
+        let frame = std::future::poll_fn(|cx| near.poll_frame(cx)).await.unwrap();
+        assert_eq!(frame.len(), 300);
+        assert!(near.recv.is_end_stream(), "the end is still to come");
+        near.shutdown().await.unwrap();
+        assert!(matches!(copying.await.unwrap().end, copy::End::Clean));
+        let mut rest = Vec::new();
+        near.read_to_end(&mut rest).await.unwrap();
+        assert!(rest.is_empty());
+    })
+    .await;
 }
 
 #[tokio::test]
