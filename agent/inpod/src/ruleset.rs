@@ -300,6 +300,9 @@ impl Table {
             // What the pod forwards (a VM's, a nested container's) has no socket here, and the kernel drops it if it gets one.
             "ct status & (snat | dnat) != 0 accept".to_owned(),
             format!("fib daddr type local {TCP} tproxy to :{INBOUND_PORT} accept"),
+            // Neither a connection has it nor do we listen any more: a cookie outlives its listener by two minutes. A connection
+            // of the application's has an address of its own; what has none is a listener.
+            format!("fib daddr type local socket wildcard 1 {RESET}"),
         ];
         self.chain("later", None, &rules);
     }

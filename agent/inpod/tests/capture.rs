@@ -5,7 +5,7 @@ mod support;
 
 use socket2::{Domain, Socket, Type};
 use std::{
-    io,
+    io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
     os::fd::OwnedFd,
     time::Duration,
@@ -364,6 +364,32 @@ fn who_answers_a_syn_cookie_is_captured() {
                 assert_talks(&mut client, &mut accepted);
                 assert!(nobody_waits(&app), "{mechanism:?}: {to} reached the application past the agent");
             }
+        }
+    }
+}
+
+/// A cookie is good for two minutes, and who sent it may be gone by then.
+#[test]
+fn who_answers_a_syn_cookie_of_an_agent_that_is_gone_is_refused() {
+    for mechanism in Mechanism::ALL {
+        for (any, pod) in [("0.0.0.0", POD4), ("::", POD4), ("::", POD6)] {
+            let net = Net::new();
+            let listeners = captured_by(mechanism, &net, &CaptureConfig::default());
+            net.in_pod("sysctl", &["-qw", "net.ipv4.tcp_syncookies=2"]);
+            let (app, to) = (serve(&net.pod, at(any, 80)), at(pod, 80));
+            let _itself = connect(&net.pod, to).unwrap();
+            accept(&app); // it has sent a cookie lately
+            let hold_back = "table inet hold { chain o { type filter hook output priority 0; \
+                tcp flags & (syn | ack) == ack drop; }; }";
+            net.in_peer("nft", &[hold_back]);
+            let mut client = connect(&net.peer, to).unwrap();
+            drop(listeners);
+            until_nobody_listens(&net, INBOUND_PORT);
+            net.in_peer("nft", &["delete table inet hold"]);
+            client.write_all(b"weft").unwrap();
+            let answer = client.read(&mut [0]).map_err(|e| e.kind());
+            assert_eq!(answer, Err(io::ErrorKind::ConnectionReset), "{mechanism:?} {any} {pod}");
+            assert!(nobody_waits(&app), "{mechanism:?}: {to} reached the application in clear");
         }
     }
 }

@@ -183,6 +183,26 @@ fn a_spoofed_address_of_the_kubelet_is_nobodys() {
     assert_eq!(node.who(from), Ok(()));
 }
 
+/// Who can answer for a pod's address (with CAP_NET_RAW, on a bridge, by ARP) calls the kubelet from that address and port,
+/// and has a connection between the kubelet and the pod. From there it would come to the pod as the kubelet.
+#[test]
+fn a_caller_of_the_kubelet_is_not_the_kubelet() {
+    for (pod, kubelets) in [(POD4, at(PEER4, PORT)), (POD6, at(PEER6, PORT))] {
+        let node = Node::new(pod);
+        let listener = node.listener(at("::", PORT));
+        let caller = connect(&node.net.pod, kubelets).unwrap();
+        let accepted = accept(&listener).0;
+        let (stream, from) = node.connection();
+        let held = [Some(listener.into()), Some(accepted.into())];
+        let kubelet = node.process(KUBELET, held);
+        let socket = node.watch.socket(kubelets, caller.local_addr().unwrap()).unwrap().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let who = runtime.block_on(node.watch.recognise(socket));
+        assert_eq!(who, Err(Stranger::Other(format!("a caller of the kubelet's port {PORT}"))), "{pod}");
+        drop((kubelet, stream, from));
+    }
+}
+
 #[test]
 fn a_pod_that_takes_the_port_while_the_kubelet_restarts_is_not_the_kubelet() {
     let node = Node::new(POD4);

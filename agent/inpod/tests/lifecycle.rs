@@ -47,7 +47,7 @@ impl World {
 }
 
 impl Enrolment for World {
-    fn decide(&self, _: &str, name: &str) -> Decision {
+    fn decide(&self, _: &str, name: &str, _: &str) -> Decision {
         self.pods.lock().unwrap().get(name).cloned().unwrap_or(Decision::Unknown)
     }
 

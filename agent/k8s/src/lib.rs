@@ -38,7 +38,7 @@ mod world;
 pub mod yaml;
 
 pub use config::*;
-pub use convert::{Converted, Object, Source, convert, convert_gateway_config, unroll};
+pub use convert::{Converted, MIRROR, Object, Source, convert, convert_gateway_config, unroll};
 pub use events::{Recorder, RecorderConfig};
 pub use file::{FileError, FileProvider};
 pub use kube::Client;

@@ -16,6 +16,7 @@ use crate::{
 use bytes::Bytes;
 use probe::Asked;
 use std::{
+    iter,
     net::SocketAddr,
     os::fd::AsFd,
     time::{Duration, Instant},
@@ -46,7 +47,9 @@ enum Action {
 ///
 /// `redirected`: where the application has lately sent probes that came to this port.
 fn decide(config: &Config, pod: &Workload, to: SocketAddr, redirected: Vec<Asked>) -> Action {
-    let known = config.workloads.get(&to.ip()).filter(|w| w.pod == pod.pod);
+    // By any of its addresses: the network plugin may have given it more than Kubernetes lists, and one may be in dispute.
+    let mut addresses = iter::once(to.ip()).chain(pod.ips.iter().copied());
+    let known = addresses.find_map(|ip| config.workloads.get(&ip).filter(|w| w.pod == pod.pod));
     let (mode, probes) = known.map_or((pod.mode, &pod.probes), |w| (w.mode, &w.probes));
     // Straight to one of our own ports: passed on, it would come back for ever.
     if [OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT].contains(&to.port()) {

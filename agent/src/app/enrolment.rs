@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use weft_cni::protocol::Enrolled;
 use weft_core::model::{MESH_LABEL, MtlsMode, Namespace, ObjectKey, Pod, Snapshot, Str, Workload};
 use weft_inpod::{CaptureConfig, Decision, Enrolment, WhileAway};
+use weft_k8s::MIRROR;
 
 /// A pod of this node that is in the mesh and runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,11 +99,17 @@ impl WorldEnrolment {
         *self.patience.read()
     }
 
-    /// The pod's own workload, if it is known.
-    pub(super) fn workload(&self, key: &ObjectKey, trust_domain: &str, mode: MtlsMode) -> Option<Workload> {
+    /// The workload of the pod with this UID, if it is known.
+    pub(super) fn workload(
+        &self,
+        key: &ObjectKey,
+        uid: &str,
+        trust_domain: &str,
+        mode: MtlsMode,
+    ) -> Option<Workload> {
         let world = self.world.read();
         let world = world.as_ref()?;
-        let pod = world.pods.get(key)?;
+        let pod = world.pods.get(key).filter(|pod| is_the_one(pod, uid))?;
         let namespace = world.namespaces.get(&key.namespace).map(|n| &**n);
         Some(Workload::derive(pod, namespace, trust_domain, mode))
     }
@@ -154,15 +161,27 @@ impl WorldEnrolment {
     }
 }
 
+/// Whether it is the pod that the runtime calls by this UID, and not another of the same name. Pods of files have none. The
+/// runtime knows a static pod by what its mirror has in an annotation.
+fn is_the_one(pod: &Pod, uid: &str) -> bool {
+    let known = &*pod.meta.uid;
+    uid.is_empty()
+        || known.is_empty()
+        || known == uid
+        || pod.meta.annotations.get(MIRROR).is_some_and(|of| &**of == uid)
+}
+
 impl Enrolment for WorldEnrolment {
-    fn decide(&self, namespace: &str, name: &str) -> Decision {
+    fn decide(&self, namespace: &str, name: &str, uid: &str) -> Decision {
         let world = self.world.read();
         let Some(world) = world.as_ref() else { return Decision::Unknown };
         if self.leaving.load(Ordering::Acquire) {
             return Decision::NotEnrolled;
         }
-        // A pod may have a label of its own either way: without the pod, its namespace does not decide alone.
-        let Some(pod) = world.pods.get(&ObjectKey::new(namespace, name)) else { return Decision::Unknown };
+        // A pod may have a label of its own either way: without the pod, its namespace does not decide alone. Nor does the
+        // pod of a StatefulSet that had this name before: it may have been none of the mesh, or permissive.
+        let pod = world.pods.get(&ObjectKey::new(namespace, name)).filter(|pod| is_the_one(pod, uid));
+        let Some(pod) = pod else { return Decision::Unknown };
         if !self.is_enrolled(pod, world.namespaces.get(namespace).map(|n| &**n)) {
             return Decision::NotEnrolled;
         }

@@ -130,7 +130,7 @@ impl PodServing {
     fn workload(&self, record: &PodRecord) -> Option<Workload> {
         let key = ObjectKey::new(record.namespace.as_str(), record.name.as_str());
         let (trust_domain, mode) = self.mesh.read().clone();
-        let mut workload = self.enrolment.workload(&key, &trust_domain, mode)?;
+        let mut workload = self.enrolment.workload(&key, &record.uid, &trust_domain, mode)?;
         if !record.ips.is_empty() {
             workload.ips.clone_from(&record.ips);
         }

@@ -44,7 +44,7 @@ pub(super) struct Told {
     /// Who made it, as our user namespace numbers users.
     pub(super) uid: u32,
     state: u8,
-    local: SocketAddr,
+    pub(super) local: SocketAddr,
     remote: SocketAddr,
 }
 

@@ -201,7 +201,7 @@ impl Look {
             why.clone_into(&mut self.unknown.lock().unwrap_or_else(PoisonError::into_inner));
             for Question { socket, answer } in all {
                 let answered = match &sockets {
-                    Ok(sockets) if sockets.contains(&socket.0.inode) => Ok(()),
+                    Ok(sockets) if sockets.contains(&socket.0.inode) => self.made_by_it(&socket, sockets),
                     Ok(_) => Err(Stranger::Other(self.name(socket.0.inode))),
                     Err(why) => Err(why.clone()),
                 };
@@ -247,6 +247,17 @@ impl Look {
                 Err(Stranger::NoKubelet(said))
             }
         }
+    }
+
+    /// Whether the kubelet has made this connection of its own, and not accepted it: whoever can answer for a pod's address
+    /// could call the kubelet in that pod's name, and have a connection of the kubelet's to the pod.
+    fn made_by_it(&self, socket: &NodeSocket, sockets: &BTreeSet<u64>) -> Result<(), Stranger> {
+        let port = socket.0.local.port();
+        let listeners = self.diag.listeners(port).map_err(|e| Stranger::Failed(e.to_string()))?;
+        if listeners.iter().any(|listener| sockets.contains(&listener.inode)) {
+            return Err(Stranger::Other(format!("a caller of the kubelet's port {port}")));
+        }
+        Ok(())
     }
 
     fn find(&self, told: &[Told]) -> Result<Process, NoKubelet> {

@@ -240,9 +240,9 @@ impl Manager {
             },
             Command::Check(attachment) => {
                 let record = record(attachment);
-                let checked = self
-                    .pods
-                    .check(&record.container_id, &record, &|r| self.enrolment.decide(&r.namespace, &r.name));
+                let checked = self.pods.check(&record.container_id, &record, &|r| {
+                    self.enrolment.decide(&r.namespace, &r.name, &r.uid)
+                });
                 answer(call.reply, response(checked));
             }
             Command::Del { container_id } => {
@@ -289,7 +289,8 @@ impl Manager {
 
     fn on(&mut self, event: Event) {
         let enrolment = self.enrolment.clone();
-        let actions = self.pods.on(event, &|record| enrolment.decide(&record.namespace, &record.name));
+        let actions =
+            self.pods.on(event, &|record| enrolment.decide(&record.namespace, &record.name, &record.uid));
         for action in actions {
             self.perform(action);
         }

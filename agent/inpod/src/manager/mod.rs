@@ -48,8 +48,8 @@ const NAMESPACE_WORK: usize = 4096;
 /// Who is in the mesh: implemented by the binary from its Snapshot.
 pub trait Enrolment: Send + Sync + 'static {
     /// What is to be done with a pod. `Unknown` when the pod has not been seen and its namespace does not
-    /// decide alone.
-    fn decide(&self, namespace: &str, name: &str) -> Decision;
+    /// decide alone. Another pod of the same name (with another `uid`, where both are known) says nothing of this one.
+    fn decide(&self, namespace: &str, name: &str, uid: &str) -> Decision;
 
     /// All that the CNI plugin should know while the agent is away. `None` while the world is not known yet:
     /// the file of an earlier agent is then left as it is.

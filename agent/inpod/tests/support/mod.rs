@@ -77,11 +77,19 @@ impl Net {
 
     /// Runs a program inside the pod and returns its output.
     pub(crate) fn in_pod(&self, program: &str, args: &[&str]) -> String {
-        let run = || Command::new(program).args(args).output().unwrap();
-        let output = self.pod.run(run).unwrap();
-        assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        output_in(&self.pod, program, args)
     }
+
+    /// The same beside the pod.
+    pub(crate) fn in_peer(&self, program: &str, args: &[&str]) -> String {
+        output_in(&self.peer, program, args)
+    }
+}
+
+fn output_in(ns: &Netns, program: &str, args: &[&str]) -> String {
+    let output = ns.run(|| Command::new(program).args(args).output().unwrap()).unwrap();
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// A container of the pod's own, at [`NESTED4`], for which the pod forwards. Gone when the value is dropped.

@@ -24,7 +24,7 @@ pub use kinds::unroll;
 pub(crate) use kinds::versions;
 pub(crate) use node::convert_node;
 pub(crate) use slice::{WorkloadSlice, convert_workload_slice};
-pub(crate) use workload::MIRROR;
+pub use workload::MIRROR;
 
 use crate::{
     problem::{Finding, Problem, Report, Severity},

@@ -13,7 +13,7 @@ pub(super) fn namespace(cx: &mut Cx<'_>) -> Option<Namespace> {
 
 /// The annotation of a static pod's mirror (`kubernetes.io/config.mirror`). Kubelets make such pods, in any namespace they
 /// like, and without a service account.
-pub(crate) const MIRROR: &str = "kubernetes.io/config.mirror";
+pub const MIRROR: &str = "kubernetes.io/config.mirror";
 
 pub(super) fn pod(cx: &mut Cx<'_>) -> Option<Pod> {
     let object: core::Pod = cx.object()?;

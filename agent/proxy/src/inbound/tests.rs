@@ -28,6 +28,26 @@ fn the_mode_of_the_moment_decides() {
     }
 }
 
+/// A network plugin may give a pod more addresses than Kubernetes lists. On such a one a pod that became strict stayed what it
+/// had been when it was captured.
+#[test]
+fn strict_counts_on_every_address_of_the_pod() {
+    let (listed, unlisted) = ([10, 0, 0, 1].into(), [10, 0, 9, 1].into());
+    let mut pod = (*workload("a", listed, true, Permissive)).clone();
+    pod.ips.push(unlisted);
+    let mut config = Config::default();
+    config.workloads.insert(listed, workload("a", listed, true, Strict));
+    let check = |config: &Config, what: &str| {
+        for ip in [listed, unlisted] {
+            let action = decide(config, &pod, SocketAddr::new(ip, 80), Vec::new());
+            assert_eq!(action, Action::Refuse, "{ip} {what}");
+        }
+    };
+    check(&config, "unlisted");
+    config.workloads.insert(unlisted, workload("other", unlisted, true, Permissive));
+    check(&config, "in dispute");
+}
+
 #[test]
 fn a_strict_pod_may_be_asked_on_the_ports_of_its_own_probes() {
     let ip = [10, 0, 0, 1].into();

@@ -14,8 +14,8 @@ use std::{
 };
 use tempfile::TempDir;
 use tokio::{sync::mpsc, time::timeout};
-use weft_core::model::{Labels, MESH_LABEL, Meta, Namespace, Pod, Snapshot};
-use weft_inpod::{ManagerConfig, PodEvent, PodManager, holder};
+use weft_core::model::{Labels, MESH_LABEL, Meta, MtlsMode, Namespace, Pod, Snapshot};
+use weft_inpod::{Decision, ManagerConfig, PodEvent, PodManager, holder};
 
 /// A test that waits longer hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -235,4 +235,30 @@ fn only_this_nodes_running_pods_count() {
     // The plugin's table is this node's.
     let table = enrolment.table().unwrap();
     assert_eq!(table.kept_out, ["shop/host", "shop/kept-out"].map(String::from).into());
+}
+
+/// The pod of a StatefulSet is made anew under its name, and its ADD may come before the watch shows it: what the labels of
+/// its predecessor said let it start in clear, or permissive.
+#[test]
+fn a_pod_that_had_the_name_before_decides_nothing() {
+    let enrolment = WorldEnrolment::new("here");
+    let mut before = pod("a", "10.79.1.2");
+    before.meta.labels.insert(MESH_LABEL.into(), "disabled".into());
+    let mut mirror = pod("static", "10.79.1.3");
+    mirror.meta.labels.insert(MESH_LABEL.into(), "disabled".into());
+    mirror.meta.annotations.insert(weft_k8s::MIRROR.into(), "hash".into());
+    enrolment.update(&world(&[before, mirror]));
+    let check = |name: &str, uid: &str, want: Decision| {
+        assert_eq!(enrolment.decide("shop", name, uid), want, "{name} {uid}");
+        let workload = enrolment.workload(&ObjectKey::new("shop", name), uid, "d", MtlsMode::Permissive);
+        assert_eq!(workload.is_some(), want != Decision::Unknown, "{name} {uid}");
+    };
+    check("a", "ua", Decision::NotEnrolled);
+    check("a", "", Decision::NotEnrolled);
+    check("a", "ua-2", Decision::Unknown);
+    // A static pod is known to the runtime by its hash.
+    check("static", "hash", Decision::NotEnrolled);
+    check("static", "other", Decision::Unknown);
+    enrolment.update(&world(&[Pod { meta: meta("shop", "a", "ua-2", &[]), ..pod("a", "10.79.1.4") }]));
+    assert!(matches!(enrolment.decide("shop", "a", "ua-2"), Decision::Enrolled(_)));
 }
