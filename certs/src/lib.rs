@@ -64,7 +64,7 @@ pub use issue::{
     Fault, IssueError, IssueFuture, IssueRequest, IssuedCertificate, Issuer, LocalIssuer, Retry,
 };
 pub use leaf::RootInfo;
-pub use server::ServerCertificate;
+pub use server::{ServerCertificate, anonymous_certificate};
 pub use store::{IdentityHandle, IdentityStore, NotReady, StoreConfig};
 pub use tls::{ALPN_H2, ALPN_WEFT, Alpn, crypto_provider};
 pub use verify::{IdentityError, PeerSet, peer_identity};

@@ -137,9 +137,9 @@ impl Mesh {
         Self::with(workers, Shared::new(limits, telemetry()))
     }
 
-    /// On a node with this kubelet.
-    pub(crate) fn with_kubelet(workers: usize, kubelet: Arc<dyn Kubelet>) -> Self {
-        let mut shared = Shared::new(Limits::default(), telemetry());
+    /// On a node with this kubelet, with telemetry that somebody looks at.
+    pub(crate) fn with_kubelet(workers: usize, kubelet: Arc<dyn Kubelet>, telemetry: Arc<Telemetry>) -> Self {
+        let mut shared = Shared::new(Limits::default(), telemetry);
         shared.kubelet = kubelet;
         Self::with(workers, shared)
     }

@@ -22,8 +22,13 @@ pub enum ProbeAsk {
         /// `httpHeaders`: what it sends beside its own.
         headers: Vec<(Str, Str)>,
     },
-    /// `httpGet` with `scheme: HTTPS`: what is asked is encrypted.
-    Https,
+    /// `httpGet` with `scheme: HTTPS`: the same inside TLS, without a look at the certificate.
+    Https {
+        /// As of [`ProbeAsk::Http`].
+        target: Str,
+        /// As of [`ProbeAsk::Http`].
+        headers: Vec<(Str, Str)>,
+    },
     /// `tcpSocket`: whether the port is open, and nothing more.
     Tcp,
     /// `grpc`: the health of this service; empty for the server as a whole.

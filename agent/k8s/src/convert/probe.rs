@@ -33,7 +33,7 @@ fn of_probe(probe: &Probe, container: &Container, ips: &[IpAddr]) -> Option<Decl
     if let Some(get) = &probe.http_get {
         let here = is_here(get.host.as_deref(), ips);
         let port = port(&get.port, container).filter(|_| here)?;
-        return Some(DeclaredProbe { port, ask: if is_https(get) { ProbeAsk::Https } else { http(get) } });
+        return Some(DeclaredProbe { port, ask: if is_https(get) { https(get) } else { http(get) } });
     }
     if let Some(tcp) = &probe.tcp_socket {
         let here = is_here(tcp.host.as_deref(), ips);
@@ -54,7 +54,7 @@ fn of_handler(handler: &LifecycleHandler, container: &Container, ips: &[IpAddr])
     let Some((get, port)) = get.and_then(|get| Some((get, port(&get.port, container)?))) else {
         return Vec::new();
     };
-    let encrypted = is_https(get).then_some(ProbeAsk::Https);
+    let encrypted = is_https(get).then(|| https(get));
     let asks = [Some(http(get)), encrypted].into_iter().flatten();
     asks.map(|ask| DeclaredProbe { port, ask }).collect()
 }
@@ -70,11 +70,19 @@ fn is_https(get: &HTTPGetAction) -> bool {
 }
 
 fn http(get: &HTTPGetAction) -> ProbeAsk {
+    let (target, headers) = request(get);
+    ProbeAsk::Http { target, headers }
+}
+
+fn https(get: &HTTPGetAction) -> ProbeAsk {
+    let (target, headers) = request(get);
+    ProbeAsk::Https { target, headers }
+}
+
+fn request(get: &HTTPGetAction) -> (Str, Vec<(Str, Str)>) {
     let header = |h: &HTTPHeader| (Str::from(h.name.as_str()), Str::from(h.value.as_str()));
-    ProbeAsk::Http {
-        target: target(get.path.as_deref().unwrap_or_default()).into(),
-        headers: get.http_headers.iter().flatten().map(header).collect(),
-    }
+    let headers = get.http_headers.iter().flatten().map(header).collect();
+    (target(get.path.as_deref().unwrap_or_default()).into(), headers)
 }
 
 fn number(port: i32) -> Option<u16> {

@@ -86,6 +86,11 @@ impl<Io> Prefixed<Io> {
         &self.io
     }
 
+    /// The same.
+    pub const fn get_mut(&mut self) -> &mut Io {
+        &mut self.io
+    }
+
     /// What of the prefix is still unread, and the stream.
     pub fn into_parts(self) -> (Bytes, Io) {
         (self.prefix, self.io)

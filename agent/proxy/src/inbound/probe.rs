@@ -3,28 +3,30 @@
 //! ```text
 //! a port for which something is declared ─▶ the kubelet's own connection? ─▶ first bytes
 //!     none: the port is open, which is all that tcpSocket asks
-//!     TLS: passed on          HTTP/1: one declared GET          HTTP/2: one declared health check
+//!     TLS: ended here; inside it one GET that is declared with scheme HTTPS
+//!     HTTP/1: one declared GET          HTTP/2: one declared health check
 //! ```
 
 mod exchange;
 mod grpc;
 mod head;
 pub(crate) mod redirects;
+mod tls;
 
 use super::denied;
 use crate::{
     error::{ProxyError, Reason},
-    l4::{copy, tcp::Ended},
+    l4::tcp::Ended,
     pods::{Accepted, Pod},
     telemetry::Counter,
     transport::connect,
     worker::Worker,
 };
 use bytes::{Bytes, BytesMut};
-use head::{Verdict, judge};
-use std::{io, net::SocketAddr, rc::Rc, time::Duration};
+use head::{Scheme, Verdict, judge};
+use std::{net::SocketAddr, rc::Rc, time::Duration};
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
     net::TcpStream,
     time::{Instant, timeout, timeout_at},
 };
@@ -50,10 +52,10 @@ pub(crate) struct Asked {
 struct Probing<'a> {
     worker: &'a Rc<Worker>,
     pod: &'a Rc<Pod>,
-    downstream: &'a mut TcpStream,
     peer: SocketAddr,
     to: SocketAddr,
     asks: &'a [Asked],
+    protocol: &'static str,
     received: u64,
     sent: u64,
 }
@@ -67,26 +69,36 @@ impl Probing<'_> {
     }
 }
 
+/// What a kubelet speaks over: TCP as it is, or TLS.
+trait Line: AsyncRead + AsyncWrite + Unpin {
+    /// Makes a close an RST.
+    fn reset_on_close(&self);
+}
+
+impl Line for TcpStream {
+    fn reset_on_close(&self) {
+        connect::reset_on_close(self);
+    }
+}
+
 /// Serves a connection to a port for which something may be asked.
-pub(super) async fn serve(mut conn: Accepted, to: SocketAddr, asks: &[Asked], ended: &mut Ended) {
+pub(super) async fn serve(conn: Accepted, to: SocketAddr, asks: &[Asked], ended: &mut Ended) {
+    let worker = conn.worker.clone();
     let served = match recognise(&conn, to).await {
-        Ok(true) => answer(&mut conn, to, asks, ended).await,
-        Ok(false) => Ok(None),
-        Err(error) => Err(error),
-    };
-    match served {
-        Ok(None) => {}
-        Ok(Some((application, early))) => {
-            let Accepted { io, pod, _guard, .. } = conn;
-            ended.copied(&copy::bidirectional(io, application, early, pod.share.copying()).await);
-        }
+        Ok(true) => answer(conn, to, asks, ended).await,
+        Ok(false) => Ok(()),
         Err(error) => {
-            if error.reason == Reason::Denied {
-                conn.worker.telemetry.count(Counter::DeniedPlaintext);
-            }
-            connect::reset_on_close(&conn.io);
-            ended.fail(&error);
+            conn.io.reset_on_close();
+            Err(error)
         }
+    };
+    if let Err(error) = served {
+        if error.reason == Reason::Denied {
+            worker.telemetry.count(Counter::DeniedPlaintext);
+        }
+        ended.fail(&error);
+        // Whoever wonders why a probe fails has nothing but this.
+        ended.detail = Some(error.detail);
     }
 }
 
@@ -107,69 +119,95 @@ async fn has_closed(io: &TcpStream) -> bool {
     matches!(timeout(FIN_PATIENCE, io.peek(&mut byte)).await, Ok(Ok(0) | Err(_)))
 }
 
-/// Serves what the kubelet asks. Gives the application and what is to be sent to it first where all else is copied.
-async fn answer(
-    conn: &mut Accepted,
-    to: SocketAddr,
-    asks: &[Asked],
-    ended: &mut Ended,
-) -> Result<Option<(TcpStream, Bytes)>, ProxyError> {
-    let mut probing = Probing {
-        worker: &conn.worker,
-        pod: &conn.pod,
-        downstream: &mut conn.io,
-        peer: conn.peer,
-        to,
-        asks,
-        received: 0,
-        sent: 0,
-    };
-    let (verdict, early) = first_words(&mut probing).await?;
-    let served = match verdict {
-        Verdict::NeedMore => return Ok(None),
-        Verdict::Refuse(why) => return Err(denied(format!("a probe of the kubelet to {to}: {why}"))),
-        Verdict::Tls => return Ok(Some((probing.application().await?, early.freeze()))),
-        Verdict::Grpc => {
-            ended.protocol = "grpc";
-            Box::pin(grpc::serve(&mut probing, early.freeze())).await
-        }
-        Verdict::Http { forward, target, headers, depth } => {
-            ended.protocol = "http";
-            let request = exchange::Declared { forward, target, headers, depth };
-            Box::pin(exchange::serve(&mut probing, request)).await
+/// Serves what the kubelet asks.
+async fn answer(conn: Accepted, to: SocketAddr, asks: &[Asked], ended: &mut Ended) -> Result<(), ProxyError> {
+    let Accepted { worker, pod, mut io, peer, _guard } = conn;
+    let protocol = ended.protocol;
+    let mut probing = Probing { worker: &worker, pod: &pod, peer, to, asks, protocol, received: 0, sent: 0 };
+    let first = first_words(&probing, &mut io, Scheme::Http).await;
+    let served = match first {
+        Ok((Verdict::Tls, early)) => Box::pin(inside_tls(&mut probing, io, early.freeze())).await,
+        first => {
+            let served = in_clear(&mut probing, &mut io, first).await;
+            if served.is_err() {
+                io.reset_on_close();
+            }
+            served
         }
     };
+    ended.protocol = probing.protocol;
     (ended.received, ended.sent) = (probing.received, probing.sent);
-    served.map(|()| None).map_err(|error| match error.reason {
+    served.map_err(|error| match error.reason {
         Reason::Denied => denied(format!("a probe of the kubelet to {to}: {}", error.detail)),
         _ => error,
     })
 }
 
+async fn in_clear(
+    probing: &mut Probing<'_>,
+    io: &mut TcpStream,
+    first: Result<(Verdict, BytesMut), ProxyError>,
+) -> Result<(), ProxyError> {
+    let (verdict, early) = first?;
+    if verdict == Verdict::Grpc {
+        probing.protocol = "grpc";
+        return Box::pin(grpc::serve(probing, io, early.freeze())).await;
+    }
+    get(probing, io, verdict).await
+}
+
+/// What is asked inside TLS is judged as in clear. The application hears of it only then.
+async fn inside_tls(probing: &mut Probing<'_>, io: TcpStream, early: Bytes) -> Result<(), ProxyError> {
+    probing.protocol = "tls";
+    let mut io = tls::accept(probing, io, early).await?;
+    let served = match first_words(probing, &mut io, Scheme::Https).await {
+        Ok((verdict, _)) => get(probing, &mut io, verdict).await,
+        Err(error) => Err(error),
+    };
+    if served.is_err() {
+        io.reset_on_close();
+    }
+    served
+}
+
+/// One declared GET.
+async fn get<D: Line>(probing: &mut Probing<'_>, io: &mut D, verdict: Verdict) -> Result<(), ProxyError> {
+    match verdict {
+        Verdict::NeedMore => Ok(()),
+        Verdict::Get(request) => {
+            probing.protocol = match request.scheme {
+                Scheme::Http => "http",
+                Scheme::Https => "https",
+            };
+            Box::pin(exchange::serve(probing, io, &request)).await
+        }
+        Verdict::Refuse(why) => Err(denied(why)),
+        // Never of these here: they were looked for before, and are not offered inside TLS.
+        Verdict::Tls | Verdict::Grpc => Err(denied("another protocol")),
+    }
+}
+
 /// Reads until it is clear what is asked. [`Verdict::NeedMore`]: nothing, or a client that has stopped in between.
-async fn first_words(probing: &mut Probing<'_>) -> Result<(Verdict, BytesMut), ProxyError> {
+async fn first_words<D: Line>(
+    probing: &Probing<'_>,
+    io: &mut D,
+    scheme: Scheme,
+) -> Result<(Verdict, BytesMut), ProxyError> {
     let deadline = Instant::now() + FIRST_WORDS;
     let mut early = BytesMut::new();
     loop {
-        let read = timeout_at(deadline, read_some(probing.downstream, &mut early)).await;
-        let n = match read {
+        early.reserve(READ);
+        let n = match timeout_at(deadline, io.read_buf(&mut early)).await {
             Ok(Ok(n)) => n,
             Ok(Err(_)) => 0,
             // Silent, and open still: it is told to go.
-            Err(_) => return Err(denied(format!("a probe of the kubelet to {} says nothing", probing.to))),
+            Err(_) => return Err(denied("it says nothing")),
         };
-        match judge(&early, probing.to, probing.asks) {
+        match judge(&early, scheme, probing.to, probing.asks) {
             Verdict::NeedMore if n > 0 => {}
             verdict => return Ok((verdict, early)),
         }
     }
-}
-
-/// Waits before it takes memory.
-async fn read_some(io: &mut TcpStream, into: &mut BytesMut) -> io::Result<usize> {
-    io.readable().await?;
-    into.reserve(READ);
-    io.read_buf(into).await
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@ fn a_strict_pod_may_be_asked_on_the_ports_of_its_own_probes() {
         Arc::new(workload)
     };
     let tcp = || Asked { ask: ProbeAsk::Tcp, depth: 0 };
-    let moved = || Asked { ask: ProbeAsk::Https, depth: 1 };
+    let moved = || Asked { ask: ProbeAsk::Https { target: "/".into(), headers: Vec::new() }, depth: 1 };
     let check =
         |pod: &Workload, known: Option<Arc<Workload>>, (port, redirected): (u16, Vec<Asked>), expected| {
             let mut config = Config::default();

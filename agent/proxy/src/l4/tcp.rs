@@ -161,7 +161,7 @@ pub(crate) fn backend_of(rule: &L4Rule, draw: u64) -> Result<Arc<Backend>, Proxy
 pub struct Ended {
     /// Where it was taken up.
     pub direction: Direction,
-    /// `tcp`, `tls`, `hbone`.
+    /// `tcp`, `tls`, `hbone`; of a probe `http`, `https`, `grpc`.
     pub protocol: &'static str,
     /// The client.
     pub peer: SocketAddr,
@@ -185,7 +185,7 @@ pub struct Ended {
     pub destination_identity: Option<Rc<SpiffeId>>,
     /// Why we ended or refused it.
     pub reason: Option<Reason>,
-    /// The same for people, where the reason alone leaves them to guess: what was denied.
+    /// The same for people, where the reason alone leaves them to guess: what was denied, why a probe failed.
     pub detail: Option<String>,
     /// Bytes from the client.
     pub received: u64,

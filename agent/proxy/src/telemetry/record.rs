@@ -201,7 +201,7 @@ pub struct ConnectionRecord<'a> {
     pub destination_identity: Option<&'a SpiffeId>,
     /// Why the agent ended or refused it.
     pub reason: Option<Reason>,
-    /// What was denied, for the access log only.
+    /// What was denied or why a probe failed, for the access log only.
     pub detail: Option<&'a str>,
     /// Bytes from the client.
     pub received_bytes: u64,

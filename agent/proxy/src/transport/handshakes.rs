@@ -9,7 +9,7 @@
 //! The socket moves there and back, with the TLS state between; two wake-ups and four `epoll_ctl`, against a saving of
 //! everybody's time.
 
-use super::metered::Metered;
+use super::{connect, metered::Metered};
 use crate::{
     context::ShareKey,
     drain::Drain,
@@ -210,6 +210,13 @@ pub enum Socket {
 }
 
 impl Socket {
+    /// As [`connect::reset_on_close`].
+    pub(crate) fn reset_on_close(&self) {
+        if let Self::Here(io) = self {
+            connect::reset_on_close(io);
+        }
+    }
+
     fn leave(&mut self) -> io::Result<()> {
         *self = match std::mem::replace(self, Self::Gone) {
             Self::Here(io) => Self::Moving(io.into_std()?),

@@ -84,7 +84,11 @@ pub async fn accept(
     Ok((stream, Rc::new(peer)))
 }
 
-async fn timed<F: Future>(handshake: F, limits: &Limits) -> Result<F::Output, ProxyError> {
+/// Bounds a handshake.
+///
+/// # Errors
+/// `ConnectTimeout`.
+pub(crate) async fn timed<F: Future>(handshake: F, limits: &Limits) -> Result<F::Output, ProxyError> {
     let deadline = Duration::from_millis(limits.handshake_timeout_ms);
     tokio::time::timeout(deadline, handshake).await.map_err(|_| ProxyError {
         reason: Reason::ConnectTimeout,

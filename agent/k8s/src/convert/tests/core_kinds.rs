@@ -342,6 +342,10 @@ fn probes_are_what_the_kubelet_asks_of_this_pod() {
         target: target.into(),
         headers: headers.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect(),
     };
+    let https = |target: &str, headers: &[(&str, &str)]| ProbeAsk::Https {
+        target: target.into(),
+        headers: headers.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect(),
+    };
     let grpc = |service: &str| ProbeAsk::Grpc { service: service.into() };
     let one = |rest: &str| {
         format!("{{containers: [{{name: c, ports: [{{name: web, containerPort: 8080}}], {rest}}}]}}")
@@ -356,7 +360,12 @@ fn probes_are_what_the_kubelet_asks_of_this_pod() {
         &one("livenessProbe: {httpGet: {port: 81, path: \"/a?b\", httpHeaders: [{name: X, value: z}]}}"),
         &[(81, http("/a?b", &[("X", "z")]))],
     );
-    check(&one("startupProbe: {httpGet: {port: web, scheme: HTTPS, path: /x}}"), &[(8080, ProbeAsk::Https)]);
+    check(
+        &one(
+            "startupProbe: {httpGet: {port: web, scheme: HTTPS, path: \"x?y\", httpHeaders: [{name: X, value: z}]}}",
+        ),
+        &[(8080, https("/x?y", &[("X", "z")]))],
+    );
     check(&one("readinessProbe: {tcpSocket: {port: \"82\"}}"), &[(82, ProbeAsk::Tcp)]);
     check(&one("readinessProbe: {grpc: {port: 83}}"), &[(83, grpc(""))]);
     check(&one("readinessProbe: {grpc: {port: 83, service: shop}}"), &[(83, grpc("shop"))]);
@@ -384,7 +393,7 @@ fn probes_are_what_the_kubelet_asks_of_this_pod() {
             "lifecycle: {postStart: {httpGet: {port: web, path: /up}}, preStop: {httpGet: {port: 84, path: /down, scheme: HTTPS}}}",
         ),
         // In clear too, once its server answers that it is HTTP.
-        &[(8080, http("/up", &[])), (84, http("/down", &[])), (84, ProbeAsk::Https)],
+        &[(8080, http("/up", &[])), (84, http("/down", &[])), (84, https("/down", &[]))],
     );
     check(
         "{initContainers: [{name: s, restartPolicy: Always, startupProbe: {tcpSocket: {port: 1}}}], containers: [{name: c, readinessProbe: {tcpSocket: {port: 2}}}]}",

@@ -1,11 +1,17 @@
-//! The one request of a plain HTTP probe, and its answer.
+//! The one request of an HTTP or HTTPS probe, and its answer.
 
-use super::{Probing, denied, redirects};
-use crate::{error::ProxyError, transport::connect::reset_on_close};
+use super::{
+    Line, Probing, denied,
+    head::{Declared, Scheme},
+    redirects, tls,
+};
+use crate::error::ProxyError;
 use bytes::BytesMut;
-use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use weft_core::model::Str;
+use std::{
+    io::ErrorKind,
+    time::{Duration, Instant},
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// The beginning of an answer that is read for where it leads.
 const ANSWER_HEAD_MAX: usize = 16 * 1024;
@@ -14,26 +20,42 @@ const READ: usize = 16 * 1024;
 /// A `preStop` handler may take as long as the pod's grace period. This only ends what nobody waits for any more.
 const EXCHANGE_MAX: Duration = Duration::from_secs(3600);
 
-/// A request that is declared.
-pub(super) struct Declared {
-    /// As the application is to see it.
-    pub(super) forward: Vec<u8>,
-    pub(super) target: String,
-    pub(super) headers: Vec<(Str, Str)>,
-    pub(super) depth: u8,
+/// Sends the request by the scheme by which it came, and passes back whatever is answered.
+pub(super) async fn serve<D: Line>(
+    probing: &mut Probing<'_>,
+    downstream: &mut D,
+    request: &Declared,
+) -> Result<(), ProxyError> {
+    let clear = probing.application().await?;
+    if request.scheme == Scheme::Http {
+        return relay(probing, (downstream, clear), &request.forward, request).await;
+    }
+    if let Some(application) = tls::connect(probing, clear).await? {
+        return relay(probing, (downstream, application), &request.forward, request).await;
+    }
+    let no_tls = || tls::failed("the application does not speak TLS".to_owned());
+    let forward = request.in_clear.as_ref().ok_or_else(no_tls)?;
+    let clear = probing.application().await?;
+    relay(probing, (downstream, clear), forward, request).await
 }
 
-/// Sends the request, and passes back whatever is answered. The client's direction is shut: a byte that it sends ends the
-/// connection.
-pub(super) async fn serve(probing: &mut Probing<'_>, request: Declared) -> Result<(), ProxyError> {
-    let mut application = probing.application().await?;
+/// The client's direction is shut: a byte that it sends ends the connection.
+async fn relay<D, A>(
+    probing: &mut Probing<'_>,
+    (downstream, mut application): (&mut D, A),
+    forward: &[u8],
+    request: &Declared,
+) -> Result<(), ProxyError>
+where
+    D: Line,
+    A: AsyncRead + AsyncWrite + Unpin,
+{
     let running = async {
         // A client that goes away meanwhile, and an application that resets, end a probe in its ordinary way: the kubelet
-        // has seen it too.
-        if application.write_all(&request.forward).await.is_err() {
-            return Ok(());
+        // has seen it too. That nothing could be written, reading tells better: TLS says why.
+        if application.write_all(forward).await.is_ok() && application.flush().await.is_ok() {
+            probing.received += forward.len() as u64;
         }
-        probing.received += request.forward.len() as u64;
         let mut answer = Some(BytesMut::new());
         let mut buffer = BytesMut::with_capacity(READ);
         let mut byte = [0];
@@ -43,16 +65,21 @@ pub(super) async fn serve(probing: &mut Probing<'_>, request: Declared) -> Resul
                 read = application.read_buf(&mut buffer) => match read {
                     Ok(n) if n > 0 => {}
                     Ok(_) => {
-                        learn(probing, &request, answer.take());
-                        let _ = probing.downstream.shutdown().await; // it may be gone
+                        learn(probing, request, answer.take());
+                        let _ = downstream.shutdown().await; // it may be gone
                         return Ok(());
                     }
-                    Err(_) => {
-                        reset_on_close(probing.downstream);
+                    // Ended without TLS's own end: so it ends for the kubelet too, which knows what to make of it.
+                    Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                        learn(probing, request, answer.take());
                         return Ok(());
+                    }
+                    Err(error) => {
+                        downstream.reset_on_close();
+                        return tls::refusal(&error).map_or(Ok(()), Err);
                     }
                 },
-                read = probing.downstream.read(&mut byte) => return match read {
+                read = downstream.read(&mut byte) => return match read {
                     Ok(n) if n > 0 => Err(denied("a second request on the connection of a probe")),
                     _ => Ok(()),
                 },
@@ -62,11 +89,11 @@ pub(super) async fn serve(probing: &mut Probing<'_>, request: Declared) -> Resul
                 let whole = head.windows(4).any(|four| four == b"\r\n\r\n");
                 // Before the kubelet has it, or it would be faster than we are.
                 if whole || head.len() >= ANSWER_HEAD_MAX {
-                    learn(probing, &request, answer.take());
+                    learn(probing, request, answer.take());
                 }
             }
             probing.sent += buffer.len() as u64;
-            if probing.downstream.write_all_buf(&mut buffer).await.is_err() {
+            if downstream.write_all_buf(&mut buffer).await.is_err() || downstream.flush().await.is_err() {
                 return Ok(());
             }
         }
@@ -76,8 +103,7 @@ pub(super) async fn serve(probing: &mut Probing<'_>, request: Declared) -> Resul
 
 fn learn(probing: &Probing<'_>, request: &Declared, answer: Option<BytesMut>) {
     let Some(answer) = answer else { return };
-    let next = redirects::follow(&answer, probing.to, &request.target, &request.headers, request.depth);
-    if let Some((port, asked)) = next {
+    if let Some((port, asked)) = redirects::follow(&answer, probing.to, request) {
         let pod = &probing.pod.source.workload.pod;
         probing.worker.shared.redirects.learn(pod, port, asked, Instant::now());
     }

@@ -29,9 +29,13 @@ const CALL_MAX: Duration = Duration::from_secs(600);
 const PASSED: [&str; 3] = ["user-agent", "grpc-timeout", "grpc-accept-encoding"];
 
 /// Serves one call. `early` begins with HTTP/2's preface.
-pub(super) async fn serve(probing: &mut Probing<'_>, early: Bytes) -> Result<(), ProxyError> {
+pub(super) async fn serve(
+    probing: &Probing<'_>,
+    downstream: &mut TcpStream,
+    early: Bytes,
+) -> Result<(), ProxyError> {
     let (to, asks, connect) = (probing.to, probing.asks, probing.application());
-    let io = Prefixed::new(early, &mut *probing.downstream);
+    let io = Prefixed::new(early, downstream);
     let mut builder = h2::server::Builder::new();
     builder.max_concurrent_streams(1).max_header_list_size(8192);
     let greeting = timeout(FIRST_WORDS, builder.handshake::<_, Bytes>(io));

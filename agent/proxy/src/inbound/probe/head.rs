@@ -9,7 +9,62 @@ use weft_core::model::{ProbeAsk, Str};
 pub(super) const HEAD_MAX: usize = 16 * 1024;
 
 /// Names of a kubelet's clients, before its version.
-const CLIENTS: [&str; 2] = ["kube-probe/", "kube-lifecycle/"];
+const CLIENTS: [&str; 2] = ["kube-probe/", LIFECYCLE_CLIENT];
+const LIFECYCLE_CLIENT: &str = "kube-lifecycle/";
+
+/// How an `httpGet` is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scheme {
+    /// In clear.
+    Http,
+    /// Inside TLS.
+    Https,
+}
+
+impl Scheme {
+    /// A question of this scheme.
+    pub(super) fn ask(self, target: &str, headers: &[(Str, Str)]) -> ProbeAsk {
+        let (target, headers) = (target.into(), headers.to_vec());
+        match self {
+            Self::Http => ProbeAsk::Http { target, headers },
+            Self::Https => ProbeAsk::Https { target, headers },
+        }
+    }
+
+    /// Target and headers of a question, if it is of this scheme.
+    fn of(self, ask: &ProbeAsk) -> Option<(&str, &[(Str, Str)])> {
+        match (self, ask) {
+            (Self::Http, ProbeAsk::Http { target, headers })
+            | (Self::Https, ProbeAsk::Https { target, headers }) => Some((&**target, &headers[..])),
+            _ => None,
+        }
+    }
+
+    /// The port that URLs leave out.
+    pub(super) const fn port(self) -> u16 {
+        match self {
+            Self::Http => 80,
+            Self::Https => 443,
+        }
+    }
+}
+
+/// A request that is declared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Declared {
+    /// By which it came, and by which it is declared.
+    pub(super) scheme: Scheme,
+    /// As the application is to see it.
+    pub(super) forward: Vec<u8>,
+    /// The same for an application that turns out to speak no TLS, where kubelets would ask it again in clear.
+    pub(super) in_clear: Option<Vec<u8>>,
+    /// Its target.
+    pub(super) target: String,
+    /// Headers that the declaration has, for a request that the answer may lead to.
+    pub(super) headers: Vec<(Str, Str)>,
+    /// How many redirects it is away from the declaration.
+    pub(super) depth: u8,
+}
 
 /// What the first bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,45 +76,41 @@ pub(super) enum Verdict {
     /// HTTP/2, to a port of a gRPC probe.
     Grpc,
     /// A whole request that is declared.
-    Http {
-        /// As the application is to see it.
-        forward: Vec<u8>,
-        /// Its target.
-        target: String,
-        /// Headers that the declaration has, for a request that the answer may lead to.
-        headers: Vec<(Str, Str)>,
-        /// How many redirects it is away from the declaration.
-        depth: u8,
-    },
+    Get(Declared),
     /// Nothing that is declared: why.
     Refuse(String),
 }
 
-/// Decides over what has been read from a kubelet that is connected to `to`. More bytes never change an answer other than
+/// Decides over what has been read from a kubelet that is connected to `to`, in clear or inside TLS. More bytes never change an answer other than
 /// [`Verdict::NeedMore`], but for a request with something behind it, which is refused.
-pub(super) fn judge(bytes: &[u8], to: SocketAddr, asks: &[Asked]) -> Verdict {
-    let any = |is: fn(&ProbeAsk) -> bool| asks.iter().any(|asked| is(&asked.ask));
+pub(super) fn judge(bytes: &[u8], scheme: Scheme, to: SocketAddr, asks: &[Asked]) -> Verdict {
+    let is_health = |asked: &Asked| matches!(asked.ask, ProbeAsk::Grpc { .. });
+    let gets = |scheme: Scheme| asks.iter().any(|asked| scheme.of(&asked.ask).is_some());
     let undeclared =
         |what: &str| Verdict::Refuse(format!("{what} to a port for which no such probe is declared"));
     if bytes.is_empty() {
         return Verdict::NeedMore;
     }
     match detect(bytes) {
-        Detected::Tls if any(|ask| *ask == ProbeAsk::Https) => Verdict::Tls,
+        // Where HTTP/1.1 is all that was offered.
+        Detected::Tls | Detected::Http2 if scheme == Scheme::Https => {
+            Verdict::Refuse("something other than HTTP/1.1 inside TLS".to_owned())
+        }
+        Detected::Tls if gets(Scheme::Https) => Verdict::Tls,
         Detected::Tls => undeclared("TLS"),
-        Detected::Http2 if any(|ask| matches!(ask, ProbeAsk::Grpc { .. })) => Verdict::Grpc,
+        Detected::Http2 if asks.iter().any(is_health) => Verdict::Grpc,
         Detected::Http2 => undeclared("HTTP/2"),
         Detected::Opaque => Verdict::Refuse("neither HTTP nor TLS".to_owned()),
         Detected::Http1 | Detected::NeedMore if bytes.len() > HEAD_MAX => {
             Verdict::Refuse("a request head that is too long".to_owned())
         }
         Detected::NeedMore => Verdict::NeedMore,
-        Detected::Http1 if !any(|ask| matches!(ask, ProbeAsk::Http { .. })) => undeclared("plain HTTP"),
-        Detected::Http1 => request(bytes, to, asks),
+        Detected::Http1 if !gets(scheme) => undeclared("plain HTTP"),
+        Detected::Http1 => request(bytes, scheme, to, asks),
     }
 }
 
-fn request(bytes: &[u8], to: SocketAddr, asks: &[Asked]) -> Verdict {
+fn request(bytes: &[u8], scheme: Scheme, to: SocketAddr, asks: &[Asked]) -> Verdict {
     let refuse = |why: String| Verdict::Refuse(why);
     let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { return Verdict::NeedMore };
     if bytes.len() > end + 4 {
@@ -71,19 +122,37 @@ fn request(bytes: &[u8], to: SocketAddr, asks: &[Asked]) -> Verdict {
     };
     let mut why = format!("undeclared path {}", shown(head.target));
     for Asked { ask, depth } in asks {
-        let ProbeAsk::Http { target, headers } = ask else { continue };
-        if **target != *head.target {
+        let Some((target, headers)) = scheme.of(ask).filter(|(target, _)| *target == head.target) else {
             continue;
-        }
-        match undeclared_header(&head, to, headers, *depth > 0) {
+        };
+        match undeclared_header(&head, scheme, to, headers, *depth > 0) {
             Some(name) => why = format!("undeclared header {}", shown(name)),
             None => {
-                let (target, depth, headers) = (head.target.to_owned(), *depth, headers.clone());
-                return Verdict::Http { forward: forwarded(&head, &headers), target, headers, depth };
+                return Verdict::Get(Declared {
+                    scheme,
+                    forward: forwarded(&head, headers, &[]),
+                    in_clear: falls_back(&head, scheme, headers, asks)
+                        .then(|| forwarded(&head, headers, &["authorization"])),
+                    target: target.to_owned(),
+                    headers: headers.to_vec(),
+                    depth: *depth,
+                });
             }
         }
     }
     refuse(why)
+}
+
+/// Whether a kubelet would ask again in clear when the answer is no TLS: it does so for lifecycle handlers, without an
+/// Authorization, and the spec declares it (as `ProbeAsk::Http`, too).
+fn falls_back(head: &Head<'_>, scheme: Scheme, headers: &[(Str, Str)], asks: &[Asked]) -> bool {
+    let is_handlers = |(name, value): &(&str, &str)| {
+        name.eq_ignore_ascii_case("user-agent") && value.starts_with(LIFECYCLE_CLIENT)
+    };
+    let in_clear = Scheme::Http.ask(head.target, headers);
+    scheme == Scheme::Https
+        && head.headers.iter().any(is_handlers)
+        && asks.iter().any(|asked| asked.ask == in_clear)
 }
 
 /// Words of a stranger for a log line.
@@ -150,6 +219,7 @@ fn parse(head: &[u8]) -> Result<Head<'_>, &'static str> {
 /// with headers of their own, and some servers let a header name another path or method.
 fn undeclared_header<'a>(
     head: &Head<'a>,
+    scheme: Scheme,
     to: SocketAddr,
     declared: &[(Str, Str)],
     redirected: bool,
@@ -158,7 +228,7 @@ fn undeclared_header<'a>(
         let is = |other: &str| name.eq_ignore_ascii_case(other);
         declared.iter().any(|(n, v)| is(n) && v.trim_matches([' ', '\t']) == value)
             || is_kubelets(name, value)
-            || is("host") && is_own_host(value, to)
+            || is("host") && is_own_host(value, scheme, to)
             || is("connection") && value.eq_ignore_ascii_case("close")
             // Go adds it to a request that a redirect led to. It is not passed on.
             || redirected && is("referer")
@@ -177,22 +247,22 @@ fn is_kubelets(name: &str, value: &str) -> bool {
         || is("user-agent") && CLIENTS.iter().any(|client| value.strip_prefix(client).is_some_and(version))
 }
 
-/// The pod's own address, with the port unless it is HTTP's.
-fn is_own_host(host: &str, to: SocketAddr) -> bool {
+/// The pod's own address, with the port unless it is the scheme's.
+fn is_own_host(host: &str, scheme: Scheme, to: SocketAddr) -> bool {
     let with = |port: u16| host.parse().is_ok_and(|host: SocketAddr| host == SocketAddr::new(to.ip(), port));
     let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
-    with(to.port()) || to.port() == 80 && bare.parse() == Ok(to.ip())
+    with(to.port()) || to.port() == scheme.port() && bare.parse() == Ok(to.ip())
 }
 
 /// The same head, but that the application is told to end the connection after its answer: lifecycle handlers' client
 /// would keep it, and only one request of a connection is let in. And without a Referer that is not declared: whoever aimed
-/// the probe may have chosen it.
-fn forwarded(parsed: &Head<'_>, declared: &[(Str, Str)]) -> Vec<u8> {
+/// the probe may have chosen it. And without `but`, in lower case.
+fn forwarded(parsed: &Head<'_>, declared: &[(Str, Str)], but: &[&str]) -> Vec<u8> {
     let mut out = format!("GET {} HTTP/1.1\r\n", parsed.target);
     let is_declared = |name: &str| declared.iter().any(|(n, _)| name.eq_ignore_ascii_case(n));
     for (name, value) in &parsed.headers {
         let is = |other: &str| name.eq_ignore_ascii_case(other);
-        if !is("connection") && (!is("referer") || is_declared(name)) {
+        if !is("connection") && (!is("referer") || is_declared(name)) && !but.iter().any(|but| is(but)) {
             out.push_str(&format!("{name}: {value}\r\n"));
         }
     }

@@ -1,13 +1,16 @@
 //! Where applications have redirected a probe to: a kubelet asks there next, on the same host only.
 
-use super::Asked;
+use super::{
+    Asked,
+    head::{Declared, Scheme},
+};
 use parking_lot::Mutex;
 use std::{
     collections::HashMap,
     net::SocketAddr,
     time::{Duration, Instant},
 };
-use weft_core::model::{ObjectKey, ProbeAsk, Str};
+use weft_core::model::ObjectKey;
 
 /// A kubelet follows at once, and asks the declared path anew each time.
 const REMEMBERED: Duration = Duration::from_secs(30);
@@ -61,15 +64,9 @@ impl Redirects {
     }
 }
 
-/// What a kubelet asks of this pod after an answer that begins like this, to a request for `target`: port and question.
-/// `None` when it is no redirect, or leads elsewhere.
-pub(super) fn follow(
-    answer: &[u8],
-    to: SocketAddr,
-    target: &str,
-    headers: &[(Str, Str)],
-    depth: u8,
-) -> Option<(u16, Asked)> {
+/// What a kubelet asks of this pod after an answer that begins like this: port and question. `None` when it is no redirect,
+/// or leads elsewhere.
+pub(super) fn follow(answer: &[u8], to: SocketAddr, request: &Declared) -> Option<(u16, Asked)> {
     let end = answer.windows(4).position(|four| four == b"\r\n\r\n")?;
     let text = std::str::from_utf8(&answer[..end]).ok()?;
     let mut lines = text.split("\r\n");
@@ -81,37 +78,32 @@ pub(super) fn follow(
         let (name, value) = line.split_once(':')?;
         name.eq_ignore_ascii_case("location").then(|| value.trim_matches([' ', '\t']))
     })?;
-    let (https, port, target) = resolve(location, to, target)?;
-    let ask = if https {
-        ProbeAsk::Https
-    } else {
-        ProbeAsk::Http { target: target.into(), headers: headers.to_vec() }
-    };
-    Some((port, Asked { ask, depth: depth.checked_add(1)? }))
+    let (scheme, port, target) = resolve(location, request.scheme, to, &request.target)?;
+    let ask = scheme.ask(&target, &request.headers);
+    Some((port, Asked { ask, depth: request.depth.checked_add(1)? }))
 }
 
-/// A reference (RFC 3986 §5.2) against the request: whether HTTPS, port, target. Only plain ones: what a client would
-/// have to write otherwise is not followed.
-fn resolve(location: &str, to: SocketAddr, base: &str) -> Option<(bool, u16, String)> {
+/// A reference (RFC 3986 §5.2) against the request, which `scheme` and `base` are of: scheme, port, target. Only plain ones:
+/// what a client would have to write otherwise is not followed.
+fn resolve(location: &str, scheme: Scheme, to: SocketAddr, base: &str) -> Option<(Scheme, u16, String)> {
     if !location.bytes().all(|b| b.is_ascii_graphic()) {
         return None;
     }
     let location = location.split('#').next()?;
-    let (https, rest) = match location.split_once("://") {
-        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (false, Some(rest)),
-        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (true, Some(rest)),
-        _ => (false, location.strip_prefix("//")),
+    let (scheme, rest) = match location.split_once("://") {
+        Some((named, rest)) if named.eq_ignore_ascii_case("http") => (Scheme::Http, Some(rest)),
+        Some((named, rest)) if named.eq_ignore_ascii_case("https") => (Scheme::Https, Some(rest)),
+        _ => (scheme, location.strip_prefix("//")),
     };
     if let Some(rest) = rest {
         let at = rest.find(['/', '?']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(at);
-        let default = if https { 443 } else { 80 };
         let bare = authority.strip_prefix('[').and_then(|a| a.strip_suffix(']')).unwrap_or(authority);
         let host = match authority.parse::<SocketAddr>() {
             Ok(host) => host,
-            Err(_) => SocketAddr::new(bare.parse().ok()?, default),
+            Err(_) => SocketAddr::new(bare.parse().ok()?, scheme.port()),
         };
-        return (host.ip() == to.ip()).then(|| (https, host.port(), without_dots(path)));
+        return (host.ip() == to.ip()).then(|| (scheme, host.port(), without_dots(path)));
     }
     if location.split(['/', '?']).next()?.contains(':') {
         return None; // another scheme
@@ -123,7 +115,7 @@ fn resolve(location: &str, to: SocketAddr, base: &str) -> Option<(bool, u16, Str
         absolute if absolute.starts_with('/') => absolute.to_owned(),
         relative => format!("{}{relative}", &path[..=path.rfind('/')?]),
     };
-    Some((false, to.port(), without_dots(&whole)))
+    Some((scheme, to.port(), without_dots(&whole)))
 }
 
 /// A target whose path has no dot segments (RFC 3986 §5.2.4).
@@ -152,23 +144,25 @@ fn without_dots(target: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use Scheme::{Http, Https};
 
     #[test]
     fn redirects_lead_to_this_pod_only() {
-        let check = |location: &str, want: Option<(bool, u16, &str)>| {
-            let got = resolve(location, ([10, 0, 0, 1], 8080).into(), "/a/b?x=1");
+        let resolved = |location: &str, scheme, want: Option<(Scheme, u16, &str)>| {
+            let got = resolve(location, scheme, ([10, 0, 0, 1], 8080).into(), "/a/b?x=1");
             assert_eq!(got.as_ref().map(|(s, p, t)| (*s, *p, t.as_str())), want, "{location}");
         };
-        check("/c", Some((false, 8080, "/c")));
-        check("c?y", Some((false, 8080, "/a/c?y")));
-        check("../c/./d/..", Some((false, 8080, "/c/")));
-        check("?z=2", Some((false, 8080, "/a/b?z=2")));
-        check("", Some((false, 8080, "/a/b?x=1")));
-        check("/c#part", Some((false, 8080, "/c")));
-        check("http://10.0.0.1:9090/c", Some((false, 9090, "/c")));
-        check("http://10.0.0.1", Some((false, 80, "/")));
-        check("https://10.0.0.1/c", Some((true, 443, "/c")));
-        check("//10.0.0.1:81/c", Some((false, 81, "/c")));
+        let check = |location: &str, want| resolved(location, Http, want);
+        check("/c", Some((Http, 8080, "/c")));
+        check("c?y", Some((Http, 8080, "/a/c?y")));
+        check("../c/./d/..", Some((Http, 8080, "/c/")));
+        check("?z=2", Some((Http, 8080, "/a/b?z=2")));
+        check("", Some((Http, 8080, "/a/b?x=1")));
+        check("/c#part", Some((Http, 8080, "/c")));
+        check("http://10.0.0.1:9090/c", Some((Http, 9090, "/c")));
+        check("http://10.0.0.1", Some((Http, 80, "/")));
+        check("https://10.0.0.1/c", Some((Https, 443, "/c")));
+        check("//10.0.0.1:81/c", Some((Http, 81, "/c")));
         check("http://10.0.0.2:8080/c", None);
         check("http://localhost:8080/c", None);
         check("http://10.0.0.1:8080@evil/c", None);
@@ -176,18 +170,33 @@ mod tests {
         check("mailto:x", None);
         check("/c d", None);
         check("/\u{e9}", None);
+        // A kubelet goes on by the scheme that it asked by, unless it is told another.
+        resolved("/c", Https, Some((Https, 8080, "/c")));
+        resolved("?z=2", Https, Some((Https, 8080, "/a/b?z=2")));
+        resolved("//10.0.0.1/c", Https, Some((Https, 443, "/c")));
+        resolved("https://10.0.0.1:8080/c", Https, Some((Https, 8080, "/c")));
+        resolved("http://10.0.0.1/c", Https, Some((Http, 80, "/c")));
+        resolved("https://10.0.0.2/c", Https, None);
     }
 
     #[test]
     fn answers_are_read_for_their_location() {
         let to = ([10, 0, 0, 1], 80).into();
+        let headers = vec![("X".into(), "y".into())];
         let check = |answer: &str, want: Option<&str>| {
-            let got = follow(answer.as_bytes(), to, "/a", &[], 0).map(|(_, asked)| asked);
-            let want = want.map(|target| Asked {
-                ask: ProbeAsk::Http { target: target.into(), headers: Vec::new() },
-                depth: 1,
-            });
-            assert_eq!(got, want, "{answer:?}");
+            for scheme in [Http, Https] {
+                let request = Declared {
+                    scheme,
+                    forward: Vec::new(),
+                    in_clear: None,
+                    target: "/a".to_owned(),
+                    headers: headers.clone(),
+                    depth: 0,
+                };
+                let got = follow(answer.as_bytes(), to, &request).map(|(_, asked)| asked);
+                let want = want.map(|target| Asked { ask: scheme.ask(target, &headers), depth: 1 });
+                assert_eq!(got, want, "{scheme:?} {answer:?}");
+            }
         };
         check("HTTP/1.1 302 Found\r\nlocation:  /b \r\n\r\nbody", Some("/b"));
         check("HTTP/1.0 308 Permanent Redirect\r\nA: b\r\nLOCATION: /b\r\n\r\n", Some("/b"));
@@ -201,10 +210,7 @@ mod tests {
     #[test]
     fn what_is_remembered_ends_and_is_bounded() {
         let (redirects, pod, start) = (Redirects::default(), ObjectKey::new("shop", "a"), Instant::now());
-        let asked = |n: usize, depth| Asked {
-            ask: ProbeAsk::Http { target: format!("/{n}").into(), headers: Vec::new() },
-            depth,
-        };
+        let asked = |n: usize, depth| Asked { ask: Http.ask(&format!("/{n}"), &[]), depth };
         redirects.learn(&pod, 80, asked(0, 3), start);
         redirects.learn(&pod, 80, asked(0, 2), start);
         redirects.learn(&pod, 80, asked(0, 5), start);

@@ -4,10 +4,20 @@ use super::*;
 use crate::{
     fixtures::{Mesh, TestPod},
     kubelet::{Kubelet, NotKubelet, Recognition},
+    telemetry::{AccessLogConfig, AccessLogOutput, Telemetry, TelemetryConfig},
 };
 use parking_lot::Mutex;
-use std::{collections::BTreeSet, sync::Arc};
+use rustls::{
+    RootCertStore, ServerConfig, SupportedProtocolVersion,
+    crypto::{CryptoProvider, aws_lc_rs},
+    server::WebPkiClientVerifier,
+    sign::{CertifiedKey, SingleCertAndKey},
+    version::{TLS12, TLS13},
+};
+use rustls_pki_types::ServerName;
+use std::{collections::BTreeSet, io, sync::Arc};
 use tokio::{io::AsyncWriteExt, net::TcpListener, sync::mpsc};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 use weft_core::model::{DeclaredProbe, MtlsMode};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -32,36 +42,82 @@ struct World {
     pod: TestPod,
     kubelet: Arc<Played>,
     app: SocketAddr,
-    /// What each connection to the application said until it ended.
+    /// What each connection to the application said until it ended, out of TLS where it began one.
     heard: mpsc::Receiver<Vec<u8>>,
+    /// With the access log.
+    logs: tempfile::TempDir,
+}
+
+/// What the application does.
+#[derive(Clone)]
+struct Application {
+    /// To the first words of each connection.
+    answer: fn(&[u8]) -> Vec<u8>,
+    /// For connections that begin with TLS.
+    tls: Option<TlsAcceptor>,
+    /// Whether it leaves the end of a connection to the other side.
+    holds: bool,
+}
+
+impl Application {
+    fn new(answer: fn(&[u8]) -> Vec<u8>) -> Self {
+        Self { answer, tls: None, holds: false }
+    }
+
+    fn over_tls(answer: fn(&[u8]) -> Vec<u8>, config: ServerConfig) -> Self {
+        Self { tls: Some(Arc::new(config).into()), ..Self::new(answer) }
+    }
+
+    async fn serve(self, io: TcpStream) -> Vec<u8> {
+        let mut first = [0];
+        let tls = matches!(io.peek(&mut first).await, Ok(1)) && first == [0x16];
+        match self.tls.clone().filter(|_| tls) {
+            None => self.converse(io).await,
+            Some(tls) => match tls.accept(io).await {
+                Ok(io) => self.converse(io).await,
+                Err(error) => error.to_string().into_bytes(),
+            },
+        }
+    }
+
+    async fn converse(&self, mut io: impl AsyncRead + AsyncWrite + Unpin) -> Vec<u8> {
+        let mut words = vec![0; 4096];
+        let n = io.read(&mut words).await.unwrap_or(0);
+        words.truncate(n);
+        let _ = io.write_all(&(self.answer)(&words)).await;
+        let _ = io.flush().await;
+        if !self.holds {
+            let _ = io.shutdown().await;
+        }
+        let _ = io.read_to_end(&mut words).await;
+        words
+    }
 }
 
 impl World {
     /// The application answers the first words of each connection, and ends it.
     async fn new(ip: &str, asks: &[ProbeAsk], answer: fn(&[u8]) -> Vec<u8>) -> Self {
-        Self::with(Played::default(), ip, asks, answer).await
+        Self::with(Played::default(), ip, asks, Application::new(answer)).await
     }
 
-    async fn with(kubelet: Played, ip: &str, asks: &[ProbeAsk], answer: fn(&[u8]) -> Vec<u8>) -> Self {
+    async fn with(kubelet: Played, ip: &str, asks: &[ProbeAsk], application: Application) -> Self {
         let kubelet = Arc::new(kubelet);
-        let mesh = Mesh::with_kubelet(1, kubelet.clone());
+        let logs = tempfile::tempdir().unwrap();
+        let output = AccessLogOutput::File(logs.path().join("access"));
+        let access_log = AccessLogConfig { output, ..AccessLogConfig::default() };
+        let telemetry = TelemetryConfig { access_log, ..TelemetryConfig::default() };
+        let mesh = Mesh::with_kubelet(1, kubelet.clone(), Telemetry::detached(telemetry).unwrap());
         let listener = TcpListener::bind((ip, 0)).await.unwrap();
         let app = listener.local_addr().unwrap();
         let (tell, heard) = mpsc::channel(16);
         tokio::spawn(async move {
-            while let Ok((mut io, _)) = listener.accept().await {
-                let mut words = vec![0; 4096];
-                let n = io.read(&mut words).await.unwrap_or(0);
-                words.truncate(n);
-                let _ = io.write_all(&answer(&words)).await;
-                let _ = io.shutdown().await;
-                let _ = io.read_to_end(&mut words).await;
-                let _ = tell.send(words).await;
+            while let Ok((io, _)) = listener.accept().await {
+                let _ = tell.send(application.clone().serve(io).await).await;
             }
         });
         let pod = mesh.pod("b", ip, MtlsMode::Strict).await;
         pod.sockets.going_to(app);
-        let world = Self { mesh, pod, kubelet, app, heard };
+        let world = Self { mesh, pod, kubelet, app, heard, logs };
         world.declare(asks);
         world
     }
@@ -109,6 +165,38 @@ impl World {
         timeout(PATIENCE, work).await.expect("an end in time").ok()
     }
 
+    /// The same inside TLS with these protocols on offer; `None` also for a failed handshake.
+    async fn ask_inside(&self, alpn: &[&[u8]], words: &[u8]) -> Option<Vec<u8>> {
+        let work = async {
+            let mut io = self.tls(alpn).await?;
+            io.write_all(words).await?;
+            io.flush().await?;
+            let mut answer = Vec::new();
+            io.read_to_end(&mut answer).await?;
+            io::Result::Ok(answer)
+        };
+        timeout(PATIENCE, work).await.expect("an end in time").ok()
+    }
+
+    /// A kubelet's connection with TLS on it.
+    async fn tls(&self, alpn: &[&[u8]]) -> io::Result<TlsStream<TcpStream>> {
+        let config = tls::unverifying(provider(), alpn).unwrap();
+        let name = ServerName::IpAddress(self.app.ip().into());
+        TlsConnector::from(Arc::new(config)).connect(name, self.try_connect(true).await?).await
+    }
+
+    /// Waits for a line of the access log that says this.
+    async fn logged(&self, what: &str) {
+        let path = self.logs.path().join("access");
+        let written = async {
+            while !std::fs::read_to_string(&path).unwrap().contains(what) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let log = || std::fs::read_to_string(&path).unwrap();
+        timeout(PATIENCE, written).await.unwrap_or_else(|_| panic!("no {what:?} in {}", log()));
+    }
+
     /// What the application has heard; only after something that reached it.
     async fn heard(&mut self) -> String {
         let heard = timeout(PATIENCE, self.heard.recv()).await.expect("a connection in time");
@@ -122,6 +210,29 @@ impl World {
 
 fn http(target: &str) -> ProbeAsk {
     ProbeAsk::Http { target: target.into(), headers: Vec::new() }
+}
+
+fn https(target: &str) -> ProbeAsk {
+    ProbeAsk::Https { target: target.into(), headers: Vec::new() }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+/// What kubelets offer for probes, and for handlers.
+const KUBELETS: [&[&[u8]]; 2] = [&[b"h2", b"http/1.1"], &[]];
+
+/// A server with a certificate of its own making.
+fn tls_server() -> ServerConfig {
+    let key = weft_certs::anonymous_certificate().unwrap();
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config
 }
 
 fn ok(_: &[u8]) -> Vec<u8> {
@@ -158,7 +269,7 @@ async fn the_kubelet_may_ask_a_strict_pod_what_its_spec_declares() {
 async fn nobody_is_let_in_where_there_is_no_kubelet() {
     let check = async |ip: &str, refused: Option<&'static str>| {
         let kubelet = Played { refused, ..Played::default() };
-        let mut world = World::with(kubelet, ip, &[http("/ready")], ok).await;
+        let mut world = World::with(kubelet, ip, &[http("/ready")], Application::new(ok)).await;
         let ready = world.get("/ready");
         let answer = world.ask(true, &ready).await;
         assert_eq!(answer.is_some(), refused.is_none(), "{refused:?}");
@@ -222,16 +333,166 @@ async fn a_probe_may_go_where_the_application_has_sent_it() {
     world.mesh.stop().await;
 }
 
+/// Whoever takes over a connection of the kubelet's, or aims a probe of its own with `scheme: HTTPS`, got any request through:
+/// TLS was passed on unseen.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tls_of_an_https_probe_is_passed_on() {
-    let mut world = World::new("127.11.5.2", &[ProbeAsk::Https], |words| words.to_vec()).await;
-    let hello = b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x03".as_slice();
-    assert_eq!(world.ask(true, hello).await.unwrap(), hello);
-    world.heard().await;
-    assert_eq!(world.ask(false, hello).await, None);
-    assert_eq!(world.ask(true, &world.get("/")).await, None);
+async fn https_probes_let_through_only_what_is_declared() {
+    let application = Application::over_tls(ok, tls_server());
+    let asks = [https("/ready?full=1"), http("/clear")];
+    let mut world = World::with(Played::default(), "127.11.5.2", &asks, application).await;
+    let ready = world.get("/ready?full=1");
+    for alpn in KUBELETS {
+        let answer = world.ask_inside(alpn, &ready).await.expect("the declared request");
+        assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n") && answer.ends_with(b"\r\n\r\nok"), "{alpn:?}");
+        assert_eq!(world.heard().await.into_bytes(), ready);
+    }
+    let with = |line: &str, more: &str| {
+        format!("{line} HTTP/1.1\r\nHost: {}\r\n{more}Connection: close\r\n\r\n", world.app).into_bytes()
+    };
+    let refused = [
+        ("another path", world.get("/admin")),
+        ("another query", world.get("/ready?full=2")),
+        ("what is declared in clear", world.get("/clear")),
+        ("two at once", [ready.clone(), ready.clone()].concat()),
+        ("another method", with("POST /ready?full=1", "")),
+        ("another tenant's header", with("GET /ready?full=1", "X-Original-URL: /admin\r\n")),
+        ("a body", with("GET /ready?full=1", "Content-Length: 0\r\n")),
+        ("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec()),
+        ("TLS inside TLS", b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x03".to_vec()),
+        ("another protocol", b"SSH-2.0-x\r\n".to_vec()),
+    ];
+    for (what, words) in &refused {
+        for alpn in KUBELETS {
+            assert_eq!(world.ask_inside(alpn, words).await, None, "{what}");
+        }
+    }
+    assert_eq!(world.ask_inside(&[b"h2"], &ready).await, None, "a protocol that is not judged");
+    assert_eq!(world.ask(true, &ready).await, None, "in clear what is declared inside TLS");
+    let hello = b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x03 and so on".as_slice();
+    // An alert may come back.
+    let answer = world.ask(true, hello).await.unwrap_or_default();
+    assert!(answer.len() < 16, "{answer:?}");
+    assert_eq!(world.ask(false, hello).await, None, "somebody else");
+    for why in ["undeclared path /admin", "undeclared header X-Original-URL", "no TLS that a kubelet speaks"]
+    {
+        world.logged(why).await;
+    }
+    // Nothing is declared for TLS any more.
+    world.declare(&[http("/ready?full=1")]);
+    assert_eq!(world.ask_inside(&[], &ready).await, None);
     assert!(world.nothing_was_heard());
     world.mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_request_inside_tls_ends_the_connection() {
+    fn open(_: &[u8]) -> Vec<u8> {
+        b"HTTP/1.1 200 OK\r\n\r\n".to_vec()
+    }
+    let application = Application { holds: true, ..Application::over_tls(open, tls_server()) };
+    let mut world = World::with(Played::default(), "127.11.5.3", &[https("/ready")], application).await;
+    let mut io = world.tls(&[]).await.unwrap();
+    io.write_all(&world.get("/ready")).await.unwrap();
+    let mut answer = [0; 19];
+    timeout(PATIENCE, io.read_exact(&mut answer)).await.unwrap().unwrap();
+    io.write_all(&world.get("/admin")).await.unwrap();
+    let end = timeout(PATIENCE, io.read(&mut answer)).await.unwrap();
+    assert_eq!(end.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    assert_eq!(world.heard().await.into_bytes(), world.get("/ready"), "the second request must not arrive");
+    world.logged("a second request on the connection of a probe").await;
+    world.mesh.stop().await;
+}
+
+/// To another scheme, too: kubelets follow on the same address.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_https_probe_may_go_where_the_application_has_sent_it() {
+    fn moved(words: &[u8]) -> Vec<u8> {
+        let text = String::from_utf8_lossy(words);
+        let host = text.split("Host: ").nth(1).and_then(|t| t.lines().next()).unwrap_or_default();
+        let to = match text.split(' ').nth(1) {
+            Some("/up") => format!("https://{host}/up2"),
+            Some("/down") => format!("http://{host}/down2"),
+            Some("/on") => "/on2".to_owned(),
+            _ => return ok(words),
+        };
+        format!("HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n").into_bytes()
+    }
+    let application = Application::over_tls(moved, tls_server());
+    let asks = [http("/up"), https("/down"), https("/on")];
+    let mut world = World::with(Played::default(), "127.11.5.4", &asks, application).await;
+    for (from, to, from_tls, to_tls) in
+        [("/up", "/up2", false, true), ("/down", "/down2", true, false), ("/on", "/on2", true, true)]
+    {
+        let ask = async |world: &World, target: &str, tls: bool| {
+            let words = world.get(target);
+            if tls { world.ask_inside(KUBELETS[0], &words).await } else { world.ask(true, &words).await }
+        };
+        assert_eq!(ask(&world, to, to_tls).await, None, "{to} before the application said so");
+        let answer = ask(&world, from, from_tls).await.unwrap_or_else(|| panic!("{from} is declared"));
+        assert!(answer.starts_with(b"HTTP/1.1 302"), "{from}");
+        world.heard().await;
+        assert_eq!(ask(&world, to, !to_tls).await, None, "{to} by the other scheme");
+        let answer = ask(&world, to, to_tls).await.unwrap_or_else(|| panic!("the way to {to} is known"));
+        assert!(answer.ends_with(b"ok"), "{to}");
+        assert!(world.heard().await.starts_with(&format!("GET {to} ")));
+    }
+    assert!(world.nothing_was_heard());
+    world.mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_application_that_does_not_speak_tls_fails_its_https_probe() {
+    let mut world = World::new("127.11.5.5", &[https("/ready")], ok).await;
+    assert_eq!(world.ask_inside(&[], &world.get("/ready")).await, None);
+    assert!(!world.heard().await.contains("/ready"), "in clear it must not be asked");
+    world.logged("the application does not speak TLS").await;
+    // A kubelet asks a handler again in clear; it does not see that answer now, so that we do it in its place.
+    world.declare(&[http("/ready"), https("/ready")]);
+    let handler = |client: &str| {
+        format!("GET /ready HTTP/1.1\r\nHost: {}\r\nUser-Agent: {client}/1.34\r\n\r\n", world.app)
+    };
+    let (handlers, probes) = (handler("kube-lifecycle"), handler("kube-probe"));
+    assert!(world.ask_inside(&[], handlers.as_bytes()).await.unwrap().ends_with(b"ok"));
+    assert!(!world.heard().await.contains("/ready"));
+    assert!(world.heard().await.starts_with("GET /ready "));
+    assert_eq!(world.ask_inside(&[], probes.as_bytes()).await, None);
+    assert!(!world.heard().await.contains("/ready"));
+    assert!(world.nothing_was_heard());
+    world.mesh.stop().await;
+}
+
+/// A kubelet looks at no certificate, and has none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_applications_tls_is_taken_as_a_kubelet_takes_it() {
+    let check = async |ip: &str, version: &'static SupportedProtocolVersion, demanding: bool| {
+        let key = weft_certs::anonymous_certificate().unwrap();
+        let builder =
+            ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[version]).unwrap();
+        let builder = if demanding {
+            let mut roots = RootCertStore::empty();
+            roots.add(key.cert[0].clone()).unwrap();
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
+            builder.with_client_cert_verifier(verifier.build().unwrap())
+        } else {
+            builder.with_no_client_auth()
+        };
+        // Nothing that could be read as a certificate.
+        let key = CertifiedKey::new(vec![b"nobody".to_vec().into()], key.key.clone());
+        let config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
+        let application = Application::over_tls(ok, config);
+        let mut world = World::with(Played::default(), ip, &[https("/ready")], application).await;
+        let answer = world.ask_inside(KUBELETS[0], &world.get("/ready")).await;
+        assert_eq!(answer.is_some_and(|a| a.ends_with(b"ok")), !demanding, "{version:?}");
+        assert_eq!(world.heard().await.contains("/ready"), !demanding, "{version:?}");
+        if demanding {
+            world.logged("demands a client's certificate").await;
+        }
+        world.mesh.stop().await;
+    };
+    check("127.11.5.6", &TLS12, false).await;
+    check("127.11.5.7", &TLS13, false).await;
+    check("127.11.5.8", &TLS12, true).await;
+    check("127.11.5.9", &TLS13, true).await;
 }
 
 /// A call of a gRPC client over `io`: the status in the trailers, `None` for a reset.

@@ -5,8 +5,12 @@ fn to() -> SocketAddr {
 }
 
 fn http(target: &str, headers: &[(&str, &str)], depth: u8) -> Asked {
-    let headers = headers.iter().map(|(n, v)| (Str::from(*n), Str::from(*v))).collect();
-    Asked { ask: ProbeAsk::Http { target: target.into(), headers }, depth }
+    asked(Scheme::Http, target, headers, depth)
+}
+
+fn asked(scheme: Scheme, target: &str, headers: &[(&str, &str)], depth: u8) -> Asked {
+    let headers: Vec<_> = headers.iter().map(|(n, v)| (Str::from(*n), Str::from(*v))).collect();
+    Asked { ask: scheme.ask(target, &headers), depth }
 }
 
 /// What a kubelet writes (`pkg/probe/http/request.go` over Go's net/http).
@@ -16,17 +20,19 @@ fn kubelets(target: &str, more: &str) -> String {
     )
 }
 
-/// `None`: let in.
+/// `None`: let in. In clear and inside TLS alike, but for what is no HTTP/1.1.
 fn check(request: &str, want: Option<&str>) {
-    let asks = [
-        http("/ready?full=1", &[], 0),
-        http("/with", &[("X-Probe", "yes"), ("Host", "shop.example")], 0),
-        http("/moved", &[], 1),
-    ];
-    let got = judge(request.as_bytes(), to(), &asks);
-    match want {
-        None => assert!(matches!(got, Verdict::Http { .. }), "{request:?}: {got:?}"),
-        Some(why) => assert_eq!(got, Verdict::Refuse(why.to_owned()), "{request:?}"),
+    for scheme in [Scheme::Http, Scheme::Https] {
+        let asks = [
+            asked(scheme, "/ready?full=1", &[], 0),
+            asked(scheme, "/with", &[("X-Probe", "yes"), ("Host", "shop.example")], 0),
+            asked(scheme, "/moved", &[], 1),
+        ];
+        let got = judge(request.as_bytes(), scheme, to(), &asks);
+        match want {
+            None => assert!(matches!(&got, Verdict::Get(d) if d.scheme == scheme), "{request:?}: {got:?}"),
+            Some(why) => assert_eq!(got, Verdict::Refuse(why.to_owned()), "{scheme:?} {request:?}"),
+        }
     }
 }
 
@@ -120,11 +126,6 @@ fn smuggled_and_malformed_requests_are_refused() {
         (get(line, ": empty\r\n"), "a malformed header"),
         ("CONNECT 10.0.0.1:22 HTTP/1.1\r\n\r\n".to_owned(), "neither HTTP nor TLS"),
         ("SSH-2.0-x\r\n".to_owned(), "neither HTTP nor TLS"),
-        (
-            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(),
-            "HTTP/2 to a port for which no such probe is declared",
-        ),
-        ("\x16\x03\x01\x00\x05\x01".to_owned(), "TLS to a port for which no such probe is declared"),
     ] {
         check(&request, Some(why));
     }
@@ -138,35 +139,46 @@ fn a_port_takes_what_is_declared_for_it() {
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice();
     let request = kubelets("/", "").into_bytes();
     let grpc = || ProbeAsk::Grpc { service: "".into() };
-    let get = || http("/", &[], 0).ask;
-    let check = |asks: &[ProbeAsk], bytes: &[u8], want: &str| {
+    let get = || Scheme::Http.ask("/", &[]);
+    let https = || Scheme::Https.ask("/", &[]);
+    let judged = |scheme: Scheme, asks: &[ProbeAsk], bytes: &[u8], want: &str| {
         let asks: Vec<_> = asks.iter().map(|ask| Asked { ask: ask.clone(), depth: 0 }).collect();
-        let got = match judge(bytes, to(), &asks) {
+        let got = match judge(bytes, scheme, to(), &asks) {
             Verdict::NeedMore => "more".to_owned(),
             Verdict::Tls => "tls".to_owned(),
             Verdict::Grpc => "grpc".to_owned(),
-            Verdict::Http { .. } => "http".to_owned(),
+            Verdict::Get(_) => "get".to_owned(),
             Verdict::Refuse(why) => why,
         };
-        assert_eq!(got, want, "{asks:?} {:?}", String::from_utf8_lossy(bytes));
+        assert_eq!(got, want, "{scheme:?} {asks:?} {:?}", String::from_utf8_lossy(bytes));
     };
+    let check = |asks: &[ProbeAsk], bytes: &[u8], want: &str| judged(Scheme::Http, asks, bytes, want);
+    let inside = |asks: &[ProbeAsk], bytes: &[u8], want: &str| judged(Scheme::Https, asks, bytes, want);
     let no = |what: &str| format!("{what} to a port for which no such probe is declared");
-    check(&[ProbeAsk::Https], hello, "tls");
-    check(&[ProbeAsk::Https], &request, &no("plain HTTP"));
-    check(&[ProbeAsk::Https], preface, &no("HTTP/2"));
+    check(&[https()], hello, "tls");
+    check(&[https()], &request, &no("plain HTTP"));
+    check(&[https()], preface, &no("HTTP/2"));
     check(&[grpc()], preface, "grpc");
     check(&[grpc()], &request, &no("plain HTTP"));
     check(&[grpc()], hello, &no("TLS"));
     check(&[ProbeAsk::Tcp], &request, &no("plain HTTP"));
     check(&[ProbeAsk::Tcp], hello, &no("TLS"));
     check(&[ProbeAsk::Tcp], b"x", "neither HTTP nor TLS");
-    check(&[ProbeAsk::Tcp, get(), grpc(), ProbeAsk::Https], &request, "http");
-    check(&[ProbeAsk::Tcp, get(), grpc(), ProbeAsk::Https], preface, "grpc");
-    check(&[ProbeAsk::Tcp, get(), grpc(), ProbeAsk::Https], hello, "tls");
+    check(&[ProbeAsk::Tcp, get(), grpc(), https()], &request, "get");
+    check(&[ProbeAsk::Tcp, get(), grpc(), https()], preface, "grpc");
+    check(&[ProbeAsk::Tcp, get(), grpc(), https()], hello, "tls");
+    // Inside TLS there is HTTP/1.1 only, and a question of the one scheme is none of the other.
+    let all = [ProbeAsk::Tcp, get(), grpc(), https()];
+    inside(&all, &request, "get");
+    inside(&[https(), Scheme::Http.ask("/b", &[])], kubelets("/b", "").as_bytes(), "undeclared path /b");
+    check(&[get(), Scheme::Https.ask("/b", &[])], kubelets("/b", "").as_bytes(), "undeclared path /b");
+    inside(&[get(), grpc()], &request, &no("plain HTTP"));
+    inside(&all, preface, "something other than HTTP/1.1 inside TLS");
+    inside(&all, hello, "something other than HTTP/1.1 inside TLS");
     for whole in [&request[..], hello, preface] {
         for n in 0..whole.len() {
-            let some = [ProbeAsk::Tcp, get(), grpc(), ProbeAsk::Https];
-            check(&some, &whole[..n], "more");
+            check(&all, &whole[..n], "more");
+            inside(&all, &whole[..n], "more");
         }
     }
 }
@@ -175,10 +187,17 @@ fn a_port_takes_what_is_declared_for_it() {
 fn the_application_is_told_that_nothing_follows() {
     let check = |connection: &str| {
         let request = format!("GET / HTTP/1.1\r\nHost: 10.0.0.1:8080\r\n{connection}\r\n");
-        let got = judge(request.as_bytes(), to(), &[http("/", &[], 3)]);
+        let got = judge(request.as_bytes(), Scheme::Http, to(), &[http("/", &[], 3)]);
         let want = "GET / HTTP/1.1\r\nHost: 10.0.0.1:8080\r\nConnection: close\r\n\r\n";
-        let (target, headers) = ("/".to_owned(), Vec::new());
-        assert_eq!(got, Verdict::Http { forward: want.into(), target, headers, depth: 3 }, "{connection}");
+        let declared = Declared {
+            scheme: Scheme::Http,
+            forward: want.into(),
+            in_clear: None,
+            target: "/".to_owned(),
+            headers: Vec::new(),
+            depth: 3,
+        };
+        assert_eq!(got, Verdict::Get(declared), "{connection}");
     };
     check("");
     check("Connection: close\r\n");
@@ -188,8 +207,10 @@ fn the_application_is_told_that_nothing_follows() {
 
 #[test]
 fn a_host_is_the_pods_own_address() {
-    let check =
-        |host: &str, to: SocketAddr, want: bool| assert_eq!(is_own_host(host, to), want, "{host} {to}");
+    let by = |scheme: Scheme, host: &str, to: SocketAddr, want: bool| {
+        assert_eq!(is_own_host(host, scheme, to), want, "{scheme:?} {host} {to}");
+    };
+    let check = |host: &str, to: SocketAddr, want: bool| by(Scheme::Http, host, to, want);
     let v6: SocketAddr = "[fd00::1]:8080".parse().unwrap();
     check("[fd00::1]:8080", v6, true);
     check("[fd00:0::1]:8080", v6, true);
@@ -199,4 +220,31 @@ fn a_host_is_the_pods_own_address() {
     check("10.0.0.1", ([10, 0, 0, 1], 80).into(), true);
     check("10.0.0.1:80", ([10, 0, 0, 1], 80).into(), true);
     check("", ([10, 0, 0, 1], 80).into(), false);
+    by(Scheme::Https, "10.0.0.1", ([10, 0, 0, 1], 443).into(), true);
+    by(Scheme::Https, "10.0.0.1:443", ([10, 0, 0, 1], 443).into(), true);
+    by(Scheme::Https, "10.0.0.1", ([10, 0, 0, 1], 80).into(), false);
+    check("10.0.0.1", ([10, 0, 0, 1], 443).into(), false);
+}
+
+/// `pkg/kubelet/lifecycle/handlers.go`: an answer in clear to TLS has a handler asked again in clear, without Authorization.
+#[test]
+fn a_handler_may_be_asked_in_clear_where_a_kubelet_would() {
+    let secret: &[(&str, &str)] = &[("Authorization", "Basic eA==")];
+    let check = |client: &str, in_clear: &[Asked], want: bool| {
+        let request = format!(
+            "GET /down HTTP/1.1\r\nHost: 10.0.0.1:8080\r\nUser-Agent: {client}/1.34\r\nAuthorization: Basic eA==\r\n\r\n"
+        );
+        let asks = [&[asked(Scheme::Https, "/down", secret, 0)], in_clear].concat();
+        let got = judge(request.as_bytes(), Scheme::Https, to(), &asks);
+        let Verdict::Get(declared) = got else { panic!("{got:?}") };
+        let clear = format!(
+            "GET /down HTTP/1.1\r\nHost: 10.0.0.1:8080\r\nUser-Agent: {client}/1.34\r\nConnection: close\r\n\r\n"
+        );
+        assert_eq!(declared.in_clear, want.then(|| clear.into_bytes()), "{client} {in_clear:?}");
+    };
+    check("kube-lifecycle", &[http("/down", secret, 0)], true);
+    check("kube-probe", &[http("/down", secret, 0)], false);
+    check("kube-lifecycle", &[], false);
+    check("kube-lifecycle", &[http("/up", secret, 0)], false);
+    check("kube-lifecycle", &[http("/down", &[], 0)], false);
 }
