@@ -96,8 +96,10 @@ impl<'a> Story<'a> {
 
     /// Labels two namespaces while a connection is in use, which must go on: it is kept until [`Story::kept_lives_on`].
     fn join(&self) -> Result<()> {
-        let enrolled = self.cluster.kubectl(&["get", "namespaces", "-l", "weft.dev/mesh", "-o", "name"])?;
-        ensure!(!NAMESPACES.iter().any(|n| enrolled.contains(n)), "in the mesh already: {enrolled}");
+        let enrolled =
+            self.cluster.kubectl(&["get", "namespaces", "-l", "weft.dev/mesh=enabled", "-o", "name"])?;
+        let is_ours = |line: &str| NAMESPACES.iter().any(|n| line == format!("namespace/{n}"));
+        ensure!(!enrolled.lines().any(is_ours), "in the mesh already: {enrolled}");
         let pods = self.pod_uids()?;
         // To the pod itself, not to its Service: a route may be made for that one later, and then each request has its own way.
         let kept = self.cluster.load(CLIENT, &[&self.direct("cart-v1")?, "--connections=1", "--rate=20"])?;

@@ -194,11 +194,11 @@ impl Look {
             // What has been asked by now is answered by a look that begins now.
             all.extend(asked.try_iter().take(QUESTIONS_MAX));
             let sockets = self.sockets();
-            let why = match &sockets {
-                Err(Stranger::NoKubelet(why)) => why.as_str(),
-                _ => "",
+            *self.unknown.lock().unwrap_or_else(PoisonError::into_inner) = match &sockets {
+                Ok(_) => String::new(),
+                Err(Stranger::NoKubelet(why)) => why.clone(),
+                Err(why) => why.to_string(),
             };
-            why.clone_into(&mut self.unknown.lock().unwrap_or_else(PoisonError::into_inner));
             for Question { socket, answer } in all {
                 let answered = match &sockets {
                     Ok(sockets) if sockets.contains(&socket.0.inode) => self.made_by_it(&socket, sockets),

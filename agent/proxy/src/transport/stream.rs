@@ -109,15 +109,16 @@ impl TunnelStream {
         Poll::Ready(Ok(()))
     }
 
-    /// Ends our direction.
+    /// Ends our direction, unless it has ended with its last bytes.
     ///
     /// # Errors
-    /// When the stream was reset.
+    /// When the stream was reset before.
     pub fn finish(&mut self) -> io::Result<()> {
-        if std::mem::replace(&mut self.ended, true) {
-            return Ok(());
+        if !self.ended {
+            self.send.send_data(Bytes::new(), true).map_err(to_io)?;
+            self.ended = true;
         }
-        self.send.send_data(Bytes::new(), true).map_err(to_io)
+        Ok(())
     }
 
     /// Waits until the other side resets the stream or the tunnel ends.

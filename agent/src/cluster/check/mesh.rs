@@ -369,13 +369,14 @@ fn strict(report: &mut Report<'_>, all: &[Member]) {
     }
     for (node, agent) in facts.agents.iter().filter_map(|(node, answer)| Some((node, answer.as_ref().ok()?)))
     {
-        if agent.kubelet.is_empty() {
+        let of_node = pods.iter().filter(|pod| text(pod, "/spec/nodeName") == node).count();
+        // Without strict pods nobody misses it; and who asks seldom was told of it long ago, perhaps.
+        if agent.kubelet.is_empty() || of_node == 0 {
             continue;
         }
-        let of_node = pods.iter().filter(|pod| text(pod, "/spec/nodeName") == node).count();
         report.add(
             "WEFT-C042",
-            if of_node > 0 { Level::Error } else { Level::Warning },
+            Level::Error,
             format!(
                 "{node}: its kubelet is not recognised: {}; probes of {} there fail",
                 agent.kubelet,

@@ -81,7 +81,8 @@ pub(super) enum Verdict {
     Refuse(String),
 }
 
-/// Decides over what has been read from a kubelet that is connected to `to`, in clear or inside TLS. More bytes never change an answer other than
+/// Decides over what has been read from a kubelet that is connected to `to`, in clear or inside TLS. More bytes
+/// never change an answer other than
 /// [`Verdict::NeedMore`], but for a request with something behind it, which is refused.
 pub(super) fn judge(bytes: &[u8], scheme: Scheme, to: SocketAddr, asks: &[Asked]) -> Verdict {
     let is_health = |asked: &Asked| matches!(asked.ask, ProbeAsk::Grpc { .. });
