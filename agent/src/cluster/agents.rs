@@ -32,7 +32,7 @@ pub struct NodeReport {
     /// How pods are captured, as the kernel lets them: `tproxy`, or a redirect (`redirect-listening`, `redirect`), which
     /// slows down. Empty until one is.
     pub capture: String,
-    /// Why the node's kubelet is not recognised, so that strict pods refuse its probes; empty when it is.
+    /// Why the node's kubelet is not recognised, so that strict pods refuse its probes; empty when it is, or nobody has asked.
     pub kubelet: String,
     /// The plugin's place in the runtime's configuration.
     pub cni: CniReport,

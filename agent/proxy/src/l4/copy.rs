@@ -218,7 +218,8 @@ impl Flow {
         }
     }
 
-    /// After a read that emptied the source: it is ready once more only if it has ended (a server that answers and closes).
+    /// After a read that emptied the source: it is ready once more only if it has ended (a server that answers and
+    /// closes), or more has come just now.
     fn look_for_end<S: Pipe>(&mut self, source: &mut S, cx: &mut Context<'_>) {
         match source.poll_fill(cx, &mut self.waiting, &mut self.size) {
             Poll::Ready(Ok(n)) => self.took(n),

@@ -8,7 +8,7 @@ use crate::cluster::{
     missing::Missing,
     policies,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use weft_core::model::MTLS_LABEL;
 use weft_inpod::CaptureConfig;
 
@@ -390,8 +390,9 @@ fn strict(report: &mut Report<'_>, all: &[Member]) {
 /// Entries of annotations that mean nothing, and so exclude nothing.
 fn exclusions(report: &mut Report<'_>, all: &[Member]) {
     let facts = report.facts;
-    let wanted = |pod: &&Value| all.iter().any(|m| m.pod == key(pod) && m.state != State::Outside);
-    for pod in facts.pods.iter().filter(wanted) {
+    let wanted: BTreeSet<&str> =
+        all.iter().filter(|m| m.state != State::Outside).map(|m| m.pod.as_str()).collect();
+    for pod in facts.pods.iter().filter(|pod| wanted.contains(key(pod).as_str())) {
         let annotations = pod.pointer("/metadata/annotations").and_then(Value::as_object);
         let texts = annotations.into_iter().flatten().filter_map(|(k, v)| Some((k.as_str(), v.as_str()?)));
         for problem in CaptureConfig::from_annotations(texts).1 {
