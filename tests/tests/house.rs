@@ -130,3 +130,45 @@ fn unsafe_lives_in_inpod_only() -> Result<()> {
     }
     Ok(())
 }
+
+/// The names of all test functions in our sources.
+fn tests_by_name() -> Result<std::collections::BTreeSet<String>> {
+    let mut names = std::collections::BTreeSet::new();
+    for path in sources() {
+        let text = fs::read_to_string(&path)?;
+        let mut marked = false;
+        for line in text.lines().map(str::trim) {
+            if line.starts_with("#[") {
+                marked |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+            } else if let Some(rest) = line.split("fn ").nth(1).filter(|_| marked) {
+                names.insert(rest.split(['(', '<']).next().unwrap_or_default().to_owned());
+                marked = false;
+            } else {
+                marked = false;
+            }
+        }
+    }
+    Ok(names)
+}
+
+#[test]
+fn every_budget_has_a_test_that_floods_it() -> Result<()> {
+    let tests = tests_by_name()?;
+    ensure!(tests.contains("every_budget_has_a_test_that_floods_it"), "the search for tests finds not even itself");
+    for budget in weft_core::budget::ALL {
+        ensure!(tests.contains(budget.flood), "budget {}: no test is named {}", budget.name, budget.flood);
+    }
+    Ok(())
+}
+
+#[test]
+fn the_page_of_budgets_shows_the_table() -> Result<()> {
+    let path = root().join("docs/budgets.md");
+    let page = fs::read_to_string(&path)?;
+    let table = weft_core::budget::table();
+    ensure!(
+        page.contains(&table),
+        "docs/budgets.md does not show the table of weft_core::budget. It should contain:\n{table}"
+    );
+    Ok(())
+}

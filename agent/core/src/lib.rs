@@ -13,6 +13,7 @@
 #![warn(missing_docs)]
 
 pub mod balance;
+pub mod budget;
 mod compile;
 pub mod config;
 pub mod engine;

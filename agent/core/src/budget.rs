@@ -1,0 +1,206 @@
+//! Everything that a tenant may make Weft hold, in one table.
+//!
+//! A *tenant* is a namespace; a *workload* is a pod or a Gateway. Whatever a tenant's objects, connections or bytes can
+//! make grow in an agent or in the controller has a row in [`ALL`]: what it is, how much of it, for whom it is counted.
+//! Code that holds such a thing takes its bound from the row, so the table cannot say another number than the code.
+//! When a bound is reached, the tenant that reached it is told, by the row's name, and nobody else notices.
+//!
+//! Each row names the test that asks for ten times as much. `tests/tests/house.rs` fails when that test is not there,
+//! and when `docs/budgets.md` does not show this table.
+
+/// A bound on one thing that a tenant can make Weft hold.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// The word for it in conditions, Events, logs and the label `budget` of `weft_budget_reached_total`.
+    pub name: &'static str,
+    /// What is held, in plain words.
+    pub holds: &'static str,
+    /// Whose amount is counted.
+    pub per: Per,
+    /// The most that may be held; where the operator may set it, the default.
+    pub bound: u64,
+    /// What `bound` counts.
+    pub unit: Unit,
+    /// The field of `AgentConfig` that sets it, if one does.
+    pub setting: Option<&'static str>,
+    /// Which process holds it.
+    pub held_by: HeldBy,
+    /// What happens to what would exceed it.
+    pub when_reached: &'static str,
+    /// The test that asks for ten times as much: the name of its function.
+    pub flood: &'static str,
+}
+
+/// Whose amount a [`Budget`] bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Per {
+    /// One object of the API.
+    Object,
+    /// All objects of a namespace.
+    Namespace,
+    /// A pod or a Gateway on one worker thread of an agent.
+    Workload,
+    /// One connection.
+    Connection,
+    /// One address, or network prefix, that connections or datagrams come from.
+    Address,
+    /// One process, whoever asks: a sum.
+    Process,
+}
+
+/// What a [`Budget`] counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Bytes of memory.
+    Bytes,
+    /// Things.
+    Count,
+    /// Things in a second.
+    PerSecond,
+}
+
+/// Which process holds what a [`Budget`] bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeldBy {
+    /// Each node's agent.
+    Agent,
+    /// The controller.
+    Controller,
+    /// Both: they read the same objects.
+    Both,
+}
+
+impl Budget {
+    /// The bound as a size of something in memory.
+    #[must_use]
+    pub const fn size(&self) -> usize {
+        // Rows are far below what 32 bits hold.
+        self.bound as usize
+    }
+}
+
+/// Connections that a workload has accepted from captured applications, or at a Gateway's listeners.
+pub const CONNECTIONS_OUT: Budget = Budget {
+    name: "connections-out",
+    holds: "open connections that the workload's application has made, or that a Gateway's clients have",
+    per: Per::Workload,
+    bound: 16_384,
+    unit: Unit::Count,
+    setting: Some("limits.connections"),
+    held_by: HeldBy::Agent,
+    when_reached: "the new connection is reset",
+    flood: "connections_out_and_in_are_counted_apart",
+};
+
+/// Connections that others have made to a pod.
+pub const CONNECTIONS_IN: Budget = Budget {
+    name: "connections-in",
+    holds: "open connections to the pod's application: streams of tunnels, and plaintext",
+    per: Per::Workload,
+    bound: 16_384,
+    unit: Unit::Count,
+    setting: Some("limits.connections"),
+    held_by: HeldBy::Agent,
+    when_reached: "the new connection is reset",
+    flood: "connections_out_and_in_are_counted_apart",
+};
+
+/// Connections whose peer has not yet shown a certificate.
+pub const CONNECTIONS_UNPROVED: Budget = Budget {
+    name: "connections-unproved",
+    holds: "connections to a pod's HBONE port whose TLS handshake is not over",
+    per: Per::Workload,
+    bound: 256,
+    unit: Unit::Count,
+    setting: None,
+    held_by: HeldBy::Agent,
+    when_reached: "the one that has waited longest is reset",
+    flood: "silent_connections_to_hbone_cost_a_pod_nothing",
+};
+
+/// All rows, in the order in which they are shown.
+pub static ALL: &[&Budget] = &[];
+
+/// A row by its name.
+#[must_use]
+pub fn named(name: &str) -> Option<&'static Budget> {
+    ALL.iter().find(|budget| budget.name == name).copied()
+}
+
+/// The table as Markdown, one row for each budget.
+#[must_use]
+pub fn table() -> String {
+    let mut text = String::from(
+        "| budget | what is held | at most | set by | held by | when reached | test |\n|---|---|---|---|---|---|---|\n",
+    );
+    for budget in ALL {
+        text.push_str(&row(budget));
+    }
+    text
+}
+
+fn row(budget: &Budget) -> String {
+    let per = match budget.per {
+        Per::Object => "object",
+        Per::Namespace => "namespace",
+        Per::Workload => "workload and worker",
+        Per::Connection => "connection",
+        Per::Address => "address",
+        Per::Process => "process",
+    };
+    let held_by = match budget.held_by {
+        HeldBy::Agent => "agent",
+        HeldBy::Controller => "controller",
+        HeldBy::Both => "agent, controller",
+    };
+    let setting = budget.setting.map_or_else(|| "fixed".to_owned(), |field| format!("`{field}`"));
+    let Budget { name, holds, when_reached, flood, .. } = budget;
+    let amount = amount(budget);
+    format!(
+        "| `{name}` | {holds} | {amount} for each {per} | {setting} | {held_by} | {when_reached} | `{flood}` |\n"
+    )
+}
+
+/// `64 KiB`, `256`, `100/s`.
+#[must_use]
+pub fn amount(budget: &Budget) -> String {
+    let Budget { bound, unit, .. } = budget;
+    match unit {
+        Unit::Bytes if bound % (1 << 20) == 0 => format!("{} MiB", bound >> 20),
+        Unit::Bytes if bound % (1 << 10) == 0 => format!("{} KiB", bound >> 10),
+        Unit::Bytes => format!("{bound} bytes"),
+        Unit::Count => bound.to_string(),
+        Unit::PerSecond => format!("{bound}/s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_are_words_and_differ() {
+        let names: BTreeSet<&str> = ALL.iter().map(|b| b.name).collect();
+        assert_eq!(names.len(), ALL.len(), "two rows of one name");
+        for name in names {
+            assert!(
+                name.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'),
+                "{name}: not a word of a-z and '-'"
+            );
+            assert_eq!(named(name).map(|b| b.name), Some(name));
+        }
+    }
+
+    #[test]
+    fn amounts_read_well() {
+        let check = |bound, unit, want: &str| {
+            assert_eq!(amount(&Budget { bound, unit, ..CONNECTIONS_OUT }), want);
+        };
+        check(1 << 20, Unit::Bytes, "1 MiB");
+        check(24 << 10, Unit::Bytes, "24 KiB");
+        check(1000, Unit::Bytes, "1000 bytes");
+        check(256, Unit::Count, "256");
+        check(100, Unit::PerSecond, "100/s");
+    }
+}
