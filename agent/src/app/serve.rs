@@ -150,6 +150,7 @@ pub(super) async fn serve(options: Options, mut worlds: watch::Receiver<Arc<Worl
     let node = agent.options.run_dir.as_deref().map(|dir| agent.start_node(dir)).transpose()?;
     let manager = node.as_ref().map(|n| n.manager.clone());
     if let (Some(cluster), Some(manager)) = (&agent.options.cluster, &manager) {
+        cluster.follow_budgets(agent.shared.clone());
         cluster.follow_captured(manager.captured(), |pod| Capture {
             uid: pod.uid.as_str().into(),
             tunnel: pod.tunnel.clone(),
