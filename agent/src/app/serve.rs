@@ -522,6 +522,7 @@ fn limits(config: &AgentConfig) -> Limits {
         connections_max: size(given.connections),
         handshakes_max: size(given.handshakes),
         head_bytes_max: size(given.request_head_bytes),
+        traffic_bytes: given.traffic_bytes,
         connect_timeout_ms: u64::try_from(given.connect_timeout.as_millis()).unwrap_or(u64::MAX),
         ..Limits::default()
     }
