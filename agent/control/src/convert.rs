@@ -220,7 +220,7 @@ pub(crate) type MaterialMap = BTreeMap<(MaterialKind, ObjectKey), MaterialValue>
 /// As one map, without labels and annotations.
 pub(crate) fn material_to_map(material: &Material) -> MaterialMap {
     let secrets = material.secrets.iter().map(|(key, secret)| {
-        let value = Secret { meta: bare(&secret.meta), data: secret.data.clone() };
+        let value = Secret { meta: bare(&secret.meta), ..(**secret).clone() };
         ((MaterialKind::Secret, key.clone()), MaterialValue::Secret(Arc::new(value)))
     });
     let config_maps = material.config_maps.iter().map(|(key, map)| {
@@ -257,11 +257,15 @@ impl Chunk for wire::Material {
     type Value = MaterialValue;
 
     fn set(&mut self, id: &Self::Key, value: &MaterialValue) -> usize {
-        let (meta, content, parameters) = match value {
-            MaterialValue::Secret(secret) => (&secret.meta, Some(secret_to_wire(&secret.data)), None),
+        let (meta, broken) = match value {
+            MaterialValue::Secret(secret) => (&secret.meta, &secret.broken),
+            MaterialValue::ConfigMap(map) => (&map.meta, &map.broken),
+        };
+        let (content, parameters) = match value {
+            MaterialValue::Secret(secret) => (Some(secret_to_wire(&secret.data)), None),
             MaterialValue::ConfigMap(map) => {
                 let parameters = map.parameters.as_ref().map(parameters::to_wire);
-                (&map.meta, map.ca.as_ref().map(config_map_to_wire), parameters)
+                (map.ca.as_ref().map(config_map_to_wire), parameters)
             }
         };
         let object = wire::MaterialObject {
@@ -271,6 +275,7 @@ impl Chunk for wire::Material {
             created: meta.created,
             content,
             parameters,
+            broken: broken.as_ref().map(ToString::to_string),
         };
         push(&mut self.objects, object)
     }
@@ -333,10 +338,11 @@ fn material_object(object: wire::MaterialObject) -> Result<MaterialEntry, Malfor
         annotations: Default::default(),
         origin: None,
     };
+    let broken = object.broken.as_deref().map(text);
     let value = match id.0 {
         MaterialKind::Secret => {
             let data = secret_data(object.content);
-            MaterialValue::Secret(Arc::new(Secret { meta, data }))
+            MaterialValue::Secret(Arc::new(Secret { meta, data, broken }))
         }
         MaterialKind::ConfigMap => {
             let ca = match object.content {
@@ -345,7 +351,7 @@ fn material_object(object: wire::MaterialObject) -> Result<MaterialEntry, Malfor
                 Some(wire::Content::Tls(_)) | None => None,
             };
             let parameters = object.parameters.map(parameters::from_wire).transpose()?;
-            MaterialValue::ConfigMap(Arc::new(ConfigMap { meta, ca, parameters }))
+            MaterialValue::ConfigMap(Arc::new(ConfigMap { meta, ca, broken, parameters }))
         }
     };
     Ok((id, value, size))

@@ -311,6 +311,9 @@ pub(crate) struct MaterialObject {
     /// A ConfigMap's `config.yaml`, read as a `WeftGatewayConfig`; none: it has none.
     #[prost(message, optional, tag = "8")]
     pub(crate) parameters: Option<Parameters>,
+    /// Why what the object holds now cannot be used, when `content` is of before.
+    #[prost(string, optional, tag = "9")]
+    pub(crate) broken: Option<String>,
 }
 
 /// `WeftGatewayConfig` as written: what is absent is left to the layer below.

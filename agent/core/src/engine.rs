@@ -118,6 +118,12 @@ impl Engine {
         self.settings = settings;
     }
 
+    /// The Snapshot in effect: as applied last, with the last usable content of certificates and CAs that cannot be used.
+    #[must_use]
+    pub const fn snapshot(&self) -> &Snapshot {
+        &self.state.world.snapshot
+    }
+
     /// Secrets and ConfigMaps that whoever serves this Gateway needs, as far as references are permitted; also those that
     /// are not there.
     #[must_use]

@@ -147,7 +147,7 @@ impl Pipeline {
 
     /// The world in effect.
     pub(super) fn snapshot(&self) -> &Snapshot {
-        &self.world.snapshot
+        self.engine.snapshot()
     }
 
     /// Whether Weft is being uninstalled.

@@ -238,12 +238,12 @@ fn secret(of: &str) -> Arc<Secret> {
         key: PrivateKey::new(KEY_BYTES.to_vec()),
         names: vec!["shop.example".into()],
     };
-    Arc::new(Secret { meta: meta(of), data: SecretData::Tls(Arc::new(pair)) })
+    Arc::new(Secret { meta: meta(of), data: SecretData::Tls(Arc::new(pair)), broken: None })
 }
 
 fn config_map(of: &str, certificate: Vec<u8>) -> Arc<ConfigMap> {
     let ca = Some(Ok(CaBundle(Arc::new(vec![certificate]))));
-    Arc::new(ConfigMap { meta: meta(of), ca, parameters: None })
+    Arc::new(ConfigMap { meta: meta(of), ca, broken: None, parameters: None })
 }
 
 fn material(secrets: &[&str], config_maps: &[&str]) -> Material {

@@ -57,11 +57,15 @@ fn everything_of_material_travels_but_labels_and_annotations() {
     let broken = SecretData::Invalid("no key".into());
     let ca = SecretData::Ca(CaBundle(Arc::new(vec![b"root".to_vec()])));
     for (of, data) in [("infra/broken", broken), ("infra/roots", ca)] {
-        all.secrets.insert(key(of), Arc::new(Secret { meta: meta(of), data }));
+        all.secrets.insert(
+            key(of),
+            Arc::new(Secret { meta: meta(of), data, broken: Some("renewed with garbage".into()) }),
+        );
     }
-    let invalid = ConfigMap { meta: meta("infra/bad"), ca: Some(Err("no PEM".into())), parameters: None };
+    let invalid =
+        ConfigMap { meta: meta("infra/bad"), ca: Some(Err("no PEM".into())), broken: None, parameters: None };
     all.config_maps.insert(key("infra/bad"), Arc::new(invalid));
-    let empty = ConfigMap { meta: meta("infra/empty"), ca: None, parameters: None };
+    let empty = ConfigMap { meta: meta("infra/empty"), ca: None, broken: None, parameters: None };
     all.config_maps.insert(key("infra/empty"), Arc::new(empty));
     let mirror = travel::<wire::Material>(&material_to_map(&Material::default()), &material_to_map(&all));
     assert_eq!(material_from_map(mirror.entries()), all);

@@ -47,7 +47,8 @@ impl Changes {
 
 /// Replaces the Snapshot of a World, keeps its indexes, and says what changed. `here` is the node whose clients are
 /// served.
-pub(super) fn replace(world: &mut World, new: Snapshot, here: Option<&str>) -> Changes {
+pub(super) fn replace(world: &mut World, mut new: Snapshot, here: Option<&str>) -> Changes {
+    keep_last_good(&world.snapshot, &mut new);
     let old = std::mem::replace(&mut world.snapshot, new);
     let new = &world.snapshot;
     let mut c = Changes::default();
@@ -109,6 +110,23 @@ pub(super) fn replace(world: &mut World, new: Snapshot, here: Option<&str>) -> C
     zone(&old, new, here, &mut c);
     doubts(&old, new, &mut c);
     c
+}
+
+/// A certificate or CA bundle that is renewed with something that cannot be used: what was there before stays in use.
+/// (A deleted object is no renewal. ClusterTrustBundles, of which GEP-5075 forbids this, are not read at all.)
+fn keep_last_good(old: &Snapshot, new: &mut Snapshot) {
+    let mut secrets = Vec::new();
+    diff(&old.secrets, &new.secrets, |key, was, is| {
+        let kept = was.zip(is).and_then(|(was, is)| is.keeping(was));
+        secrets.extend(kept.map(|kept| (key.clone(), Arc::new(kept))));
+    });
+    new.secrets.extend(secrets);
+    let mut maps = Vec::new();
+    diff(&old.config_maps, &new.config_maps, |key, was, is| {
+        let kept = was.zip(is).and_then(|(was, is)| is.keeping(was));
+        maps.extend(kept.map(|kept| (key.clone(), Arc::new(kept))));
+    });
+    new.config_maps.extend(maps);
 }
 
 /// Kinds of which a unit reads whole objects by name.

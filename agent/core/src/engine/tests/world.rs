@@ -127,11 +127,13 @@ impl World {
     }
 
     pub(super) fn secret(&mut self, name: &str, data: SecretData) {
-        self.0.secrets.insert(key(name), Arc::new(Secret { meta: meta(name), data }));
+        self.0.secrets.insert(key(name), Arc::new(Secret { meta: meta(name), data, broken: None }));
     }
 
     pub(super) fn ca(&mut self, name: &str, ca: Option<Result<CaBundle, Str>>) {
-        self.0.config_maps.insert(key(name), Arc::new(ConfigMap { meta: meta(name), ca, parameters: None }));
+        self.0
+            .config_maps
+            .insert(key(name), Arc::new(ConfigMap { meta: meta(name), ca, broken: None, parameters: None }));
     }
 
     /// Lets `from` (kind, namespace) refer to every `to` in the namespace of `name`.
