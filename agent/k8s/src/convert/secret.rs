@@ -48,7 +48,11 @@ pub(super) fn config_map(cx: &mut Cx<'_>) -> Option<ConfigMap> {
     let pem = data.remove("ca.crt");
     let ca = pem.map(|pem| bundle("ca.crt", pem.as_bytes()));
     if let Some(Err(reason)) = &ca {
-        cx.report.unserved("data[ca.crt]", &**reason, "policies that use it trust what it held before, or nothing");
+        cx.report.unserved(
+            "data[ca.crt]",
+            &**reason,
+            "policies that use it trust what it held before, or nothing",
+        );
     }
     // Whether it is meant for a Gateway is known where it is named: nothing is said of it here.
     let parameters = data.remove("config.yaml").map(|text| parameters::read_text(&text));
