@@ -66,6 +66,8 @@ pub(super) struct State {
     pub(super) services_by_pod: HashMap<ObjectKey, Vec<ObjectKey>>,
     /// What each Service has in `config.endpoints` and in the two indexes above.
     pub(super) endpoint_keys: HashMap<ObjectKey, EndpointKeys>,
+    /// Enrolled pods by namespace: who can use routes on Services.
+    pub(super) clients: BTreeMap<Str, usize>,
     pub(super) config: Config,
     pub(super) work: super::Work,
 }
@@ -105,9 +107,57 @@ impl State {
         self.compile_gateways(settings, &mut touched);
         self.compile_frontends(&changes.services, &mut touched);
         self.note_nodes(&mut changes, &mut touched);
+        let pods = changes.pods.clone();
+        let was = self.enrolled(&pods);
         self.derive_workloads(settings, &mut changes, &mut touched);
+        let is = self.enrolled(&pods);
+        self.count_clients(was, is, &mut touched);
         self.compile_endpoints(settings, &changes.endpoints, &mut touched);
         touched
+    }
+
+    /// How many of these pods are enrolled, by namespace.
+    fn enrolled(&self, pods: &BTreeSet<ObjectKey>) -> BTreeMap<Str, usize> {
+        let mut out = BTreeMap::new();
+        let enrolled = |key: &&ObjectKey| self.workload_keys.get(*key).is_some_and(|(_, w)| w.enrolled);
+        for key in pods.iter().filter(enrolled) {
+            *out.entry(key.namespace.clone()).or_default() += 1;
+        }
+        out
+    }
+
+    /// Routes on Services say when nobody can use them: those are touched whose clients are the first, or were the last.
+    fn count_clients(&mut self, was: BTreeMap<Str, usize>, is: BTreeMap<Str, usize>, touched: &mut Touched) {
+        if was == is {
+            return;
+        }
+        let before = (!self.clients.is_empty(), self.clients.keys().cloned().collect::<BTreeSet<_>>());
+        for (namespace, n) in is {
+            *self.clients.entry(namespace).or_default() += n;
+        }
+        for (namespace, n) in was {
+            let left = self.clients.get(&namespace).copied().unwrap_or(0).saturating_sub(n);
+            if left == 0 {
+                self.clients.remove(&namespace);
+            } else {
+                self.clients.insert(namespace, left);
+            }
+        }
+        let after = (!self.clients.is_empty(), self.clients.keys().cloned().collect::<BTreeSet<_>>());
+        if before == after {
+            return;
+        }
+        let turned = |consumer: &Option<Str>| match consumer {
+            None => before.0 != after.0,
+            Some(namespace) => before.1.contains(namespace) != after.1.contains(namespace),
+        };
+        for (slot, routes) in &self.attached {
+            if let Slot::Port { consumer, .. } = slot
+                && turned(consumer)
+            {
+                touched.routes.extend(routes.iter().cloned());
+            }
+        }
     }
 
     /// Dirty units of one kind: changed themselves, or readers of what changed.
