@@ -105,6 +105,19 @@ pub const CONNECTIONS_IN: Budget = Budget {
     flood: "connections_out_and_in_are_counted_apart",
 };
 
+/// Tunnels that other agents have opened to a pod.
+pub const TUNNELS_IN: Budget = Budget {
+    name: "tunnels-in",
+    holds: "tunnels to the pod whose client has shown its certificate",
+    per: Per::Workload,
+    bound: 16_384,
+    unit: Unit::Count,
+    setting: Some("limits.connections"),
+    held_by: HeldBy::Agent,
+    when_reached: "the new tunnel is ended",
+    flood: "tunnels_to_a_pod_are_bounded_and_leave_it_its_own_calls",
+};
+
 /// Connections whose peer has not yet shown a certificate.
 pub const CONNECTIONS_UNPROVED: Budget = Budget {
     name: "connections-unproved",
@@ -114,7 +127,7 @@ pub const CONNECTIONS_UNPROVED: Budget = Budget {
     unit: Unit::Count,
     setting: None,
     held_by: HeldBy::Agent,
-    when_reached: "the one that has waited longest is reset",
+    when_reached: "of the address that has the most, the one that has waited longest is ended",
     flood: "silent_connections_to_hbone_cost_a_pod_nothing",
 };
 
@@ -198,6 +211,10 @@ pub const AGENT_REVIEWS: Budget = Budget {
 
 /// All rows, in the order in which they are shown.
 pub static ALL: &[&Budget] = &[
+    &CONNECTIONS_OUT,
+    &CONNECTIONS_IN,
+    &TUNNELS_IN,
+    &CONNECTIONS_UNPROVED,
     &PAGE_STRANGERS,
     &PAGE_STRANGERS_PER_ADDRESS,
     &PAGE_REVIEWS,

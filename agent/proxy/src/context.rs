@@ -1,6 +1,7 @@
 //! What every connection can reach: process-wide, per worker, and per source of traffic.
 
 use crate::{
+    budgets::Budgets,
     inbound::probe::redirects::Redirects,
     kubelet::{Kubelet, NoKubelet},
     plaintext::PlaintextCallers,
@@ -32,6 +33,8 @@ pub struct Shared {
     pub telemetry: Arc<Telemetry>,
     /// Who speaks to permissive pods in clear.
     pub plaintext: PlaintextCallers,
+    /// Which workloads have reached which of their budgets.
+    pub budgets: Budgets,
     /// Knows the kubelet of this node, whose probes strict pods let in.
     pub kubelet: Arc<dyn Kubelet>,
     /// Where applications have sent its probes on to.
@@ -57,6 +60,7 @@ impl Shared {
             hbone_port: HBONE_PORT,
             telemetry,
             plaintext: PlaintextCallers::default(),
+            budgets: Budgets::default(),
             kubelet: Arc::new(NoKubelet),
             redirects: Redirects::default(),
             sticky: Arc::default(),
@@ -67,7 +71,7 @@ impl Shared {
 /// Bounds that keep one tenant from starving another. Counted per share and worker unless said otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Open downstream connections.
+    /// Open downstream connections: those that a workload makes and those that are made to it are counted apart.
     pub connections_max: usize,
     /// TLS handshakes under way.
     pub handshakes_max: usize,

@@ -1,7 +1,6 @@
 //! The border between HTTP (and L4) and the transport: "connect me to this endpoint on behalf of this source".
 
 use crate::{
-    context::Source,
     error::{Blame, ProxyError, Reason, Retryable},
     transport::{
         connect,
@@ -10,6 +9,7 @@ use crate::{
         tunnel::{State, Tunnel},
     },
     worker::Worker,
+    workload::LocalWorkload,
 };
 use http::HeaderMap;
 use std::{
@@ -82,8 +82,8 @@ pub(crate) async fn impatiently<T>(
     }
 }
 
-/// Opens connections to endpoints. HBONE for enrolled endpoints (never plaintext to them), else plain TCP from the
-/// source's own address.
+/// Opens connections to endpoints on behalf of a workload. HBONE for enrolled endpoints (never plaintext to them), else
+/// plain TCP from the workload's own address.
 pub trait Dial: 'static {
     /// What it gives.
     type Io: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static;
@@ -92,20 +92,20 @@ pub trait Dial: 'static {
     /// streams that may carry much).
     fn dial(
         &self,
-        source: &Rc<Source>,
+        local: &Rc<LocalWorkload<Self::Io>>,
         endpoint: &Endpoint,
         bulk: bool,
     ) -> impl Future<Output = Result<Upstream<Self::Io>, ProxyError>>;
 }
 
-/// The one implementation: a worker's tunnels and the source's sockets.
+/// The one implementation: the workload's tunnels and sockets.
 #[derive(Clone, Debug)]
 pub struct Dialer {
     worker: Rc<Worker>,
 }
 
 impl Dialer {
-    /// Dials with this worker's tunnels.
+    /// Dials on this worker.
     #[must_use]
     pub const fn new(worker: Rc<Worker>) -> Self {
         Self { worker }
@@ -117,7 +117,7 @@ impl Dialer {
     /// Why there is no connection; `retry` says whether another endpoint may do.
     pub async fn dial_with(
         &self,
-        source: &Rc<Source>,
+        local: &Rc<LocalWorkload>,
         endpoint: &Endpoint,
         bulk: bool,
         headers: &HeaderMap,
@@ -125,14 +125,15 @@ impl Dialer {
         let limits = &self.worker.shared.limits;
         let to = endpoint.addr;
         let Some(workload) = endpoint.workload.as_deref().filter(|w| w.enrolled) else {
+            let source = &local.source;
             let io = connect::tcp(&*source.sockets, source.bind_ip(to.is_ipv6()), to, limits).await?;
             // Fails only on a socket that is already gone.
             let _ = connect::keep_alive(&io);
             return Ok(Upstream { io: UpstreamIo::Tcp(io), info: UpstreamInfo::plain(to) });
         };
-        let want = Want { source, workload, to, bulk, headers };
+        let want = Want { local, workload, to, bulk, headers };
         let deadline = Duration::from_millis(limits.connect_timeout_ms + limits.handshake_timeout_ms);
-        let stream = tokio::time::timeout(deadline, self.worker.tunnels.stream(&self.worker, want));
+        let stream = tokio::time::timeout(deadline, local.tunnels.stream(&self.worker, want));
         let opened = stream.await.map_err(|_| slow(to, deadline))?;
         let (io, tunnel) = opened.map_err(|error| in_pod(error, workload))?;
         let info = UpstreamInfo { addr: to, identity: Some(tunnel.identity.clone()), tunnel: Some(tunnel) };
@@ -145,11 +146,11 @@ impl Dial for Dialer {
 
     async fn dial(
         &self,
-        source: &Rc<Source>,
+        local: &Rc<LocalWorkload>,
         endpoint: &Endpoint,
         bulk: bool,
     ) -> Result<Upstream<UpstreamIo>, ProxyError> {
-        self.dial_with(source, endpoint, bulk, &HeaderMap::new()).await
+        self.dial_with(local, endpoint, bulk, &HeaderMap::new()).await
     }
 }
 

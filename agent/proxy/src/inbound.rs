@@ -3,10 +3,10 @@
 use crate::{
     arrival::{self, Arrived, Origin},
     context::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT},
+    entrance::Accepted,
     error::{Blame, ProxyError, Reason, Retryable},
     kubelet::NotKubelet,
     l4::{copy, tcp::Ended},
-    pods::Accepted,
     telemetry::{Counter, Direction},
     transport::{
         accept,
@@ -88,7 +88,7 @@ pub(crate) async fn serve(conn: Accepted) {
 
 /// Whether the pod that calls has called this one in clear lately.
 fn speaks_clear(conn: &Accepted, ended: &Ended) -> bool {
-    let (callers, pod) = (&conn.worker.shared.plaintext, &conn.pod.source.workload.pod);
+    let (callers, pod) = (&conn.worker.shared.plaintext, &conn.local.source.workload.pod);
     ended.source.as_ref().is_some_and(|client| callers.speaks_clear(&client.pod, pod, Instant::now()))
 }
 
@@ -99,7 +99,7 @@ async fn tunnel(conn: Accepted, to: SocketAddr) {
 /// Where it was going, and what may come from there.
 fn admit(conn: &Accepted, ended: &mut Ended) -> Result<(SocketAddr, Origin), ProxyError> {
     let config = conn.worker.shared.config.load();
-    let source = &conn.pod.source;
+    let source = &conn.local.source;
     ended.source = config.workloads.get(&conn.peer.ip()).cloned();
     ended.destination = Some(source.workload.clone());
     let to = source.sockets.original_dst(conn.io.as_fd()).map(canonical);
@@ -125,7 +125,7 @@ enum Served {
 /// Serves what has not said that it is a tunnel.
 async fn plaintext(conn: Accepted, to: SocketAddr, arrived: Arrived, ended: &mut Ended) -> Served {
     let action = {
-        let (shared, workload) = (&conn.worker.shared, &conn.pod.source.workload);
+        let (shared, workload) = (&conn.worker.shared, &conn.local.source.workload);
         let redirected = shared.redirects.of(&workload.pod, to.port(), Instant::now());
         decide(&shared.config.load(), workload, to, redirected)
     };
@@ -148,7 +148,7 @@ async fn plaintext(conn: Accepted, to: SocketAddr, arrived: Arrived, ended: &mut
 
 /// To the application, unless it turns out to be a tunnel before the application has said anything.
 async fn pass(conn: Accepted, to: SocketAddr, arrived: Arrived, probed: bool, ended: &mut Ended) -> Served {
-    let sockets = conn.pod.source.sockets.clone();
+    let sockets = conn.local.source.sockets.clone();
     let application =
         connect::to_application(&*sockets, conn.peer.ip(), to, &conn.worker.shared.limits).await;
     match application {
@@ -158,7 +158,7 @@ async fn pass(conn: Accepted, to: SocketAddr, arrived: Arrived, probed: bool, en
             }
             note_caller(&conn, to, probed, ended);
             let copied =
-                copy::bidirectional(conn.io, application, Bytes::new(), conn.pod.share.copying()).await;
+                copy::bidirectional(conn.io, application, Bytes::new(), conn.local.share.copying()).await;
             ended.copied(&copied);
         }
         Err(error) => {
@@ -171,13 +171,13 @@ async fn pass(conn: Accepted, to: SocketAddr, arrived: Arrived, probed: bool, en
 
 /// Remembers a caller that `strict` would refuse. Those whose probes it lets in are not of them, and would be nearly all.
 fn note_caller(conn: &Accepted, to: SocketAddr, probed: bool, ended: &Ended) {
-    let (shared, pod, address) = (&conn.worker.shared, &conn.pod.source.workload.pod, conn.peer.ip());
+    let (shared, pod, address) = (&conn.worker.shared, &conn.local.source.workload.pod, conn.peer.ip());
     let Some(client) = &ended.source else {
         if !probed {
             return shared.plaintext.saw(address, None, pod);
         }
         let (shared, pod, peer) = (shared.clone(), pod.clone(), conn.peer);
-        return conn.pod.share.spawn(async move {
+        return conn.local.share.spawn(async move {
             if let Err(NotKubelet::Other(_)) = shared.kubelet.recognise(peer, to).await {
                 shared.plaintext.saw(address, None, &pod);
             }

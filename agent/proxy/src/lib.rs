@@ -15,9 +15,11 @@
 #![forbid(unsafe_code)]
 
 mod arrival;
+pub mod budgets;
 pub mod context;
 pub mod dial;
 pub mod drain;
+mod entrance;
 pub mod error;
 pub mod gateway;
 pub mod http;
@@ -34,8 +36,11 @@ mod sticky;
 pub mod telemetry;
 pub mod transport;
 pub mod worker;
+pub mod workload;
 
 #[cfg(test)]
 mod fixtures;
+#[cfg(test)]
+mod floods;
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@
 use crate::{
     context::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, Peer},
     dial::{Upstream, UpstreamIo},
+    entrance::Accepted,
     error::{Blame, ProxyError, Reason, Retryable},
     http::{self, Entrance, HttpConn, HttpVersion, Prefixed},
     l4::{
@@ -10,7 +11,6 @@ use crate::{
         learn::Class,
         tcp::{self, Ended, L4Conn, L4Target, SNIFFED},
     },
-    pods::Accepted,
     share::ConnectionGuard,
     telemetry::{Counter, Direction},
     transport::{connect::canonical, metered::Metered},
@@ -138,14 +138,14 @@ pub(crate) async fn serve(conn: Accepted) {
 fn begin(conn: Accepted) -> (Box<Captured>, Action) {
     let begin = Instant::now();
     let mut ended = Ended::new(Direction::Mesh, "tcp", conn.peer, begin);
-    ended.source = Some(conn.pod.source.workload.clone());
-    let to = conn.pod.source.sockets.original_dst(conn.io.as_fd()).map(canonical);
+    ended.source = Some(conn.local.source.workload.clone());
+    let to = conn.local.source.sockets.original_dst(conn.io.as_fd()).map(canonical);
     let (action, frontend) = match &to {
         Ok(to) => {
             let config = conn.worker.shared.config.load();
             ended.endpoint = Some(*to);
             let learned = |key: &BackendKey| conn.worker.learned.get(key, begin);
-            decide(&config, &conn.pod.source.workload, *to, learned)
+            decide(&config, &conn.local.source.workload, *to, learned)
         }
         // Not redirected: somebody talks to our port itself.
         Err(_) => (Action::Refuse(Reason::Denied), None),
@@ -203,8 +203,8 @@ impl Captured {
     }
 
     async fn opaque(mut self: Box<Self>, target: L4Target, early: Bytes) -> Next {
-        let (worker, source) = (self.conn.worker.clone(), self.conn.pod.source.clone());
-        match tcp::connect(&worker, &source, target, &mut self.ended).await {
+        let (worker, local) = (self.conn.worker.clone(), self.conn.local.clone());
+        match tcp::connect(&worker, &local, target, &mut self.ended).await {
             Ok(upstream) => self.relay(upstream, early),
             Err(error) => self.end(&error),
         }
@@ -216,7 +216,7 @@ impl Captured {
         loop {
             let decided = {
                 let config = self.conn.worker.shared.config.load();
-                decide(&config, &self.conn.pod.source.workload, self.to, |_| None).0
+                decide(&config, &self.conn.local.source.workload, self.to, |_| None).0
             };
             match decided {
                 Action::Stranger if tokio::time::Instant::now() < deadline => {
@@ -247,15 +247,9 @@ impl Captured {
     }
 
     fn into_l4(self: Box<Self>) -> (L4Conn<TcpStream>, ConnectionGuard) {
-        let Accepted { worker, pod, io, peer: _, _guard } = self.conn;
-        let conn = L4Conn {
-            worker,
-            share: pod.share.clone(),
-            source: pod.source.clone(),
-            downstream: io,
-            ended: self.ended,
-        };
-        (conn, _guard)
+        let Accepted { worker, local, io, peer: _, guard } = self.conn;
+        let conn = L4Conn { worker, local, downstream: io, ended: self.ended };
+        (conn, guard)
     }
 
     /// The HTTP path finds the routes by the address, for each request anew.
@@ -265,11 +259,10 @@ impl Captured {
             Detected::Http2 => Some(HttpVersion::Http2),
             _ => None,
         };
-        let Accepted { worker, pod, io, peer, _guard } = self.conn;
+        let Accepted { worker, local, io, peer, guard: _guard } = self.conn;
         let conn = HttpConn {
             http: worker.http(),
-            share: pod.share.clone(),
-            source: pod.source.clone(),
+            local,
             peer: Peer { ip: peer.ip(), port: peer.port() },
             entrance: Entrance::Mesh { frontend: self.to },
         };
@@ -292,7 +285,7 @@ impl Captured {
             Ok(Err(_)) => return self.refuse(Reason::ClientGone, "the client went away"),
             Err(_) => return self.refuse(Reason::NoRoute, "no TLS ClientHello in time"),
         };
-        let namespace = self.conn.pod.source.workload.pod.namespace.clone();
+        let namespace = self.conn.local.source.workload.pod.namespace.clone();
         let rule = self.frontend.as_ref().and_then(|f| match f.routes_for(&namespace) {
             Some(MeshRoutes::Tls(routes)) => routes.get(sni.as_deref()).cloned(),
             _ => None,
@@ -355,14 +348,14 @@ impl Captured {
         early: &mut BytesMut,
     ) -> Result<(First, Option<Upstream<UpstreamIo>>), ProxyError> {
         let Self { conn, ended, .. } = self;
-        let (worker, source) = (conn.worker.clone(), conn.pod.source.clone());
+        let (worker, local) = (conn.worker.clone(), conn.local.clone());
         let io = &mut conn.io;
         let target = L4Target::Backend(frontend.default.clone());
         let mut connecting = pin!(async {
             if was_http {
                 tokio::time::sleep(HTTP_PATIENCE).await;
             }
-            tcp::connect(&worker, &source, target, ended).await
+            tcp::connect(&worker, &local, target, ended).await
         });
         let mut upstream = None;
         loop {

@@ -47,7 +47,8 @@ pub struct Share {
     tasks: RefCell<Option<Slab<Task<()>>>>,
     limits: ShareLimits,
     handshakes: Arc<Semaphore>,
-    connections: Cell<usize>,
+    /// By [`Kind`].
+    connections: [Cell<usize>; 4],
     idle: Notify,
     load: Arc<AtomicUsize>,
     drain: Drain,
@@ -58,7 +59,7 @@ pub struct Share {
 /// What bounds a share on one worker.
 #[derive(Clone, Copy, Debug)]
 pub struct ShareLimits {
-    /// Open downstream connections.
+    /// Open downstream connections of one [`Kind`].
     pub connections_max: usize,
     /// TLS handshakes under way.
     pub handshakes_max: usize,
@@ -121,7 +122,7 @@ impl Share {
             tasks: RefCell::new(Some(Slab::new())),
             limits,
             handshakes: Arc::new(Semaphore::new(limits.handshakes_max)),
-            connections: Cell::new(0),
+            connections: Default::default(),
             idle: Notify::new(),
             load,
             drain,
@@ -207,23 +208,33 @@ impl Share {
         ShareExecutor(self.clone())
     }
 
-    /// Admits a connection, or `None` (counted) at the limit. The guard counts it until dropped.
+    /// Admits a connection, or `None` (counted) when there are too many of its kind. The guard counts it until dropped.
     #[must_use]
-    pub fn admit(self: &Rc<Self>) -> Option<ConnectionGuard> {
-        if self.connections.get() >= self.limits.connections_max {
-            add(&self.counters.refused, 1);
+    pub fn admit(self: &Rc<Self>, kind: Kind) -> Option<ConnectionGuard> {
+        if !self.take(kind) {
             return None;
         }
-        self.connections.set(self.connections.get() + 1);
         self.load.fetch_add(1, Ordering::Relaxed);
         add(&self.counters.connections, 1);
-        Some(ConnectionGuard { share: self.clone() })
+        Some(ConnectionGuard { share: self.clone(), kind })
     }
 
-    /// Open connections.
+    /// Counts one more of a kind, if there may be.
+    fn take(&self, kind: Kind) -> bool {
+        let open = &self.connections[kind as usize];
+        // Those without a certificate are bounded by [`crate::transport::unproved`], where an older one gives way.
+        if kind != Kind::Unproved && open.get() >= self.limits.connections_max {
+            add(&self.counters.refused, 1);
+            return false;
+        }
+        open.set(open.get() + 1);
+        true
+    }
+
+    /// Open connections, of all kinds.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.connections.get()
+        self.connections.iter().map(Cell::get).sum()
     }
 
     /// Waits for a handshake's turn: a flood queues behind its own share only.
@@ -240,7 +251,7 @@ impl Share {
     pub async fn idle(&self) {
         loop {
             let notified = self.idle.notified();
-            if self.connections.get() == 0 {
+            if self.connections() == 0 {
                 return;
             }
             notified.await;
@@ -267,7 +278,7 @@ impl std::fmt::Debug for Share {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Share")
             .field("key", &self.key)
-            .field("connections", &self.connections)
+            .field("connections", &self.connections())
             .field("counters", &self.counters)
             .finish_non_exhaustive()
     }
@@ -283,18 +294,50 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for ShareExecutor {
     }
 }
 
+/// What a connection is counted as. Each kind has its own bound, so that what others do to a pod does not keep it from
+/// calling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The workload's own: a captured pod's, or a Gateway's client's.
+    Out,
+    /// Made to a pod by others: in plaintext, or as a stream of a tunnel.
+    In,
+    /// A tunnel to a pod; each of its streams is a connection [`Kind::In`].
+    Tunnel,
+    /// To a pod's HBONE port, by somebody who has not shown a certificate yet.
+    Unproved,
+}
+
 /// One open connection.
 #[derive(Debug)]
 pub struct ConnectionGuard {
     share: Rc<Share>,
+    kind: Kind,
+}
+
+impl ConnectionGuard {
+    /// Counts it as another kind from now on; `None` (counted) when there are too many of that kind.
+    #[must_use]
+    pub fn become_kind(mut self, kind: Kind) -> Option<Self> {
+        if self.kind == kind {
+            return Some(self);
+        }
+        if !self.share.take(kind) {
+            return None;
+        }
+        let before = std::mem::replace(&mut self.kind, kind);
+        let open = &self.share.connections[before as usize];
+        open.set(open.get() - 1);
+        Some(self)
+    }
 }
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        let left = self.share.connections.get() - 1;
-        self.share.connections.set(left);
+        let open = &self.share.connections[self.kind as usize];
+        open.set(open.get() - 1);
         self.share.load.fetch_sub(1, Ordering::Relaxed);
-        if left == 0 {
+        if self.share.connections() == 0 {
             self.share.idle.notify_waiters();
         }
     }

@@ -4,14 +4,16 @@
 //! else (pods, Gateway listeners, drain) gets there.
 
 use crate::{
-    context::{ShareKey, Shared},
+    budgets::Tenant,
+    context::{ShareKey, Shared, Source},
     dial::Dialer,
     drain::Drain,
     http::HttpWorker,
     loads::Loads,
     share::{Share, ShareLimits, scheduler::Scheduler},
-    telemetry::WorkerTelemetry,
-    transport::{handshakes::Handshakes, pool::Tunnels},
+    telemetry::{Counter, WorkerTelemetry},
+    transport::{handshakes::Handshakes, way::Detours},
+    workload::LocalWorkload,
 };
 use std::{
     cell::{Cell, RefCell},
@@ -23,13 +25,14 @@ use std::{
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     runtime::LocalOptions,
     sync::{mpsc, oneshot},
 };
 use tokio_util::sync::CancellationToken;
+use weft_core::budget::Budget;
 
 /// Commands that may wait for a worker.
 const COMMANDS_MAX: usize = 1024;
@@ -51,18 +54,15 @@ pub struct Worker {
     pub telemetry: Rc<WorkerTelemetry>,
     /// What the balancer knows of endpoints.
     pub loads: Rc<Loads>,
-    /// HBONE tunnels to other pods.
-    pub tunnels: Tunnels,
+    /// Ports of pods whose agent takes tunnels on 15008 only.
+    pub(crate) detours: Detours,
     /// What (Service, port)s without a declared protocol turned out to speak.
     pub learned: crate::l4::learn::Learned,
-    /// Pods of this node, as this worker serves them.
-    pub(crate) pods: RefCell<HashMap<weft_core::model::ObjectKey, Rc<crate::pods::Pod>>>,
-    /// Gateways, as this worker serves them.
-    pub(crate) gateways: RefCell<HashMap<weft_core::model::ObjectKey, Rc<crate::gateway::Tenant>>>,
+    /// Pods and Gateways, as this worker serves them.
+    workloads: RefCell<HashMap<ShareKey, Rc<LocalWorkload>>>,
     /// All workers, for handing connections over.
     pub(crate) peers: Arc<Peers>,
     scheduler: Rc<Scheduler>,
-    shares: RefCell<HashMap<ShareKey, Rc<Share>>>,
     /// Made when first asked for, dropped with [`Worker::close`]: its dialer holds the worker.
     http: RefCell<Option<Rc<HttpWorker<Dialer>>>>,
     random: Cell<u64>,
@@ -81,56 +81,62 @@ impl Worker {
             telemetry,
             loads,
             drain: Drain::new(),
-            tunnels: Tunnels::default(),
+            detours: Detours::default(),
             learned: crate::l4::learn::Learned::default(),
-            pods: RefCell::default(),
-            gateways: RefCell::default(),
+            workloads: RefCell::default(),
             peers,
             scheduler,
-            shares: RefCell::default(),
             http: RefCell::default(),
             random: Cell::new(seed),
         })
     }
 
-    /// The share of a tenant, made when first asked for.
-    pub fn share(&self, key: &ShareKey) -> Rc<Share> {
-        if let Some(share) = self.shares.borrow().get(key) {
-            return share.clone();
-        }
-        let limits = ShareLimits::from(&self.shared.limits);
-        let load = self.peers.handles[self.id].load.clone();
-        let share = Share::start(&self.scheduler, key.clone(), limits, self.drain.child(), load);
-        self.shares.borrow_mut().insert(key.clone(), share.clone());
-        share
-    }
-
-    /// Drains a tenant's share on this worker and forgets it. Returns when its connections have ended or `grace` is
-    /// over.
-    pub async fn retire(&self, key: &ShareKey, grace: Duration) {
-        // Taken out first: a pod of the same name that comes back meanwhile gets a share of its own.
-        let share = self.shares.borrow_mut().remove(key);
-        let Some(share) = share else { return };
-        self.forget_upstreams(key);
-        share.drain().run(grace, share.idle()).await;
-        share.close();
-        // What was draining may have asked for a tunnel, and so for a new share that nobody will ever retire.
-        let back = matches!(key, ShareKey::Pod(pod) if self.pods.borrow().contains_key(pod));
-        if !back && matches!(key, ShareKey::Pod(_)) {
-            self.forget_upstreams(key);
-            let late = self.shares.borrow_mut().remove(key);
-            if let Some(late) = late {
-                late.close();
+    /// Serves a workload from now on. One of that name that is here already passes its share on, with its connections:
+    /// it is a Gateway whose identity has changed.
+    pub(crate) fn introduce(&self, source: Source) -> Rc<LocalWorkload> {
+        let key = source.share.clone();
+        let share = match self.workload(&key) {
+            Some(before) => {
+                before.forget_upstreams();
+                before.share.clone()
             }
-        }
+            None => {
+                let limits = ShareLimits::from(&self.shared.limits);
+                let load = self.peers.handles[self.id].load.clone();
+                Share::start(&self.scheduler, key.clone(), limits, self.drain.child(), load)
+            }
+        };
+        let local = LocalWorkload::new(source, share);
+        self.workloads.borrow_mut().insert(key, local.clone());
+        local
     }
 
-    /// Kept connections and tunnels of a tenant are not used again; what runs on them goes on.
-    fn forget_upstreams(&self, key: &ShareKey) {
-        if let Some(http) = &*self.http.borrow() {
-            http.forget(key);
-        }
-        self.tunnels.forget(key);
+    /// A workload that this worker serves.
+    pub(crate) fn workload(&self, key: &ShareKey) -> Option<Rc<LocalWorkload>> {
+        self.workloads.borrow().get(key).cloned()
+    }
+
+    /// All of them.
+    pub(crate) fn workloads(&self) -> Vec<Rc<LocalWorkload>> {
+        self.workloads.borrow().values().cloned().collect()
+    }
+
+    /// Drains a workload on this worker and forgets it. Returns when its connections have ended or `grace` is over.
+    pub async fn retire(&self, key: &ShareKey, grace: Duration) {
+        // Taken out first: a pod of the same name that comes back meanwhile is another workload.
+        let local = self.workloads.borrow_mut().remove(key);
+        let Some(local) = local else { return };
+        local.forget_upstreams();
+        local.share.drain().run(grace, local.share.idle()).await;
+        local.share.close();
+        // What the drain's last requests have asked for.
+        local.forget_upstreams();
+    }
+
+    /// Notes that a workload has reached one of its budgets.
+    pub(crate) fn reached(&self, budget: &'static Budget, by: Tenant) {
+        self.telemetry.count(Counter::LimitRefused);
+        self.shared.budgets.reached(budget, by, Instant::now());
     }
 
     /// The HTTP side of this worker.
@@ -141,11 +147,6 @@ impl Worker {
             HttpWorker::new(self.shared.clone(), dialer, self.telemetry.clone(), loads, self.draw())
         };
         self.http.borrow_mut().get_or_insert_with(make).clone()
-    }
-
-    /// Every share, for metrics.
-    pub fn shares(&self) -> Vec<Rc<Share>> {
-        self.shares.borrow().values().cloned().collect()
     }
 
     /// A random number, uniform over all of `u64` (SplitMix64: for balancing, not for secrets).
@@ -159,10 +160,10 @@ impl Worker {
 
     /// Drains everything on this worker for at most `grace`.
     pub async fn drain(&self, grace: Duration) {
-        let shares = self.shares();
+        let workloads = self.workloads();
         let idle = async {
-            for share in &shares {
-                share.idle().await;
+            for local in &workloads {
+                local.share.idle().await;
             }
         };
         self.drain.run(grace, idle).await;
@@ -170,10 +171,8 @@ impl Worker {
 
     fn close(&self) {
         self.drain.end_now();
-        self.pods.borrow_mut().clear();
-        self.gateways.borrow_mut().clear();
-        for share in self.shares.take().into_values() {
-            share.close();
+        for local in self.workloads.take().into_values() {
+            local.share.close();
         }
         self.http.take();
     }

@@ -20,16 +20,17 @@ mod tls;
 mod tls_config;
 mod udp;
 
-pub(crate) use accept::Tenant;
 pub use bind::{Bind, DirectBind, Place, is_any_v6, is_missing};
 pub use plan::clashes;
+pub(crate) use serve::serve;
+pub(crate) use tls_config::TlsConfigs;
 
 use crate::{
     context::{ShareKey, Sockets, Source},
     pods::DataPlane,
     worker::{Worker, WorkerGone},
 };
-use accept::{Ticket, adopt};
+use accept::{Port, Ticket, adopt};
 use plan::{Claim, Wanted, plan};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,7 +41,6 @@ use std::{
     task::Poll,
     time::Duration,
 };
-use tls_config::TlsConfigs;
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use weft_certs::IdentityHandle;
@@ -219,7 +219,6 @@ impl GatewayListeners {
         for key in gone {
             self.tenants.remove(&key);
             let retire = move |worker: Rc<Worker>| async move {
-                worker.gateways.borrow_mut().remove(&key);
                 let mut retiring = Box::pin({
                     let worker = worker.clone();
                     async move { worker.retire(&ShareKey::Gateway(key), GRACE).await }
@@ -250,12 +249,7 @@ impl GatewayListeners {
         futures_util::future::join_all(ready).await;
         for source in sources {
             let (key, identity) = (source.workload.pod.clone(), source.workload.identity.clone());
-            let (name, tls) = (key.clone(), self.tls.clone());
-            let register = move |worker: Rc<Worker>| async move {
-                let share = worker.share(&source.share);
-                let tenant = Tenant { key: name.clone(), source: Rc::new(source), share, tls };
-                worker.gateways.borrow_mut().insert(name, Rc::new(tenant));
-            };
+            let register = move |worker: Rc<Worker>| async move { drop(worker.introduce(source)) };
             self.plane.workers().run_all(register).await?;
             self.tenants.insert(key, identity);
         }
@@ -294,9 +288,8 @@ impl GatewayListeners {
             Open { claim: claim.clone(), stop: ticket.stop.clone(), close: ticket.close.clone(), ended };
         let mut failed = None;
         for (member, socket) in sockets.into_iter().enumerate() {
-            let (claim, ticket) = (claim.clone(), ticket.clone());
-            let adopting =
-                move |worker: Rc<Worker>| async move { adopt(&worker, &claim, place, socket, ticket) };
+            let port = Port { claim: claim.clone(), place, ticket: ticket.clone(), tls: self.tls.clone() };
+            let adopting = move |worker: Rc<Worker>| async move { adopt(&worker, port, socket) };
             match workers.run(member % workers.count(), adopting).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => failed = Some(OpenError::Bind(error)),

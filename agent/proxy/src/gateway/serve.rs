@@ -1,11 +1,9 @@
 //! One accepted connection: the Config of this moment says what its port speaks.
 
-use super::{
-    accept::{Accepted, Tenant},
-    tls,
-};
+use super::{TlsConfigs, tls};
 use crate::{
     context::Peer,
+    entrance::Accepted,
     error::{Blame, ProxyError, Reason, Retryable},
     http::{self, DownstreamTls, Entrance, GatewayEntrance, HttpConn, HttpVersion},
     l4::{
@@ -15,11 +13,15 @@ use crate::{
     share::ConnectionGuard,
     telemetry::Direction,
     worker::Worker,
+    workload::LocalWorkload,
 };
 use bytes::Bytes;
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
-use weft_core::config::{Config, GatewayConfig, L4Rule, PortConfig, Transport};
+use weft_core::{
+    config::{Config, GatewayConfig, L4Rule, PortConfig, Transport},
+    model::ObjectKey,
+};
 
 /// What the connection's port speaks now.
 enum Spoken {
@@ -33,7 +35,9 @@ enum Spoken {
 /// A connection without its socket.
 pub(super) struct Context {
     pub(super) worker: Rc<Worker>,
-    pub(super) tenant: Rc<Tenant>,
+    pub(super) local: Rc<LocalWorkload>,
+    /// TLS settings of all listeners.
+    pub(super) tls: Arc<TlsConfigs>,
     pub(super) peer: SocketAddr,
     pub(super) port: u16,
     pub(super) begin: Instant,
@@ -41,9 +45,9 @@ pub(super) struct Context {
 }
 
 /// Serves a connection until it ends.
-pub(super) async fn serve(conn: Accepted) {
-    let Accepted { worker, tenant, io, peer, port, guard } = conn;
-    let context = Context { worker, tenant, peer, port, begin: Instant::now(), _guard: guard };
+pub(crate) async fn serve(conn: Accepted, port: u16, tls: Arc<TlsConfigs>) {
+    let Accepted { worker, local, io, peer, guard } = conn;
+    let context = Context { worker, local, tls, peer, port, begin: Instant::now(), _guard: guard };
     match context.spoken() {
         Spoken::Http => context.http(io, None, None).await,
         Spoken::Tls => tls::serve(context, io).await,
@@ -58,9 +62,14 @@ pub(super) fn no_route(detail: impl Into<String>) -> ProxyError {
 }
 
 impl Context {
+    /// The Gateway.
+    pub(super) fn gateway(&self) -> &ObjectKey {
+        &self.local.source.workload.pod
+    }
+
     /// The Gateway and its port in a Config.
     pub(super) fn find<'c>(&self, config: &'c Config) -> Option<(&'c GatewayConfig, &'c PortConfig)> {
-        let gateway = config.gateways.get(&self.tenant.key)?;
+        let gateway = config.gateways.get(self.gateway())?;
         Some((gateway, gateway.ports.get(&(self.port, Transport::Tcp))?))
     }
 
@@ -79,11 +88,10 @@ impl Context {
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let entrance = GatewayEntrance { gateway: self.tenant.key.clone(), port: self.port, tls };
+        let entrance = GatewayEntrance { gateway: self.gateway().clone(), port: self.port, tls };
         let conn = HttpConn {
             http: self.worker.http(),
-            share: self.tenant.share.clone(),
-            source: self.tenant.source.clone(),
+            local: self.local.clone(),
             peer: Peer { ip: self.peer.ip(), port: self.peer.port() },
             entrance: Entrance::Gateway(entrance),
         };
@@ -113,8 +121,7 @@ impl Context {
     fn l4<D>(&self, downstream: D, protocol: &'static str) -> L4Conn<D> {
         L4Conn {
             worker: self.worker.clone(),
-            share: self.tenant.share.clone(),
-            source: self.tenant.source.clone(),
+            local: self.local.clone(),
             downstream,
             ended: self.ended(protocol),
         }
@@ -123,7 +130,7 @@ impl Context {
     /// What is said of the connection at its end.
     pub(super) fn ended(&self, protocol: &'static str) -> Ended {
         let mut ended = Ended::new(Direction::Gateway, protocol, self.peer, self.begin);
-        ended.parent = Some(self.tenant.key.clone());
+        ended.parent = Some(self.gateway().clone());
         ended
     }
 }

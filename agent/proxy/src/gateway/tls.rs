@@ -46,7 +46,7 @@ enum Chosen {
 pub(super) async fn serve(context: Context, mut io: TcpStream) {
     let patience = Duration::from_millis(context.worker.shared.limits.handshake_timeout_ms);
     let deadline = tokio::time::Instant::now() + patience;
-    let drain = context.tenant.share.drain().clone();
+    let drain = context.local.share.drain().clone();
     let hello = tokio::select! {
         hello = tokio::time::timeout_at(deadline, read_hello(&mut io)) => hello,
         // Nothing was asked yet, but it may be on its way.
@@ -120,7 +120,7 @@ async fn accept(
     tls: &Arc<TlsTermination>,
     deadline: tokio::time::Instant,
 ) -> Option<Tls> {
-    let config = match context.tenant.tls.get(tls) {
+    let config = match context.tls.get(tls) {
         Ok(config) => config,
         Err(why) => {
             alert(io, AlertDescription::InternalError).await;
@@ -129,7 +129,7 @@ async fn accept(
         }
     };
     let accepting = async {
-        let permit = context.tenant.share.handshake().await;
+        let permit = context.local.share.handshake().await;
         permit.during(TlsAcceptor::from(config).accept(Prefixed::new(early, io))).await
     };
     match tokio::time::timeout_at(deadline, accepting).await {

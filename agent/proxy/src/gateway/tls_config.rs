@@ -23,7 +23,7 @@ type Built = Result<Arc<ServerConfig>, Arc<str>>;
 /// hold what is at these addresses. Never shared between two of them: a session ticket must not carry a client past
 /// another listener's demands.
 #[derive(Debug, Default)]
-pub(super) struct TlsConfigs(ArcSwap<HashMap<usize, (Arc<TlsTermination>, Built)>>);
+pub(crate) struct TlsConfigs(ArcSwap<HashMap<usize, (Arc<TlsTermination>, Built)>>);
 
 impl TlsConfigs {
     /// Settings for a listener.

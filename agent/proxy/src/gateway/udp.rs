@@ -1,15 +1,16 @@
 //! UDP: a session for each client address, with a socket of its own towards the endpoint. Answers go back from the
 //! socket that the client sent to.
 
-use super::accept::{Tenant, Ticket};
+use super::accept::Ticket;
 use crate::{
     error::{ProxyError, Reason},
     l4::tcp::{Ended, backend_of},
     loads::Choice,
-    share::ConnectionGuard,
+    share::{ConnectionGuard, Kind},
     telemetry::{Counter, Direction},
     transport::connect::canonical,
     worker::Worker,
+    workload::LocalWorkload,
 };
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::{
@@ -42,7 +43,7 @@ type Sessions = Rc<RefCell<HashMap<SocketAddr, Rc<Session>>>>;
 /// Receives on one socket, on one worker.
 pub(super) struct Receiver {
     worker: Rc<Worker>,
-    tenant: Rc<Tenant>,
+    local: Rc<LocalWorkload>,
     socket: Rc<UdpSocket>,
     port: u16,
     ticket: Ticket,
@@ -67,17 +68,17 @@ struct Session {
 impl Receiver {
     pub(super) fn new(
         worker: Rc<Worker>,
-        tenant: Rc<Tenant>,
+        local: Rc<LocalWorkload>,
         socket: UdpSocket,
         port: u16,
         ticket: Ticket,
     ) -> Self {
-        Self { worker, tenant, socket: Rc::new(socket), port, ticket, sessions: Sessions::default() }
+        Self { worker, local, socket: Rc::new(socket), port, ticket, sessions: Sessions::default() }
     }
 
     /// Until the ticket or the share's drain says stop; sessions go on.
     pub(super) async fn run(self) {
-        let drain = self.tenant.share.drain().clone();
+        let drain = self.local.share.drain().clone();
         loop {
             let readable = tokio::select! {
                 biased;
@@ -86,7 +87,7 @@ impl Receiver {
                 readable = self.socket.readable() => readable,
             };
             if let Err(error) = readable.and_then(|()| self.receive()) {
-                tracing::warn!(gateway = %self.tenant.key, port = self.port, %error, "cannot receive");
+                tracing::warn!(gateway = %self.local.source.workload.pod, port = self.port, %error, "cannot receive");
                 tokio::time::sleep(PAUSE).await;
             }
             // Others of the share have their turn.
@@ -142,7 +143,7 @@ impl Receiver {
     }
 
     fn rule<'c>(&self, config: &'c Config) -> Option<&'c Arc<L4Rule>> {
-        match config.gateways.get(&self.tenant.key)?.ports.get(&(self.port, Transport::Udp))? {
+        match config.gateways.get(&self.local.source.workload.pod)?.ports.get(&(self.port, Transport::Udp))? {
             PortConfig::Udp(rule) => rule.as_ref(),
             _ => None,
         }
@@ -151,13 +152,13 @@ impl Receiver {
     fn begin(&self, config: &Config, peer: SocketAddr) -> Option<Rc<Session>> {
         let rule = self.rule(config)?;
         let room = self.sessions.borrow().len() < SESSIONS_MAX;
-        let Some(guard) = room.then(|| self.tenant.share.admit()).flatten() else {
+        let Some(guard) = room.then(|| self.local.share.admit(Kind::Out)).flatten() else {
             self.worker.telemetry.count(Counter::LimitRefused);
             return None;
         };
         let now = std::time::Instant::now();
         let mut ended = Ended::new(Direction::Gateway, "udp", canonical(peer), now);
-        ended.parent = Some(self.tenant.key.clone());
+        ended.parent = Some(self.local.source.workload.pod.clone());
         ended.rule = Some(rule.clone());
         let chosen = self.choose(config, rule, &mut ended);
         let opened = chosen.and_then(|(backend, endpoint)| {
@@ -184,7 +185,7 @@ impl Receiver {
             over: Notify::new(),
         });
         self.sessions.borrow_mut().insert(peer, session.clone());
-        self.tenant.share.spawn(self.answer(session.clone(), peer, ended, guard));
+        self.local.share.spawn(self.answer(session.clone(), peer, ended, guard));
         Some(session)
     }
 
@@ -198,7 +199,7 @@ impl Receiver {
         ended.backend = Some(backend.clone());
         let nobody = || ProxyError::no_endpoint(config, &backend.key);
         let endpoints = config.endpoints.get(&backend.key).ok_or_else(nobody)?;
-        let share = self.tenant.share.key();
+        let share = self.local.share.key();
         let choice = Choice { backend: &backend, set: endpoints, share, client: ended.peer.ip(), tried: &[] };
         let chosen = self.worker.loads.choose_untold(&choice, Instant::now().into_std(), self.worker.draw());
         let endpoint = chosen.and_then(|(i, _)| endpoints.ready.get(i)).ok_or_else(nobody)?;
@@ -215,7 +216,7 @@ impl Receiver {
         guard: ConnectionGuard,
     ) -> impl Future<Output = ()> + use<> {
         let (worker, socket, sessions) = (self.worker.clone(), self.socket.clone(), self.sessions.clone());
-        let (ticket, drain) = (self.ticket.clone(), self.tenant.share.drain().clone());
+        let (ticket, drain) = (self.ticket.clone(), self.local.share.drain().clone());
         async move {
             let _open = worker.telemetry.connection_opened(Direction::Gateway);
             ended.reason = tokio::select! {

@@ -1,11 +1,12 @@
 //! One downstream connection, as its requests see it.
 
-use super::{HttpWorker, exchange::Exchange, io::MaybeTls, pool::Pool};
+use super::{HttpPool, HttpWorker, exchange::Exchange, io::MaybeTls};
 use crate::{
     context::{Peer, Source},
     dial::Dial,
     share::Share,
     telemetry::Direction,
+    workload::LocalWorkload,
 };
 use bytes::Bytes;
 use http::HeaderValue;
@@ -51,10 +52,8 @@ pub struct DownstreamTls {
 pub struct HttpConn<D: Dial> {
     /// The worker's HTTP state.
     pub http: Rc<HttpWorker<D>>,
-    /// Pays for it.
-    pub share: Rc<Share>,
-    /// On whose behalf requests go out.
-    pub source: Rc<Source>,
+    /// On whose behalf requests go out, and who pays.
+    pub local: Rc<LocalWorkload<D::Io>>,
     /// The client.
     pub peer: Peer,
     /// How it came in.
@@ -74,9 +73,10 @@ pub(crate) struct Conn<D: Dial> {
     pub(crate) http: Rc<HttpWorker<D>>,
     pub(crate) share: Rc<Share>,
     pub(crate) source: Rc<Source>,
+    pub(crate) local: Rc<LocalWorkload<D::Io>>,
     pub(crate) peer: SocketAddr,
     pub(crate) entrance: Entrance,
-    pub(crate) pool: Rc<Pool<MaybeTls<D::Io>>>,
+    pub(crate) pool: Rc<HttpPool<D::Io>>,
     /// `X-Forwarded-For` of this client; only at Gateways.
     pub(crate) forwarded_for: Option<HeaderValue>,
     /// Being drained, or the client's framing is lost: an HTTP/1.1 answer tells the client that it is the last.
@@ -100,10 +100,11 @@ impl<D: Dial> Conn<D> {
             Entrance::Mesh { .. } => None,
         };
         Rc::new(Self {
-            pool: conn.http.pool(conn.share.key()),
+            pool: conn.local.pool.clone(),
             http: conn.http,
-            share: conn.share,
-            source: conn.source,
+            share: conn.local.share.clone(),
+            source: conn.local.source.clone(),
+            local: conn.local,
             peer: SocketAddr::new(conn.peer.ip, conn.peer.port),
             entrance: conn.entrance,
             forwarded_for,

@@ -101,7 +101,7 @@ async fn dial<D: Dial>(
     tls: Option<&BackendTlsClient>,
     protocol: Protocol,
 ) -> Result<Upstream<ConnIo<D>>, ProxyError> {
-    let Upstream { io, info } = conn.http.dial.dial(&conn.source, endpoint, false).await?;
+    let Upstream { io, info } = conn.http.dial.dial(&conn.local, endpoint, false).await?;
     let io = match tls {
         None => MaybeTls::Plain(io),
         Some(tls) => {

@@ -32,33 +32,21 @@ pub use io::Prefixed;
 pub use respond::REASON_HEADER;
 pub use serve::{HttpVersion, serve};
 
-use crate::{
-    context::{ShareKey, Shared},
-    dial::Dial,
-    loads::Loads,
-    telemetry::WorkerTelemetry,
-};
+use crate::{context::Shared, dial::Dial, loads::Loads, telemetry::WorkerTelemetry};
 use backend_tls::BackendTlsCache;
 use pool::Pool;
-use std::{
-    cell::{Cell, RefCell},
-    collections::HashMap,
-    rc::Rc,
-    sync::Arc,
-};
+use std::{cell::Cell, rc::Rc, sync::Arc};
 
-/// One share's kept connections.
-type SharePool<D> = Pool<io::MaybeTls<<D as Dial>::Io>>;
+/// A workload's kept connections.
+pub(crate) type HttpPool<Io> = Pool<io::MaybeTls<Io>>;
 
-/// What all HTTP connections of one worker share: kept upstream connections, the balancer's view of endpoints, TLS
-/// settings of backends, telemetry.
+/// What all HTTP connections of one worker share: the balancer's view of endpoints, TLS settings of backends, telemetry.
 pub struct HttpWorker<D: Dial> {
     pub(crate) shared: Arc<Shared>,
     pub(crate) dial: D,
     pub(crate) telemetry: Rc<WorkerTelemetry>,
     pub(crate) loads: Rc<Loads>,
     pub(crate) backend_tls: BackendTlsCache,
-    pools: RefCell<HashMap<ShareKey, Rc<SharePool<D>>>>,
     /// Mirror copies under way.
     pub(crate) mirrors: Cell<usize>,
     random: Cell<u64>,
@@ -80,27 +68,9 @@ impl<D: Dial> HttpWorker<D> {
             telemetry,
             loads,
             backend_tls: BackendTlsCache::default(),
-            pools: RefCell::default(),
             mirrors: Cell::new(0),
             random: Cell::new(seed),
         })
-    }
-
-    /// Closes the kept connections of a source that leaves.
-    pub fn forget(&self, key: &ShareKey) {
-        if let Some(pool) = self.pools.borrow_mut().remove(key) {
-            pool.clear();
-        }
-    }
-
-    /// The kept connections of a source.
-    pub(crate) fn pool(&self, key: &ShareKey) -> Rc<SharePool<D>> {
-        if let Some(pool) = self.pools.borrow().get(key) {
-            return Rc::clone(pool);
-        }
-        let pool = Pool::new();
-        self.pools.borrow_mut().insert(key.clone(), Rc::clone(&pool));
-        pool
     }
 
     /// A random number, uniform over all of `u64` (SplitMix64: for balancing, not for secrets).

@@ -15,12 +15,13 @@ mod tls;
 
 use super::denied;
 use crate::{
+    entrance::Accepted,
     error::{ProxyError, Reason},
     l4::tcp::Ended,
-    pods::{Accepted, Pod},
     telemetry::Counter,
     transport::connect,
     worker::Worker,
+    workload::LocalWorkload,
 };
 use bytes::{Bytes, BytesMut};
 use head::{Scheme, Verdict, judge};
@@ -51,7 +52,7 @@ pub(crate) struct Asked {
 /// A connection of the kubelet.
 struct Probing<'a> {
     worker: &'a Rc<Worker>,
-    pod: &'a Rc<Pod>,
+    local: &'a Rc<LocalWorkload>,
     peer: SocketAddr,
     to: SocketAddr,
     asks: &'a [Asked],
@@ -63,7 +64,7 @@ struct Probing<'a> {
 impl Probing<'_> {
     /// A connection to the application, from the kubelet's address. Borrows nothing, so that both ends can be used.
     fn application(&self) -> impl Future<Output = Result<TcpStream, ProxyError>> + use<> {
-        let (source, shared) = (self.pod.source.clone(), self.worker.shared.clone());
+        let (source, shared) = (self.local.source.clone(), self.worker.shared.clone());
         let (from, to) = (self.peer.ip(), self.to);
         async move { connect::to_application(&*source.sockets, from, to, &shared.limits).await }
     }
@@ -121,9 +122,10 @@ async fn has_closed(io: &TcpStream) -> bool {
 
 /// Serves what the kubelet asks.
 async fn answer(conn: Accepted, to: SocketAddr, asks: &[Asked], ended: &mut Ended) -> Result<(), ProxyError> {
-    let Accepted { worker, pod, mut io, peer, _guard } = conn;
+    let Accepted { worker, local, mut io, peer, guard: _guard } = conn;
     let protocol = ended.protocol;
-    let mut probing = Probing { worker: &worker, pod: &pod, peer, to, asks, protocol, received: 0, sent: 0 };
+    let mut probing =
+        Probing { worker: &worker, local: &local, peer, to, asks, protocol, received: 0, sent: 0 };
     let first = first_words(&probing, &mut io, Scheme::Http).await;
     let served = match first {
         Ok((Verdict::Tls, early)) => Box::pin(inside_tls(&mut probing, io, early.freeze())).await,

@@ -5,13 +5,12 @@ use super::{
     pipe::Pipe,
 };
 use crate::{
-    context::Source,
     dial::{Dialer, Upstream, UpstreamIo, impatiently},
     error::{Blame, ProxyError, Reason, Retryable},
     loads::Choice,
-    share::Share,
     telemetry::{ConnectionRecord, Direction},
     worker::Worker,
+    workload::LocalWorkload,
 };
 use bytes::Bytes;
 use http::HeaderMap;
@@ -38,10 +37,8 @@ pub enum L4Target {
 pub struct L4Conn<D> {
     /// The worker.
     pub worker: Rc<Worker>,
-    /// Pays for it.
-    pub share: Rc<Share>,
-    /// On whose behalf the upstream is called.
-    pub source: Rc<Source>,
+    /// On whose behalf the upstream is called, and who pays.
+    pub local: Rc<LocalWorkload>,
     /// The client's bytes.
     pub downstream: D,
     /// What is said of it at its end.
@@ -52,7 +49,7 @@ pub struct L4Conn<D> {
 /// served sees a reset.
 pub async fn serve<D: Pipe>(mut conn: L4Conn<D>, target: L4Target, early: Bytes) {
     // Boxed: the state of connecting is not held while bytes are copied.
-    let connecting = Box::pin(connect(&conn.worker, &conn.source, target, &mut conn.ended));
+    let connecting = Box::pin(connect(&conn.worker, &conn.local, target, &mut conn.ended));
     match connecting.await {
         Ok(upstream) => relay(conn, upstream, early).await,
         Err(error) => refuse(conn, &error),
@@ -63,7 +60,7 @@ pub async fn serve<D: Pipe>(mut conn: L4Conn<D>, target: L4Target, early: Bytes)
 pub async fn relay<D: Pipe>(mut conn: L4Conn<D>, upstream: Upstream<UpstreamIo>, early: Bytes) {
     conn.ended.endpoint = Some(upstream.info.addr);
     conn.ended.destination_identity = upstream.info.identity;
-    let copied = copy::bidirectional(conn.downstream, upstream.io, early, conn.share.copying()).await;
+    let copied = copy::bidirectional(conn.downstream, upstream.io, early, conn.local.share.copying()).await;
     conn.ended.copied(&copied);
     conn.ended.record(&conn.worker);
 }
@@ -81,7 +78,7 @@ pub fn refuse<D: Pipe>(mut conn: L4Conn<D>, error: &ProxyError) {
 /// Why nobody can be reached, of the last try.
 pub async fn connect(
     worker: &Rc<Worker>,
-    source: &Rc<Source>,
+    local: &Rc<LocalWorkload>,
     target: L4Target,
     ended: &mut Ended,
 ) -> Result<Upstream<UpstreamIo>, ProxyError> {
@@ -89,7 +86,7 @@ pub async fn connect(
     let backend = match target {
         L4Target::Endpoint(endpoint) => {
             ended.note(&endpoint);
-            return dialer.dial_with(source, &endpoint, true, &HeaderMap::new()).await;
+            return dialer.dial_with(local, &endpoint, true, &HeaderMap::new()).await;
         }
         L4Target::Backend(backend) => backend,
         L4Target::Rule(rule) => {
@@ -108,7 +105,7 @@ pub async fn connect(
         let choice = Choice {
             backend: &backend,
             set: endpoints,
-            share: &source.share,
+            share: &local.source.share,
             client: ended.peer.ip(),
             tried: tried.as_slice(),
         };
@@ -120,7 +117,7 @@ pub async fn connect(
         let may_retry = tried.len() + 1 < endpoints.ready.len().min(UNREACHED_TRIES as usize);
         let has_other = || may_retry && worker.loads.has_other(&choice, endpoint.addr, Instant::now());
         let headers = HeaderMap::new();
-        let dialing = dialer.dial_with(source, endpoint, bulk, &headers);
+        let dialing = dialer.dial_with(local, endpoint, bulk, &headers);
         match impatiently(endpoint.addr, dialing, has_other).await {
             Ok(upstream) => {
                 in_flight.connected(Instant::now());

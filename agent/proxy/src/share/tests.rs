@@ -40,9 +40,9 @@ fn a_panic_ends_one_task_only() {
 fn connections_and_handshakes_are_bounded() {
     on_a_worker(async || {
         let share = share("a", LIMITS);
-        let first = share.admit().unwrap();
-        let second = share.admit().unwrap();
-        assert!(share.admit().is_none());
+        let first = share.admit(Kind::Out).unwrap();
+        let second = share.admit(Kind::Out).unwrap();
+        assert!(share.admit(Kind::Out).is_none());
         assert_eq!(share.counters().refused.get(), 1);
         let idle = share.idle();
         drop((first, second));

@@ -5,16 +5,20 @@
 use super::{
     CONNECTION_WINDOW, DATA_FRAME_BUDGET, FRAME_SIZE, SEND_BUFFER, STREAM_WINDOW,
     connect::{self, canonical},
+    handshakes::Socket,
     metered::Metered,
     stream::TunnelStream,
     tls, tunnel,
 };
 use crate::{
-    error::{ProxyError, Reason},
+    budgets::Tenant,
+    entrance::Accepted,
+    error::{Blame, ProxyError, Reason, Retryable},
     l4::{copy, tcp::Ended},
-    pods::{Accepted, Pod},
+    share::{ConnectionGuard, Kind},
     telemetry::{Counter, Direction, TunnelSide},
     worker::Worker,
+    workload::LocalWorkload,
 };
 use bytes::Bytes;
 use h2::{
@@ -28,7 +32,11 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::net::TcpStream;
-use weft_core::model::SpiffeId;
+use tokio_rustls::server::TlsStream;
+use weft_core::{budget, model::SpiffeId};
+
+/// The bytes of a tunnel.
+type TlsIo = Metered<TlsStream<Metered<Socket>>>;
 
 /// Streams that a peer may have open on one tunnel. Our own clients use 100, ztunnel's too.
 const STREAMS_MAX: u32 = 200;
@@ -37,32 +45,73 @@ const STREAMS_MAX: u32 = 200;
 /// streams may go there only, because that is what NetworkPolicies have admitted. `None` on 15008: to any port of the pod.
 pub(crate) async fn serve(conn: Accepted, dialled: Option<SocketAddr>) {
     let begin = Instant::now();
-    let Accepted { worker, pod, io, peer, _guard } = conn;
-    if let Err(error) = serve_tunnel(&worker, &pod, io, peer, dialled).await {
+    let (worker, local, peer) = (conn.worker.clone(), conn.local.clone(), conn.peer);
+    if let Err(error) = serve_tunnel(conn, dialled).await {
         worker.telemetry.count(Counter::HandshakeTunnelServerFailed);
         let mut ended = Ended::new(Direction::Inbound, "hbone", peer, begin);
-        ended.destination = Some(pod.source.workload.clone());
+        ended.destination = Some(local.source.workload.clone());
         ended.fail(&error);
         ended.record(&worker);
     }
 }
 
-async fn serve_tunnel(
-    worker: &Rc<Worker>,
-    pod: &Rc<Pod>,
-    io: TcpStream,
-    peer: SocketAddr,
-    dialled: Option<SocketAddr>,
-) -> Result<(), ProxyError> {
-    let limits = &worker.shared.limits;
-    let local = match dialled {
+async fn serve_tunnel(conn: Accepted, dialled: Option<SocketAddr>) -> Result<(), ProxyError> {
+    let Accepted { worker, local, io, peer, guard } = conn;
+    let address = match dialled {
         Some(to) => to.ip(),
         None => io.local_addr().map(canonical).map_err(|e| tunnel::broken(peer, &e))?.ip(),
     };
     let port = dialled.map(|to| to.port());
-    let identity =
-        pod.source.identity.as_ref().ok_or_else(|| tls::no_certificate(&pod.source.workload.identity))?;
-    let (tls, client) = tls::accept(worker, identity, io, &pod.share).await?;
+    let (mut connection, client, _guard) = Box::pin(prove(&worker, &local, io, peer, guard)).await?;
+    worker.telemetry.count(Counter::HandshakeTunnelServerOk);
+    let _open = worker.telemetry.tunnel_opened(TunnelSide::Server);
+    let own = Rc::new(local.source.workload.identity.clone());
+    let context = Rc::new(Tunnel { worker, local, client, own, peer, address, port });
+    accept_streams(&mut connection, &context).await;
+    Ok(())
+}
+
+/// The client's handshakes, TLS and HTTP/2: from here on it is known who it is, and it counts as a connection to the pod.
+async fn prove(
+    worker: &Worker,
+    local: &LocalWorkload,
+    io: TcpStream,
+    peer: SocketAddr,
+    guard: ConnectionGuard,
+) -> Result<(Connection<TlsIo, Bytes>, Rc<SpiffeId>, ConnectionGuard), ProxyError> {
+    let (place, displaced) = local.unproved.enter(peer.ip());
+    if displaced.is_some() {
+        worker.reached(&budget::CONNECTIONS_UNPROVED, Tenant::from(&local.source.share));
+    }
+    let proved = tokio::select! {
+        proved = handshakes(worker, local, io, peer) => proved?,
+        () = place.displaced() => return Err(limit("too many connections say nothing; a newer one took its place")),
+    };
+    let Some(guard) = guard.become_kind(Kind::Tunnel) else {
+        worker.reached(&budget::TUNNELS_IN, Tenant::from(&local.source.share));
+        return Err(limit("too many tunnels to this pod"));
+    };
+    Ok((proved.0, proved.1, guard))
+}
+
+fn limit(detail: &str) -> ProxyError {
+    ProxyError {
+        reason: Reason::Limit,
+        blame: Blame::Downstream,
+        retry: Retryable::No,
+        detail: detail.to_owned(),
+    }
+}
+
+async fn handshakes(
+    worker: &Worker,
+    local: &LocalWorkload,
+    io: TcpStream,
+    peer: SocketAddr,
+) -> Result<(Connection<TlsIo, Bytes>, Rc<SpiffeId>), ProxyError> {
+    let source = &local.source;
+    let identity = source.identity.as_ref().ok_or_else(|| tls::no_certificate(&source.workload.identity))?;
+    let (tls, client) = tls::accept(worker, identity, io, &local.share).await?;
     let handshake = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -72,28 +121,23 @@ async fn serve_tunnel(
         .max_concurrent_streams(STREAMS_MAX)
         .data_frame_budget(DATA_FRAME_BUDGET)
         .handshake::<_, Bytes>(Metered(tls));
-    let deadline = Duration::from_millis(limits.handshake_timeout_ms);
+    let deadline = Duration::from_millis(worker.shared.limits.handshake_timeout_ms);
     let connection = tokio::time::timeout(deadline, handshake).await;
-    let mut connection =
+    let connection =
         connection.map_err(|e| tunnel::broken(peer, &e))?.map_err(|e| tunnel::broken(peer, &e))?;
-    worker.telemetry.count(Counter::HandshakeTunnelServerOk);
-    let _open = worker.telemetry.tunnel_opened(TunnelSide::Server);
-    let own = Rc::new(pod.source.workload.identity.clone());
-    let context =
-        Rc::new(Tunnel { worker: worker.clone(), pod: pod.clone(), client, own, peer, local, port });
-    accept_streams(&mut connection, &context).await;
-    Ok(())
+    Ok((connection, client))
 }
 
 /// What all streams of one accepted tunnel have in common.
 struct Tunnel {
     worker: Rc<Worker>,
-    pod: Rc<Pod>,
+    local: Rc<LocalWorkload>,
     client: Rc<SpiffeId>,
     /// Who the client verified us to be.
     own: Rc<SpiffeId>,
     peer: SocketAddr,
-    local: IpAddr,
+    /// The pod's address that it came to.
+    address: IpAddr,
     /// The only port that its streams may go to, if there is one.
     port: Option<u16>,
 }
@@ -102,7 +146,7 @@ async fn accept_streams<IO>(connection: &mut Connection<IO, Bytes>, context: &Rc
 where
     IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
-    let drain = context.pod.share.drain();
+    let drain = context.local.share.drain();
     let lost = tunnel::peer_lost(connection.ping_pong());
     tokio::pin!(lost);
     let mut going_away = false;
@@ -110,7 +154,7 @@ where
         tokio::select! {
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, respond))) => {
-                    context.pod.share.spawn(serve_stream(context.clone(), request, respond));
+                    context.local.share.spawn(serve_stream(context.clone(), request, respond));
                 }
                 Some(Err(error)) => {
                     tracing::debug!(peer = %context.peer, %error, "an accepted tunnel broke");
@@ -131,14 +175,14 @@ where
 
 async fn serve_stream(context: Rc<Tunnel>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
     let begin = Instant::now();
-    let to = match destination(&request, context.local, context.port) {
+    let to = match destination(&request, context.address, context.port) {
         Ok(to) => to,
         Err(status) => return answer(&mut respond, status),
     };
     let mut ended = Ended::new(Direction::Inbound, "hbone", context.peer, begin);
     ended.source_identity = Some(context.client.clone());
     ended.destination_identity = Some(context.own.clone());
-    ended.destination = Some(context.pod.source.workload.clone());
+    ended.destination = Some(context.local.source.workload.clone());
     ended.endpoint = Some(to);
     serve_connect(&context, request, respond, &mut ended).await;
     ended.record(&context.worker);
@@ -150,14 +194,15 @@ async fn serve_connect(
     mut respond: SendResponse<Bytes>,
     ended: &mut Ended,
 ) {
-    let Some(_guard) = context.pod.share.admit() else {
+    let Some(_guard) = context.local.share.admit(Kind::In) else {
+        context.worker.reached(&budget::CONNECTIONS_IN, Tenant::from(&context.local.source.share));
         ended.reason = Some(Reason::Limit);
         return answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE);
     };
     let Some(to) = ended.endpoint else { return };
     let limits = &context.worker.shared.limits;
     // From the client's own address: the application and its NetworkPolicy see who calls.
-    let connecting = connect::to_application(&*context.pod.source.sockets, context.peer.ip(), to, limits);
+    let connecting = connect::to_application(&*context.local.source.sockets, context.peer.ip(), to, limits);
     let connected = tokio::select! {
         connected = connecting => connected,
         _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => {
@@ -177,7 +222,7 @@ async fn serve_connect(
         return;
     };
     let stream = TunnelStream::new(send, request.into_body(), None);
-    let copied = copy::bidirectional(stream, application, Bytes::new(), context.pod.share.copying()).await;
+    let copied = copy::bidirectional(stream, application, Bytes::new(), context.local.share.copying()).await;
     ended.copied(&copied);
 }
 

@@ -13,7 +13,7 @@ use super::{connect, metered::Metered};
 use crate::{
     context::ShareKey,
     drain::Drain,
-    share::{Share, ShareLimits, scheduler::Scheduler},
+    share::{Kind, Share, ShareLimits, scheduler::Scheduler},
 };
 use std::{
     cell::RefCell,
@@ -190,7 +190,7 @@ impl Helper {
         let share = shares
             .entry(tenant.clone())
             .or_insert_with(|| Share::start(&self.scheduler, tenant, limits, Drain::new(), Arc::default()));
-        let guard = share.admit();
+        let guard = share.admit(Kind::In);
         share.spawn(async move {
             yielding(work).await;
             drop(guard);

@@ -5,7 +5,7 @@
 //! - [`stream`]: one tunnel stream as bytes; [`tunnel`]: the client's HTTP/2 connection; [`pool`]: which tunnel;
 //! - `pulse`: whether the other end of a tunnel lives;
 //! - [`way`]: to which port of the pod it goes;
-//! - [`accept`]: the server side.
+//! - [`accept`]: the server side; `unproved`: those of its connections whose client is not known yet.
 
 pub mod accept;
 pub mod connect;
@@ -16,6 +16,7 @@ pub(crate) mod pulse;
 pub mod stream;
 pub mod tls;
 pub mod tunnel;
+pub(crate) mod unproved;
 pub mod way;
 
 /// Window of one tunnel stream.

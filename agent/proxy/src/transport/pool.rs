@@ -1,22 +1,22 @@
-//! Which tunnel a new stream takes: kept per (client pod, endpoint, identity) on each worker.
+//! Which tunnel a new stream takes: kept per (endpoint, identity) for each workload on each worker.
 //!
-//! The key names the pod and not just the identity because the server's pod sees the client pod's address. It names the port
-//! too where tunnels go to the application's own port: see [`super::way`].
+//! Not shared between workloads of one identity, because the server's pod sees the client pod's address. The key names the
+//! port too where tunnels go to the application's own port: see [`super::way`].
 
 use super::{
     connect,
     metered::Metered,
     tls,
     tunnel::{OpenError, State, StreamGuard, Tunnel, broken, refused},
-    way::{Detours, Way, either, way},
+    way::{Way, either, way},
 };
 use crate::{
-    context::{ShareKey, Source},
     error::{Blame, ProxyError, Reason, Retryable},
     nodes::Node,
     telemetry::{Counter, TunnelSide},
     transport::stream::TunnelStream,
     worker::Worker,
+    workload::LocalWorkload,
 };
 use http::HeaderMap;
 use std::{
@@ -43,21 +43,15 @@ const ATTEMPTS: usize = 3;
 /// How much longer than a TCP connect the answer to a CONNECT may take.
 const ANSWER_SLACK: Duration = Duration::from_secs(1);
 
-/// All tunnels of one worker.
+/// A workload's tunnels on one worker.
 #[derive(Debug, Default)]
 pub struct Tunnels {
     entries: RefCell<HashMap<TunnelKey, Rc<Entry>>>,
-    /// Ports of pods whose agent answers on 15008 only, whatever was said of it.
-    detours: Detours,
 }
 
 /// What may share a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TunnelKey {
-    /// Whose connections.
-    pub source: ShareKey,
-    /// Where they come from: a pod that is made anew under its old name has another address.
-    pub from: Option<IpAddr>,
     /// The endpoint's address.
     pub ip: IpAddr,
     /// Who must answer there.
@@ -81,7 +75,7 @@ struct Entry {
 #[derive(Clone, Copy, Debug)]
 pub struct Want<'a> {
     /// On whose behalf.
-    pub source: &'a Rc<Source>,
+    pub local: &'a Rc<LocalWorkload>,
     /// The pod behind the endpoint.
     pub workload: &'a Workload,
     /// Where to.
@@ -203,9 +197,9 @@ impl Tunnels {
                     entry.opening.set(true);
                     entry.failure.take();
                     let node = want.workload.node.as_ref().map(|node| worker.loads.node(node));
-                    let opener = open(worker.clone(), want.source.clone(), key.clone(), entry.clone(), node);
+                    let opener = open(worker.clone(), want.local.clone(), key.clone(), entry.clone(), node);
                     // A task of its own: the one who asked first may give up, the others still wait.
-                    worker.share(&want.source.share).spawn(opener);
+                    want.local.share.spawn(opener);
                 }
                 Pick::Wait => {}
             }
@@ -216,17 +210,11 @@ impl Tunnels {
     }
 
     fn key(&self, worker: &Worker, want: Want<'_>) -> TunnelKey {
-        let way = match way(&worker.shared.config.load(), want.source, want.workload, want.to) {
-            Way::Application(_) if self.detours.has(want.to, Instant::now()) => Way::Hbone,
+        let way = match way(&worker.shared.config.load(), &want.local.source, want.workload, want.to) {
+            Way::Application(_) if worker.detours.has(want.to, Instant::now()) => Way::Hbone,
             way => way,
         };
-        TunnelKey {
-            source: want.source.share.clone(),
-            from: want.source.bind_ip(want.to.is_ipv6()),
-            ip: want.to.ip(),
-            identity: want.workload.identity.clone(),
-            way,
-        }
+        TunnelKey { ip: want.to.ip(), identity: want.workload.identity.clone(), way }
     }
 
     /// Somebody who calls every port of a pod must not keep a tunnel for each.
@@ -235,9 +223,7 @@ impl Tunnels {
             return;
         }
         let entries = self.entries.borrow();
-        let beside = entries.iter().filter(|(other, _)| {
-            (other.ip, other.from) == (key.ip, key.from) && other.source == key.source && other.way != key.way
-        });
+        let beside = entries.iter().filter(|(other, _)| other.ip == key.ip && other.way != key.way);
         let tunnels = beside.flat_map(|(_, entry)| entry.tunnels.borrow().clone());
         let idle: Vec<Rc<Tunnel>> = tunnels.filter(|tunnel| tunnel.streams() == 0).collect();
         if idle.len() >= PORTS_IDLE_MAX {
@@ -245,15 +231,11 @@ impl Tunnels {
         }
     }
 
-    /// Retires every tunnel of a source.
-    pub fn forget(&self, source: &ShareKey) {
-        self.entries.borrow_mut().retain(|key, entry| {
-            let keep = key.source != *source;
-            if !keep {
-                entry.tunnels.borrow().iter().for_each(|t| t.retire());
-            }
-            keep
-        });
+    /// Retires all: none takes another stream.
+    pub fn retire(&self) {
+        for entry in self.entries.take().into_values() {
+            entry.tunnels.borrow().iter().for_each(|t| t.retire());
+        }
     }
 
     /// Open tunnels.
@@ -284,7 +266,7 @@ impl Tunnels {
 /// Opens a tunnel for `entry` and drives it until it ends.
 async fn open(
     worker: Rc<Worker>,
-    source: Rc<Source>,
+    local: Rc<LocalWorkload>,
     key: TunnelKey,
     entry: Rc<Entry>,
     node: Option<Rc<Node>>,
@@ -300,14 +282,14 @@ async fn open(
     let opening = Opening(&entry);
     let limits = &worker.shared.limits;
     let deadline = Duration::from_millis(limits.connect_timeout_ms + limits.handshake_timeout_ms);
-    let establishing = tokio::time::timeout(deadline, establish(&worker, &source, &key, node));
+    let establishing = tokio::time::timeout(deadline, establish(&worker, &local, &key, node));
     match establishing.await.unwrap_or_else(|_| Err(slow(&key, deadline))) {
         Ok((tunnel, driver)) => {
             worker.telemetry.count(Counter::HandshakeTunnelClientOk);
             let _open = worker.telemetry.tunnel_opened(TunnelSide::Client);
             entry.tunnels.borrow_mut().push(tunnel.clone());
             drop(opening);
-            let share = worker.share(&source.share);
+            let share = &local.share;
             // One that a request of the drain's linger asked for: retired at once, it would be opened again and again.
             let late = share.drain().is_draining();
             tokio::pin!(driver);
@@ -315,7 +297,7 @@ async fn open(
                 () = &mut driver => {}
                 () = share.drain().draining(), if !late => {
                     tunnel.retire();
-                    worker.tunnels.prune(&key);
+                    local.tunnels.prune(&key);
                     driver.await;
                 }
             }
@@ -323,18 +305,18 @@ async fn open(
         Err(error) => {
             worker.telemetry.count(Counter::HandshakeTunnelClientFailed);
             if key.way == Way::Hbone {
-                worker.tunnels.detours.forget(key.ip);
+                worker.detours.forget(key.ip);
             }
             *entry.failure.borrow_mut() = Some(error);
             drop(opening);
         }
     }
-    worker.tunnels.prune(&key);
+    local.tunnels.prune(&key);
 }
 
 async fn establish(
     worker: &Rc<Worker>,
-    source: &Rc<Source>,
+    local: &Rc<LocalWorkload>,
     key: &TunnelKey,
     node: Option<Rc<Node>>,
 ) -> Result<(Rc<Tunnel>, impl Future<Output = ()> + 'static), ProxyError> {
@@ -342,8 +324,9 @@ async fn establish(
         Way::Application(port) => SocketAddr::new(key.ip, port),
         Way::Hbone => SocketAddr::new(key.ip, worker.shared.hbone_port),
     };
-    let share = worker.share(&source.share);
-    let tcp = |way| connect::tcp_unless_reset(&*source.sockets, key.from, to(way), &worker.shared.limits);
+    let (share, source) = (&local.share, &local.source);
+    let from = source.bind_ip(key.ip.is_ipv6());
+    let tcp = |way| connect::tcp_unless_reset(&*source.sockets, from, to(way), &worker.shared.limits);
     let shake = async |way: Way, tcp: Option<TcpStream>| {
         let tcp = tcp.ok_or_else(|| broken(to(way), &io::Error::from(io::ErrorKind::ConnectionReset)))?;
         let permit = share.handshake().await;
@@ -363,7 +346,7 @@ async fn establish(
         }
     };
     if came != key.way {
-        worker.tunnels.detours.note(to(key.way), Instant::now());
+        worker.detours.note(to(key.way), Instant::now());
         tracing::debug!(to = %to(key.way), "its agent takes tunnels on 15008 only");
     }
     let identity = Rc::new(key.identity.clone());

@@ -2,10 +2,12 @@
 
 use super::support::*;
 use crate::{
-    context::{Limits, Source},
+    context::Limits,
     dial::{Dial, Upstream, UpstreamInfo},
     error::{ProxyError, Reason, Retryable},
     http::{REASON_HEADER, respond},
+    share::Kind,
+    workload::LocalWorkload,
 };
 use http::{HeaderValue, Request};
 use http_body_util::BodyExt;
@@ -229,7 +231,7 @@ impl Dial for Without {
 
     async fn dial(
         &self,
-        _: &Rc<Source>,
+        _: &Rc<LocalWorkload<Self::Io>>,
         endpoint: &Endpoint,
         _: bool,
     ) -> Result<Upstream<TcpStream>, ProxyError> {
@@ -638,10 +640,10 @@ fn a_drain_fails_no_request_on_an_idle_connection() {
             let mut io = TcpStream::connect(mesh).await.unwrap();
             io.write_all(request).await.unwrap();
             assert!(!answer(&mut io).await.contains("connection: close"));
-            kept.push((io, bed.share.admit().unwrap()));
+            kept.push((io, bed.share.admit(Kind::Out).unwrap()));
         }
         // Nothing was asked on this one yet.
-        kept.push((TcpStream::connect(mesh).await.unwrap(), bed.share.admit().unwrap()));
+        kept.push((TcpStream::connect(mesh).await.unwrap(), bed.share.admit(Kind::Out).unwrap()));
         let (draining, clients) = (bed.share.drain().clone(), async {
             bed.share.drain().draining().await;
             for (mut io, open) in kept {
@@ -681,7 +683,7 @@ fn a_drain_closes_idle_connections_after_the_linger_and_tells_requests_under_way
             tokio::task::yield_now().await;
         }
         let mut idle = TcpStream::connect(mesh).await.unwrap();
-        let open = bed.share.admit().unwrap();
+        let open = bed.share.admit(Kind::Out).unwrap();
         let drain = bed.share.drain().clone();
         let clients = async {
             // After half of the grace.
@@ -707,7 +709,7 @@ fn idle_connections_are_reused_and_bounded_by_need() {
             assert_eq!(get(mesh, "/").await.0, 200);
         }
         // Thirty client connections, one at a time: one upstream connection.
-        assert_eq!((app.connections.get(), bed.http.pool(bed.share.key()).idle()), (1, 1));
+        assert_eq!((app.connections.get(), bed.local.pool.idle()), (1, 1));
     });
 }
 

@@ -4,10 +4,11 @@
 
 use super::support::*;
 use crate::{
-    context::{Limits, Source},
+    context::Limits,
     dial::{Dial, Upstream, UpstreamInfo},
     error::ProxyError,
     http::Entrance,
+    workload::LocalWorkload,
 };
 use bytes::Bytes;
 use futures_util::{future::LocalBoxFuture, stream};
@@ -46,7 +47,7 @@ impl Dial for Memory {
 
     async fn dial(
         &self,
-        _: &Rc<Source>,
+        _: &Rc<LocalWorkload<Self::Io>>,
         endpoint: &Endpoint,
         _: bool,
     ) -> Result<Upstream<DuplexStream>, ProxyError> {

@@ -9,6 +9,7 @@ use crate::{
     loads::Loads,
     share::{Share, ShareLimits, scheduler::Scheduler},
     telemetry::{Telemetry, TelemetryConfig},
+    workload::LocalWorkload,
 };
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
@@ -68,7 +69,7 @@ impl Dial for Plain {
 
     async fn dial(
         &self,
-        _: &Rc<Source>,
+        _: &Rc<LocalWorkload<Self::Io>>,
         endpoint: &Endpoint,
         _: bool,
     ) -> Result<Upstream<TcpStream>, ProxyError> {
@@ -105,6 +106,7 @@ pub(crate) struct Bed<D: Dial = Plain> {
     pub(crate) shared: Arc<Shared>,
     pub(crate) http: Rc<HttpWorker<D>>,
     pub(crate) share: Rc<Share>,
+    pub(crate) local: Rc<LocalWorkload<D::Io>>,
     pub(crate) dials: Rc<Cell<u32>>,
     pub(crate) hangs: Hangs,
 }
@@ -150,7 +152,8 @@ impl<D: Dial> Bed<D> {
             let loads = Loads::new(telemetry.clone(), shared.sticky.clone(), None);
             HttpWorker::new(Arc::clone(&shared), dial, telemetry, loads, 42)
         };
-        Rc::new(Self { shared, http, share, dials, hangs })
+        let local = LocalWorkload::new(source(), share.clone());
+        Rc::new(Self { shared, http, share, local, dials, hangs })
     }
 
     /// Listens as 15001 would, for connections to [`FRONTEND`].
@@ -170,8 +173,7 @@ impl<D: Dial> Bed<D> {
     {
         let conn = HttpConn {
             http: Rc::clone(&self.http),
-            share: Rc::clone(&self.share),
-            source: self.source(),
+            local: Rc::clone(&self.local),
             peer: Peer { ip: peer.ip(), port: peer.port() },
             entrance,
         };
@@ -202,23 +204,23 @@ impl<D: Dial> Bed<D> {
     pub(crate) fn metrics(&self) -> String {
         self.shared.telemetry.render_metrics(false)
     }
+}
 
-    fn source(&self) -> Rc<Source> {
-        let pod = ObjectKey::new("client", "curl");
-        let workload = Arc::new(Workload {
-            identity: SpiffeId::new("cluster.local", "client", "default"),
-            pod: pod.clone(),
-            ips: Vec::new(),
-            node: None,
-            enrolled: true,
-            labelled: true,
-            tunnel: weft_core::model::TunnelPort::default(),
-            mode: MtlsMode::Permissive,
-            app: "curl".into(),
-            probes: Arc::default(),
-        });
-        Rc::new(Source { share: ShareKey::Pod(pod), workload, identity: None, sockets: Arc::new(NoSockets) })
-    }
+fn source() -> Source {
+    let pod = ObjectKey::new("client", "curl");
+    let workload = Arc::new(Workload {
+        identity: SpiffeId::new("cluster.local", "client", "default"),
+        pod: pod.clone(),
+        ips: Vec::new(),
+        node: None,
+        enrolled: true,
+        labelled: true,
+        tunnel: weft_core::model::TunnelPort::default(),
+        mode: MtlsMode::Permissive,
+        app: "curl".into(),
+        probes: Arc::default(),
+    });
+    Source { share: ShareKey::Pod(pod), workload, identity: None, sockets: Arc::new(NoSockets) }
 }
 
 pub(crate) fn at_gateway() -> Entrance {

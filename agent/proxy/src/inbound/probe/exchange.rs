@@ -104,7 +104,7 @@ where
 fn learn(probing: &Probing<'_>, request: &Declared, answer: Option<BytesMut>) {
     let Some(answer) = answer else { return };
     if let Some((port, asked)) = redirects::follow(&answer, probing.to, request) {
-        let pod = &probing.pod.source.workload.pod;
+        let pod = &probing.local.source.workload.pod;
         probing.worker.shared.redirects.learn(pod, port, asked, Instant::now());
     }
 }

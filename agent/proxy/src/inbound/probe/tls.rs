@@ -80,7 +80,7 @@ pub(super) async fn accept(
     early: Bytes,
 ) -> Result<Downstream, ProxyError> {
     let server = configs()?.server.clone();
-    let (worker, share) = (probing.worker, &probing.pod.share);
+    let (worker, share) = (probing.worker, &probing.local.share);
     let accepting = async {
         let permit = share.handshake().await;
         let handshake = move |io| TlsAcceptor::from(server).accept(Prefixed::new(early, io));
@@ -104,7 +104,7 @@ pub(super) async fn connect(probing: &Probing<'_>, io: TcpStream) -> Result<Opti
     let name = ServerName::IpAddress(probing.to.ip().into());
     let handshake = move |io| TlsConnector::from(client).connect(name, io);
     let handshakes = &probing.worker.peers.handshakes;
-    let connecting = handshakes.run(probing.pod.share.key().clone(), io, handshake);
+    let connecting = handshakes.run(probing.local.share.key().clone(), io, handshake);
     match timed(connecting, &probing.worker.shared.limits).await? {
         Ok(application) => Ok(Some(application)),
         Err(error) if is_no_tls(&error) => Ok(None),
