@@ -2,6 +2,7 @@
 
 use super::{node::NodePage, world::Seen};
 use std::{
+    collections::BTreeMap,
     fmt::{Display, Write as _},
     sync::Arc,
 };
@@ -167,6 +168,12 @@ pub(super) fn agent(page: &NodePage, out: &mut Text) {
         "",
         &[("", forgotten)],
     );
+}
+
+/// How often budgets were reached, by their names.
+pub(super) fn reached(counts: BTreeMap<&'static str, u64>, out: &mut Text) {
+    let counts: Vec<(&str, u64)> = counts.into_iter().collect();
+    out.counter("weft_budget_reached", "How often a budget was reached, by its name.", "budget", &counts);
 }
 
 /// What the process itself costs, and what changes of the world do.
