@@ -4,6 +4,7 @@ mod cache;
 mod deciding;
 mod hostile;
 mod signing;
+mod stolen;
 mod strangers;
 mod streams;
 mod wire_format;

@@ -383,3 +383,40 @@ async fn a_slice_is_written_once_an_interval() {
     assert!(writes >= 4 && (writes as f64) <= seconds + 2.0, "{writes} writes in {seconds} s");
     publisher.stop().await;
 }
+
+/// A stolen node's agent says that it has captured another node's pods, or that it has not: neither is believed.
+#[test]
+fn a_node_speaks_for_its_own_pods_only() {
+    let mut world = Snapshot::default();
+    namespace(&mut world, "shop", "weft.dev/mesh: enabled");
+    pod(&mut world, ("shop", "own"), "", "");
+    pod(&mut world, ("shop", "other"), "", "podIP: 10.1.1.1");
+    let elsewhere = world.pods.get_mut(&ObjectKey::new("shop", "other")).unwrap();
+    Arc::make_mut(elsewhere).node = Some("n2".into());
+    let says = |pods: &[&str]| {
+        let one = |name: &&str| {
+            (ObjectKey::new("shop", **name), capture(&format!("uid-{name}"), TunnelPort::default()))
+        };
+        Arc::new(pods.iter().map(one).collect::<BTreeMap<_, _>>())
+    };
+    // What n1 and n2 say; none: it has not said yet. Then whether each is captured in the end.
+    let check = |first: Option<&[&str]>, second: Option<&[&str]>, before: &[&str], expected: [bool; 2]| {
+        let mut slices = Slices::default();
+        let nodes = Captured::from([("n1".into(), says(before)), ("n2".into(), says(before))]);
+        done(&mut slices, &plan_slices(&world, &nodes, &Slices::default()));
+        let said = [("n1", first), ("n2", second)];
+        let captured: Captured =
+            said.into_iter().filter_map(|(node, pods)| Some((node.into(), says(pods?)))).collect();
+        let changes = plan_slices(&world, &captured, &slices);
+        done(&mut slices, &changes);
+        let is =
+            |name: &str| slices["shop"].values().any(|s| s.workloads.get(name).is_some_and(|w| w.captured));
+        assert_eq!([is("own"), is("other")], expected, "{first:?} {second:?} after {before:?}");
+    };
+    let lie: &[&str] = &["own", "other", "ghost"];
+    check(Some(lie), Some(&[]), &[], [true, false]);
+    check(Some(lie), None, &[], [true, false]);
+    check(Some(&[]), None, &["own", "other"], [false, true]);
+    check(Some(&[]), Some(&["other"]), &["own", "other"], [false, true]);
+    check(Some(&[]), Some(&["own"]), &[], [false, false]);
+}
