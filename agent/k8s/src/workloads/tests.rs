@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use weft_core::model::{Capture, ObjectKey, Snapshot, Str, TunnelPort};
+use weft_core::model::{Capture, ObjectKey, Pod, Snapshot, Str, TunnelPort};
 
 fn add(world: &mut Snapshot, text: &str) {
     let (documents, errors) = yaml::read(text);
@@ -390,12 +390,13 @@ fn a_node_speaks_for_its_own_pods_only() {
     let mut world = Snapshot::default();
     namespace(&mut world, "shop", "weft.dev/mesh: enabled");
     pod(&mut world, ("shop", "own"), "", "");
-    pod(&mut world, ("shop", "other"), "", "podIP: 10.1.1.1");
-    let elsewhere = world.pods.get_mut(&ObjectKey::new("shop", "other")).unwrap();
-    Arc::make_mut(elsewhere).node = Some("n2".into());
+    pod(&mut world, ("shop", "other"), "", "podIPs: [{ip: 10.1.1.1}]");
+    let other = ObjectKey::new("shop", "other");
+    let elsewhere = Pod { node: Some("n2".into()), ..Pod::clone(&world.pods[&other]) };
+    world.pods.insert(other, Arc::new(elsewhere));
     let says = |pods: &[&str]| {
         let one = |name: &&str| {
-            (ObjectKey::new("shop", **name), capture(&format!("uid-{name}"), TunnelPort::default()))
+            (ObjectKey::new("shop", *name), capture(&format!("uid-{name}"), TunnelPort::default()))
         };
         Arc::new(pods.iter().map(one).collect::<BTreeMap<_, _>>())
     };
