@@ -19,6 +19,7 @@ pub mod config;
 pub mod engine;
 pub mod filter;
 pub mod hash;
+pub mod lobby;
 pub mod matching;
 pub mod model;
 mod resolve;

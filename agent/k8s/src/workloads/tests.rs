@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use weft_core::model::{Capture, ObjectKey, Snapshot, Str, TunnelPort};
+use weft_core::model::{Capture, ObjectKey, Pod, Snapshot, Str, TunnelPort};
 
 fn add(world: &mut Snapshot, text: &str) {
     let (documents, errors) = yaml::read(text);
@@ -382,4 +382,42 @@ async fn a_slice_is_written_once_an_interval() {
     let seconds = started.elapsed().as_secs_f64();
     assert!(writes >= 4 && (writes as f64) <= seconds + 2.0, "{writes} writes in {seconds} s");
     publisher.stop().await;
+}
+
+/// A stolen node's agent says that it has captured another node's pods, or that it has not: neither is believed.
+#[test]
+fn a_node_speaks_for_its_own_pods_only() {
+    let mut world = Snapshot::default();
+    namespace(&mut world, "shop", "weft.dev/mesh: enabled");
+    pod(&mut world, ("shop", "own"), "", "");
+    pod(&mut world, ("shop", "other"), "", "podIPs: [{ip: 10.1.1.1}]");
+    let other = ObjectKey::new("shop", "other");
+    let elsewhere = Pod { node: Some("n2".into()), ..Pod::clone(&world.pods[&other]) };
+    world.pods.insert(other, Arc::new(elsewhere));
+    let says = |pods: &[&str]| {
+        let one = |name: &&str| {
+            (ObjectKey::new("shop", *name), capture(&format!("uid-{name}"), TunnelPort::default()))
+        };
+        Arc::new(pods.iter().map(one).collect::<BTreeMap<_, _>>())
+    };
+    // What n1 and n2 say; none: it has not said yet. Then whether each is captured in the end.
+    let check = |first: Option<&[&str]>, second: Option<&[&str]>, before: &[&str], expected: [bool; 2]| {
+        let mut slices = Slices::default();
+        let nodes = Captured::from([("n1".into(), says(before)), ("n2".into(), says(before))]);
+        done(&mut slices, &plan_slices(&world, &nodes, &Slices::default()));
+        let said = [("n1", first), ("n2", second)];
+        let captured: Captured =
+            said.into_iter().filter_map(|(node, pods)| Some((node.into(), says(pods?)))).collect();
+        let changes = plan_slices(&world, &captured, &slices);
+        done(&mut slices, &changes);
+        let is =
+            |name: &str| slices["shop"].values().any(|s| s.workloads.get(name).is_some_and(|w| w.captured));
+        assert_eq!([is("own"), is("other")], expected, "{first:?} {second:?} after {before:?}");
+    };
+    let lie: &[&str] = &["own", "other", "ghost"];
+    check(Some(lie), Some(&[]), &[], [true, false]);
+    check(Some(lie), None, &[], [true, false]);
+    check(Some(&[]), None, &["own", "other"], [false, true]);
+    check(Some(&[]), Some(&["other"]), &["own", "other"], [false, true]);
+    check(Some(&[]), Some(&["own"]), &[], [false, false]);
 }
