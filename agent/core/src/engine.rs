@@ -1,5 +1,6 @@
 //! The pipeline as one value: Snapshots in, Config and conditions out.
 
+mod addresses;
 mod changes;
 mod claims;
 mod lint;

@@ -70,10 +70,10 @@ impl Duties {
         );
         let counts = events.counts();
         Self {
-            writer: StatusWriter::start(client.clone(), WriterConfig::default(), leadership, Some(events))
+            writer: StatusWriter::start(client.clone(), WriterConfig::default(), leadership, Some(events.clone()))
                 .mending(lives.clone()),
             provisioner: Provisioner::start(client.clone(), ProvisionerOptions::default()),
-            slices: SlicePublisher::start(client, SliceOptions::default()),
+            slices: SlicePublisher::start(client, SliceOptions::default(), Some(events)),
             materials,
             serving,
             expected: BTreeMap::new(),

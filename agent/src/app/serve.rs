@@ -153,6 +153,7 @@ pub(super) async fn serve(options: Options, mut worlds: watch::Receiver<Arc<Worl
         cluster.follow_captured(manager.captured(), |pod| Capture {
             uid: pod.uid.as_str().into(),
             tunnel: pod.tunnel.clone(),
+            addresses: pod.addresses.clone(),
         });
     }
     let leaving = agent.tell_node(&worlds, node.as_ref());

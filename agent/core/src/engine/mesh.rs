@@ -1,6 +1,7 @@
 //! The stages that keep what is looked up by address: frontends, workloads, endpoints.
 
 use super::{
+    addresses::{Holder, holder, rank},
     changes::Changes,
     state::{Claimed, EndpointKeys, State, Touched},
 };
@@ -10,7 +11,6 @@ use crate::{
     resolve::{Settings, Slot},
 };
 use std::{
-    cmp::Reverse,
     collections::{BTreeSet, HashMap},
     hash::Hash,
     net::IpAddr,
@@ -89,11 +89,9 @@ impl State {
     ) {
         for key in &changes.pods {
             let mut dirty: BTreeSet<IpAddr> = BTreeSet::new();
-            if let Some((rank, old)) = self.workload_keys.remove(key) {
-                for ip in &old.ips {
-                    self.workloads.withdraw(ip, &rank);
-                    dirty.insert(*ip);
-                }
+            for (ip, rank) in self.workload_keys.remove(key).unwrap_or_default() {
+                self.workloads.withdraw(&ip, &rank);
+                dirty.insert(ip);
             }
             let snapshot = &self.world.snapshot;
             // Of finished pods the address may be another's; pods in their node's network share its address.
@@ -102,17 +100,23 @@ impl State {
                 let namespace = snapshot.namespaces.get(&key.namespace).map(|n| &**n);
                 let workload =
                     Workload::derive(pod, namespace, &settings.trust_domain, settings.default_mode);
-                let (rank, workload) = ((Reverse(pod.meta.created), key.clone()), Arc::new(workload));
+                let workload = Arc::new(workload);
+                let mut keys = Vec::with_capacity(workload.ips.len());
                 for ip in &workload.ips {
+                    let rank = rank(pod, &workload, *ip, settings.node.as_ref());
                     self.workloads.put(*ip, rank.clone(), workload.clone());
+                    keys.push((*ip, rank));
                     dirty.insert(*ip);
                 }
-                self.workload_keys.insert(key.clone(), (rank, workload));
+                self.workload_keys.insert(key.clone(), keys);
             }
             changes.endpoints.extend(self.services_by_pod.get(key).into_iter().flatten().cloned());
             for ip in dirty {
-                let (new, old) = (self.workloads.first(&ip), self.config.workloads.get(&ip));
-                if new == old {
+                let new = match holder(&self.workloads, ip) {
+                    Holder::Pod(workload) => Some(workload),
+                    Holder::Disputed | Holder::Free => None,
+                };
+                if new == self.config.workloads.get(&ip) {
                     continue;
                 }
                 touched.config = true;
@@ -174,14 +178,18 @@ impl State {
     }
 
     fn find(&self, ip: IpAddr, pod: Option<&ObjectKey>) -> EndpointSource {
-        let known = self.workloads.first(&ip);
+        let holder = holder(&self.workloads, ip);
         let Some(pod) = pod else {
-            return known.cloned().map_or(EndpointSource::Plain, EndpointSource::Workload);
+            return match holder {
+                Holder::Pod(workload) => EndpointSource::Workload(workload.clone()),
+                Holder::Disputed => EndpointSource::Unknown,
+                Holder::Free => EndpointSource::Plain,
+            };
         };
-        match known {
-            Some(workload) if workload.pod == *pod => EndpointSource::Workload(workload.clone()),
-            Some(_) => EndpointSource::Unknown,
-            None => match self.world.snapshot.pods.get(pod) {
+        match holder {
+            Holder::Pod(workload) if workload.pod == *pod => EndpointSource::Workload(workload.clone()),
+            Holder::Pod(_) | Holder::Disputed => EndpointSource::Unknown,
+            Holder::Free => match self.world.snapshot.pods.get(pod) {
                 Some(pod) if pod.host_network => EndpointSource::Plain,
                 // Pods in their node's network share its address. Of other nodes' pods only those with an address of their own are told of.
                 None if self.config.nodes.get(&ip).is_some() => EndpointSource::Plain,

@@ -1,5 +1,6 @@
 //! Pods to slices. Pure.
 
+use super::proofs::{is_addressed, proofs};
 use crate::{
     pack::{Packed, pack},
     provision::{MANAGED_BY, MANAGER},
@@ -45,6 +46,9 @@ pub struct Workload {
     /// Where tunnels to it may come besides 15008, as its node's agent says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub application_ports: Option<ApplicationPorts>,
+    /// Those of `ips` that its node's agent read inside its network namespace, and that no other pod had proved before.
+    #[serde(default, rename = "provedIPs", skip_serializing_if = "Vec::is_empty")]
+    pub proved_ips: Vec<IpAddr>,
     /// `strict` or `permissive`, when a label says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtls: Option<Str>,
@@ -102,9 +106,11 @@ impl SliceChange {
 #[must_use]
 pub fn plan_slices(world: &Snapshot, captured: &Captured, existing: &Slices) -> Vec<SliceChange> {
     let mut wanted: BTreeMap<Str, BTreeMap<Str, Workload>> = BTreeMap::new();
+    let proofs = proofs(world, captured, existing);
     for (key, pod) in &world.pods {
         let known = entry_of(existing, key);
-        if let Some(workload) = workload(world, pod, captured, known) {
+        if let Some(mut workload) = workload(world, pod, captured, known) {
+            workload.proved_ips.extend(pod.ips.iter().filter(|ip| proofs.get(ip) == Some(key)));
             wanted.entry(key.namespace.clone()).or_default().insert(key.name.clone(), workload);
         }
     }
@@ -151,7 +157,7 @@ fn entry_of<'a>(slices: &'a Slices, pod: &ObjectKey) -> Option<&'a Workload> {
 /// may be another pod's by now), or never (host network).
 fn workload(world: &Snapshot, pod: &Pod, captured: &Captured, known: Option<&Workload>) -> Option<Workload> {
     let node = pod.node.as_ref()?;
-    if pod.ips.is_empty() || pod.finished || pod.host_network {
+    if !is_addressed(pod) {
         return None;
     }
     let (key, uid) = (&pod.meta.key, &pod.meta.uid);
@@ -178,6 +184,7 @@ fn workload(world: &Snapshot, pod: &Pod, captured: &Captured, known: Option<&Wor
         enrolled: CoreWorkload::wants_mesh(pod, namespace),
         captured,
         application_ports,
+        proved_ips: Vec::new(),
         mtls: label(MTLS_LABEL).filter(|m| matches!(&**m, "strict" | "permissive")),
         app: app_name(&pod.meta.annotations, &pod.meta.labels, &key.name),
     })

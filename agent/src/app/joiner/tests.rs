@@ -79,6 +79,7 @@ fn pod(name: &str, ip: &str) -> Pod {
         node: Some("here".into()),
         host_network: false,
         captured: None,
+        proved: Vec::new(),
         tunnel: weft_core::model::TunnelPort::default(),
         finished: false,
         probes: Arc::default(),

@@ -16,6 +16,7 @@ pub(super) fn pod(name: &str, addr: &str) -> Pod {
         node: Some("n1".into()),
         host_network: false,
         captured: None,
+        proved: Vec::new(),
         tunnel: TunnelPort::default(),
         finished: false,
         probes: Arc::default(),
@@ -208,9 +209,12 @@ fn an_address_that_moves_to_another_pod() {
     let mut engine = Engine::new(settings());
     let mut apply = |w: &World| Applied(engine.apply(w.0.clone(), &Feedback::default()));
     assert_eq!(endpoints(&apply(&w)), ["10.1.0.1:8080 shop/a"]);
-    // A newer pod has the address; the slice is behind.
+    // A newer pod has the address, and is enrolled too; the slice is behind.
     let mut taker = pod("other/taker", "10.1.0.1");
     taker.meta.created = 9;
+    w.pod(taker.clone());
+    assert_eq!(endpoints(&apply(&w)), ["10.1.0.1:8080 shop/a"], "what is told makes nothing clear");
+    taker.meta.labels = labels(&[(MESH_LABEL, "enabled")]);
     w.pod(taker);
     assert_eq!(endpoints(&apply(&w)), [""; 0], "nobody is sent to the wrong pod");
     assert_eq!(apply(&w).0.config.workloads.get(&ip("10.1.0.1")).unwrap().pod, key("other/taker"));
@@ -259,4 +263,37 @@ fn the_same_port_number_over_tcp_and_udp() {
         out.0.config.endpoints.get(&key).unwrap().ready[0].addr.port()
     };
     assert_eq!((port(Transport::Tcp), port(Transport::Udp)), (1053, 2053));
+}
+
+/// B1: a kubelet may write any `status.podIPs`. The enrolled pod's address stayed its own, and its Service keeps the endpoint.
+#[test]
+fn a_forged_pod_ip_takes_nothing_from_a_proved_one() {
+    let mut w = shop(vec![endpoint("10.1.0.1", "shop/a")]);
+    let mut engine = Engine::new(settings());
+    let mut apply = |w: &World| Applied(engine.apply(w.0.clone(), &Feedback::default()));
+    let proved = |name: &str| Pod {
+        captured: Some(true),
+        proved: vec![ip("10.1.0.1")],
+        ..pod(name, "10.1.0.1")
+    };
+    w.pod(proved("shop/a"));
+    assert_eq!(endpoints(&apply(&w)), ["10.1.0.1:8080 shop/a"]);
+    let mut forged = Pod { node: Some("n9".into()), captured: Some(false), ..pod("other/forged", "10.1.0.1") };
+    forged.meta.created = 9;
+    for label in ["disabled", "enabled"] {
+        forged.meta.labels = labels(&[(MESH_LABEL, label)]);
+        w.pod(forged.clone());
+        let out = apply(&w);
+        assert_eq!(endpoints(&out), ["10.1.0.1:8080 shop/a"], "{label}");
+        assert!(out.0.config.workloads.get(&ip("10.1.0.1")).unwrap().enrolled, "{label}");
+    }
+    // Its agent has let it go, and it is about to be captured again: nobody knows whose the address is.
+    w.pod(Pod { captured: Some(false), proved: Vec::new(), ..proved("shop/a") });
+    let out = apply(&w);
+    assert_eq!(endpoints(&out), [""; 0]);
+    assert!(out.0.config.workloads.get(&ip("10.1.0.1")).is_none());
+    // It is gone, and the address is free at once for the next pod with proof.
+    w.0.pods.remove(&key("shop/a"));
+    w.pod(proved("shop/next"));
+    assert_eq!(apply(&w).0.config.workloads.get(&ip("10.1.0.1")).unwrap().pod, key("shop/next"));
 }
