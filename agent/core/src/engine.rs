@@ -5,6 +5,7 @@ mod changes;
 mod claims;
 mod lint;
 mod mesh;
+mod networks;
 mod report;
 mod state;
 mod tables;

@@ -70,6 +70,7 @@ pub(super) fn settings(agent: &AgentConfig, placed: bool, node: Option<Str>) -> 
         default_addresses: vec![EVERY_ADDRESS],
         placed,
         node,
+        pod_cidrs: agent.pod_cidrs.clone(),
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{
         Slot, Source, Tracker, Unit, World, policy_targets, resolve_gateway, resolve_policy, resolve_route,
     },
 };
+use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
@@ -58,6 +59,10 @@ pub(super) struct State {
     /// What each Service claims in `frontends`.
     pub(super) frontend_keys: HashMap<ObjectKey, Vec<(SocketAddr, Rank)>>,
     pub(super) workloads: Addresses,
+    /// Pods of other nodes that are in their node's network: told of by controllers since they are not guessed by address.
+    pub(super) host_pods: BTreeSet<ObjectKey>,
+    /// How many addresses of enrolled pods each block of addresses has.
+    pub(super) proved_blocks: BTreeMap<IpNet, usize>,
     /// What each pod claims in `workloads`.
     pub(super) workload_keys: HashMap<ObjectKey, Vec<(IpAddr, PodRank)>>,
     /// Services with an endpoint of this address, known pod or not.
@@ -106,6 +111,7 @@ impl State {
         self.compile_frontends(&changes.services, &mut touched);
         self.note_nodes(&mut changes, &mut touched);
         self.derive_workloads(settings, &mut changes, &mut touched);
+        self.note_networks(settings, changes.networks, &mut touched);
         self.compile_endpoints(settings, &changes.endpoints, &mut touched);
         touched
     }

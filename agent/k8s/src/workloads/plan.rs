@@ -1,6 +1,6 @@
 //! Pods to slices. Pure.
 
-use super::proofs::{is_addressed, proofs};
+use super::proofs::proofs;
 use crate::{
     pack::{Packed, pack},
     provision::{MANAGED_BY, MANAGER},
@@ -55,6 +55,14 @@ pub struct Workload {
     /// What telemetry calls it.
     #[serde(default)]
     pub app: Str,
+    /// Whether it is in its node's network: published since what a node says of its addresses does not tell.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub host_network: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// The ports of a pod that tunnels may come to: all but some.
@@ -153,11 +161,11 @@ fn entry_of<'a>(slices: &'a Slices, pod: &ObjectKey) -> Option<&'a Workload> {
     slices.get(&pod.namespace)?.values().find_map(|s| s.workloads.get(&pod.name))
 }
 
-/// The entry of a pod; none for one that is not on the network by an address of its own: not yet, no longer (its address
-/// may be another pod's by now), or never (host network).
+/// The entry of a pod; none for one that is not on the network: not yet, or no longer (its address may be another pod's by
+/// now).
 fn workload(world: &Snapshot, pod: &Pod, captured: &Captured, known: Option<&Workload>) -> Option<Workload> {
     let node = pod.node.as_ref()?;
-    if !is_addressed(pod) {
+    if pod.ips.is_empty() || pod.finished {
         return None;
     }
     let (key, uid) = (&pod.meta.key, &pod.meta.uid);
@@ -187,6 +195,7 @@ fn workload(world: &Snapshot, pod: &Pod, captured: &Captured, known: Option<&Wor
         proved_ips: Vec::new(),
         mtls: label(MTLS_LABEL).filter(|m| matches!(&**m, "strict" | "permissive")),
         app: app_name(&pod.meta.annotations, &pod.meta.labels, &key.name),
+        host_network: pod.host_network,
     })
 }
 

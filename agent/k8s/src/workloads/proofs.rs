@@ -31,7 +31,7 @@ pub struct Conflict {
 }
 
 /// Whether a pod can have an address of its own now.
-pub(super) fn is_addressed(pod: &Pod) -> bool {
+fn is_addressed(pod: &Pod) -> bool {
     pod.node.is_some() && !pod.ips.is_empty() && !pod.finished && !pod.host_network
 }
 

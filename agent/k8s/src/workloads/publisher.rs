@@ -386,14 +386,19 @@ fn is_not_in_schema(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.message.contains("field not declared in schema"))
 }
 
-/// Leaves out what earlier versions did not have: tunnels come to 15008 then, and no address is proved. False if there was
-/// none.
+/// Leaves out what earlier versions did not have: tunnels come to 15008 then, no address is proved, and of pods in their
+/// node's network nothing is told. False if there was none.
 fn forget_what_is_new(body: &mut Value) -> bool {
-    let entries = body["workloads"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut);
+    let Some(entries) = body["workloads"].as_array_mut() else { return false };
+    let all = entries.len();
+    entries.retain(|entry| entry["hostNetwork"] != true);
+    let fewer = entries.len() < all;
+    let entries = entries.iter_mut().filter_map(Value::as_object_mut);
     let forget = |entry: &mut serde_json::Map<String, Value>| {
         ["applicationPorts", "provedIPs"].map(|field| entry.remove(field).is_some()).contains(&true)
     };
-    entries.map(forget).filter(|forgot| *forgot).count() > 0
+    let forgot = entries.map(forget).filter(|forgot| *forgot).count() > 0;
+    forgot || fewer
 }
 
 fn resource() -> ApiResource {

@@ -119,6 +119,7 @@ fn entries_say_what_agents_need() {
             "plain/weft-0 c 10.1.0.2,fd00::2 sa false false strict c",
             "shop/weft-0 a 10.1.0.1 sa true true - cart",
             "shop/weft-0 b 10.1.0.1 sa false false permissive b",
+            "shop/weft-0 host 10.1.0.9 default false false - host",
         ]
     );
     // Until a node has reported, what was published of its pods stays; not for another pod of the name.

@@ -173,11 +173,22 @@ fn a_node_shares_its_address_with_pods_that_nobody_tells_of() {
     w.0.nodes.insert("n2".into(), Arc::new(node));
     let out = apply(&w);
     assert_eq!(endpoints(&out), ["192.0.2.9:8080 -"]);
-    assert_eq!(out.0.config.pod_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.2.0.0/24"]);
+    let nets: Vec<String> = out.0.config.pod_cidrs.iter().map(ToString::to_string).collect();
+    assert_eq!(nets, ["10.1.0.0/16", "10.2.0.0/24"]);
+    // B10: a controller that tells of pods in their node's network tells of this one too, if it is one.
+    w.pod(Pod { host_network: true, node: Some("n3".into()), ..pod("other/agent", "192.0.2.10") });
+    assert_eq!(endpoints(&apply(&w)), [""; 0], "an address that a node says is its own proves nothing");
+    w.pod(Pod { host_network: true, node: Some("n2".into()), ..pod("other/host", "192.0.2.9") });
+    assert_eq!(endpoints(&apply(&w)), ["192.0.2.9:8080 -"]);
+    w.0.pods.remove(&key("other/host"));
+    w.0.pods.remove(&key("other/agent"));
+    assert_eq!(endpoints(&apply(&w)), ["192.0.2.9:8080 -"], "a controller of the version before");
     w.0.nodes.clear();
     let out = apply(&w);
     assert_eq!(endpoints(&out), [""; 0]);
-    assert!(out.0.config.pod_cidrs.is_empty());
+    w.0.pods.remove(&key("shop/a"));
+    w.0.pods.remove(&key("shop/b"));
+    assert!(apply(&w).0.config.pod_cidrs.is_empty());
 }
 
 #[test]
