@@ -68,16 +68,14 @@ impl Sandbox {
     }
 }
 
-/// The addresses of the interfaces of a namespace, without loopback's and link-local ones. Blocking.
+/// The addresses of the interfaces of a namespace, without link-local ones. Blocking.
 ///
 /// # Errors
 /// When the namespace cannot be entered or looked at.
 pub(crate) fn addresses_in(netns: &Netns) -> Result<BTreeSet<IpAddr>, NetnsError> {
-    let found = netns.run(getifaddrs)?.map_err(|e| NetnsError::Open {
-        what: "interfaces of a pod".to_owned(),
-        source: e.into(),
-    })?;
-    let found = found.filter(|i| !i.flags.contains(InterfaceFlags::IFF_LOOPBACK));
+    let found = netns
+        .run(getifaddrs)?
+        .map_err(|e| NetnsError::Open { what: "interfaces of a pod".to_owned(), source: e.into() })?;
     Ok(found.filter_map(|interface| address(&interface)).filter(is_global).take(NODE_ADDRESSES_MAX).collect())
 }
 

@@ -264,7 +264,9 @@ fn pod_cidrs(written: &[String]) -> Result<Vec<IpNet>, String> {
     if written.len() > POD_CIDRS_MAX {
         return Err(format!("{} networks are more than {POD_CIDRS_MAX}", written.len()));
     }
-    let parse = |text: &String| text.parse::<IpNet>().map(|net| net.trunc()).map_err(|_| format!("\"{text}\" is no CIDR"));
+    let parse = |text: &String| {
+        text.parse::<IpNet>().map(|net| net.trunc()).map_err(|_| format!("\"{text}\" is no CIDR"))
+    };
     let nets: Vec<IpNet> = written.iter().map(parse).collect::<Result<_, _>>()?;
     match nets.iter().find(|net| net.prefix_len() == 0) {
         Some(all) => Err(format!("{all} is every address, and nobody outside the cluster could be reached")),

@@ -70,8 +70,13 @@ impl Duties {
         );
         let counts = events.counts();
         Self {
-            writer: StatusWriter::start(client.clone(), WriterConfig::default(), leadership, Some(events.clone()))
-                .mending(lives.clone()),
+            writer: StatusWriter::start(
+                client.clone(),
+                WriterConfig::default(),
+                leadership,
+                Some(events.clone()),
+            )
+            .mending(lives.clone()),
             provisioner: Provisioner::start(client.clone(), ProvisionerOptions::default()),
             slices: SlicePublisher::start(client, SliceOptions::default(), Some(events)),
             materials,

@@ -207,7 +207,10 @@ fn some_pods() -> impl Strategy<Value = crate::Captured> {
         proptest::collection::vec(1u16.., 0..4).prop_map(TunnelPort::application),
     ];
     let entry = (0u8..12, 0u8..3, tunnel).prop_map(|(name, uid, tunnel)| {
-        (key(&format!("ns/p{name}")), Capture { uid: format!("u{uid}").into(), tunnel, addresses: vec![[10, 1, 0, uid].into()] })
+        (
+            key(&format!("ns/p{name}")),
+            Capture { uid: format!("u{uid}").into(), tunnel, addresses: vec![[10, 1, 0, uid].into()] },
+        )
     });
     proptest::collection::vec(entry, 0..10).prop_map(|entries| entries.into_iter().collect())
 }

@@ -99,8 +99,12 @@ pub(super) fn block(ip: IpAddr) -> Option<IpNet> {
 /// A cluster's network, as it is usually given: /16, or /56 of IPv6.
 fn widened(block: IpNet) -> IpNet {
     let wide = match block {
-        IpNet::V4(net) => Ipv4Net::new(net.addr(), net.prefix_len().min(16)).map(|net| IpNet::V4(net.trunc())),
-        IpNet::V6(net) => Ipv6Net::new(net.addr(), net.prefix_len().min(56)).map(|net| IpNet::V6(net.trunc())),
+        IpNet::V4(net) => {
+            Ipv4Net::new(net.addr(), net.prefix_len().min(16)).map(|net| IpNet::V4(net.trunc()))
+        }
+        IpNet::V6(net) => {
+            Ipv6Net::new(net.addr(), net.prefix_len().min(56)).map(|net| IpNet::V6(net.trunc()))
+        }
     };
     wide.unwrap_or(block)
 }

@@ -68,7 +68,15 @@ impl Sandbox {
     /// `runs`: it was there before, with a table perhaps, of which a holder that has ended with its agent tells nothing. One
     /// that is being made has none.
     pub(super) const fn new(record: PodRecord, netns: Netns, runs: bool) -> Self {
-        Self { record, netns, listeners: None, captured: false, past_capture: runs, served: Served::No, addresses: Vec::new() }
+        Self {
+            record,
+            netns,
+            listeners: None,
+            captured: false,
+            past_capture: runs,
+            served: Served::No,
+            addresses: Vec::new(),
+        }
     }
 
     /// As the holder has it.
@@ -120,7 +128,7 @@ async fn read_addresses(kit: &Kit, sandbox: &mut Sandbox) {
     match read.map_err(text).and_then(|read| read.map_err(text)) {
         Ok(mut found) => {
             let given = &sandbox.record.ips;
-            found.retain(|ip| given.is_empty() || given.contains(ip));
+            found.retain(|ip| if given.is_empty() { !ip.is_loopback() } else { given.contains(ip) });
             sandbox.addresses = found.into_iter().take(ADDRESSES_MAX).collect();
         }
         // Without proof the pod is served all the same: only who claims its address too is not told apart from it.

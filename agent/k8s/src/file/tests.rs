@@ -235,13 +235,23 @@ fn a_broken_setting_costs_only_itself() {
             "tracing.attributes.a.b/c: expected text, found a list".to_owned(),
         ),
         (
+            "podCidrs: [\"10.244.0.0/16\", 10.0.0.0]",
+            "podCidrs: \"10.0.0.0\" is no CIDR; write a list such as [\"10.244.0.0/16\"]".to_owned(),
+        ),
+        (
+            "podCidrs: [\"::/0\"]",
+            "podCidrs: ::/0 is every address, and nobody outside the cluster could be reached; write a list such as \
+             [\"10.244.0.0/16\"]"
+                .to_owned(),
+        ),
+        (
             "trustDomain: A B",
             "trustDomain: \"A B\" is no trust domain; use lower-case letters, digits, -, . and _ (SPIFFE)"
                 .to_owned(),
         ),
     ] {
         let good = format!(
-            "{AGENT}gatewayAddresses: {{shop/gw: 127.0.0.2}}\ntrustDomain: good.org\nmtls: strict\n\
+            "{AGENT}gatewayAddresses: {{shop/gw: 127.0.0.2}}\ntrustDomain: good.org\nmtls: strict\npodCidrs: [10.9.0.0/16]\n\
              limits: {{connections: 7}}\ntracing: {{samplingRatio: 0.5, attributes: {{a: b}}}}\n"
         );
         let dir = dir(&[("a.yaml", &good), ("g.yaml", GATEWAY)]);
@@ -259,6 +269,7 @@ fn a_broken_setting_costs_only_itself() {
         let (was, is) = (format!("{:#?}", first.agent), format!("{:#?}", world.agent));
         let kept = match field {
             "mtls" => "mtls: Strict",
+            "podCidrs" => "10.9.0.0/16",
             "gatewayAddresses" => "127.0.0.2",
             "limits" => "connections: 7",
             "trustDomain" => "good.org",

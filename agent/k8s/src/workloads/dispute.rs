@@ -33,7 +33,8 @@ impl Disputes {
             }
         }
         let due = |since: &Instant| *since + PATIENCE;
-        for (conflict, (_, said)) in self.0.iter_mut().filter(|(_, (since, said))| !said && due(since) <= now) {
+        for (conflict, (_, said)) in self.0.iter_mut().filter(|(_, (since, said))| !said && due(since) <= now)
+        {
             *said = true;
             say(conflict, recorder);
         }

@@ -65,7 +65,8 @@ pub(super) fn proofs(world: &Snapshot, captured: &Captured, existing: &Slices) -
 fn read(key: &ObjectKey, pod: &Arc<Pod>, captured: &Captured, known: Option<&Workload>) -> Vec<IpAddr> {
     let Some(node) = &pod.node else { return Vec::new() };
     let told = |ip: &&IpAddr| pod.ips.contains(ip);
-    let stays = || known.map(|known| known.proved_ips.iter().filter(told).copied().collect()).unwrap_or_default();
+    let stays =
+        || known.map(|known| known.proved_ips.iter().filter(told).copied().collect()).unwrap_or_default();
     match captured.get(node).map(|pods| pods.get(key)) {
         Some(Some(capture)) if capture.uid == pod.meta.uid && capture.addresses.is_empty() => stays(),
         Some(Some(capture)) if capture.uid == pod.meta.uid => {

@@ -282,14 +282,12 @@ fn a_forged_pod_ip_takes_nothing_from_a_proved_one() {
     let mut w = shop(vec![endpoint("10.1.0.1", "shop/a")]);
     let mut engine = Engine::new(settings());
     let mut apply = |w: &World| Applied(engine.apply(w.0.clone(), &Feedback::default()));
-    let proved = |name: &str| Pod {
-        captured: Some(true),
-        proved: vec![ip("10.1.0.1")],
-        ..pod(name, "10.1.0.1")
-    };
+    let proved =
+        |name: &str| Pod { captured: Some(true), proved: vec![ip("10.1.0.1")], ..pod(name, "10.1.0.1") };
     w.pod(proved("shop/a"));
     assert_eq!(endpoints(&apply(&w)), ["10.1.0.1:8080 shop/a"]);
-    let mut forged = Pod { node: Some("n9".into()), captured: Some(false), ..pod("other/forged", "10.1.0.1") };
+    let mut forged =
+        Pod { node: Some("n9".into()), captured: Some(false), ..pod("other/forged", "10.1.0.1") };
     forged.meta.created = 9;
     for label in ["disabled", "enabled"] {
         forged.meta.labels = labels(&[(MESH_LABEL, label)]);
