@@ -108,6 +108,7 @@ impl Pipeline {
         let start = Instant::now();
         self.enrolment.set_leaving(self.world.uninstall, self.world.drain);
         self.enrolment.set_default_mode(self.world.agent.mtls);
+        self.enrolment.set_drop_udp(self.world.agent.drop_strict_udp);
         self.enrolment.update(&self.world.snapshot);
         self.cost.telling += start.elapsed();
         update

@@ -111,7 +111,8 @@ fn an_agent_that_does_not_know_of_application_ports_says_15008() {
     let pod = wire::Key { namespace: "shop".into(), name: "web".into() };
     let check = |application: Option<Vec<u32>>, expected: Option<TunnelPort>| {
         let application = application.map(|except| wire::ApplicationPorts { except });
-        let said = wire::CapturedPod { pod: Some(pod.clone()), uid: "u".into(), application };
+        let said =
+            wire::CapturedPod { pod: Some(pod.clone()), uid: "u".into(), application, addresses: Vec::new() };
         let chunk = wire::Captured { full: true, pods: vec![said], ..wire::Captured::default() };
         let mut mirror = Mirror::<wire::Captured>::new(NO_BOUNDS);
         let complete = mirror.take(chunk).is_ok();

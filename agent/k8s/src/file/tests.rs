@@ -234,6 +234,7 @@ fn a_broken_setting_costs_only_itself() {
             "tracing: {attributes: {a.b/c: [d]}}",
             "tracing.attributes.a.b/c: expected text, found a list".to_owned(),
         ),
+        ("strictUdp: deny", "strictUdp: \"deny\" is neither; write pass or drop".to_owned()),
         (
             "podCidrs: [\"10.244.0.0/16\", 10.0.0.0]",
             "podCidrs: \"10.0.0.0\" is no CIDR; write a list such as [\"10.244.0.0/16\"]".to_owned(),
@@ -270,6 +271,8 @@ fn a_broken_setting_costs_only_itself() {
         let kept = match field {
             "mtls" => "mtls: Strict",
             "podCidrs" => "10.9.0.0/16",
+            // A wrong security setting takes its strictest meaning.
+            "strictUdp" => "drop_strict_udp: true",
             "gatewayAddresses" => "127.0.0.2",
             "limits" => "connections: 7",
             "trustDomain" => "good.org",
