@@ -99,3 +99,52 @@ fn without_pod_cidrs_an_unknown_pod_is_not_spoken_to_in_clear() -> Result<()> {
     mesh.call(&stranger, &format!("http://{}:8080/said-in-clear", fresh.ip), &[])?;
     wire.finish(&mesh, "said-in-clear", &["secret-to-unknown"])
 }
+
+/// A connection that says something all the time; ends when it is reset or nothing is answered.
+const TICKER: &str = "import socket, sys, time\n\
+    s = socket.create_connection((sys.argv[1], 9000), timeout=5)\n\
+    i = 0\n\
+    while True:\n\
+    \ts.sendall(sys.argv[2].encode())\n\
+    \tgot = s.recv(100)\n\
+    \tif not got: sys.exit('end')\n\
+    \ti += 1\n\
+    \tprint('tick', i, flush=True)\n\
+    \ttime.sleep(0.02)\n";
+
+/// B4: connections in clear went on after the label said strict, those that the agent carried and those that are older than the join.
+#[test]
+fn a_flip_to_strict_ends_what_was_let_in_before() -> Result<()> {
+    let mut mesh = Mesh::new()?;
+    let (web, stranger) = (mesh.pod(0, "web-1")?, mesh.pod_in(0, "outside", "stranger")?);
+    let carried = mesh.echo_pod(1, "cart-v1")?;
+    let older = mesh.sandbox.create_pod(1, PodSpec::new("shop", "cart-v2", "cart"))?;
+    mesh.serve_echo(&older)?;
+    let ticks = |pod: &weft::sandbox::Pod, word: &str| -> Result<Process> {
+        let ip = pod.ip.to_string();
+        let process = mesh.sandbox.spawn(&stranger, word, &["python3", "-c", TICKER, &ip, word])?;
+        Sandbox::wait_until(&format!("{word} to talk"), LIMIT, || process.log_tail().contains("tick 5\n"))?;
+        Ok(process)
+    };
+    let mut connections = vec![ticks(&carried, "carried-by-agent")?, ticks(&older, "older-than-join")?];
+    mesh.sandbox.cni_add(&older)?;
+    let before: Vec<String> = connections.iter().map(Process::log_tail).collect();
+    Sandbox::wait_until("both to go on", LIMIT, || {
+        connections.iter().zip(&before).all(|(now, before)| now.log_tail() != *before)
+    })?;
+    mesh.set_mode("strict")?;
+    Sandbox::wait_until("both to end", LIMIT, || connections.iter_mut().all(|c| !c.is_running()))?;
+    for ended in &connections {
+        ensure!(ended.log_tail().contains("reset"), "{}", ended.log_tail());
+    }
+    let wire = Wire::start(&mesh)?;
+    for pod in [&carried, &older] {
+        let secret = format!("http://{}:8080/secret-in-strict", pod.ip);
+        let tally = mesh.call(&web, &secret, &["--count", "20", "--no-keepalive"])?;
+        ensure!(tally.bad() == 0, "{tally:?}");
+    }
+    let free = mesh.pod_in(1, "outside", "free")?;
+    mesh.serve_echo(&free)?;
+    mesh.call(&stranger, &format!("http://{}:8080/said-in-clear", free.ip), &[])?;
+    wire.finish(&mesh, "said-in-clear", &["secret-in-strict", "carried-by-agent", "older-than-join"])
+}

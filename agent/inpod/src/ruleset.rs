@@ -278,7 +278,10 @@ impl Table {
             // Not a reset: by one the caller is told.
             leaving.insert(
                 0,
-                format!("tcp flags & rst == 0 tcp sport @older {} jump unprotected_output", not_marked("ct", LOCAL_MARK)),
+                format!(
+                    "tcp flags & rst == 0 tcp sport @older {} jump unprotected_output",
+                    not_marked("ct", LOCAL_MARK)
+                ),
             );
         }
         self.mangle(&arriving, &leaving);

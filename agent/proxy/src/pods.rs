@@ -12,6 +12,7 @@ use crate::{
     worker::{Worker, WorkerGone, Workers},
 };
 use std::{
+    cell::Cell,
     io,
     net::SocketAddr,
     rc::Rc,
@@ -21,9 +22,12 @@ use std::{
     },
     time::Duration,
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Notify,
+};
 use weft_certs::IdentityHandle;
-use weft_core::model::{ObjectKey, Workload};
+use weft_core::model::{MtlsMode, ObjectKey, Workload};
 
 /// After a failed accept (no file descriptor left) the loop waits this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -102,7 +106,9 @@ impl DataPlane {
         let name = key.clone();
         let register = move |worker: Rc<Worker>| async move {
             let share = worker.share(&source.share);
-            worker.pods.borrow_mut().insert(name, Rc::new(Pod { source: Rc::new(source), share }));
+            let mode = Cell::new(inbound::mode(&worker.shared.config.load(), &source.workload));
+            let pod = Pod { source: Rc::new(source), share, mode, policy: Notify::new() };
+            worker.pods.borrow_mut().insert(name, Rc::new(pod));
         };
         self.workers.run_all(register).await?;
         let home = self.next_home.fetch_add(1, Ordering::Relaxed) % self.workers.count();
@@ -126,6 +132,24 @@ impl DataPlane {
         self.workers.run_all(remove).await.map(drop)
     }
 
+    /// Looks at pods' policies again, after a new Config has taken effect: what a pod has let in under another one is
+    /// decided about anew.
+    ///
+    /// # Errors
+    /// When the process is ending.
+    pub async fn recheck(&self) -> Result<(), WorkerGone> {
+        let recheck = |worker: Rc<Worker>| async move {
+            let config = worker.shared.config.load();
+            for pod in worker.pods.borrow().values() {
+                let mode = inbound::mode(&config, &pod.source.workload);
+                if pod.mode.replace(mode) != mode {
+                    pod.policy.notify_waiters();
+                }
+            }
+        };
+        self.workers.run_all(recheck).await.map(drop)
+    }
+
     /// Lets everything end by itself for at most `grace`, then ends the rest.
     pub async fn drain(&self, grace: Duration) {
         self.workers.drain(grace).await;
@@ -144,6 +168,10 @@ pub(crate) struct Pod {
     pub(crate) source: Rc<Source>,
     /// Pays for its traffic, in and out.
     pub(crate) share: Rc<Share>,
+    /// What it accepted when that was looked at last.
+    mode: Cell<MtlsMode>,
+    /// Told when that is another.
+    pub(crate) policy: Notify,
 }
 
 /// Which of a pod's listeners a connection came to.

@@ -306,6 +306,9 @@ impl Agent {
     async fn publish(&self, pipeline: &mut Pipeline, gateways: &mut Gateways, update: Update) {
         let start = Instant::now();
         self.shared.config.store(update.config.clone());
+        if self.plane.recheck().await.is_err() {
+            tracing::debug!("the workers have ended: nothing is looked at again");
+        }
         if let Some(cluster) = &self.options.cluster {
             let config = (!pipeline.leaving()).then_some(&*update.config);
             cluster.hold_addresses(config, pipeline.snapshot()).await;
