@@ -35,6 +35,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod bond;
 mod bundle;
 mod ca;
 mod ca_dir;
@@ -54,6 +55,7 @@ mod store;
 mod tls;
 mod verify;
 
+pub use bond::{Bond, Unbound};
 pub use bundle::{InvalidBundle, TrustBundle};
 pub use ca::{Ca, CaError, CaPem, MAX_TTL, MIN_TTL};
 pub use clock::{Clock, SystemClock, TokioClock};

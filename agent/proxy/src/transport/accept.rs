@@ -28,6 +28,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::net::TcpStream;
+use weft_certs::Bond;
 use weft_core::model::SpiffeId;
 
 /// Streams that a peer may have open on one tunnel. Our own clients use 100, ztunnel's too.
@@ -62,7 +63,7 @@ async fn serve_tunnel(
     let port = dialled.map(|to| to.port());
     let identity =
         pod.source.identity.as_ref().ok_or_else(|| tls::no_certificate(&pod.source.workload.identity))?;
-    let (tls, client) = tls::accept(worker, identity, io, &pod.share).await?;
+    let (tls, client, bond) = tls::accept(worker, identity, io, &pod.share).await?;
     let handshake = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -80,7 +81,7 @@ async fn serve_tunnel(
     let _open = worker.telemetry.tunnel_opened(TunnelSide::Server);
     let own = Rc::new(pod.source.workload.identity.clone());
     let context =
-        Rc::new(Tunnel { worker: worker.clone(), pod: pod.clone(), client, own, peer, local, port });
+        Rc::new(Tunnel { worker: worker.clone(), pod: pod.clone(), client, own, bond, peer, local, port });
     accept_streams(&mut connection, &context).await;
     Ok(())
 }
@@ -92,6 +93,8 @@ struct Tunnel {
     client: Rc<SpiffeId>,
     /// Who the client verified us to be.
     own: Rc<SpiffeId>,
+    /// How long it takes new streams.
+    bond: Bond,
     peer: SocketAddr,
     local: IpAddr,
     /// The only port that its streams may go to, if there is one.
@@ -105,10 +108,14 @@ where
     let drain = context.pod.share.drain();
     let lost = tunnel::peer_lost(connection.ping_pong());
     tokio::pin!(lost);
-    let mut going_away = false;
+    let over = context.bond.ended(Duration::ZERO);
+    tokio::pin!(over);
+    let (mut going_away, mut is_over) = (false, false);
     loop {
         tokio::select! {
             accepted = connection.accept() => match accepted {
+                // Asked for before our GOAWAY was read: a new tunnel, if there can be one, takes it.
+                Some(Ok((_, mut respond))) if is_over => answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE),
                 Some(Ok((request, respond))) => {
                     context.pod.share.spawn(serve_stream(context.clone(), request, respond));
                 }
@@ -122,6 +129,10 @@ where
                 // GOAWAY: the peer opens its next streams on a new tunnel, those of this one go on.
                 connection.graceful_shutdown();
                 going_away = true;
+            }
+            () = &mut over, if !is_over => {
+                connection.graceful_shutdown();
+                (going_away, is_over) = (true, true);
             }
             () = drain.expired() => return,
             () = &mut lost => return,
