@@ -1,6 +1,6 @@
 //! Wire messages to values and back.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use prost::Message;
 use weft_core::{
@@ -21,6 +21,8 @@ use crate::{
 /// Kubernetes' bounds of names.
 const NAMESPACE_MAX: usize = 63;
 const NAME_MAX: usize = 253;
+/// Addresses of one pod; Kubernetes knows two.
+const ADDRESSES_MAX: usize = 16;
 /// Longer texts of a peer are cut: they are for people.
 const TEXT_MAX: usize = 1024;
 
@@ -142,7 +144,8 @@ impl Chunk for wire::Captured {
             }
         };
         let (pod, uid) = (Some(key_to_wire(key)), capture.uid.to_string());
-        push(&mut self.pods, wire::CapturedPod { pod, uid, application })
+        let addresses = capture.addresses.iter().take(ADDRESSES_MAX).map(ToString::to_string).collect();
+        push(&mut self.pods, wire::CapturedPod { pod, uid, application, addresses })
     }
 
     fn unset(&mut self, key: &ObjectKey) -> usize {
@@ -157,7 +160,10 @@ impl Chunk for wire::Captured {
         let pod = |pod: wire::CapturedPod| {
             let size = pod.encoded_len();
             let tunnel = pod.application.map_or(Ok(TunnelPort::Hbone), tunnel)?;
-            Ok((key(pod.pod)?, Capture { uid: text(&pod.uid), tunnel }, size))
+            let parsed = pod.addresses.iter().take(ADDRESSES_MAX).map(|a| a.parse());
+            let addresses: Result<Vec<IpAddr>, _> = parsed.collect();
+            let addresses = addresses.map_err(|_| Malformed::Part { what: "an address" })?;
+            Ok((key(pod.pod)?, Capture { uid: text(&pod.uid), tunnel, addresses }, size))
         };
         let set: Result<_, _> = self.pods.into_iter().map(pod).collect();
         let unset: Result<_, _> = self.removed.into_iter().map(|k| key(Some(k))).collect();

@@ -182,6 +182,9 @@ pub(crate) struct CapturedPod {
     /// Tunnels may come to the application's own ports. None: to 15008 only, as every agent says that does not know of this.
     #[prost(message, optional, tag = "3")]
     pub(crate) application: Option<ApplicationPorts>,
+    /// Its addresses as they were read inside its network namespace. None: not said.
+    #[prost(string, repeated, tag = "4")]
+    pub(crate) addresses: Vec<String>,
 }
 
 /// The ports of a pod that tunnels may come to: all but some.

@@ -1,9 +1,11 @@
 //! The pipeline as one value: Snapshots in, Config and conditions out.
 
+mod addresses;
 mod changes;
 mod claims;
 mod lint;
 mod mesh;
+mod networks;
 mod report;
 mod state;
 mod tables;

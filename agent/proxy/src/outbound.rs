@@ -19,7 +19,7 @@ use bytes::{Bytes, BytesMut};
 use std::{
     future::poll_fn,
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     os::fd::AsFd,
     pin::pin,
     sync::Arc,
@@ -61,13 +61,6 @@ enum Action {
 const STRANGER_PATIENCE: Duration = Duration::from_secs(2);
 const STRANGER_LOOK: Duration = Duration::from_millis(20);
 
-/// Whether pods have their addresses from a network that this address is in. The first address of each network is the
-/// node's own on it, where the network plugin makes a bridge.
-fn is_pods(config: &Config, ip: IpAddr) -> bool {
-    let holds = |cidr: &&ipnet::IpNet| cidr.contains(&ip) && cidr.hosts().next() != Some(ip);
-    config.pod_cidrs.iter().any(|cidr| holds(&cidr))
-}
-
 /// Decides, and names the Service if there is one.
 fn decide(
     config: &Config,
@@ -76,7 +69,7 @@ fn decide(
     learned: impl Fn(&BackendKey) -> Option<Class>,
 ) -> (Action, Option<Arc<Frontend>>) {
     // What a Service calls its external address is a pod's all the same, if it is one.
-    let taken = || config.workloads.get(&to.ip()).is_some() || is_pods(config, to.ip());
+    let taken = || config.workloads.get(&to.ip()).is_some() || config.is_pods(to.ip());
     let frontend = config.frontends.get(&to).filter(|f| f.external.is_none() || !taken());
     if let Some(frontend) = frontend {
         if frontend.external.as_ref().is_some_and(|e| !e.admits(&client.ips)) {
@@ -91,7 +84,7 @@ fn decide(
     }
     // A pod's own address is protected (HBONE if it is enrolled) but never routed; all else passes untouched.
     let workload = config.workloads.get(&to.ip()).cloned();
-    if workload.is_none() && is_pods(config, to.ip()) {
+    if workload.is_none() && config.is_pods(to.ip()) {
         return (Action::Stranger, None);
     }
     let endpoint = Endpoint { addr: to, workload, zone: None };

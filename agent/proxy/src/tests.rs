@@ -557,3 +557,25 @@ async fn an_agent_that_does_not_answer_is_given_up() {
     assert!(tunnels.try_recv().is_err());
     mesh.stop().await;
 }
+
+/// B5: with its root gone a tunnel takes nothing new; what runs on it goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_of_a_root_that_is_gone_takes_nothing_new() {
+    let mesh = Mesh::start(1);
+    let client = mesh.pod("a", "127.10.31.1", MtlsMode::Strict).await;
+    let server = mesh.pod("b", "127.10.31.2", MtlsMode::Strict).await;
+    let (addr, _clients) = echo("127.10.31.2", "").await;
+    let to = mesh.service("db", AppProtocol::Opaque, &[endpoint(addr, Some(&server.workload))]);
+    let mut running = call(&client, to).await;
+    let mut talk = async || {
+        let mut got = [0; 4];
+        running.write_all(b"ping").await.unwrap();
+        timeout(PATIENCE, running.read_exact(&mut got)).await.unwrap().unwrap();
+    };
+    talk().await;
+    let other = weft_certs::Ca::create("cluster.local", jiff::Timestamp::now()).unwrap();
+    mesh.store.set_trust_bundle(other.bundle().clone());
+    assert_call_reset(&client, to).await;
+    talk().await;
+    mesh.stop().await;
+}

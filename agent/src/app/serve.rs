@@ -153,6 +153,7 @@ pub(super) async fn serve(options: Options, mut worlds: watch::Receiver<Arc<Worl
         cluster.follow_captured(manager.captured(), |pod| Capture {
             uid: pod.uid.as_str().into(),
             tunnel: pod.tunnel.clone(),
+            addresses: pod.addresses.clone(),
         });
     }
     let leaving = agent.tell_node(&worlds, node.as_ref());
@@ -306,6 +307,9 @@ impl Agent {
     async fn publish(&self, pipeline: &mut Pipeline, gateways: &mut Gateways, update: Update) {
         let start = Instant::now();
         self.shared.config.store(update.config.clone());
+        if self.plane.recheck().await.is_err() {
+            tracing::debug!("the workers have ended: nothing is looked at again");
+        }
         if let Some(cluster) = &self.options.cluster {
             let config = (!pipeline.leaving()).then_some(&*update.config);
             cluster.hold_addresses(config, pipeline.snapshot()).await;

@@ -233,13 +233,14 @@ fn pod(key: &str, account: &str, node: &str) -> Pod {
         finished: false,
         probes: Arc::default(),
         captured: None,
+        proved: Vec::new(),
         tunnel: TunnelPort::default(),
     }
 }
 
 /// A capture whose pod's agent looks for tunnels on the application's ports.
 fn capture(uid: &str) -> Capture {
-    Capture { uid: uid.into(), tunnel: TunnelPort::application([]) }
+    Capture { uid: uid.into(), tunnel: TunnelPort::application([]), addresses: vec![[10, 1, 0, 1].into()] }
 }
 
 fn gateway(of: &str, generation: i64) -> Gateway {

@@ -115,7 +115,8 @@ fn an_agent_that_does_not_know_of_application_ports_says_15008() {
     let pod = wire::Key { namespace: "shop".into(), name: "web".into() };
     let check = |application: Option<Vec<u32>>, expected: Option<TunnelPort>| {
         let application = application.map(|except| wire::ApplicationPorts { except });
-        let said = wire::CapturedPod { pod: Some(pod.clone()), uid: "u".into(), application };
+        let said =
+            wire::CapturedPod { pod: Some(pod.clone()), uid: "u".into(), application, addresses: Vec::new() };
         let chunk = wire::Captured { full: true, pods: vec![said], ..wire::Captured::default() };
         let mut mirror = Mirror::<wire::Captured>::new(NO_BOUNDS);
         let complete = mirror.take(chunk).is_ok();
@@ -211,7 +212,10 @@ fn some_pods() -> impl Strategy<Value = crate::Captured> {
         proptest::collection::vec(1u16.., 0..4).prop_map(TunnelPort::application),
     ];
     let entry = (0u8..12, 0u8..3, tunnel).prop_map(|(name, uid, tunnel)| {
-        (key(&format!("ns/p{name}")), Capture { uid: format!("u{uid}").into(), tunnel })
+        (
+            key(&format!("ns/p{name}")),
+            Capture { uid: format!("u{uid}").into(), tunnel, addresses: vec![[10, 1, 0, uid].into()] },
+        )
     });
     proptest::collection::vec(entry, 0..10).prop_map(|entries| entries.into_iter().collect())
 }

@@ -25,8 +25,8 @@ pub(super) struct Changes {
     pub(super) pods: BTreeSet<ObjectKey>,
     /// Addresses that nodes have lost or won, in this order.
     pub(super) node_ips: Vec<(IpAddr, bool)>,
-    /// The nodes' pod networks differ.
-    pub(super) pod_cidrs: bool,
+    /// What pods' networks are made from differs.
+    pub(super) networks: bool,
     /// Services whose frontends depend on what changed.
     pub(super) services: BTreeSet<ObjectKey>,
     /// Services whose endpoints depend on what changed.
@@ -150,7 +150,8 @@ fn read_whole(old: &Snapshot, new: &Snapshot, c: &mut Changes) {
 
 fn nodes(old: &Snapshot, new: &Snapshot, c: &mut Changes) {
     diff(&old.nodes, &new.nodes, |_, was, is| {
-        c.pod_cidrs |= was.map(|n| &n.pod_cidrs) != is.map(|n| &n.pod_cidrs);
+        let told = |n: Option<&Arc<Node>>| n.map(|n| (n.pod_cidrs.clone(), n.addresses.clone()));
+        c.networks |= told(was) != told(is);
         let addresses = |n: Option<&Arc<Node>>| n.map(|n| n.addresses.clone()).unwrap_or_default();
         let (was, is) = (addresses(was), addresses(is));
         c.node_ips.extend(was.iter().filter(|ip| !is.contains(ip)).map(|ip| (*ip, false)));

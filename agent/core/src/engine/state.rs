@@ -1,17 +1,21 @@
 //! Everything that an engine has made of a Snapshot, and the stages that keep it up to date.
 
-use super::{changes::Changes, claims::Claims};
+use super::{
+    addresses::{Addresses, PodRank},
+    changes::Changes,
+    claims::Claims,
+};
 use crate::{
     compile::{CompiledRules, CompiledSlot, compile_rules},
     config::{BackendKey, Config, Frontend},
-    model::{Kind, ObjectKey, Str, Workload},
+    model::{Kind, ObjectKey, Str},
     resolve::{
         Domain, Reader, ResolvedGateway, ResolvedListener, ResolvedPolicy, ResolvedRoute, RouteId, Settings,
         Slot, Source, Tracker, Unit, World, policy_targets, resolve_gateway, resolve_policy, resolve_route,
     },
 };
+use ipnet::IpNet;
 use std::{
-    cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -29,9 +33,6 @@ pub(super) enum Claimed {
     /// The Service says so (`externalIPs`), or its load balancer does.
     External,
 }
-
-/// Newer first: the older pod of an address is about to be reported gone.
-pub(super) type PodRank = (Reverse<i64>, ObjectKey);
 
 /// A route with its rules compiled for each domain.
 #[derive(Debug)]
@@ -57,9 +58,13 @@ pub(super) struct State {
     pub(super) frontends: Claims<SocketAddr, Rank, Arc<Frontend>>,
     /// What each Service claims in `frontends`.
     pub(super) frontend_keys: HashMap<ObjectKey, Vec<(SocketAddr, Rank)>>,
-    pub(super) workloads: Claims<IpAddr, PodRank, Arc<Workload>>,
+    pub(super) workloads: Addresses,
+    /// Pods of other nodes that are in their node's network: told of by controllers since they are not guessed by address.
+    pub(super) host_pods: BTreeSet<ObjectKey>,
+    /// How many addresses of enrolled pods each block of addresses has.
+    pub(super) proved_blocks: BTreeMap<IpNet, usize>,
     /// What each pod claims in `workloads`.
-    pub(super) workload_keys: HashMap<ObjectKey, (PodRank, Arc<Workload>)>,
+    pub(super) workload_keys: HashMap<ObjectKey, Vec<(IpAddr, PodRank)>>,
     /// Services with an endpoint of this address, known pod or not.
     pub(super) services_by_ip: HashMap<IpAddr, Vec<ObjectKey>>,
     /// Services that wait for a pod to become known.
@@ -112,6 +117,7 @@ impl State {
         self.derive_workloads(settings, &mut changes, &mut touched);
         let is = self.enrolled(&pods);
         self.count_clients(was, is, &mut touched);
+        self.note_networks(settings, changes.networks, &mut touched);
         self.compile_endpoints(settings, &changes.endpoints, &mut touched);
         touched
     }

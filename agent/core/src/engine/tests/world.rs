@@ -18,6 +18,7 @@ pub(super) fn settings() -> Settings {
         default_addresses: vec!["127.0.0.1".parse().unwrap()],
         placed: false,
         node: None,
+        pod_cidrs: Vec::new(),
     }
 }
 
