@@ -87,6 +87,10 @@ pub(crate) struct Conn<D: Dial> {
     pub(crate) begun: Cell<u64>,
     /// Reads from the client, as far as they are counted.
     pub(crate) reads: Rc<Cell<u64>>,
+    /// Writes to the client under HTTP/1.1.
+    pub(crate) writes: Rc<Cell<u64>>,
+    /// An HTTP/1.1 client has ended its side while an answer is due.
+    pub(crate) half_closed: Cell<bool>,
     /// [`Self::reads`] when the last exchange ended: more than that is the beginning of another head.
     pub(crate) reads_done: Cell<u64>,
     /// Set by an exchange whose answer was 101, for the connection's task.
@@ -112,6 +116,8 @@ impl<D: Dial> Conn<D> {
             active: Cell::new(0),
             begun: Cell::new(0),
             reads: Rc::default(),
+            writes: Rc::default(),
+            half_closed: Cell::new(false),
             reads_done: Cell::new(0),
             upgraded: RefCell::default(),
         })

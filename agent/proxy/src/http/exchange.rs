@@ -4,6 +4,7 @@
 use super::{
     body::{RequestBody, Upload},
     conn::{Conn, Entrance},
+    filters,
     io::MaybeTls,
     pool::{H1Conn, Key, Stream},
 };
@@ -62,8 +63,11 @@ impl<Io> Lease<Io> {
     /// Sends a request.
     pub(crate) fn send(
         &mut self,
-        request: Request<RequestBody>,
+        mut request: Request<RequestBody>,
     ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<Io> {
+        if !self.is_h2() {
+            filters::frame_h1(&mut request);
+        }
         match self {
             Self::H1(_, h1) => Either::Left(h1.sender.try_send_request(request)),
             Self::H2(stream) => Either::Right(stream.0.sender.clone().try_send_request(request)),
