@@ -20,6 +20,7 @@ pub mod engine;
 pub mod filter;
 pub mod hash;
 pub mod matching;
+pub mod message;
 pub mod model;
 mod resolve;
 pub mod shards;
