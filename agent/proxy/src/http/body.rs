@@ -13,9 +13,11 @@ use std::{
     io,
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 use tokio::sync::mpsc;
+use weft_core::{message, model::HeaderModifier};
 
 /// A request whose body is larger than this is never sent twice.
 pub(crate) const REPLAY_BYTES_MAX: usize = 64 * 1024;
@@ -69,7 +71,25 @@ pub(crate) struct Upload {
     complete: Cell<bool>,
     failed: Cell<Option<Reason>>,
     replay: RefCell<Option<Replay>>,
+    trailers: RefCell<Option<TrailerRules>>,
     mirrors: RefCell<Vec<mpsc::Sender<Piece>>>,
+}
+
+/// What happens with a request's trailers where a rule has read its head: what a trailer may not have goes, and so does
+/// whatever the rule's filters have decided of a header. A server that joins both must not find there what was taken away.
+#[derive(Clone, Debug)]
+pub(crate) struct TrailerRules(pub(crate) [Option<Arc<HeaderModifier>>; 2]);
+
+impl TrailerRules {
+    fn apply(&self, trailers: &mut HeaderMap) {
+        message::trailers(trailers);
+        for modifier in self.0.iter().flatten() {
+            let HeaderModifier { set, add, remove } = &**modifier;
+            for name in set.iter().chain(add).map(|(name, _)| name).chain(remove) {
+                trailers.remove(name);
+            }
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -92,6 +112,11 @@ impl Upload {
     /// Remembers it from here on, up to [`REPLAY_BYTES_MAX`].
     pub(crate) fn remember(&self) {
         *self.replay.borrow_mut() = Some(Replay::default());
+    }
+
+    /// Its trailers are read as the rule says.
+    pub(crate) fn filter_trailers(&self, rules: Option<TrailerRules>) {
+        *self.trailers.borrow_mut() = rules;
     }
 
     /// Gives up what was remembered.
@@ -200,10 +225,13 @@ fn poll_stream(
     cx: &mut Context<'_>,
 ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
     let next = match ready!(Pin::new(&mut *body).poll_frame(cx)) {
-        Some(Ok(frame)) => {
+        Some(Ok(mut frame)) => {
             if let Some(data) = frame.data_ref() {
                 upload.note(Piece::Data(data.clone()));
-            } else if let Some(trailers) = frame.trailers_ref() {
+            } else if let Some(trailers) = frame.trailers_mut() {
+                if let Some(rules) = &*upload.trailers.borrow() {
+                    rules.apply(trailers);
+                }
                 upload.note(Piece::Trailers(trailers.clone()));
             }
             // A body of known length is not polled again after its last byte.

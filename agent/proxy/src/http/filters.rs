@@ -74,9 +74,9 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
             .iter()
-            .filter_map(|v| v.to_str().ok())
-            .flat_map(|v| v.split(','))
-            .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+            // As bytes: one octet that is not ASCII must not hide the names next to it.
+            .flat_map(|v| v.as_bytes().split(|b| *b == b','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
             // These frame or address the message: nobody may have them removed (request smuggling, host confusion).
             .filter(|name| ![HOST, header::CONTENT_LENGTH, TRANSFER_ENCODING].contains(name))
             .collect();

@@ -83,12 +83,15 @@ struct Failure {
 
 async fn forward<D: Dial>(
     mut exchange: Box<Exchange<D>>,
-    plan: Plan,
+    mut plan: Plan,
     mut parts: Parts,
     body: Incoming,
 ) -> Response<ResponseBody<D>> {
     let (body, upload) = RequestBody::new(body);
     exchange.upload = upload;
+    if let Some(upload) = &exchange.upload {
+        upload.filter_trailers(plan.trailers.take());
+    }
     parts.extensions.clear();
     if let (Some(upload), true) = (&exchange.upload, retry_policy(&exchange).is_some()) {
         upload.remember();
