@@ -60,6 +60,13 @@ impl<Io> Lease<Io> {
         }
     }
 
+    /// The request that was sent was not looked at. `unsent`: it never left.
+    pub(crate) fn refused(&self, unsent: bool) {
+        if let Self::H2(stream) = self {
+            stream.0.refused(unsent);
+        }
+    }
+
     /// Sends a request.
     pub(crate) fn send(
         &mut self,
@@ -105,6 +112,8 @@ pub(crate) struct Exchange<D: Dial> {
     pub(crate) tries: u32,
     /// Tries that were reset before an answer.
     pub(crate) resets: u32,
+    /// Tries that the peer has not looked at.
+    pub(crate) refusals: u32,
 
     pub(crate) code: u16,
     pub(crate) grpc_status: Option<u16>,
@@ -176,6 +185,7 @@ impl<D: Dial> Exchange<D> {
             attempt: Attempt::new(started),
             tries: 0,
             resets: 0,
+            refusals: 0,
             code: 0,
             grpc_status: None,
             reason: None,
@@ -189,6 +199,11 @@ impl<D: Dial> Exchange<D> {
     pub(crate) fn inject_trace(&mut self, headers: &mut HeaderMap) {
         self.attempt.span = self.conn.http.telemetry.try_span(&self.span);
         self.attempt.span.inject(&self.trace, headers);
+    }
+
+    /// Tries that a peer may have looked at.
+    pub(crate) const fn counted(&self) -> u32 {
+        self.tries - self.refusals
     }
 
     /// A try has failed; the next one starts from nothing.
