@@ -131,8 +131,23 @@ pub const CONNECTIONS_UNPROVED: Budget = Budget {
     flood: "silent_connections_to_hbone_cost_a_pod_nothing",
 };
 
+/// What the connections of all workloads of a node hold together.
+pub const TRAFFIC_MEMORY: Budget = Budget {
+    name: "traffic-memory",
+    holds: "what connections, tunnels and streams hold, reckoned by kind, and bytes that were read and not written yet",
+    per: Per::Process,
+    bound: 512 << 20,
+    unit: Unit::Bytes,
+    setting: Some("limits.trafficBytes"),
+    held_by: HeldBy::Agent,
+    when_reached: "the workload that holds most gets no new connection, and those of its connections that were quiet for \
+                   longest are ended",
+    flood: "the_largest_workload_yields_when_the_nodes_memory_is_spent",
+};
+
 /// All rows, in the order in which they are shown.
-pub static ALL: &[&Budget] = &[&CONNECTIONS_OUT, &CONNECTIONS_IN, &TUNNELS_IN, &CONNECTIONS_UNPROVED];
+pub static ALL: &[&Budget] =
+    &[&CONNECTIONS_OUT, &CONNECTIONS_IN, &TUNNELS_IN, &CONNECTIONS_UNPROVED, &TRAFFIC_MEMORY];
 
 /// A row by its name.
 #[must_use]

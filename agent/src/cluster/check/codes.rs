@@ -55,6 +55,7 @@ pub(super) const CODES: &[Code] = &[
     code("WEFT-C040", "Pods are captured by a redirect, which slows down many new connections; without `nft_socket` a probe of a dead port succeeds, too", "Load the kernel modules `nft_tproxy`, `nft_socket` and `nft_fib_inet`"),
     code("WEFT-C041", "An annotation that excludes traffic has an entry that cannot be read, which is captured", "Correct the entry in the pod's template: a port from 1 to 65535, or a CIDR"),
     code("WEFT-C042", "A node's kubelet is not recognised, so that the probes of strict pods there fail", "End what holds the kubelet's port beside it, which is named; the agent needs `hostPID` and CAP_SYS_PTRACE"),
+    code("WEFT-C070", "A pod or Gateway has used up a budget on a node, which refuses what is beyond it", "Look at who asks for so much; `docs/budgets.md` lists all budgets, and which setting raises one"),
 ];
 
 #[cfg(test)]
