@@ -145,9 +145,22 @@ pub const TRAFFIC_MEMORY: Budget = Budget {
     flood: "the_largest_workload_yields_when_the_nodes_memory_is_spent",
 };
 
+/// Streams that a client opens only to reset them.
+pub const STREAM_RESETS: Budget = Budget {
+    name: "stream-resets",
+    holds: "streams of an HTTP/2 connection, most of which its client has reset within a second",
+    per: Per::Connection,
+    bound: 500,
+    unit: Unit::Count,
+    setting: None,
+    held_by: HeldBy::Agent,
+    when_reached: "the connection is ended with GOAWAY",
+    flood: "a_flood_of_resets_ends_its_connection_whatever_its_pace",
+};
+
 /// All rows, in the order in which they are shown.
 pub static ALL: &[&Budget] =
-    &[&CONNECTIONS_OUT, &CONNECTIONS_IN, &TUNNELS_IN, &CONNECTIONS_UNPROVED, &TRAFFIC_MEMORY];
+    &[&CONNECTIONS_OUT, &CONNECTIONS_IN, &TUNNELS_IN, &CONNECTIONS_UNPROVED, &TRAFFIC_MEMORY, &STREAM_RESETS];
 
 /// A row by its name.
 #[must_use]

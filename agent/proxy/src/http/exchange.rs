@@ -16,7 +16,7 @@ use crate::{
 };
 use bytes::Bytes;
 use futures_util::future::Either;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, request::Parts};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, request::Parts};
 use hyper::{body::Incoming, client::conn::TrySendError, upgrade::OnUpgrade};
 use std::{pin::Pin, rc::Rc, sync::Arc, time::Instant};
 use tokio::{sync::oneshot, time::Sleep};
@@ -90,6 +90,8 @@ pub(crate) struct Exchange<D: Dial> {
     /// What the client asked, for telemetry, when somebody wants it.
     head: Option<RequestHead>,
     span: RequestSpan,
+    /// Of an HTTP/2 client.
+    is_stream: bool,
     _active: ActiveRequest,
     /// Content is gRPC: errors are told in its way.
     pub(crate) grpc: bool,
@@ -172,6 +174,7 @@ impl<D: Dial> Exchange<D> {
             trace,
             head,
             span,
+            is_stream: parts.version == Version::HTTP_2,
             _active: telemetry.request_started(conn.direction()),
             grpc: is_grpc(&parts.headers),
             origin: None,
@@ -298,6 +301,9 @@ impl<D: Dial> Drop for Exchange<D> {
         self.end_try_span(Some(self.code), self.reason);
         let span = std::mem::take(&mut self.span);
         self.conn.http.telemetry.finish(&self.record(), span);
+        if self.is_stream {
+            self.conn.stream_ended(self.started.elapsed(), self.reason == Some(Reason::ClientGone));
+        }
         self.conn.active.set(self.conn.active.get() - 1);
         self.conn.reads_done.set(self.conn.reads.get());
     }

@@ -43,6 +43,8 @@ const IDLE_MAX: Duration = Duration::from_secs(600);
 /// state of a socket that nobody holds any more (`tcp_fin_timeout`). To TCP, a client that reads on and one that has given
 /// up are the same, and a server that answers nothing must not gather the requests of all who have given up.
 const HALF_CLOSED_MAX: Duration = Duration::from_secs(60);
+/// How long a client that floods us has for an orderly end.
+const FLOOD_MAX: Duration = Duration::from_secs(1);
 /// Receive window of one stream: what an upstream that does not read may hold here.
 const STREAM_WINDOW: u32 = 1 << 20;
 /// Receive window of a connection: several streams' worth, so that one that nobody reads does not stop the others.
@@ -218,6 +220,9 @@ where
         if http.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
+        if conn.flooded.get() {
+            ending.flooded();
+        }
         match ending.poll(&conn, cx) {
             Poll::Ready(End::Soon) => {
                 http.as_mut().graceful_shutdown();
@@ -259,8 +264,12 @@ enum Stage {
     Serving,
     /// HTTP/1.1: one more request is waited for.
     Lingering,
+    /// Its client floods us.
+    Flooded,
     /// Ends at the next boundary of a message.
     Ending,
+    /// Ends at the next boundary of a message, if that comes soon.
+    EndingFlood,
     /// Ended.
     Over,
 }
@@ -300,6 +309,15 @@ impl Ending {
         }
     }
 
+    /// The connection must end soon: its client floods us. A client that does not take part in an orderly end has a second.
+    fn flooded(&mut self) {
+        if self.stage == Stage::Serving {
+            self.stage = Stage::Flooded;
+            self.next = Box::pin(std::future::ready(()));
+            self.nudge.due.store(true, Ordering::Release);
+        }
+    }
+
     /// Each end is told once.
     fn poll<D: Dial>(&mut self, conn: &Conn<D>, cx: &mut Context<'_>) -> Poll<End> {
         self.nudge.task.register(cx.waker());
@@ -336,7 +354,11 @@ impl Ending {
                     end = Some(End::Soon);
                     Stage::Ending
                 }
-                Stage::Ending | Stage::Over => {
+                Stage::Flooded => {
+                    end = Some(End::Soon);
+                    Stage::EndingFlood
+                }
+                Stage::Ending | Stage::EndingFlood | Stage::Over => {
                     end = Some(End::Now);
                     Stage::Over
                 }
@@ -380,6 +402,7 @@ async fn after(stage: Stage, drain: Drain) {
     match stage {
         Stage::Serving => drain.draining().await,
         Stage::Lingering => drain.lingered().await,
-        Stage::Ending | Stage::Over => drain.expired().await,
+        Stage::EndingFlood => sleep(FLOOD_MAX).await,
+        Stage::Flooded | Stage::Ending | Stage::Over => drain.expired().await,
     }
 }
