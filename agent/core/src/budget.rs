@@ -158,9 +158,43 @@ pub const STREAM_RESETS: Budget = Budget {
     flood: "a_flood_of_resets_ends_its_connection_whatever_its_pace",
 };
 
+/// Clients of one UDP listener.
+pub const UDP_SESSIONS: Budget = Budget {
+    name: "udp-sessions",
+    holds: "sessions of one UDP listener on one worker: a client's address and a socket towards its endpoint",
+    per: Per::Workload,
+    bound: 8192,
+    unit: Unit::Count,
+    setting: None,
+    held_by: HeldBy::Agent,
+    when_reached: "one that was never answered is ended, else the one that has been quiet for longest",
+    flood: "five_thousand_udp_sources_a_second_silence_nobody",
+};
+
+/// Those of them whose addresses are of one network.
+pub const UDP_SESSIONS_OF_NETWORK: Budget = Budget {
+    name: "udp-sessions-of-network",
+    holds: "sessions of one UDP listener on one worker whose clients are of one network (IPv4 /24, IPv6 /64)",
+    per: Per::Address,
+    bound: 2048,
+    unit: Unit::Count,
+    setting: None,
+    held_by: HeldBy::Agent,
+    when_reached: "one of the same network is ended, chosen in the same way",
+    flood: "five_thousand_udp_sources_a_second_silence_nobody",
+};
+
 /// All rows, in the order in which they are shown.
-pub static ALL: &[&Budget] =
-    &[&CONNECTIONS_OUT, &CONNECTIONS_IN, &TUNNELS_IN, &CONNECTIONS_UNPROVED, &TRAFFIC_MEMORY, &STREAM_RESETS];
+pub static ALL: &[&Budget] = &[
+    &CONNECTIONS_OUT,
+    &CONNECTIONS_IN,
+    &TUNNELS_IN,
+    &CONNECTIONS_UNPROVED,
+    &TRAFFIC_MEMORY,
+    &STREAM_RESETS,
+    &UDP_SESSIONS,
+    &UDP_SESSIONS_OF_NETWORK,
+];
 
 /// A row by its name.
 #[must_use]

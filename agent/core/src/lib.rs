@@ -23,6 +23,7 @@ pub mod matching;
 pub mod message;
 pub mod model;
 mod resolve;
+pub mod sessions;
 pub mod shards;
 pub mod sorted;
 pub mod spelling;
