@@ -343,6 +343,32 @@ pub(crate) struct Parameters {
     /// `nodeSelector`: label and value, one after the other.
     #[prost(message, optional, tag = "7")]
     pub(crate) node_selector: Option<Texts>,
+    /// `paths`: the actions for repeated and escaped slashes, backslashes and parameters, in this order.
+    #[prost(message, optional, tag = "8")]
+    pub(crate) paths: Option<Texts>,
+    /// `streamIdleTimeout`, milliseconds.
+    #[prost(uint64, optional, tag = "9")]
+    pub(crate) stream_idle_ms: Option<u64>,
+    /// `udpSessionTimeout`, milliseconds.
+    #[prost(uint64, optional, tag = "10")]
+    pub(crate) udp_session_ms: Option<u64>,
+    /// `clients`.
+    #[prost(message, optional, tag = "11")]
+    pub(crate) clients: Option<Clients>,
+}
+
+/// `clients` of a `WeftGatewayConfig`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Clients {
+    /// `proxyProtocol`, as written.
+    #[prost(string, tag = "1")]
+    pub(crate) proxy_protocol: String,
+    /// `trustedProxies`, CIDR.
+    #[prost(string, repeated, tag = "2")]
+    pub(crate) trusted: Vec<String>,
+    /// `traceContext` is Trust.
+    #[prost(bool, tag = "3")]
+    pub(crate) trust_trace: bool,
 }
 
 /// A list that may be absent.

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 use prost::Message;
 use weft_core::{
     config::Transport,
-    model::{AddressMode, GatewaySettings, IpRange, TrafficPolicy},
+    message::{PathAction, PathRules},
+    model::{AddressMode, ClientRules, GatewaySettings, IpRange, ProxyProtocol, TrafficPolicy},
 };
 
 use super::*;
@@ -91,6 +92,18 @@ fn parameters_of_config_maps_travel_field_by_field() {
         load_balancer_class: Some("metal".into()),
         source_ranges: Some(vec!["192.0.2.0/24".parse().unwrap(), "::/0".parse().unwrap()]),
         node_selector: Some(labels.into()),
+        paths: Some(PathRules {
+            repeated_slashes: PathAction::Normalize,
+            escaped_slashes: PathAction::Reject,
+            ..PathRules::default()
+        }),
+        stream_idle: Some(Duration::ZERO),
+        udp_session: Some(Duration::from_millis(90_500)),
+        clients: Some(ClientRules {
+            proxy_protocol: ProxyProtocol::Required,
+            trusted: vec!["192.0.2.0/24".parse().unwrap()],
+            trust_trace: true,
+        }),
     };
     // Empty is not absent: it overrides what the class says.
     let (pool, source_ranges, node_selector) = (Some(vec![]), Some(vec![]), Some(BTreeMap::new()));

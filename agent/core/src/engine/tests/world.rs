@@ -454,7 +454,7 @@ pub(super) fn mesh_answer(config: &Config, addr: &str, client: &str, path: &str)
 pub(super) fn select(table: &RouteTable<Arc<HttpRule>>, host: Option<&str>, path: &str) -> String {
     let headers = HeaderMap::new();
     let (path, query) = path.split_once('?').map_or((path, None), |(p, q)| (p, Some(q)));
-    let head = RequestHead { host, method: &Method::GET, path, query, headers: &headers };
+    let head = RequestHead { host, authority: host, method: &Method::GET, path, query, headers: &headers };
     table.select(&head).map_or_else(|| "404".to_owned(), |s| rule_text(&s.entry.policy))
 }
 
