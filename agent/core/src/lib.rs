@@ -21,6 +21,7 @@ pub mod filter;
 pub mod hash;
 pub mod matching;
 pub mod model;
+pub mod remarks;
 mod resolve;
 pub mod shards;
 pub mod sorted;

@@ -12,7 +12,8 @@ use std::{
     sync::Arc,
 };
 use weft_core::model::{
-    Capture, MTLS_LABEL, ObjectKey, Pod, Snapshot, Str, TunnelPort, Workload as CoreWorkload, app_name,
+    Capture, MtlsMode, MtlsSource, ObjectKey, Pod, Snapshot, Str, TunnelPort, Workload as CoreWorkload,
+    app_name,
 };
 
 /// Entries of one slice: at 250 bytes each it stays far below the API server's limit of an object.
@@ -45,7 +46,7 @@ pub struct Workload {
     /// Where tunnels to it may come besides 15008, as its node's agent says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub application_ports: Option<ApplicationPorts>,
-    /// `strict` or `permissive`, when a label says so.
+    /// `strict` or `permissive`, when labels decide; the mesh's default when not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtls: Option<Str>,
     /// What telemetry calls it.
@@ -165,10 +166,7 @@ fn workload(world: &Snapshot, pod: &Pod, captured: &Captured, known: Option<&Wor
             None => (false, None),
         },
     };
-    let label = |name: &str| {
-        let own = pod.meta.labels.get(name);
-        own.or_else(|| namespace.and_then(|n| n.meta.labels.get(name))).cloned()
-    };
+    let mtls = CoreWorkload::mtls(pod, namespace, MtlsMode::default());
     Some(Workload {
         name: key.name.clone(),
         uid: uid.clone(),
@@ -178,7 +176,7 @@ fn workload(world: &Snapshot, pod: &Pod, captured: &Captured, known: Option<&Wor
         enrolled: CoreWorkload::wants_mesh(pod, namespace),
         captured,
         application_ports,
-        mtls: label(MTLS_LABEL).filter(|m| matches!(&**m, "strict" | "permissive")),
+        mtls: (mtls.source != MtlsSource::Mesh).then(|| mtls.mode.as_str().into()),
         app: app_name(&pod.meta.annotations, &pod.meta.labels, &key.name),
     })
 }
