@@ -4,10 +4,12 @@ mod changes;
 mod claims;
 mod lint;
 mod mesh;
+mod overlap;
 mod report;
 mod state;
 mod tables;
 
+pub use self::overlap::Overlap;
 pub use crate::resolve::Settings;
 
 use self::{changes::replace, state::State};

@@ -1,6 +1,6 @@
 //! What the leading controller does with what was resolved: statuses, Gateways' objects, WorkloadSlices, material.
 
-use super::{enrolment::WorldEnrolment, world::Pipeline};
+use super::{enrolment::WorldEnrolment, remarks::Remarks, world::Pipeline};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -46,6 +46,9 @@ pub(super) struct Duties {
     failed: BTreeMap<(ObjectKey, Str), (Instant, Instant)>,
     /// What objects are told, or are not any more.
     words: Words,
+    /// What they are told that no condition says.
+    remarks: Remarks,
+    recorder: Recorder,
     /// Since when agents have been connected while this replica leads.
     heard: Option<Instant>,
 }
@@ -69,6 +72,7 @@ impl Duties {
             leadership.clone(),
         );
         let counts = events.counts();
+        let recorder = events.clone();
         Self {
             writer: StatusWriter::start(client.clone(), WriterConfig::default(), leadership, Some(events))
                 .mending(lives.clone()),
@@ -82,6 +86,8 @@ impl Duties {
             events: counts,
             failed: BTreeMap::new(),
             words: Words::default(),
+            remarks: Remarks::default(),
+            recorder,
             heard: None,
         }
     }
@@ -130,6 +136,7 @@ impl Duties {
     pub(super) fn agents(&mut self, agents: &Agents, pipeline: &Pipeline, led_since: Option<Instant>) {
         self.provisioner.set_leader(led_since.is_some());
         self.slices.set_leader(led_since.is_some());
+        self.remarks.tell(pipeline, &self.recorder, led_since.is_some());
         let Some(config) = self.update.as_ref().map(|update| update.config.clone()) else { return };
         let nodes: BTreeSet<Str> = agents.keys().cloned().collect();
         self.heard = match led_since {
