@@ -28,6 +28,8 @@ mod words;
 mod fake;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_rights;
 
 pub use agents::{CertificateReport, CniReport, NodeReport, PlaintextReport, PodReport};
 pub use api::ClusterError;
