@@ -14,7 +14,7 @@ use weft_core::{
 use crate::{
     delta::{Chunk, Malformed, Opened},
     parameters,
-    report::{AppliedGateway, Material, Watermark},
+    report::{AppliedGateway, BudgetReached, Material, Reached, Watermark},
     wire,
 };
 
@@ -163,6 +163,32 @@ impl Chunk for wire::Captured {
         let unset: Result<_, _> = self.removed.into_iter().map(|k| key(Some(k))).collect();
         Ok(Opened { full: self.full, more: self.more, set: set?, unset: unset? })
     }
+}
+
+/// Budgets that an agent may report at once; more say nothing that matters.
+const REACHED_MAX: usize = 1024;
+
+pub(crate) fn reached_to_wire(reached: &Reached) -> wire::Reached {
+    let one = |reached: &BudgetReached| wire::BudgetReached {
+        workload: Some(key_to_wire(&reached.workload)),
+        gateway: reached.gateway,
+        budget: reached.budget.name.to_owned(),
+        times: reached.times,
+    };
+    wire::Reached { budgets: reached.iter().take(REACHED_MAX).map(one).collect() }
+}
+
+/// Budgets that this build does not know are left out: the agent is newer.
+pub(crate) fn reached_from_wire(reached: wire::Reached) -> Result<Reached, Malformed> {
+    if reached.budgets.len() > REACHED_MAX {
+        return Err(Malformed::Part { what: "so many budgets" });
+    }
+    let one = |one: wire::BudgetReached| {
+        let workload = key(one.workload)?;
+        let budget = weft_core::budget::named(&one.budget);
+        Ok(budget.map(|budget| BudgetReached { workload, gateway: one.gateway, budget, times: one.times }))
+    };
+    reached.budgets.into_iter().filter_map(|budget| one(budget).transpose()).collect()
 }
 
 fn tunnel(ports: wire::ApplicationPorts) -> Result<TunnelPort, Malformed> {

@@ -18,7 +18,7 @@ pub(crate) const CONNECT: &str = "/weft.control.v1.Agents/Connect";
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Up {
     /// None: a kind of message that we do not know.
-    #[prost(oneof = "UpBody", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "UpBody", tags = "1, 2, 3, 4, 5")]
     pub(crate) body: Option<UpBody>,
 }
 
@@ -37,6 +37,9 @@ pub(crate) enum UpBody {
     /// I live.
     #[prost(message, tag = "4")]
     Heartbeat(Heartbeat),
+    /// Budgets that the node's workloads have reached.
+    #[prost(message, tag = "5")]
+    Reached(Reached),
 }
 
 /// Who connects.
@@ -187,6 +190,31 @@ pub(crate) struct ApplicationPorts {
     /// Not captured, in ascending order.
     #[prost(uint32, repeated, tag = "1")]
     pub(crate) except: Vec<u32>,
+}
+
+/// The budgets that workloads of the agent's node have reached lately: all of them, each time.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Reached {
+    /// In no order.
+    #[prost(message, repeated, tag = "1")]
+    pub(crate) budgets: Vec<BudgetReached>,
+}
+
+/// One of them.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct BudgetReached {
+    /// The pod, or the Gateway.
+    #[prost(message, optional, tag = "1")]
+    pub(crate) workload: Option<Key>,
+    /// It is a Gateway.
+    #[prost(bool, tag = "2")]
+    pub(crate) gateway: bool,
+    /// The name of a row of `weft_core::budget`.
+    #[prost(string, tag = "3")]
+    pub(crate) budget: String,
+    /// How often, since the agent's start.
+    #[prost(uint64, tag = "4")]
+    pub(crate) times: u64,
 }
 
 /// From controller to agent.

@@ -157,9 +157,30 @@ pub const OVERLAPS: Budget = Budget {
     flood: "overlaps_of_one_route_and_of_all_are_bounded",
 };
 
+/// What the connections of all workloads of a node hold together.
+pub const TRAFFIC_MEMORY: Budget = Budget {
+    name: "traffic-memory",
+    holds: "what connections, tunnels and streams hold, reckoned by kind, and bytes that were read and not written yet",
+    per: Per::Process,
+    bound: 512 << 20,
+    unit: Unit::Bytes,
+    setting: Some("limits.trafficBytes"),
+    held_by: HeldBy::Agent,
+    when_reached: "the workload that holds most gets no new connection, and those of its connections that were quiet for \
+                   longest are ended",
+    flood: "the_largest_workload_yields_when_the_nodes_memory_is_spent",
+};
+
 /// All rows, in the order in which they are shown.
-pub static ALL: &[&Budget] =
-    &[&CONNECTIONS_OUT, &CONNECTIONS_IN, &TUNNELS_IN, &CONNECTIONS_UNPROVED, &REMARKED_PODS, &OVERLAPS];
+pub static ALL: &[&Budget] = &[
+    &CONNECTIONS_OUT,
+    &CONNECTIONS_IN,
+    &TUNNELS_IN,
+    &CONNECTIONS_UNPROVED,
+    &TRAFFIC_MEMORY,
+    &REMARKED_PODS,
+    &OVERLAPS,
+];
 
 /// A row by its name.
 #[must_use]

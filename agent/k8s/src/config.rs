@@ -58,7 +58,11 @@ pub enum AccessLog {
     File(PathBuf),
 }
 
-/// `limits`: each is per pod (share) or per Gateway, so that tenants of a node cannot starve each other.
+/// With less the agent would refuse what an ordinary node asks for.
+const TRAFFIC_BYTES_MIN: u64 = 64 << 20;
+
+/// `limits`: each is per pod (share) or per Gateway, but for `traffic_bytes`, so that tenants of a node
+/// cannot starve each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Limits {
@@ -68,6 +72,9 @@ pub struct Limits {
     pub handshakes: u32,
     /// `requestHeadBytes`: method, path and headers of one request; 64 KiB by default.
     pub request_head_bytes: u32,
+    /// `trafficBytes`: what the connections of all pods and Gateways of the node may hold together, at least 64 MiB;
+    /// 512 MiB by default. The workload that holds most yields.
+    pub traffic_bytes: u64,
     /// `connectTimeout`: to an endpoint; 5s by default.
     #[serde(deserialize_with = "time")]
     pub connect_timeout: Duration,
@@ -98,6 +105,7 @@ impl Default for Limits {
             connections: 16_384,
             handshakes: 64,
             request_head_bytes: 64 << 10,
+            traffic_bytes: weft_core::budget::TRAFFIC_MEMORY.bound,
             connect_timeout: Duration::from_secs(5),
         }
     }
@@ -184,6 +192,7 @@ impl AgentConfig {
             ("limits", "connections") => self.limits.connections = from.limits.connections,
             ("limits", "handshakes") => self.limits.handshakes = from.limits.handshakes,
             ("limits", "requestHeadBytes") => self.limits.request_head_bytes = from.limits.request_head_bytes,
+            ("limits", "trafficBytes") => self.limits.traffic_bytes = from.limits.traffic_bytes,
             ("limits", "connectTimeout") => self.limits.connect_timeout = from.limits.connect_timeout,
             ("limits", _) => self.limits = from.limits,
             _ => {}
@@ -228,6 +237,11 @@ pub(crate) fn read(value: &Value, marks: &Marks, report: &mut Report) -> Option<
         if value < least {
             refuse(path, format!("{value} is out of range"), &format!("it must be {least} at least"));
         }
+    }
+    let traffic = config.limits.traffic_bytes;
+    if traffic < TRAFFIC_BYTES_MIN {
+        let remedy = "it must be at least 67108864 (64 MiB), and well below the agent's memory limit";
+        refuse("limits.trafficBytes", format!("{traffic} is too little"), remedy);
     }
     let no_url = |e: &&String| e.parse::<http::Uri>().map_or(true, |u| u.host().is_none());
     if let Some(e) = config.tracing.endpoint.as_ref().filter(no_url) {

@@ -4,6 +4,7 @@ use super::{node::NodePage, world::Seen};
 use std::{
     fmt::{Display, Write as _},
     sync::Arc,
+    time::Instant,
 };
 use tokio::sync::watch;
 use weft_control::ControlServer;
@@ -13,6 +14,7 @@ use weft_k8s::{
     events::EventCounts,
     status::{Counted, Progress},
 };
+use weft_proxy::budgets::Reached;
 
 /// Writes what a process counts beside the data plane.
 pub(super) type More = Box<dyn Fn(&mut Text) + Send + Sync>;
@@ -160,6 +162,7 @@ pub(super) fn agent(page: &NodePage, out: &mut Text) {
     out.gauge("weft_controller_connected", "Whether the stream to the controller stands.", connected);
     let callers = page.shared.plaintext.list().len();
     out.gauge("weft_plaintext_callers", "Pairs of caller and permissive pod seen in clear.", callers);
+    budgets(&page.shared.budgets.list(None, Instant::now()), out);
     let forgotten = page.shared.plaintext.forgotten();
     out.counter(
         "weft_plaintext_callers_forgotten",
@@ -167,6 +170,22 @@ pub(super) fn agent(page: &NodePage, out: &mut Text) {
         "",
         &[("", forgotten)],
     );
+}
+
+/// Who has reached which budget.
+fn budgets(reached: &[Reached], out: &mut Text) {
+    const NAME: &str = "weft_budget_reached";
+    let help = "What was refused or displaced because a workload had used up a budget (docs/budgets.md).";
+    out.family(if out.open { NAME } else { "weft_budget_reached_total" }, help, "counter");
+    for Reached { budget, by, times } in reached {
+        let labels = [
+            ("budget", budget.name),
+            ("kind", by.kind),
+            ("namespace", &*by.key.namespace),
+            ("name", &*by.key.name),
+        ];
+        out.line("weft_budget_reached_total", &labels, times);
+    }
 }
 
 /// What the process itself costs, and what changes of the world do.

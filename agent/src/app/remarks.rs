@@ -56,7 +56,7 @@ impl Remarks {
         }
         for Word { object, uid, reason, note } in words {
             tracing::warn!("{object}: {note}");
-            events.warn(&object, &uid, "v1", (reason, &note));
+            events.warn(&object, &uid, "v1", (reason, note));
         }
     }
 

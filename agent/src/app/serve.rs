@@ -150,6 +150,7 @@ pub(super) async fn serve(options: Options, mut worlds: watch::Receiver<Arc<Worl
     let node = agent.options.run_dir.as_deref().map(|dir| agent.start_node(dir)).transpose()?;
     let manager = node.as_ref().map(|n| n.manager.clone());
     if let (Some(cluster), Some(manager)) = (&agent.options.cluster, &manager) {
+        cluster.follow_budgets(agent.shared.clone());
         cluster.follow_captured(manager.captured(), |pod| Capture {
             uid: pod.uid.as_str().into(),
             tunnel: pod.tunnel.clone(),
@@ -521,6 +522,7 @@ fn limits(config: &AgentConfig) -> Limits {
         connections_max: size(given.connections),
         handshakes_max: size(given.handshakes),
         head_bytes_max: size(given.request_head_bytes),
+        traffic_bytes: given.traffic_bytes,
         connect_timeout_ms: u64::try_from(given.connect_timeout.as_millis()).unwrap_or(u64::MAX),
         ..Limits::default()
     }

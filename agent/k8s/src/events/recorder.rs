@@ -123,9 +123,9 @@ impl Recorder {
         self.counts.clone()
     }
 
-    /// Warns of something that no condition says. `version` is the API version of the object's kind. Never waits.
-    pub fn warn(&self, object: &ObjectRef, uid: &Str, version: &str, (reason, note): (&str, &str)) {
-        let transition = Transition { warning: true, reason: reason.to_owned(), note: note.to_owned() };
+    /// Records that something about an object needs a person. Never waits.
+    pub fn warn(&self, object: &ObjectRef, uid: &Str, version: &str, (reason, note): (&str, String)) {
+        let transition = Transition { warning: true, reason: reason.to_owned(), note };
         self.record(object, uid, version, transition);
     }
 
@@ -262,10 +262,8 @@ fn event(happening: &Happening, instance: &str, at: Timestamp) -> (Sent, Value) 
     prefix = &prefix[..prefix.floor_char_boundary(230)];
     let name = format!("{}.{:x}", prefix.trim_end_matches(['.', '-']), at.as_nanosecond());
     let mut regarding = json!({
-        "apiVersion": match object.kind.group() {
-            "" => version.to_string(),
-            group => format!("{group}/{version}"),
-        },
+        // The core group has no name.
+        "apiVersion": format!("{}/{version}", object.kind.group()).trim_start_matches('/'),
         "kind": object.kind.as_str(),
         "name": *object.key.name,
         "uid": **uid,

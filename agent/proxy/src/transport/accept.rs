@@ -194,6 +194,10 @@ async fn serve_connect(
     mut respond: SendResponse<Bytes>,
     ended: &mut Ended,
 ) {
+    if !context.worker.has_room(&context.local) {
+        ended.reason = Some(Reason::Limit);
+        return answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE);
+    }
     let Some(_guard) = context.local.share.admit(Kind::In) else {
         context.worker.reached(&budget::CONNECTIONS_IN, Tenant::from(&context.local.source.share));
         ended.reason = Some(Reason::Limit);

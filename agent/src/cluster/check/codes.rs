@@ -19,7 +19,7 @@ const fn code(id: &'static str, about: &'static str, remedy: &'static str) -> Co
 }
 
 /// All of them. C001 to C019 must hold whether or not Weft is installed; C020 on are about an installed Weft. C035 and C039
-/// were never given, nor C043 to C050.
+/// were never given.
 #[rustfmt::skip]
 pub(super) const CODES: &[Code] = &[
     code("WEFT-C001", "The cluster's version is older than Weft needs", "Upgrade Kubernetes"),
@@ -62,6 +62,7 @@ pub(super) const CODES: &[Code] = &[
     code("WEFT-C055", "A condition of a Gateway, ListenerSet, route or policy is not as it should be", "The condition's message says what to correct"),
     code("WEFT-C056", "A route takes requests that a route of another namespace would get", "Bind hostnames to namespaces by the chart's `hostnamePolicy`"),
     code("WEFT-C057", "You may not list all namespaces, so that only one was looked at", "`-n NAMESPACE` looks at another one; `--context` with more rights at all"),
+    code("WEFT-C070", "A pod or Gateway has used up a budget on a node, which refuses what is beyond it", "Look at who asks for so much; `docs/budgets.md` lists all budgets, and which setting raises one"),
 ];
 
 #[cfg(test)]

@@ -1,5 +1,8 @@
 use super::*;
-use crate::cluster::fake::{Fake, agent_pod, node};
+use crate::cluster::{
+    BudgetReport,
+    fake::{Fake, agent_pod, node},
+};
 use std::sync::Arc;
 
 /// The highest level that `id` has under `facts`.
@@ -255,6 +258,21 @@ fn a_kubelet_that_is_not_recognised_is_an_error_where_pods_are_strict() {
     assert_eq!(level(&facts, Want::All, "WEFT-C042"), None, "nobody misses it");
     facts.pods[0]["metadata"]["labels"] = json!({"weft.dev/mesh": "enabled", "weft.dev/mtls": "strict"});
     assert_eq!(level(&facts, Want::All, "WEFT-C042"), Some(Level::Error));
+}
+
+#[test]
+fn a_budget_that_is_used_up_is_said_with_its_workload() {
+    let mut facts = installed();
+    assert_eq!(level(&facts, Want::All, "WEFT-C070"), None);
+    let reached = BudgetReport {
+        budget: "connections-in".into(),
+        kind: "Pod".into(),
+        namespace: "shop".into(),
+        name: "cart".into(),
+        times: 7,
+    };
+    facts.agents.get_mut("n1").unwrap().as_mut().unwrap().budgets = vec![reached];
+    assert_eq!(level(&facts, Want::All, "WEFT-C070"), Some(Level::Warning));
 }
 
 /// Only the agent's log said that an entry of an annotation was not understood.

@@ -85,7 +85,7 @@ async fn the_end_of_a_server_that_answers_and_closes_is_in_its_last_frame() {
             tokio::task::yield_now().await;
         }
         let copying = tokio::task::spawn_local(async move {
-            let (drain, buffers) = (Drain::new(), Buffers::new(usize::MAX));
+            let (drain, buffers) = (Drain::new(), Buffers::new(usize::MAX, None));
             copy::bidirectional(far, agents, Bytes::new(), (&drain, &buffers)).await
         });
         let frame = std::future::poll_fn(|cx| near.poll_frame(cx)).await.unwrap();
@@ -258,7 +258,7 @@ async fn copy_to_slow_echo(stream: TunnelStream) {
         write.shutdown().await.unwrap();
     };
     let drain = Drain::new();
-    let buffers = Buffers::new(usize::MAX);
+    let buffers = Buffers::new(usize::MAX, None);
     let copying = copy::bidirectional(stream, Plain(upstream), Bytes::new(), (&drain, &buffers));
     let (copied, ()) = tokio::join!(copying, echo);
     assert!(matches!(copied.end, copy::End::Clean), "{copied:?}");
