@@ -287,7 +287,9 @@ fn secrets_hold_a_pair_that_belongs_together() {
         check(
             &tls(&chain, &key),
             1,
-            &[&format!("t.yaml:1: Secret shop/x: data: {said}; listeners that use it cannot serve TLS")],
+            &[&format!(
+                "t.yaml:1: Secret shop/x: data: {said}; listeners that use it serve TLS with what it held before, or not at all"
+            )],
         );
     }
     check(
@@ -321,7 +323,7 @@ fn ca_bundles() {
         &core("ConfigMap", "data: {ca.crt: x}"),
         1,
         &[
-            "t.yaml:4: ConfigMap shop/x: data[ca.crt]: ca.crt: no PEM certificate found; policies that use it trust nothing",
+            "t.yaml:4: ConfigMap shop/x: data[ca.crt]: ca.crt: no PEM certificate found; policies that use it trust what it held before, or nothing",
         ],
     );
     check(&core("ConfigMap", "data: {other: x}"), 1, &[]);
