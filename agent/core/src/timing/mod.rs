@@ -10,7 +10,7 @@ pub mod timeouts;
 pub use duration::{InvalidDuration, format_duration, parse_duration};
 pub use limit::RateLimit;
 pub use liveness::{Check, Liveness, Silence};
-pub use retry::{Attempt, Decision, Outcome, decide};
+pub use retry::{Attempt, Decision, Outcome, RetryBudget, decide};
 pub use timeouts::{Deadline, Deadlines, TimeoutKind};
 
 #[cfg(test)]

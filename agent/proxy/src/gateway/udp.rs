@@ -151,7 +151,7 @@ impl Receiver {
 
     fn begin(&self, config: &Config, peer: SocketAddr) -> Option<Rc<Session>> {
         let rule = self.rule(config)?;
-        let room = self.sessions.borrow().len() < SESSIONS_MAX;
+        let room = self.sessions.borrow().len() < SESSIONS_MAX && self.worker.has_room(&self.local);
         let Some(guard) = room.then(|| self.local.share.admit(Kind::Out)).flatten() else {
             self.worker.telemetry.count(Counter::LimitRefused);
             return None;
