@@ -42,6 +42,8 @@ pub enum Per {
     Workload,
     /// One connection.
     Connection,
+    /// One request.
+    Request,
     /// One address, or network prefix, that connections or datagrams come from.
     Address,
     /// One process, whoever asks: a sum.
@@ -57,6 +59,8 @@ pub enum Unit {
     Count,
     /// Things in a second.
     PerSecond,
+    /// Hundredths of what the process may have.
+    Percent,
 }
 
 /// Which process holds what a [`Budget`] bounds.
@@ -71,6 +75,12 @@ pub enum HeldBy {
 }
 
 impl Budget {
+    /// The bound of a row in [`Unit::Percent`], of a process that may have `all`.
+    #[must_use]
+    pub const fn part_of(&self, all: usize) -> usize {
+        (all / 100).saturating_mul(self.size())
+    }
+
     /// The bound as a size of something in memory.
     #[must_use]
     pub const fn size(&self) -> usize {
@@ -169,6 +179,59 @@ pub const TRAFFIC_MEMORY: Budget = Budget {
     when_reached: "the workload that holds most gets no new connection, and those of its connections that were quiet for \
                    longest are ended",
     flood: "the_largest_workload_yields_when_the_nodes_memory_is_spent",
+};
+
+/// Listening sockets of all Gateways.
+pub const GATEWAY_SOCKETS: Budget = Budget {
+    name: "gateway-sockets",
+    holds: "of the agent's file descriptors, the listening sockets of Gateways; those of one namespace half of it",
+    per: Per::Process,
+    bound: 25,
+    unit: Unit::Percent,
+    setting: None,
+    held_by: HeldBy::Agent,
+    when_reached: "a listener that is not open yet stays closed, and its Gateway's `Programmed` says so",
+    flood: "listeners_of_gateways_leave_descriptors_to_pods",
+};
+
+/// Connections of all Gateways.
+pub const GATEWAY_CONNECTIONS: Budget = Budget {
+    name: "gateway-connections",
+    holds: "as many clients' connections and UDP sessions of Gateways as make this part of the agent's file descriptors, \
+            those to backends come to as much again; one Gateway has half of it",
+    per: Per::Process,
+    bound: 25,
+    unit: Unit::Percent,
+    setting: None,
+    held_by: HeldBy::Agent,
+    when_reached: "the new connection is reset",
+    flood: "connections_to_gateways_leave_descriptors_to_pods",
+};
+
+/// Retries of one request.
+pub const RETRY_ATTEMPTS: Budget = Budget {
+    name: "retry-attempts",
+    holds: "tries of a request beyond the first, whatever `retry.attempts` says",
+    per: Per::Request,
+    bound: 100,
+    unit: Unit::Count,
+    setting: None,
+    held_by: HeldBy::Agent,
+    when_reached: "the last try's answer or error is handed to the client; the route's `Accepted` says the bound",
+    flood: "a_request_is_not_retried_without_end",
+};
+
+/// Retries of all requests of a workload.
+pub const RETRIES: Budget = Budget {
+    name: "retries",
+    holds: "tries that only a route's `retry` asks for, beside one for every five requests; up to 100 of each are saved up",
+    per: Per::Workload,
+    bound: 10,
+    unit: Unit::PerSecond,
+    setting: None,
+    held_by: HeldBy::Agent,
+    when_reached: "the last try's answer or error is handed to the client",
+    flood: "retries_of_a_workload_do_not_multiply_its_requests",
 };
 
 /// Connections to an agent's or the controller's page on the network whose caller is not known to be let in.
@@ -297,6 +360,10 @@ pub static ALL: &[&Budget] = &[
     &REMARKED_PODS,
     &OVERLAPS,
     &TRAFFIC_MEMORY,
+    &GATEWAY_SOCKETS,
+    &GATEWAY_CONNECTIONS,
+    &RETRY_ATTEMPTS,
+    &RETRIES,
     &PAGE_STRANGERS,
     &PAGE_STRANGERS_PER_ADDRESS,
     &PAGE_REVIEWS,
@@ -332,6 +399,7 @@ fn row(budget: &Budget) -> String {
         Per::Namespace => "namespace",
         Per::Workload => "workload and worker",
         Per::Connection => "connection",
+        Per::Request => "request",
         Per::Address => "address",
         Per::Process => "process",
     };
@@ -358,6 +426,7 @@ pub fn amount(budget: &Budget) -> String {
         Unit::Bytes => format!("{bound} bytes"),
         Unit::Count => bound.to_string(),
         Unit::PerSecond => format!("{bound}/s"),
+        Unit::Percent => format!("{bound} %"),
     }
 }
 
@@ -389,5 +458,6 @@ mod tests {
         check(1000, Unit::Bytes, "1000 bytes");
         check(256, Unit::Count, "256");
         check(100, Unit::PerSecond, "100/s");
+        check(25, Unit::Percent, "25 %");
     }
 }

@@ -52,3 +52,4 @@ pub use socket::{
     Family, Listeners, OpenError, bind_udp, ipv6_enabled, listen, open_listeners, original_dst,
 };
 pub use stash::PodSockets;
+pub use sys::raise_open_files_limit;

@@ -13,19 +13,21 @@ pub(crate) fn own_received(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// Raises the soft limit of open files to the hard one: a node's pods need more than the usual 1024.
-pub(crate) fn raise_open_files_limit() {
+/// Raises the soft limit of open files to the hard one: a node's pods need more than the usual 1024. Gives the limit that
+/// holds now, as far as it is known.
+pub fn raise_open_files_limit() -> Option<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is a valid rlimit for the duration of both calls; the calls touch nothing else.
-    let raised = unsafe {
-        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 && {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) == 0
-        }
+    let (known, raised) = unsafe {
+        let known = (libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0).then_some(limit.rlim_cur);
+        limit.rlim_cur = limit.rlim_max;
+        (known, known.is_some() && libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) == 0)
     };
     if !raised {
         tracing::warn!(error = %io::Error::last_os_error(), "cannot raise the open-files limit");
+        return known;
     }
+    Some(limit.rlim_max)
 }
 
 /// Nanoseconds since the node booted: the same clock for every process on it, and never set back.

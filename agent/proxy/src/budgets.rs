@@ -9,7 +9,10 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use weft_core::{budget::Budget, model::ObjectKey};
+use weft_core::{
+    budget::{Budget, amount},
+    model::ObjectKey,
+};
 
 /// Pairs of budget and workload that are remembered: on one node there are at most some hundred workloads.
 const PAIRS_MAX: usize = 4096;
@@ -103,14 +106,15 @@ impl Budgets {
 }
 
 fn say(by: &Tenant, pair: &Pair) {
-    let Budget { name, holds, bound, when_reached, .. } = pair.budget;
+    let Budget { name, holds, when_reached, .. } = pair.budget;
+    let bound = amount(pair.budget);
     tracing::warn!(
         budget = name,
         namespace = %by.key.namespace,
         workload = %by.key.name,
         kind = by.kind,
         times = pair.times,
-        "a workload has reached its budget of {bound} {holds}; beyond it: {when_reached}"
+        "a workload has reached its budget of {bound} ({holds}); beyond it: {when_reached}"
     );
 }
 

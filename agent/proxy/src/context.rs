@@ -17,7 +17,7 @@ use std::{
     sync::Arc,
 };
 use weft_core::{
-    budget::TRAFFIC_MEMORY,
+    budget::{GATEWAY_CONNECTIONS, TRAFFIC_MEMORY},
     config::Config,
     model::{ObjectKey, Workload},
 };
@@ -65,7 +65,10 @@ impl Shared {
             telemetry,
             plaintext: PlaintextCallers::default(),
             budgets: Budgets::default(),
-            memory: Arc::new(Memory::new(limits.traffic_bytes)),
+            memory: Arc::new(
+                Memory::new(limits.traffic_bytes)
+                    .with_gateway_connections(GATEWAY_CONNECTIONS.part_of(limits.descriptors)),
+            ),
             kubelet: Arc::new(NoKubelet),
             redirects: Redirects::default(),
             sticky: Arc::default(),
@@ -90,6 +93,9 @@ pub struct Limits {
     pub streams_max: u32,
     /// Bytes that the connections of all workloads may hold together, over all workers.
     pub traffic_bytes: u64,
+    /// File descriptors that the process may have open (`RLIMIT_NOFILE`): Gateways may use a part of them only, so that pods
+    /// have theirs.
+    pub descriptors: usize,
     /// Time for a client to send a request head, for a handshake, for a tunnel's set-up, in milliseconds.
     pub handshake_timeout_ms: u64,
     /// Time for a TCP connect to an endpoint, in milliseconds.
@@ -106,6 +112,7 @@ impl Default for Limits {
             headers_max: 128,
             streams_max: 256,
             traffic_bytes: TRAFFIC_MEMORY.bound,
+            descriptors: usize::MAX,
             handshake_timeout_ms: 10_000,
             connect_timeout_ms: 5_000,
         }

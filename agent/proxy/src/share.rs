@@ -23,9 +23,10 @@ use std::{
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::Poll,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use weft_core::timing::RetryBudget;
 
 pub mod buffers;
 mod fair;
@@ -58,6 +59,7 @@ pub struct Share {
     account: Arc<Account>,
     drain: Drain,
     buffers: Rc<Buffers>,
+    retries: RefCell<RetryBudget>,
     counters: Counters,
 }
 
@@ -152,6 +154,7 @@ impl Share {
             drain,
             buffers: Buffers::new(limits.buffered_max, Some(account.clone())),
             account,
+            retries: RefCell::new(RetryBudget::new(Instant::now())),
             counters: Counters::default(),
         })
     }
@@ -172,6 +175,16 @@ impl Share {
     #[must_use]
     pub const fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Counts a request that is sent on: requests earn retries.
+    pub(crate) fn requested(&self) {
+        self.retries.borrow_mut().request();
+    }
+
+    /// Whether a retry that only a route's policy asks for may be made; it is counted then.
+    pub(crate) fn may_retry(&self, now: Instant) -> bool {
+        self.retries.borrow_mut().retry(now)
     }
 
     /// What its workload holds on all workers.
@@ -271,6 +284,7 @@ impl Share {
             return None;
         }
         self.load.connections.fetch_add(1, Ordering::Relaxed);
+        self.account.count(true);
         add(&self.counters.connections, 1);
         Some(ConnectionGuard { share: self.clone(), kind })
     }
@@ -430,6 +444,7 @@ impl Drop for ConnectionGuard {
         let open = &self.share.connections[self.kind as usize];
         open.set(open.get() - 1);
         self.share.account.give(self.kind.bytes());
+        self.share.account.count(false);
         self.share.load.connections.fetch_sub(1, Ordering::Relaxed);
         if self.share.connections() == 0 {
             self.share.idle.notify_waiters();

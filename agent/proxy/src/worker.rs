@@ -5,7 +5,7 @@
 
 use crate::{
     budgets::Tenant,
-    context::{ShareKey, Shared, Source},
+    context::{Limits, ShareKey, Shared, Source},
     dial::Dialer,
     drain::Drain,
     http::HttpWorker,
@@ -133,10 +133,14 @@ impl Worker {
         local.forget_upstreams();
     }
 
-    /// Whether a workload may have another connection, as far as the node's memory goes. The workload that holds most of it
-    /// yields, on every worker.
+    /// Whether a workload may have another connection, as far as the node's memory and descriptors go. The workload that holds
+    /// most of the memory yields, on every worker.
     pub(crate) fn has_room(&self, local: &LocalWorkload) -> bool {
         let account = local.share.account();
+        if !account.has_descriptors() {
+            self.reached(&budget::GATEWAY_CONNECTIONS, Tenant::from(&local.source.share));
+            return false;
+        }
         match account.memory().room(account) {
             Room::Enough => return true,
             Room::None => {
@@ -259,6 +263,7 @@ impl Peers {
 pub struct Workers {
     peers: Arc<Peers>,
     threads: Vec<JoinHandle<()>>,
+    limits: Limits,
 }
 
 /// The worker has ended.
@@ -280,6 +285,7 @@ impl Workers {
             handles.push(Handle { commands, load: Arc::new(load), refused: AtomicU64::new(0) });
             queues.push(queue);
         }
+        let limits = shared.limits;
         let stop = CancellationToken::new();
         let (handshakes, thread) = Handshakes::start(stop.clone())?;
         let peers = Arc::new(Peers { handles, stop, handshakes });
@@ -291,7 +297,13 @@ impl Workers {
             threads.push(std::thread::Builder::new().name(format!("weft-worker-{id}")).spawn(body)?);
             started.recv().map_err(io::Error::other)??;
         }
-        Ok(Self { peers, threads })
+        Ok(Self { peers, threads, limits })
+    }
+
+    /// What bounds them.
+    #[must_use]
+    pub const fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// How many there are.

@@ -527,6 +527,8 @@ fn limits(config: &AgentConfig) -> Limits {
         handshakes_max: size(given.handshakes),
         head_bytes_max: size(given.request_head_bytes),
         traffic_bytes: given.traffic_bytes,
+        descriptors: weft_inpod::raise_open_files_limit()
+            .map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX)),
         connect_timeout_ms: u64::try_from(given.connect_timeout.as_millis()).unwrap_or(u64::MAX),
         ..Limits::default()
     }

@@ -6,6 +6,7 @@ use super::{
 use crate::{
     config::{Backend, FailReason},
     model::{Filter, Match, PathMatch, PathModifier, Route, RouteKind, Rule, ValueMatch},
+    timing::retry::ATTEMPTS_MAX,
 };
 use std::sync::Arc;
 
@@ -53,6 +54,11 @@ impl Pass<'_, '_> {
         if rule.session.is_some() {
             self.rules.notes.push(format!(
                 "rules[{index}].sessionPersistence is not served yet: its requests are balanced without it."
+            ));
+        }
+        if let Some(asked) = rule.retry.as_ref().map(|r| r.attempts).filter(|n| *n > ATTEMPTS_MAX) {
+            self.rules.notes.push(format!(
+                "rules[{index}].retry.attempts is {asked}: a request is retried {ATTEMPTS_MAX} times at most."
             ));
         }
         self.rules

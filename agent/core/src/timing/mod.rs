@@ -12,7 +12,7 @@ pub use duration::{InvalidDuration, format_duration, parse_duration};
 pub use limit::RateLimit;
 pub use liveness::{Check, Liveness, Silence};
 pub use resets::Resets;
-pub use retry::{Attempt, Decision, Outcome, decide};
+pub use retry::{Attempt, Decision, Outcome, RetryBudget, decide};
 pub use timeouts::{Deadline, Deadlines, TimeoutKind};
 
 #[cfg(test)]

@@ -14,10 +14,14 @@
 //! (RFC 9110 §9.2.2), as the text on the API's main branch asks. A request whose body is gone is retried only where
 //! nothing of it was sent. `attempts: 0` switches all of it off, but for what the peer says that it did not process (RFC 9113
 //! §6.8, §8.7): that is no retry, since nobody has seen the request yet, and counts as none.
+//!
+//! What only a policy asks for is bounded twice, since it multiplies what a backend that fails already is asked:
+//! [`ATTEMPTS_MAX`] for a request, [`RetryBudget`] for a workload.
 
-use crate::model::Retry;
+use super::RateLimit;
+use crate::{budget, model::Retry};
 use http::{Method, StatusCode};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How a try ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,10 +113,21 @@ const MAX_GROWTH: u32 = 16;
 /// that is scaled down loses several pods at once, and for as long as nobody has heard of it all of them are asked.
 pub const UNREACHED_TRIES: u32 = 4;
 
+/// More retries of one request are not made, whatever `attempts` says. The API's conformance suite asks for as many.
+#[expect(clippy::cast_possible_truncation, reason = "the row is far below what 32 bits hold")]
+pub const ATTEMPTS_MAX: u32 = budget::RETRY_ATTEMPTS.bound as u32;
+
 /// Whether another try may be made after `tries`, if nobody is reached by the one under way.
 #[must_use]
 pub fn has_tries(policy: Option<&Retry>, tries: u32) -> bool {
-    policy.map_or(tries < UNREACHED_TRIES, |p| tries <= p.attempts)
+    policy.map_or(tries < UNREACHED_TRIES, |p| tries <= p.attempts.min(ATTEMPTS_MAX))
+}
+
+/// Whether a retry is made for the policy's sake alone, so that a [`RetryBudget`] has to allow it. The others are not
+/// counted: nobody has seen the request, or it is once more at most.
+#[must_use]
+pub fn needs_budget(policy: Option<&Retry>, attempt: &Attempt) -> bool {
+    policy.is_some() && decide(None, attempt) == Decision::Stop
 }
 
 /// How often a request is sent again because nobody has looked at it. A server that ends its connections after so many
@@ -171,4 +186,42 @@ fn wait(policy: &Retry, attempt: &Attempt) -> Duration {
     let half = u64::try_from(base.as_nanos() / 2).unwrap_or(u64::MAX);
     let jitter = (u128::from(attempt.draw) * u128::from(half)) >> 64;
     base.saturating_add(Duration::from_nanos(u64::try_from(jitter).unwrap_or(u64::MAX)))
+}
+
+/// This many requests earn one retry.
+const REQUESTS_PER_RETRY: u32 = 5;
+/// Retries that can be saved up: what requests have earned, and apart from it what time has.
+const SAVED: u32 = 100;
+
+/// How many retries a workload may make for its policies' sake: one for every five requests, and beside those ten a second
+/// ([`budget::RETRIES`]), so that a workload that asks little has all its retries. Each kind may be saved up to a hundred.
+#[derive(Clone, Copy, Debug)]
+pub struct RetryBudget {
+    always: RateLimit,
+    /// In requests.
+    earned: u32,
+}
+
+impl RetryBudget {
+    /// With what time earns saved up, and nothing earned by requests.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        #[expect(clippy::cast_possible_truncation, reason = "the row is far below what 32 bits hold")]
+        let per_second = budget::RETRIES.bound as u32;
+        Self { always: RateLimit::new(per_second, SAVED, now), earned: 0 }
+    }
+
+    /// Counts a request.
+    pub fn request(&mut self) {
+        self.earned = (self.earned + 1).min(SAVED * REQUESTS_PER_RETRY);
+    }
+
+    /// Whether a retry may be made; it is counted then.
+    pub fn retry(&mut self, now: Instant) -> bool {
+        if let Some(left) = self.earned.checked_sub(REQUESTS_PER_RETRY) {
+            self.earned = left;
+            return true;
+        }
+        self.always.take(now).is_ok()
+    }
 }

@@ -45,6 +45,7 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use weft_certs::IdentityHandle;
 use weft_core::{
+    budget::GATEWAY_SOCKETS,
     config::{Config, GatewayConfig, Transport},
     engine::Feedback,
     model::{MtlsMode, ObjectKey, SpiffeId, Str, TunnelPort, Workload},
@@ -134,7 +135,10 @@ impl GatewayListeners {
     pub async fn sync(&mut self, config: &Arc<Config>) -> Feedback {
         self.tls.refresh(config);
         let held = self.open.iter().map(|(place, open)| (*place, open.claim.clone())).collect();
-        let (wanted, conflicts) = plan(config, &held);
+        // A place takes a socket for each worker.
+        let workers = self.plane.workers();
+        let places_max = GATEWAY_SOCKETS.part_of(workers.limits().descriptors) / workers.count();
+        let (wanted, conflicts) = plan(config, &held, places_max);
         self.close_unwanted(config, &wanted).await;
         self.retire_tenants(config).await;
         let mut feedback = Feedback::default();

@@ -2,7 +2,12 @@
 
 use super::bind::Place;
 use std::{collections::BTreeMap, net::SocketAddr};
-use weft_core::{config::Config, engine::Feedback, model::ObjectKey};
+use weft_core::{
+    budget::GATEWAY_SOCKETS,
+    config::Config,
+    engine::Feedback,
+    model::{ObjectKey, Str},
+};
 
 /// Every place that is wanted, with who wants it.
 pub(super) type Wanted = BTreeMap<Place, Claim>;
@@ -15,7 +20,7 @@ pub(super) struct Claim {
     pub(super) port: u16,
 }
 
-/// A place that another Gateway has.
+/// A place that cannot be had: another Gateway has it, or there are too many.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Conflict {
     pub(super) claim: Claim,
@@ -24,8 +29,9 @@ pub(super) struct Conflict {
 }
 
 /// Gives each place to one Gateway. `held` are those that are open: who has a place keeps it. Among newcomers exact
-/// addresses come before `0.0.0.0` and `[::]`, then the smaller key wins.
-pub(super) fn plan(config: &Config, held: &Wanted) -> (Wanted, Vec<Conflict>) {
+/// addresses come before `0.0.0.0` and `[::]`, then the smaller key wins. There are `max` places at most, and those of one
+/// namespace's Gateways are half of it.
+pub(super) fn plan(config: &Config, held: &Wanted, max: usize) -> (Wanted, Vec<Conflict>) {
     let mut claims: Vec<(Place, Claim)> = Vec::new();
     for (key, gateway) in config.gateways.iter() {
         for &(port, transport) in gateway.ports.keys() {
@@ -45,11 +51,19 @@ pub(super) fn plan(config: &Config, held: &Wanted) -> (Wanted, Vec<Conflict>) {
         (newcomer, place.address.ip().is_unspecified(), *place, claim.clone())
     });
     let mut wanted = Wanted::new();
+    let mut of_namespace: BTreeMap<Str, usize> = BTreeMap::new();
     let mut conflicts = Vec::new();
     for (place, claim) in claims {
         match taken(&wanted, place, &claim) {
             None => {
-                wanted.insert(place, claim);
+                let own = of_namespace.entry(claim.gateway.namespace.clone()).or_default();
+                if wanted.len() < max && *own < max.div_ceil(2) {
+                    *own += 1;
+                    wanted.insert(place, claim);
+                } else {
+                    let why = too_many(&claim, *own, wanted.len(), max);
+                    conflicts.push(Conflict { claim, place, why });
+                }
             }
             Some((at, owner)) => {
                 let why = format!("{place}: already used by Gateway {} ({at})", owner.gateway);
@@ -60,11 +74,21 @@ pub(super) fn plan(config: &Config, held: &Wanted) -> (Wanted, Vec<Conflict>) {
     (wanted, conflicts)
 }
 
+fn too_many(claim: &Claim, own: usize, all: usize, max: usize) -> String {
+    format!(
+        "budget {}: Gateways of namespace {} listen on {own} addresses and ports of this node, all Gateways on {all}; at most \
+         {} and {max}, since each takes file descriptors that pods need",
+        GATEWAY_SOCKETS.name,
+        claim.gateway.namespace,
+        max.div_ceil(2)
+    )
+}
+
 /// What of a Config cannot be bound whatever the machine: two Gateways that want one socket. For a dry run.
 #[must_use]
 pub fn clashes(config: &Config) -> Feedback {
     let mut feedback = Feedback::default();
-    for Conflict { claim, place, why } in plan(config, &Wanted::new()).1 {
+    for Conflict { claim, place, why } in plan(config, &Wanted::new(), usize::MAX).1 {
         feedback.unbound.insert((claim.gateway, claim.port, place.transport), why.into());
     }
     feedback

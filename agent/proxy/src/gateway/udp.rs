@@ -176,6 +176,9 @@ impl Receiver {
 
     fn begin(&self, config: &Config, peer: SocketAddr) -> Option<Rc<Session>> {
         let rule = self.rule(config)?;
+        if !self.worker.has_room(&self.local) {
+            return None;
+        }
         let Some(guard) = self.local.share.admit(Kind::Out) else {
             self.worker.telemetry.count(Counter::LimitRefused);
             return None;

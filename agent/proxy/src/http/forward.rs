@@ -16,6 +16,7 @@ use super::{
     upgrade,
 };
 use crate::{
+    budgets::Tenant,
     dial::{Dial, impatiently},
     error::{ProxyError, Reason},
     loads::Choice,
@@ -36,11 +37,12 @@ use std::{
 };
 use weft_core::{
     balance::{Answer, Fault},
+    budget,
     config::{Backend, Endpoint},
     model::Retry,
     timing::{
         Attempt, Deadline, Decision, Outcome, TimeoutKind, decide,
-        retry::{Repeat, has_tries},
+        retry::{Repeat, has_tries, needs_budget},
     },
 };
 
@@ -102,6 +104,7 @@ async fn forward<D: Dial>(
     if let (Some(upload), Some(bytes_max)) = (&exchange.upload, memory) {
         upload.remember(bytes_max);
     }
+    exchange.conn.share.requested();
     if !plan.mirrors.is_empty() {
         mirror::start(&exchange, &plan.mirrors, &parts);
     }
@@ -119,7 +122,11 @@ async fn forward<D: Dial>(
         }
         exchange.resets += u32::from(failure.outcome == Outcome::Reset);
         exchange.refusals += u32::from(failure.outcome == Outcome::Refused);
-        let decision = next(&exchange, &plan, &failure, repeat, &tried);
+        let decision = match failure.outcome {
+            // Charged when its status came.
+            Outcome::Status(_) => next(&exchange, &plan, &failure, repeat, &tried),
+            _ => charged(&exchange, &plan, &failure, repeat, &tried),
+        };
         exchange.try_failed(failure.error.reason, failure.code);
         let (Decision::Retry { after }, Some((parts, body))) = (decision, failure.again) else {
             return respond::failure(exchange, &failure.error);
@@ -153,6 +160,40 @@ fn retry_policy<D: Dial>(exchange: &Exchange<D>) -> Option<&Retry> {
     exchange.rule.as_ref().and_then(|r| r.retry.as_deref())
 }
 
+/// As [`next`], with a retry that only the policy wants charged to the workload's budget.
+fn charged<D: Dial>(
+    exchange: &Exchange<D>,
+    plan: &Plan,
+    failure: &Failure,
+    repeat: Repeat,
+    tried: &[SocketAddr],
+) -> Decision {
+    let decision = next(exchange, plan, failure, repeat, tried);
+    let asked = attempt(exchange, plan, failure, repeat);
+    if decision == Decision::Stop || !needs_budget(retry_policy(exchange), &asked) {
+        return decision;
+    }
+    let (conn, now) = (&exchange.conn, Instant::now());
+    if conn.share.may_retry(now) {
+        return decision;
+    }
+    conn.http.shared.budgets.reached(&budget::RETRIES, Tenant::from(conn.share.key()), now);
+    Decision::Stop
+}
+
+fn attempt<D: Dial>(exchange: &Exchange<D>, plan: &Plan, failure: &Failure, repeat: Repeat) -> Attempt {
+    Attempt {
+        tries: exchange.tries,
+        outcome: failure.outcome,
+        replayable: failure.again.is_some(),
+        repeat,
+        resets: exchange.resets,
+        refusals: exchange.refusals,
+        remaining: plan.deadlines.remaining(Instant::now()),
+        draw: exchange.conn.http.draw(),
+    }
+}
+
 fn next<D: Dial>(
     exchange: &Exchange<D>,
     plan: &Plan,
@@ -175,17 +216,7 @@ fn next<D: Dial>(
             return Decision::Stop;
         }
     }
-    let attempt = Attempt {
-        tries: exchange.tries,
-        outcome: failure.outcome,
-        replayable: failure.again.is_some(),
-        repeat,
-        resets: exchange.resets,
-        refusals: exchange.refusals,
-        remaining: plan.deadlines.remaining(Instant::now()),
-        draw: exchange.conn.http.draw(),
-    };
-    decide(retry_policy(exchange), &attempt)
+    decide(retry_policy(exchange), &attempt(exchange, plan, failure, repeat))
 }
 
 /// One try, within its deadline.
@@ -202,8 +233,8 @@ async fn send<D: Dial>(
         // Another try would find none either.
         return Err(Failure { outcome: Outcome::Reset, error, code: None, again: None }.into());
     };
-    let retries = retry_policy(exchange).map_or(0, |r| r.attempts);
-    exchange.spare = (exchange.counted() <= retries).then(|| outgoing.parts.clone());
+    let retried = retry_policy(exchange).is_some_and(|r| has_tries(Some(r), exchange.counted()));
+    exchange.spare = retried.then(|| outgoing.parts.clone());
     let deadline = plan.deadlines.of_try(now);
     let mut sleep = deadline.map(|d| Box::pin(tokio::time::sleep_until(d.at.into())));
     let sent = {
@@ -459,7 +490,7 @@ fn finish_try<D: Dial>(
         code: Some(status.as_u16()),
         again: remembered(exchange),
     };
-    match next(exchange, plan, &failure, repeat, &[]) {
+    match charged(exchange, plan, &failure, repeat, &[]) {
         Decision::Retry { .. } => Err(failure.into()),
         Decision::Stop => Ok(response),
     }

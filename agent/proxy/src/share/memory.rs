@@ -4,13 +4,16 @@
 //! workload has an [`Account`], the same on every worker. When the sum is spent the workload with the largest account
 //! yields: it gets no new connection, and those of its connections that were quiet for longest are ended; the others are
 //! served on.
+//!
+//! Beside memory, descriptors: connections of Gateways are counted, because each has one, and one more to its backend.
+//! Together they get a part of what the process may have, and one Gateway half of that.
 
 use crate::context::ShareKey;
 use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
 };
 
@@ -25,6 +28,9 @@ const STEP: u64 = 32;
 pub struct Memory {
     bound: u64,
     used: AtomicU64,
+    /// Connections of Gateways: how many there may be, and are.
+    gateways_max: usize,
+    gateways: AtomicUsize,
     accounts: Mutex<HashMap<ShareKey, Weak<Account>>>,
 }
 
@@ -40,6 +46,7 @@ impl Default for Memory {
 pub struct Account {
     key: ShareKey,
     held: AtomicU64,
+    connections: AtomicUsize,
     memory: Arc<Memory>,
 }
 
@@ -58,7 +65,20 @@ impl Memory {
     /// A sum of `bound` bytes.
     #[must_use]
     pub fn new(bound: u64) -> Self {
-        Self { bound, used: AtomicU64::new(0), accounts: Mutex::default() }
+        Self {
+            bound,
+            used: AtomicU64::new(0),
+            gateways_max: usize::MAX,
+            gateways: AtomicUsize::new(0),
+            accounts: Mutex::default(),
+        }
+    }
+
+    /// With a bound on the connections of all Gateways together.
+    #[must_use]
+    pub const fn with_gateway_connections(mut self, max: usize) -> Self {
+        self.gateways_max = max;
+        self
     }
 
     /// Bytes held now.
@@ -75,7 +95,12 @@ impl Memory {
             return account;
         }
         accounts.retain(|_, account| account.strong_count() > 0);
-        let account = Arc::new(Account { key: key.clone(), held: AtomicU64::new(0), memory: self.clone() });
+        let account = Arc::new(Account {
+            key: key.clone(),
+            held: AtomicU64::new(0),
+            connections: AtomicUsize::new(0),
+            memory: self.clone(),
+        });
         accounts.insert(key.clone(), Arc::downgrade(&account));
         account
     }
@@ -118,6 +143,29 @@ impl Account {
         &self.memory
     }
 
+    /// Whether descriptors are left for another connection. A pod always has them: Gateways cannot take them all.
+    #[must_use]
+    pub fn has_descriptors(&self) -> bool {
+        let max = self.memory.gateways_max;
+        !self.is_gateway()
+            || (self.memory.gateways.load(Relaxed) < max && self.connections.load(Relaxed) < max.div_ceil(2))
+    }
+
+    const fn is_gateway(&self) -> bool {
+        matches!(self.key, ShareKey::Gateway(_))
+    }
+
+    /// One more connection, or one fewer.
+    pub(super) fn count(&self, opened: bool) {
+        let change = |number: &AtomicUsize| {
+            if opened { number.fetch_add(1, Relaxed) } else { number.fetch_sub(1, Relaxed) }
+        };
+        change(&self.connections);
+        if self.is_gateway() {
+            change(&self.memory.gateways);
+        }
+    }
+
     pub(super) fn take(&self, bytes: u64) {
         self.held.fetch_add(bytes, Relaxed);
         self.memory.used.fetch_add(bytes, Relaxed);
@@ -152,6 +200,20 @@ mod tests {
         assert_eq!(memory.room(&small), Room::None, "nothing is left at all");
         large.give(2000);
         assert_eq!((memory.room(&large), memory.used()), (Room::Enough, 2100));
+    }
+
+    #[test]
+    fn gateways_share_a_part_of_the_descriptors_and_pods_need_none_of_it() {
+        let memory = Arc::new(Memory::new(u64::MAX).with_gateway_connections(10));
+        let gateway = |name: &str| memory.account(&ShareKey::Gateway(ObjectKey::new("infra", name)));
+        let fill = |account: &Account| {
+            (0..100).take_while(|_| account.has_descriptors()).map(|_| account.count(true)).count()
+        };
+        let (first, second, third) = (gateway("a"), gateway("b"), gateway("c"));
+        assert_eq!((fill(&first), fill(&second), fill(&third)), (5, 5, 0), "one has half at most");
+        assert_eq!(fill(&memory.account(&pod("p"))), 100);
+        first.count(false);
+        assert_eq!(fill(&third), 1, "what was given back is another's");
     }
 
     #[test]

@@ -486,3 +486,16 @@ fn session_persistence_is_not_claimed() {
     let message = w.apply().message(RouteKind::Http, "shop/r", "Accepted");
     assert!(message.contains("rules[0].sessionPersistence is not served yet"), "{message}");
 }
+
+#[test]
+fn attempts_beyond_the_bound_are_said_in_the_condition() {
+    let mut w = shop();
+    for (attempts, said) in [(100, false), (100_000, true)] {
+        let mut eager = rule("/", &["web"]);
+        eager.retry = Some(Retry { codes: vec![503], attempts, backoff: None });
+        w.route(http_route("shop/r", GW, vec![eager]));
+        let message = w.apply().message(RouteKind::Http, "shop/r", "Accepted");
+        let note = "rules[0].retry.attempts is 100000: a request is retried 100 times at most.";
+        assert_eq!(message.contains(note), said, "{attempts}: {message}");
+    }
+}

@@ -1,10 +1,11 @@
 //! Retries.
 
 use crate::{
+    budget,
     model::{Retry, Timeouts},
     timing::{
         Attempt, Deadlines, Decision, Outcome, decide,
-        retry::{REFUSALS_MAX, Repeat, UNREACHED_TRIES},
+        retry::{ATTEMPTS_MAX, REFUSALS_MAX, Repeat, RetryBudget, UNREACHED_TRIES, needs_budget},
     },
 };
 use http::StatusCode;
@@ -153,5 +154,56 @@ proptest! {
         }
         prop_assert!(made - refusals <= policy.map_or(UNREACHED_TRIES, |p| 1 + p.attempts));
         prop_assert!(refusals <= REFUSALS_MAX + 1);
+    }
+}
+
+/// Retries of one request whose every try fails.
+fn made(policy: &Retry) -> u32 {
+    (1..).find(|tries| decide(Some(policy), &attempt(*tries, status(503))) == Decision::Stop).unwrap() - 1
+}
+
+#[test]
+fn a_request_is_not_retried_without_end() {
+    for (asked, done) in [(0, 0), (3, 3), (100, 100), (101, 100), (10 * ATTEMPTS_MAX, 100), (u32::MAX, 100)] {
+        assert_eq!(made(&policy(asked, &[503], Some(0))), done, "attempts: {asked}");
+    }
+    assert_eq!(u64::from(ATTEMPTS_MAX), budget::RETRY_ATTEMPTS.bound);
+}
+
+#[test]
+fn only_what_a_policy_asks_for_is_counted() {
+    let full = policy(100, &[503], None);
+    let counted = |policy, tries| -> Vec<Outcome> {
+        OUTCOMES.iter().copied().filter(|o| needs_budget(policy, &attempt(tries, *o))).collect()
+    };
+    assert_eq!(counted(None, 1), []);
+    assert_eq!(counted(Some(&full), 1), [status(503), Outcome::TryTimeout]);
+    let all_but_refused = OUTCOMES.into_iter().filter(|o| *o != Outcome::Refused).collect::<Vec<_>>();
+    assert_eq!(counted(Some(&full), UNREACHED_TRIES), all_but_refused, "more than are made without a policy");
+}
+
+/// Of `requests`, each of which wants `wanted` retries, spread evenly over `seconds`.
+fn granted(requests: u32, wanted: u32, seconds: u64) -> u32 {
+    let start = Instant::now();
+    let mut budget = RetryBudget::new(start);
+    let mut granted = 0;
+    for i in 0..requests {
+        let now = start + Duration::from_secs(seconds) * i / requests;
+        budget.request();
+        granted += (0..wanted).filter(|_| budget.retry(now)).map(|_| 1).sum::<u32>();
+    }
+    granted
+}
+
+#[test]
+fn a_workload_that_asks_little_has_all_its_retries_and_one_that_asks_much_a_fifth() {
+    assert_eq!(granted(1, 100, 0), 100, "what the conformance suite asks for");
+    assert_eq!(granted(1, 1000, 0), 100);
+    assert_eq!(granted(50, 2, 10), 100);
+    // A hundred saved, ten a second, one for five.
+    for (requests, seconds) in [(1000, 10), (10_000, 10), (100, 100)] {
+        let most = (100 + 10 * u32::try_from(seconds).unwrap() + requests / 5).min(10 * requests);
+        let got = granted(requests, 10, seconds);
+        assert!(got <= most && got >= most - 12, "{got} of {most} for {requests} in {seconds} s");
     }
 }

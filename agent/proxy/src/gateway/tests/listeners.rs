@@ -1,7 +1,10 @@
 //! What is opened and closed, who has a place, and that nobody else notices.
 
 use super::support::{Bed, get, get_once, http_app, http_port, http1, key, tcp};
-use crate::gateway::{Place, plan, plan::Claim};
+use crate::{
+    context::Limits,
+    gateway::{Place, plan, plan::Claim},
+};
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
@@ -11,7 +14,10 @@ use std::{
     },
 };
 use tokio::net::{TcpListener, TcpStream};
-use weft_core::config::{Config, GatewayConfig, PortConfig, Transport};
+use weft_core::{
+    config::{Config, GatewayConfig, PortConfig, Transport},
+    model::ObjectKey,
+};
 
 /// Gateways by name, with addresses and TCP ports.
 fn world(gateways: &[(&str, &[&str], &[u16])]) -> Config {
@@ -41,7 +47,7 @@ fn check_plan(
         let claim = |at: &str, gateway| Claim { gateway: key(gateway), port: place(at).address.port() };
         entries.iter().map(|(at, gateway)| (place(at), claim(at, gateway))).collect()
     };
-    let (wanted, conflicts) = plan::plan(&world(gateways), &places(held));
+    let (wanted, conflicts) = plan::plan(&world(gateways), &places(held), usize::MAX);
     assert_eq!(wanted, places(expected), "{gateways:?}");
     let said: Vec<String> = conflicts.iter().map(|c| format!("{}: {}", c.claim.gateway, c.why)).collect();
     assert_eq!(said, refused, "{gateways:?}");
@@ -106,7 +112,7 @@ fn a_listeners_port_may_be_bound_as_another() {
     let gateways = Arc::make_mut(&mut config.gateways);
     let gateway = Arc::make_mut(gateways.get_mut(&key("a")).unwrap());
     gateway.targets.insert((80, Transport::Tcp), 20_001);
-    let (wanted, conflicts) = plan::plan(&config, &BTreeMap::new());
+    let (wanted, conflicts) = plan::plan(&config, &BTreeMap::new(), usize::MAX);
     let shown: Vec<_> = wanted.iter().map(|(place, claim)| format!("{place} for {}", claim.port)).collect();
     assert_eq!(shown, ["TCP 10.0.0.1:81 for 81", "TCP 10.0.0.1:20001 for 80"]);
     assert!(conflicts.is_empty());
@@ -251,4 +257,68 @@ async fn stopping_leaves_what_is_established() {
     bed.listeners.stop_accepting().await;
     TcpStream::connect(bed.at(8080)).await.expect_err("a closed port");
     assert_eq!(get(&mut kept, "any").await.unwrap(), ok);
+}
+
+/// One namespace asks for ten times what all Gateways together may have.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn listeners_of_gateways_leave_descriptors_to_pods() {
+    // A quarter of 200 sockets, on two workers.
+    let (all, own) = (25, 13);
+    let mut bed = Bed::with_limits("127.20.40.1", Limits { descriptors: 200, ..Limits::default() });
+    let shop = http_app("shop").await;
+    let backend = bed.service("shop", Transport::Tcp, &[shop]);
+    bed.gateway("greedy", (0..10 * all).map(|i| (tcp(8000 + i), http_port(&backend))));
+    // The one of another namespace comes later, by its ports too.
+    let gateways = Arc::make_mut(&mut bed.config.gateways);
+    let greedy = gateways.get(&key("greedy")).unwrap();
+    let small = GatewayConfig {
+        key: ObjectKey::new("modest", "small"),
+        ports: [(tcp(9000), http_port(&backend))].into(),
+        ..(**greedy).clone()
+    };
+    gateways.insert(small.key.clone(), Arc::new(small));
+    for round in 0..2 {
+        let feedback = bed.apply().await;
+        let greedy = bed.places().iter().filter(|(_, gateway)| *gateway == key("greedy")).count();
+        assert_eq!((bed.places().len(), greedy), (own + 1, own), "round {round}");
+        assert_eq!(feedback.unbound.len(), usize::from(10 * all) - own);
+        for ((gateway, port, _), why) in &feedback.unbound {
+            assert_eq!(*gateway, key("greedy"));
+            let words =
+                "budget gateway-sockets: Gateways of namespace infra listen on 13 addresses and ports";
+            assert!(why.starts_with(words), "{port}: {why}");
+        }
+        for port in [8000, 9000] {
+            assert_eq!(get_once(bed.at(port), "any").await, Ok((200, "shop".to_owned())), "{port}");
+        }
+    }
+}
+
+/// Ten times the connections that one Gateway may have, held open.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_to_gateways_leave_descriptors_to_pods() {
+    // Half of a quarter.
+    let own = 25;
+    let mut bed = Bed::with_limits("127.20.41.1", Limits { descriptors: 200, ..Limits::default() });
+    let shop = http_app("shop").await;
+    let backend = bed.service("shop", Transport::Tcp, &[shop]);
+    bed.gateway("greedy", [(tcp(8080), http_port(&backend))]);
+    bed.gateway("small", [(tcp(8081), http_port(&backend))]);
+    bed.apply_well().await;
+    let mut open = Vec::new();
+    for _ in 0..10 * own {
+        let Ok(io) = TcpStream::connect(bed.at(8080)).await else { continue };
+        let mut kept = http1(io).await;
+        if get(&mut kept, "any").await.is_ok() {
+            open.push(kept);
+        }
+    }
+    let reached = bed.shared.budgets.list(None, std::time::Instant::now());
+    let named: Vec<_> = reached.iter().map(|r| (r.budget.name, r.by.key.clone())).collect();
+    assert_eq!((open.len(), named), (own, vec![("gateway-connections", key("greedy"))]));
+    assert_eq!(get_once(bed.at(8081), "any").await, Ok((200, "shop".to_owned())), "another Gateway serves");
+    drop(open);
+    while get_once(bed.at(8080), "any").await.is_err() {
+        tokio::task::yield_now().await;
+    }
 }

@@ -11,7 +11,13 @@ use crate::{
 };
 use http::{HeaderValue, Request};
 use http_body_util::BodyExt;
-use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -47,6 +53,36 @@ fn retries_listed_codes_exactly_as_often_as_asked() {
             assert_eq!(get(bed.mesh().await, "/").await.0, code, "{fails} {attempts}");
             assert_eq!(app.count(), asked, "{fails} {attempts}");
         }
+    });
+}
+
+/// Ten requests, of which each asks for ten times the retries that a workload has saved up.
+#[test]
+fn retries_of_a_workload_do_not_multiply_its_requests() {
+    run(async {
+        let flaky = Cell::new(0);
+        let app = App::start(move |seen, _| {
+            let turn = flaky.get();
+            flaky.set(turn + u32::from(seen.uri == "/flaky"));
+            let fails = seen.uri == "/broken" || turn < 2;
+            Box::pin(async move { text(if fails { 503 } else { 200 }, "the application's own") })
+        })
+        .await;
+        let eager = Retry { codes: vec![503], attempts: 100_000, backoff: Some(Duration::ZERO) };
+        let bed = bed(&app, |r| r.retry = Some(Arc::new(eager)));
+        let (broken, started) = (bed.mesh().await, Instant::now());
+        let neighbour = bed.neighbour();
+        for _ in 0..10 {
+            assert_eq!(get(broken, "/broken").await, (503, "the application's own".into()));
+        }
+        // Ten tries, those that are saved up, one for every five requests, and what time has earned.
+        let earned = usize::try_from(10 * started.elapsed().as_millis() / 1000).unwrap();
+        let (asked, most) = (app.count(), 10 + 100 + 2 + 1 + earned);
+        assert!(asked >= 110 && asked <= most, "{asked} tries of at most {most}");
+        assert_eq!(get(neighbour.mesh().await, "/flaky").await.0, 200, "a neighbour has its retries");
+        let reached = bed.shared.budgets.list(None, Instant::now());
+        let named: Vec<_> = reached.iter().map(|r| (r.budget.name, r.by.key.to_string())).collect();
+        assert_eq!(named, [("retries", "client/curl".to_owned())]);
     });
 }
 

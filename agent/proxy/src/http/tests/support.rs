@@ -159,6 +159,17 @@ impl<D: Dial> Bed<D> {
         Rc::new(Self { shared, http, share, local, dials, hangs })
     }
 
+    /// Another pod of the same worker, with a share of its own.
+    pub(crate) fn neighbour(&self) -> Rc<Self> {
+        let limits = ShareLimits::from(&self.shared.limits);
+        let key = ShareKey::Pod(ObjectKey::new("client", "neighbour"));
+        let share =
+            Share::start(&Scheduler::start(Arc::default()), key, limits, Drain::new(), Arc::default());
+        let local = LocalWorkload::new(source(), share.clone());
+        let (shared, http) = (self.shared.clone(), self.http.clone());
+        Rc::new(Self { shared, http, share, local, dials: self.dials.clone(), hangs: self.hangs.clone() })
+    }
+
     /// Listens as 15001 would, for connections to [`FRONTEND`].
     pub(crate) async fn mesh(self: &Rc<Self>) -> SocketAddr {
         self.listen(Entrance::Mesh { frontend: FRONTEND.into() }, None).await
