@@ -12,14 +12,20 @@ pub(crate) fn declared(port: &ServicePort) -> AppProtocol {
         "http" | "http/1.1" => AppProtocol::Http,
         "kubernetes.io/h2c" | "h2c" | "http2" => AppProtocol::H2c,
         "grpc" | "grpc-web" => AppProtocol::Grpc,
-        "kubernetes.io/ws" | "kubernetes.io/wss" | "ws" | "wss" => AppProtocol::WebSocket,
-        "https" | "tls" => AppProtocol::Tls,
+        "kubernetes.io/ws" | "ws" => AppProtocol::WebSocket,
+        "https" | "tls" | "kubernetes.io/wss" | "wss" => AppProtocol::Tls,
         "tcp" | "amqp" | "cassandra" | "imap" | "kafka" | "ldap" | "memcached" | "mongo" | "mongodb"
         | "mqtt" | "mysql" | "nats" | "pop3" | "postgres" | "postgresql" | "redis" | "smtp" | "ssh" => {
             AppProtocol::Opaque
         }
         _ => AppProtocol::Unknown,
     }
+}
+
+/// Whether a port is for WebSocket over TLS: where a policy gives the TLS, HTTP/1.1 is spoken inside.
+pub(super) fn secure_websocket(port: &ServicePort) -> bool {
+    let is = |name: &str| port.app_protocol.as_deref().is_some_and(|p| p.eq_ignore_ascii_case(name));
+    is("kubernetes.io/wss") || is("wss")
 }
 
 /// What a route of this kind speaks to a backend that declares `declared`.

@@ -2,13 +2,13 @@
 
 use super::{
     Domain, Problem, Reader,
-    app_protocol::{declared, spoken},
+    app_protocol::{declared, secure_websocket, spoken},
     grants::Referrer,
     reason,
     tls_policy::chosen_policy,
 };
 use crate::{
-    config::{Backend, BackendKey, FailReason, Reach, Transport},
+    config::{AppProtocol, Backend, BackendKey, FailReason, Reach, Transport},
     model::{
         BackendObjectRef, Kind, ObjectKey, RouteKind, Service, ServicePort, ServiceType, Str,
         TransportProtocol,
@@ -111,6 +111,10 @@ impl Backends<'_, '_> {
             _ => self.reader.policies(&key),
         };
         let policy = chosen_policy(&policies, &key, &port.name);
+        if let (None, Some(problem)) = (policy, self.clear_to_tls(&key, port)) {
+            let target = Err(FailReason::InvalidBackend);
+            return Lookup { service: Some(key), target, problem: Some(problem), note: None };
+        }
         let broken = policy.filter(|p| p.tls.is_none());
         let target = match broken {
             // Never in clear where TLS is asked for.
@@ -122,7 +126,7 @@ impl Backends<'_, '_> {
                     transport: if self.kind == RouteKind::Udp { Transport::Udp } else { Transport::Tcp },
                     reach: self.reach(service),
                 },
-                protocol: spoken(self.kind, declared(port)),
+                protocol: self.protocol(port),
                 tls: policy.and_then(|p| p.tls.clone()),
                 client_ip_affinity: service.client_ip_affinity,
             })),
@@ -132,5 +136,29 @@ impl Backends<'_, '_> {
             format!("Requests to Service {key} fail: BackendTLSPolicy {policy} is not valid.")
         });
         Lookup { service: Some(key), target, problem: None, note }
+    }
+
+    fn protocol(&self, port: &ServicePort) -> AppProtocol {
+        let declared = if secure_websocket(port) && self.kind == RouteKind::Http {
+            AppProtocol::WebSocket
+        } else {
+            declared(port)
+        };
+        spoken(self.kind, declared)
+    }
+
+    /// "If a Route is not able to send traffic to the backend using the specified protocol then the backend is considered
+    /// invalid" (GEP-1911, which names wss). A port that declares `https` or `tls` understands clear text no better.
+    fn clear_to_tls(&self, key: &ObjectKey, port: &ServicePort) -> Option<Problem> {
+        let http = matches!(self.kind, RouteKind::Http | RouteKind::Grpc);
+        if !http || declared(port) != AppProtocol::Tls {
+            return None;
+        }
+        let (number, value) = (port.port, port.app_protocol.as_deref().unwrap_or_default());
+        let why = format!(
+            "port {number} of Service {key} declares appProtocol {value}, which is TLS, and no BackendTLSPolicy says how \
+             its certificate is checked; attach one, or correct appProtocol"
+        );
+        Some(Problem::new(reason::UNSUPPORTED_PROTOCOL, why))
     }
 }

@@ -206,3 +206,39 @@ fn a_broken_ca_leaves_the_last_good_one_in_use() {
         "Gateway infra/gw: Accepted=False/NoValidCACertificate ResolvedRefs=False/InvalidCACertificateRef";
     check(&w, gone, false);
 }
+
+/// D4: clear text to a port that declares TLS was a bare 502. (appProtocol, whether a policy names the Service, kind of
+/// route, ResolvedRefs, what serves.)
+#[test]
+fn a_port_that_declares_tls_needs_a_backend_tls_policy() {
+    const REFUSED: &str = "Accepted ResolvedRefs=False/UnsupportedProtocol";
+    const GOOD: &str = "Accepted ResolvedRefs";
+    let cases = [
+        ("kubernetes.io/wss", false, REFUSED, Err("invalid_backend")),
+        ("wss", false, REFUSED, Err("invalid_backend")),
+        ("https", false, REFUSED, Err("invalid_backend")),
+        ("TLS", false, REFUSED, Err("invalid_backend")),
+        ("kubernetes.io/wss", true, GOOD, Ok(true)),
+        ("https", true, GOOD, Ok(true)),
+        ("kubernetes.io/ws", false, GOOD, Ok(false)),
+        ("kubernetes.io/h2c", false, GOOD, Ok(false)),
+        ("example.com/own", false, GOOD, Ok(false)),
+    ];
+    for (app_protocol, has_policy, conditions, served) in cases {
+        let mut w = shop();
+        let mut web = service("shop/web", "10.0.0.1", &[80, 81]);
+        web.ports[0].app_protocol = Some(app_protocol.into());
+        w.service(web);
+        if has_policy {
+            w.policy(policy("shop/p", "web", "ca"));
+        }
+        let out = w.apply();
+        assert_eq!(out.route(RouteKind::Http, "shop/r"), [conditions], "{app_protocol}");
+        let got = tls(&out, "/").map(|tls| tls.is_some());
+        assert_eq!(got.as_ref().map_err(String::as_str), served.as_ref().map_err(|e| *e), "{app_protocol}");
+        if served.is_err() {
+            let message = out.message(RouteKind::Http, "shop/r", "ResolvedRefs");
+            assert!(message.contains("BackendTLSPolicy"), "{message}");
+        }
+    }
+}
