@@ -69,6 +69,7 @@ struct Scene<'a> {
 }
 
 pub(crate) fn run(story: &Story<'_>) -> Result<()> {
+    story.kept_lives_on()?; // its way leads by the kubelet
     let scene = Scene::new(story)?;
     crate::step("nothing beyond the node by the API server", || {
         let all =
@@ -158,10 +159,6 @@ impl<'a> Scene<'a> {
         };
         let why =
             answer.split("\"message\":").nth(1).unwrap_or_default().chars().take(300).collect::<String>();
-        println!(
-            "    {thief:?} {what}: {found:?} {code}{}",
-            if code < 400 { "" } else { why.lines().next().unwrap_or("") }
-        );
         ensure!(
             found == *expected,
             "{thief:?} {what}: {method} {path}: expected {expected:?}, was {code}: {why}"
