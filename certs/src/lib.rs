@@ -36,6 +36,7 @@
 #![warn(missing_docs)]
 
 mod anonymous;
+mod bond;
 mod bundle;
 mod ca;
 mod ca_dir;
@@ -56,6 +57,7 @@ mod tls;
 mod verify;
 
 pub use anonymous::{anonymous_certificate, anonymous_client, anonymous_server};
+pub use bond::{Bond, Unbound};
 pub use bundle::{InvalidBundle, TrustBundle};
 pub use ca::{Ca, CaError, CaPem, MAX_TTL, MIN_TTL};
 pub use clock::{Clock, SystemClock, TokioClock};

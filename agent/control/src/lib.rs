@@ -32,7 +32,7 @@ pub use delta::Bounds;
 pub use door::{Budgets, Door, Stranger};
 pub use feedback::{Expected, feedback, placement_hash, watermarks};
 pub use quota::{Quota, Quotas};
-pub use report::{Applied, AppliedGateway, Captured, Material, Materials, Watermark};
+pub use report::{Applied, AppliedGateway, BudgetReached, Captured, Material, Materials, Reached, Watermark};
 pub use server::{AgentReport, Agents, ControlServer, Leading, Limits, ServerConfig};
 
 /// How a replica that does not lead begins its refusal; the client then tries another connection at once.

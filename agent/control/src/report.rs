@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use weft_core::{
+    budget::Budget,
     config::Transport,
     model::{Capture, ConfigMap, ObjectKey, Objects, Secret, Str},
 };
@@ -33,6 +34,22 @@ pub struct AppliedGateway {
     /// Addresses that cannot be used at all, with the reason.
     pub unusable: BTreeMap<IpAddr, Str>,
 }
+
+/// A budget that a workload of a node has reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BudgetReached {
+    /// The pod, or the Gateway.
+    pub workload: ObjectKey,
+    /// Whether it is a Gateway.
+    pub gateway: bool,
+    /// Which.
+    pub budget: &'static Budget,
+    /// How often something was refused or displaced because of it, since the agent's start.
+    pub times: u64,
+}
+
+/// All that were reached lately.
+pub type Reached = Vec<BudgetReached>;
 
 /// Pods of a node whose capture stands.
 pub type Captured = BTreeMap<ObjectKey, Capture>;

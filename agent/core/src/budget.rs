@@ -131,6 +131,20 @@ pub const CONNECTIONS_UNPROVED: Budget = Budget {
     flood: "silent_connections_to_hbone_cost_a_pod_nothing",
 };
 
+/// What the connections of all workloads of a node hold together.
+pub const TRAFFIC_MEMORY: Budget = Budget {
+    name: "traffic-memory",
+    holds: "what connections, tunnels and streams hold, reckoned by kind, and bytes that were read and not written yet",
+    per: Per::Process,
+    bound: 512 << 20,
+    unit: Unit::Bytes,
+    setting: Some("limits.trafficBytes"),
+    held_by: HeldBy::Agent,
+    when_reached: "the workload that holds most gets no new connection, and those of its connections that were quiet for \
+                   longest are ended",
+    flood: "the_largest_workload_yields_when_the_nodes_memory_is_spent",
+};
+
 /// Connections to an agent's or the controller's page on the network whose caller is not known to be let in.
 pub const PAGE_STRANGERS: Budget = Budget {
     name: "page-strangers",
@@ -209,18 +223,61 @@ pub const AGENT_REVIEWS: Budget = Budget {
     flood: "garbage_tokens_keep_no_agent_waiting",
 };
 
+/// Streams that a client opens only to reset them.
+pub const STREAM_RESETS: Budget = Budget {
+    name: "stream-resets",
+    holds: "streams of an HTTP/2 connection, most of which its client has reset within a second",
+    per: Per::Connection,
+    bound: 500,
+    unit: Unit::Count,
+    setting: None,
+    held_by: HeldBy::Agent,
+    when_reached: "the connection is ended with GOAWAY",
+    flood: "a_flood_of_resets_ends_its_connection_whatever_its_pace",
+};
+
+/// Clients of one UDP listener.
+pub const UDP_SESSIONS: Budget = Budget {
+    name: "udp-sessions",
+    holds: "sessions of one UDP listener on one worker: a client's address and a socket towards its endpoint",
+    per: Per::Workload,
+    bound: 8192,
+    unit: Unit::Count,
+    setting: None,
+    held_by: HeldBy::Agent,
+    when_reached: "one that was never answered is ended, else the one that has been quiet for longest",
+    flood: "five_thousand_udp_sources_a_second_silence_nobody",
+};
+
+/// Those of them whose addresses are of one network.
+pub const UDP_SESSIONS_OF_NETWORK: Budget = Budget {
+    name: "udp-sessions-of-network",
+    holds: "sessions of one UDP listener on one worker whose clients are of one network (IPv4 /24, IPv6 /64)",
+    per: Per::Address,
+    bound: 2048,
+    unit: Unit::Count,
+    setting: None,
+    held_by: HeldBy::Agent,
+    when_reached: "one of the same network is ended, chosen in the same way",
+    flood: "five_thousand_udp_sources_a_second_silence_nobody",
+};
+
 /// All rows, in the order in which they are shown.
 pub static ALL: &[&Budget] = &[
     &CONNECTIONS_OUT,
     &CONNECTIONS_IN,
     &TUNNELS_IN,
     &CONNECTIONS_UNPROVED,
+    &TRAFFIC_MEMORY,
     &PAGE_STRANGERS,
     &PAGE_STRANGERS_PER_ADDRESS,
     &PAGE_REVIEWS,
     &AGENT_STRANGERS,
     &AGENT_STRANGERS_PER_ADDRESS,
     &AGENT_REVIEWS,
+    &STREAM_RESETS,
+    &UDP_SESSIONS,
+    &UDP_SESSIONS_OF_NETWORK,
 ];
 
 /// A row by its name.

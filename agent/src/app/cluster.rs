@@ -5,10 +5,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::{Duration, Instant},
 };
 use tokio::{sync::watch, task::AbortHandle};
 use weft_certs::TrustBundle;
-use weft_control::{Applied, AppliedGateway, ControlClient, watermarks};
+use weft_control::{Applied, AppliedGateway, BudgetReached, ControlClient, watermarks};
 use weft_core::{
     config::Config,
     engine::Feedback,
@@ -16,6 +17,7 @@ use weft_core::{
 };
 use weft_inpod::Announcer;
 use weft_k8s::{Captured, Material, WatchState, World};
+use weft_proxy::{budgets::Reached, context::Shared};
 
 /// The controller's port.
 pub(super) const CONTROL_PORT: u16 = 15012;
@@ -36,6 +38,16 @@ pub(super) struct Cluster {
     pub(super) captured: watch::Sender<Arc<Captured>>,
     /// Tasks that end with this.
     pub(super) tasks: Mutex<Vec<Task>>,
+}
+
+/// How often it is looked whether budgets were reached.
+const BUDGETS_LOOK: Duration = Duration::from_secs(5);
+/// The controller is told of what was reached within this time.
+const BUDGETS_LATELY: Duration = Duration::from_secs(60);
+
+fn reached(reached: Reached) -> BudgetReached {
+    let Reached { budget, by, times } = reached;
+    BudgetReached { workload: by.key, gateway: by.kind == "Gateway", budget, times }
 }
 
 /// A task that ends with its owner.
@@ -91,6 +103,20 @@ impl Cluster {
                 if captured.changed().await.is_err() {
                     return;
                 }
+            }
+        }));
+    }
+
+    /// Tells the controller which budgets the node's workloads have reached lately.
+    pub(super) fn follow_budgets(&self, shared: Arc<Shared>) {
+        let control = self.control.clone();
+        self.tasks.lock().push(Task::spawn(async move {
+            let mut looks = tokio::time::interval(BUDGETS_LOOK);
+            looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                looks.tick().await;
+                let lately = shared.budgets.list(Some(BUDGETS_LATELY), Instant::now());
+                control.reached(lately.into_iter().map(reached).collect());
             }
         }));
     }

@@ -131,7 +131,7 @@ async fn control(args: ControllerArgs) -> Result<()> {
         metrics::process(&seen.lock().clone(), out);
         let mut reached = counted.server.reached();
         reached.extend(shown.upgrade().map(|pages| pages.reached()).unwrap_or_default());
-        metrics::reached(reached, out);
+        metrics::budgets(&reached, &[], out);
     });
     let _ = pages.more.set(more); // set once, here
     let replica = Replica { args, telemetry, pages, stop, server, watched, _tasks: tasks };

@@ -7,8 +7,11 @@ use std::{
     time::Duration,
 };
 use tokio::{sync::watch, time::Instant};
-use weft_control::{Agents, AppliedGateway, Expected, Material, Materials, Serving, watermarks};
+use weft_control::{
+    AgentReport, Agents, AppliedGateway, BudgetReached, Expected, Material, Materials, Serving, watermarks,
+};
 use weft_core::{
+    budget::{self, Budget},
     engine::{Feedback, Update},
     model::{AddressMode, Kind, ObjectKey, ObjectRef, Secret, SecretData, Snapshot, Str},
     status::{AllStatuses, named, withdrawn},
@@ -41,7 +44,9 @@ pub(super) struct Duties {
     update: Option<Update>,
     /// The statuses that the watches have brought.
     lives: Arc<Lives>,
-    events: Arc<EventCounts>,
+    events: Recorder,
+    /// How often a budget had been reached when that was told last.
+    told: BTreeMap<(Str, ObjectRef, &'static str), u64>,
     /// Since when a node could not serve a Gateway, and when that was so last.
     failed: BTreeMap<(ObjectKey, Str), (Instant, Instant)>,
     /// What objects are told, or are not any more.
@@ -68,18 +73,23 @@ impl Duties {
             RecorderConfig { instance: instance.to_owned(), qps: EVENTS_QPS },
             leadership.clone(),
         );
-        let counts = events.counts();
         Self {
-            writer: StatusWriter::start(client.clone(), WriterConfig::default(), leadership, Some(events))
-                .mending(lives.clone()),
+            writer: StatusWriter::start(
+                client.clone(),
+                WriterConfig::default(),
+                leadership,
+                Some(events.clone()),
+            )
+            .mending(lives.clone()),
             provisioner: Provisioner::start(client.clone(), ProvisionerOptions::default()),
-            slices: SlicePublisher::start(client, SliceOptions::default()),
+            slices: SlicePublisher::start(client, SliceOptions::default(), Some(events)),
             materials,
             serving,
             expected: BTreeMap::new(),
             update: None,
             lives,
-            events: counts,
+            events,
+            told: BTreeMap::new(),
             failed: BTreeMap::new(),
             words: Words::default(),
             heard: None,
@@ -88,7 +98,7 @@ impl Duties {
 
     /// What was written and told, for metrics.
     pub(super) fn counts(&self) -> (Arc<Progress>, Arc<EventCounts>) {
-        (self.writer.progress(), self.events.clone())
+        (self.writer.progress(), self.events.counts())
     }
 
     /// Takes what was resolved: statuses are written, material is handed out.
@@ -140,6 +150,27 @@ impl Duties {
         let serving = provision::Serving { nodes, unable, heard: self.heard };
         self.provisioner.publish(pipeline.snapshot(), &config, &serving);
         self.slices.publish(pipeline.snapshot(), &Arc::new(captured_pods(agents)));
+        if led_since.is_some() {
+            self.tell_of_budgets(agents, pipeline.snapshot());
+        }
+    }
+
+    /// Tells the workloads' owners of budgets that were reached, by an Event on each pod or Gateway.
+    fn tell_of_budgets(&mut self, agents: &Agents, snapshot: &Snapshot) {
+        let mut now = BTreeMap::new();
+        for (node, report) in agents.iter() {
+            for reached in report.reached.iter() {
+                let Some((object, uid)) = whose(report, reached, snapshot) else { continue };
+                let key = (node.clone(), object, reached.budget.name);
+                // Fewer than before: the agent was replaced, and counts anew.
+                if self.told.get(&key).is_none_or(|told| reached.times > *told || reached.times < *told / 2) {
+                    // Pod and Gateway are both v1 of their group.
+                    self.events.warn(&key.1, &uid, "v1", ("BudgetReached", note(node, reached)));
+                }
+                now.insert(key, reached.times);
+            }
+        }
+        self.told = now;
     }
 
     /// Nodes that could not serve a Gateway lately. A Gateway that no node can serve stays where it is, and says so: moved
@@ -175,6 +206,30 @@ impl Duties {
         }
         feedback
     }
+}
+
+/// The object that an agent says has reached a budget, if it is one that this agent serves: an agent tells of no other.
+fn whose(report: &AgentReport, reached: &BudgetReached, snapshot: &Snapshot) -> Option<(ObjectRef, Str)> {
+    let key = &reached.workload;
+    let (kind, uid) = if reached.gateway {
+        report.applied.get(key)?;
+        (Kind::Gateway, snapshot.gateways.get(key)?.meta.uid.clone())
+    } else {
+        let captured = report.captured.get(key)?;
+        let uid = snapshot.pods.get(key)?.meta.uid.clone();
+        if captured.uid != uid {
+            return None;
+        }
+        (Kind::Pod, uid)
+    };
+    Some((ObjectRef { kind, key: key.clone() }, uid))
+}
+
+/// The same words whenever it is reached, so that Events are counted in one series.
+fn note(node: &str, reached: &BudgetReached) -> String {
+    let Budget { name, holds, when_reached, .. } = reached.budget;
+    let amount = budget::amount(reached.budget);
+    format!("The budget {name} ({amount}) is used up on node {node}: {holds}. Beyond it: {when_reached}.")
 }
 
 /// What objects are told: what was resolved, or, once Weft is being uninstalled, what they say without a controller. Pods and
@@ -277,32 +332,77 @@ fn gather(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
     use weft_core::{
         config::Config,
         status::{Condition, ConditionStatus, ObjectStatus},
     };
+    use weft_k8s::{Object, Source, convert};
+
+    fn report(reported: bool, gone: Option<jiff::Timestamp>) -> Arc<AgentReport> {
+        Arc::new(AgentReport {
+            version: "1".into(),
+            instance: "agent".into(),
+            since: jiff::Timestamp::UNIX_EPOCH,
+            changed: jiff::Timestamp::UNIX_EPOCH,
+            gone,
+            reported,
+            applied: Arc::default(),
+            reached: Arc::default(),
+            captured: Arc::default(),
+        })
+    }
 
     #[test]
     fn captured_pods_are_those_of_agents_that_are_there_and_have_told() {
         let now = jiff::Timestamp::UNIX_EPOCH;
-        let report = |reported, gone| {
-            Arc::new(weft_control::AgentReport {
-                version: "1".into(),
-                instance: "agent".into(),
-                since: now,
-                changed: now,
-                gone,
-                reported,
-                applied: Arc::default(),
-                captured: Arc::default(),
-            })
-        };
         for (reported, gone, counts) in
             [(true, None, true), (false, None, false), (true, Some(now), false), (false, Some(now), false)]
         {
             let agents = Agents::from([("n1".into(), report(reported, gone))]);
             assert_eq!(captured_pods(&agents).contains_key("n1"), counts, "{reported} {gone:?}");
         }
+    }
+
+    /// An agent is believed about what it serves itself, and about nothing else.
+    #[test]
+    fn budgets_are_told_to_workloads_that_the_agent_serves() {
+        let key = |name: &str| ObjectKey::new("shop", name);
+        let capture = |uid: &str| weft_core::model::Capture { uid: uid.into(), tunnel: Default::default() };
+        let mut agent = (*report(true, None)).clone();
+        agent.captured = Arc::new([(key("cart"), capture("u-1")), (key("anew"), capture("u-2"))].into());
+        agent.applied = Arc::new([(key("edge"), AppliedGateway::default())].into());
+        let mut snapshot = Snapshot::default();
+        for (name, uid) in [("cart", "u-1"), ("anew", "u-3"), ("foreign", "u-4")] {
+            let pod = json!({"apiVersion": "v1", "kind": "Pod", "spec": {"containers": [{"name": "a"}]},
+                "metadata": {"namespace": "shop", "name": name, "uid": uid}});
+            let Some(Object::Pod(pod)) = convert(pod, &Source::default()).object else { panic!("a Pod") };
+            snapshot.pods.insert(key(name), pod);
+        }
+        for (name, uid) in [("edge", "u-5"), ("other", "u-6")] {
+            let gateway = json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
+                "metadata": {"namespace": "shop", "name": name, "uid": uid},
+                "spec": {"gatewayClassName": "weft", "listeners": [{"name": "a", "port": 80, "protocol": "HTTP"}]}});
+            let Some(Object::Gateway(gateway)) = convert(gateway, &Source::default()).object else {
+                panic!("a Gateway")
+            };
+            snapshot.gateways.insert(key(name), gateway);
+        }
+        let check = |gateway, name: &str, expected: Option<&str>| {
+            let workload = key(name);
+            let reached = BudgetReached { workload, gateway, budget: &budget::CONNECTIONS_IN, times: 1 };
+            let whose = whose(&agent, &reached, &snapshot);
+            assert_eq!(
+                whose.map(|(object, uid)| format!("{}/{}/{uid}", object.kind, object.key.name)).as_deref(),
+                expected
+            );
+        };
+        check(false, "cart", Some("Pod/cart/u-1"));
+        check(true, "edge", Some("Gateway/edge/u-5"));
+        check(false, "anew", None);
+        check(false, "foreign", None);
+        check(true, "other", None);
+        check(true, "cart", None);
     }
 
     /// E11: after an uninstallation Gateways still said `PROGRAMMED True`.

@@ -14,6 +14,7 @@ use weft_k8s::{
     events::EventCounts,
     status::{Counted, Progress},
 };
+use weft_proxy::budgets::Reached;
 
 /// Writes what a process counts beside the data plane.
 pub(super) type More = Box<dyn Fn(&mut Text) + Send + Sync>;
@@ -170,10 +171,23 @@ pub(super) fn agent(page: &NodePage, out: &mut Text) {
     );
 }
 
-/// How often budgets were reached, by their names.
-pub(super) fn reached(counts: BTreeMap<&'static str, u64>, out: &mut Text) {
-    let counts: Vec<(&str, u64)> = counts.into_iter().collect();
-    out.counter("weft_budget_reached", "How often a budget was reached, by its name.", "budget", &counts);
+/// Budgets that were reached: of the process, by their names, and of workloads, with theirs.
+pub(super) fn budgets(own: &BTreeMap<&'static str, u64>, workloads: &[Reached], out: &mut Text) {
+    const NAME: &str = "weft_budget_reached";
+    let help = "What was refused or displaced because a budget was used up (docs/budgets.md).";
+    out.family(if out.open { NAME } else { "weft_budget_reached_total" }, help, "counter");
+    for (budget, times) in own {
+        out.line("weft_budget_reached_total", &[("budget", budget)], times);
+    }
+    for Reached { budget, by, times } in workloads {
+        let labels = [
+            ("budget", budget.name),
+            ("kind", by.kind),
+            ("namespace", &*by.key.namespace),
+            ("name", &*by.key.name),
+        ];
+        out.line("weft_budget_reached_total", &labels, times);
+    }
 }
 
 /// What the process itself costs, and what changes of the world do.

@@ -7,11 +7,12 @@ use super::{
     leave::Leaving,
     plugin::Plugin,
 };
-use crate::cluster::{CertificateReport, CniReport, NodeReport, PlaintextReport, PodReport};
+use crate::cluster::{BudgetReport, CertificateReport, CniReport, NodeReport, PlaintextReport, PodReport};
 use std::{
     collections::{BTreeMap, BTreeSet},
     process::Command,
     sync::{Arc, OnceLock},
+    time::{Duration, Instant},
 };
 use tokio::sync::watch;
 use weft_certs::IdentityStore;
@@ -19,8 +20,10 @@ use weft_control::ClientState;
 use weft_core::model::ObjectKey;
 use weft_inpod::{Captured, Counts, Mechanism};
 use weft_k8s::WatchState;
-use weft_proxy::{context::Shared, plaintext::PlaintextCaller};
+use weft_proxy::{budgets::Reached, context::Shared, plaintext::PlaintextCaller};
 
+/// Budgets that were reached within this time are shown.
+const BUDGETS_SHOWN: Duration = Duration::from_secs(600);
 /// Where the kernel says its release.
 const KERNEL: &str = "/proc/sys/kernel/osrelease";
 
@@ -99,6 +102,7 @@ impl NodePage {
             cni: self.plugin.report(),
             pods: pods.reports(),
             connections: self.shared.telemetry.open_connections(),
+            budgets: budgets(&self.shared),
             plaintext: self.shared.plaintext.list().into_iter().map(plaintext).collect(),
             uninstall: leaving.word().to_owned(),
             findings: findings(&self.watched.borrow()),
@@ -147,6 +151,17 @@ fn controller(state: &ClientState) -> String {
         (false, Some(error)) => error.clone(),
         (false, None) => "not connected yet".to_owned(),
     }
+}
+
+fn budgets(shared: &Shared) -> Vec<BudgetReport> {
+    let one = |reached: Reached| BudgetReport {
+        budget: reached.budget.name.to_owned(),
+        kind: reached.by.kind.to_owned(),
+        namespace: reached.by.key.namespace.to_string(),
+        name: reached.by.key.name.to_string(),
+        times: reached.times,
+    };
+    shared.budgets.list(Some(BUDGETS_SHOWN), Instant::now()).into_iter().map(one).collect()
 }
 
 fn plaintext(caller: PlaintextCaller) -> PlaintextReport {

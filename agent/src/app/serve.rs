@@ -149,9 +149,11 @@ pub(super) async fn serve(options: Options, mut worlds: watch::Receiver<Arc<Worl
     let node = agent.options.run_dir.as_deref().map(|dir| agent.start_node(dir)).transpose()?;
     let manager = node.as_ref().map(|n| n.manager.clone());
     if let (Some(cluster), Some(manager)) = (&agent.options.cluster, &manager) {
+        cluster.follow_budgets(agent.shared.clone());
         cluster.follow_captured(manager.captured(), |pod| Capture {
             uid: pod.uid.as_str().into(),
             tunnel: pod.tunnel.clone(),
+            addresses: pod.addresses.clone(),
         });
     }
     let leaving = agent.tell_node(&worlds, node.as_ref());
@@ -293,7 +295,8 @@ impl Agent {
         let more: metrics::More = Box::new(move |out| {
             metrics::agent(&shown, out);
             metrics::process(&seen.lock().clone(), out);
-            metrics::reached(pages.upgrade().map(|p| p.reached()).unwrap_or_default(), out);
+            let own = pages.upgrade().map(|p| p.reached()).unwrap_or_default();
+            metrics::budgets(&own, &shown.shared.budgets.list(None, std::time::Instant::now()), out);
         });
         let _ = self.pages.more.set(more); // set once, here
         let _ = self.pages.node.set(page);
@@ -304,6 +307,9 @@ impl Agent {
     async fn publish(&self, pipeline: &mut Pipeline, gateways: &mut Gateways, update: Update) {
         let start = Instant::now();
         self.shared.config.store(update.config.clone());
+        if self.plane.recheck().await.is_err() {
+            tracing::debug!("the workers have ended: nothing is looked at again");
+        }
         if let Some(cluster) = &self.options.cluster {
             let config = (!pipeline.leaving()).then_some(&*update.config);
             cluster.hold_addresses(config, pipeline.snapshot()).await;
@@ -520,6 +526,7 @@ fn limits(config: &AgentConfig) -> Limits {
         connections_max: size(given.connections),
         handshakes_max: size(given.handshakes),
         head_bytes_max: size(given.request_head_bytes),
+        traffic_bytes: given.traffic_bytes,
         connect_timeout_ms: u64::try_from(given.connect_timeout.as_millis()).unwrap_or(u64::MAX),
         ..Limits::default()
     }

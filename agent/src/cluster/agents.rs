@@ -45,6 +45,8 @@ pub struct NodeReport {
     pub connections: u64,
     /// Connections from outside the mesh that pods accepted in clear: what `strict` would refuse.
     pub plaintext: Vec<PlaintextReport>,
+    /// Budgets that workloads of the node have reached in the last ten minutes.
+    pub budgets: Vec<BudgetReport>,
     /// Empty; `leaving` while pods are let go because of `uninstall: "true"` in weft-config; `done` when no pod is captured
     /// and the plugin and its configuration are gone.
     pub uninstall: String,
@@ -52,6 +54,22 @@ pub struct NodeReport {
     pub findings: Vec<String>,
     /// Of the node's pods and Gateways.
     pub certificates: Vec<CertificateReport>,
+}
+
+/// A budget that was reached: `docs/budgets.md`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BudgetReport {
+    /// Its name.
+    pub budget: String,
+    /// `Pod` or `Gateway`.
+    pub kind: String,
+    /// The tenant.
+    pub namespace: String,
+    /// Of the pod or Gateway.
+    pub name: String,
+    /// How often something was refused or displaced because of it, since the agent's start.
+    pub times: u64,
 }
 
 /// An identity's certificate.

@@ -26,7 +26,7 @@ mod fake;
 #[cfg(test)]
 mod tests;
 
-pub use agents::{CertificateReport, CniReport, NodeReport, PlaintextReport, PodReport};
+pub use agents::{BudgetReport, CertificateReport, CniReport, NodeReport, PlaintextReport, PodReport};
 pub use api::ClusterError;
 pub use args::{
     AdminArgs, CheckArgs, CleanArgs, HealthArgs, InstallArgs, MembershipArgs, StatusArgs, UninstallArgs,

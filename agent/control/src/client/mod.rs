@@ -23,7 +23,7 @@ use tonic::transport::Channel;
 use weft_certs::{Issuer, TrustBundle};
 
 use self::{cache::Cache, issuer::RemoteIssuer, session::End};
-use crate::report::{Applied, Captured, Material};
+use crate::report::{Applied, Captured, Material, Reached};
 
 /// What a client needs.
 #[derive(Clone, Debug)]
@@ -132,6 +132,7 @@ struct Inner {
     applied: watch::Sender<Option<Arc<Applied>>>,
     /// As `applied`.
     captured: watch::Sender<Option<Arc<Captured>>>,
+    reached: watch::Sender<Arc<Reached>>,
     channel: watch::Sender<Option<Channel>>,
     state: watch::Sender<ClientState>,
 }
@@ -160,6 +161,7 @@ impl ControlClient {
             material: watch::Sender::new(Arc::new(cached)),
             applied: watch::Sender::new(None),
             captured: watch::Sender::new(None),
+            reached: watch::Sender::default(),
             channel: watch::Sender::new(None),
             state: watch::Sender::new(state),
         });
@@ -183,6 +185,17 @@ impl ControlClient {
     /// Says which pods of this node are captured now. Paced as [`ControlClient::report`].
     pub fn captured(&self, captured: Captured) {
         replace(&self.inner.captured, captured);
+    }
+
+    /// Says which budgets the workloads of this node have reached lately. Paced as [`ControlClient::report`].
+    pub fn reached(&self, reached: Reached) {
+        self.inner.reached.send_if_modified(|now| {
+            let changed = **now != reached;
+            if changed {
+                *now = Arc::new(reached);
+            }
+            changed
+        });
     }
 
     /// Asks the controller for certificates, over the same connection.

@@ -17,7 +17,7 @@ use super::{
     connect::{ConnectError, bearer, connect},
 };
 use crate::{
-    convert::material_from_map,
+    convert::{material_from_map, reached_to_wire},
     delta::{Bounds, Chunk, Malformed, Mirror, diff},
     report::{Applied, Captured},
     wire::{self, DownBody, Up, UpBody},
@@ -203,6 +203,9 @@ async fn tell(inner: &Inner, teller: &Teller) -> Result<(), End> {
     let timing = inner.config.timing;
     let mut applied = Source::<wire::Applied>::new(inner.applied.subscribe());
     let mut captured = Source::<wire::Captured>::new(inner.captured.subscribe());
+    let mut reached = inner.reached.subscribe();
+    // A new stream is told at once what there is.
+    reached.mark_changed();
     loop {
         for chunk in applied.news() {
             teller.send(UpBody::Applied(chunk)).await?;
@@ -210,12 +213,21 @@ async fn tell(inner: &Inner, teller: &Teller) -> Result<(), End> {
         for chunk in captured.news() {
             teller.send(UpBody::Captured(chunk)).await?;
         }
+        if reached.has_changed().unwrap_or(false) {
+            let now = reached_to_wire(&reached.borrow_and_update());
+            teller.send(UpBody::Reached(now)).await?;
+        }
         let next = Instant::now() + timing.report;
         let quiet = Instant::now() + timing.heartbeat;
         tokio::select! {
             // The senders live in `inner`.
             _ = applied.values.changed() => tokio::time::sleep_until(next).await,
             _ = captured.values.changed() => tokio::time::sleep_until(next).await,
+            // Marked anew, because waiting for it takes the mark away.
+            _ = reached.changed() => {
+                reached.mark_changed();
+                tokio::time::sleep_until(next).await;
+            }
             () = tokio::time::sleep_until(quiet) => teller.send(UpBody::Heartbeat(wire::Heartbeat {})).await?,
         }
     }

@@ -11,7 +11,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use weft_core::model::Str;
 
-use crate::report::{Applied, Captured};
+use crate::report::{Applied, Captured, Reached};
 
 /// The shortest time between two publications.
 const PACE: Duration = Duration::from_millis(20);
@@ -41,6 +41,8 @@ pub struct AgentReport {
     pub applied: Arc<Applied>,
     /// Pods whose capture stands.
     pub captured: Arc<Captured>,
+    /// Budgets that its workloads have reached lately.
+    pub reached: Arc<Reached>,
 }
 
 /// Every agent.
@@ -184,6 +186,7 @@ impl Session {
             reported: false,
             applied: Arc::default(),
             captured: Arc::default(),
+            reached: Arc::default(),
         };
         let (id, superseded) = shared.registry.join(&node, report);
         Self { node, id, shared, superseded }
@@ -194,6 +197,10 @@ impl Session {
             report.applied = Arc::new(applied);
             report.reported = true;
         });
+    }
+
+    pub(super) fn reached(&self, reached: Reached) {
+        self.shared.registry.edit(&self.node, self.id, |report| report.reached = Arc::new(reached));
     }
 
     pub(super) fn captured(&self, captured: Captured) {

@@ -12,7 +12,7 @@ use weft_core::model::Str;
 use super::{Downs, Shared, agents::Session, not_leading};
 use crate::{
     auth::{Caller, Refusal},
-    convert::{MaterialMap, material_to_map},
+    convert::{MaterialMap, material_to_map, reached_from_wire},
     delta::{Malformed, Mirror, diff},
     report::Material,
     wire::{self, Down, DownBody, UpBody},
@@ -95,6 +95,7 @@ async fn hear(shared: &Shared, session: &Session, up: &mut Streaming<wire::Up>) 
                     session.captured(captured.entries().clone());
                 }
             }),
+            Some(UpBody::Reached(message)) => reached_from_wire(message).map(|now| session.reached(now)),
             // Unknown kinds come from newer agents.
             Some(UpBody::Heartbeat(_) | UpBody::Hello(_)) | None => Ok(()),
         };

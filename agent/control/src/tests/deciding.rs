@@ -22,6 +22,7 @@ fn report(applied: crate::Applied) -> AgentReport {
         gone: None,
         reported: true,
         applied: Arc::new(applied),
+        reached: Arc::default(),
         captured: Arc::default(),
     }
 }

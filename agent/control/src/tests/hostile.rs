@@ -57,6 +57,7 @@ fn many_pods(count: usize, uid: usize) -> Up {
         pod: Some(wire::Key { namespace: "shop".into(), name: format!("web-{i}") }),
         uid: "u".repeat(uid),
         application: None,
+        addresses: Vec::new(),
     });
     up(UpBody::Captured(wire::Captured { full: true, pods: pods.collect(), ..Default::default() }))
 }

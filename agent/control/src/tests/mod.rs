@@ -233,13 +233,14 @@ fn pod(key: &str, account: &str, node: &str) -> Pod {
         finished: false,
         probes: Arc::default(),
         captured: None,
+        proved: Vec::new(),
         tunnel: TunnelPort::default(),
     }
 }
 
 /// A capture whose pod's agent looks for tunnels on the application's ports.
 fn capture(uid: &str) -> Capture {
-    Capture { uid: uid.into(), tunnel: TunnelPort::application([]) }
+    Capture { uid: uid.into(), tunnel: TunnelPort::application([]), addresses: vec![[10, 1, 0, 1].into()] }
 }
 
 fn gateway(of: &str, generation: i64) -> Gateway {
@@ -262,12 +263,12 @@ fn secret(of: &str) -> Arc<Secret> {
         key: PrivateKey::new(KEY_BYTES.to_vec()),
         names: vec!["shop.example".into()],
     };
-    Arc::new(Secret { meta: meta(of), data: SecretData::Tls(Arc::new(pair)) })
+    Arc::new(Secret { meta: meta(of), data: SecretData::Tls(Arc::new(pair)), broken: None })
 }
 
 fn config_map(of: &str, certificate: Vec<u8>) -> Arc<ConfigMap> {
     let ca = Some(Ok(CaBundle(Arc::new(vec![certificate]))));
-    Arc::new(ConfigMap { meta: meta(of), ca, parameters: None })
+    Arc::new(ConfigMap { meta: meta(of), ca, broken: None, parameters: None })
 }
 
 fn material(secrets: &[&str], config_maps: &[&str]) -> Material {

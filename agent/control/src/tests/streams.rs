@@ -205,3 +205,23 @@ async fn streams_are_authenticated_anew_in_time() {
     connected(&client).await;
     running.stop().await;
 }
+
+#[tokio::test]
+async fn budgets_that_were_reached_are_told_and_taken_back() {
+    let bench = Bench::new();
+    let running = bench.serve(Limits::default());
+    let client = bench.client("n1");
+    let reached = |times| crate::BudgetReached {
+        workload: key("shop/cart"),
+        gateway: false,
+        budget: &weft_core::budget::CONNECTIONS_IN,
+        times,
+    };
+    let mut agents = running.server.agents();
+    let told = |agents: &Arc<crate::Agents>| agents.get("n1").map(|agent| (*agent.reached).clone());
+    for now in [vec![reached(3)], vec![reached(4)], vec![]] {
+        client.reached(now.clone());
+        until(&mut agents, |agents| told(agents) == Some(now.clone())).await;
+    }
+    running.stop().await;
+}

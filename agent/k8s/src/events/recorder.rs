@@ -123,6 +123,12 @@ impl Recorder {
         self.counts.clone()
     }
 
+    /// Records that something about an object needs a person. Never waits.
+    pub fn warn(&self, object: &ObjectRef, uid: &Str, version: &str, (reason, note): (&str, String)) {
+        let transition = Transition { warning: true, reason: reason.to_owned(), note };
+        self.record(object, uid, version, transition);
+    }
+
     /// Never waits.
     pub(crate) fn record(&self, object: &ObjectRef, uid: &Str, version: &str, transition: Transition) {
         let happening =
@@ -256,7 +262,10 @@ fn event(happening: &Happening, instance: &str, at: Timestamp) -> (Sent, Value) 
     prefix = &prefix[..prefix.floor_char_boundary(230)];
     let name = format!("{}.{:x}", prefix.trim_end_matches(['.', '-']), at.as_nanosecond());
     let mut regarding = json!({
-        "apiVersion": format!("{}/{version}", object.kind.group()),
+        "apiVersion": match object.kind.group() {
+            "" => version.to_string(),
+            group => format!("{group}/{version}"),
+        },
         "kind": object.kind.as_str(),
         "name": *object.key.name,
         "uid": **uid,

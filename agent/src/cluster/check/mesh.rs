@@ -3,6 +3,7 @@
 use super::*;
 use crate::cluster::{
     STRICT,
+    agents::BudgetReport,
     facts::{POLICIES, is_served},
     members::Member,
     missing::Missing,
@@ -34,6 +35,7 @@ pub(super) fn installed(report: &mut Report<'_>) {
     taints(report);
     pods(report);
     policies(report);
+    identity::addresses(report);
 }
 
 fn running(report: &mut Report<'_>) {
@@ -344,6 +346,7 @@ fn pods(report: &mut Report<'_>) {
     }
     strict(report, &all);
     exclusions(report, &all);
+    budgets(report);
 }
 
 /// Says what strict leaves of the callers from outside, where a label asks for it, and where that lacks the kubelet.
@@ -384,6 +387,32 @@ fn strict(report: &mut Report<'_>, all: &[Member]) {
             ),
             "end what holds the kubelet's port beside it; the agent needs hostPID and CAP_SYS_PTRACE",
         );
+    }
+}
+
+/// Who has used up a budget, and so is refused what is beyond it.
+fn budgets(report: &mut Report<'_>) {
+    for (node, agent) in report.facts.agents.iter() {
+        for reached in agent.iter().flat_map(|agent| &agent.budgets) {
+            let Some(budget) = weft_core::budget::named(&reached.budget) else { continue };
+            let BudgetReport { kind, namespace, name, times, .. } = reached;
+            report.add(
+                "WEFT-C070",
+                Level::Warning,
+                format!(
+                    "{kind} {namespace}/{name} on {node} has used up its budget {} ({} for each: {}); {times} times since \
+                     the agent's start {}",
+                    budget.name,
+                    weft_core::budget::amount(budget),
+                    budget.holds,
+                    budget.when_reached
+                ),
+                budget.setting.map_or_else(
+                    || "look at who asks for so much; docs/budgets.md lists all budgets".to_owned(),
+                    |field| format!("look at who asks for so much, or raise `{field}` of the AgentConfig"),
+                ),
+            );
+        }
     }
 }
 

@@ -1,5 +1,8 @@
 use super::*;
-use crate::cluster::fake::{Fake, agent_pod, node};
+use crate::cluster::{
+    BudgetReport,
+    fake::{Fake, agent_pod, node},
+};
 use std::sync::Arc;
 
 /// The highest level that `id` has under `facts`.
@@ -245,6 +248,27 @@ fn each_thing_that_is_wrong_with_an_installation_has_its_finding() {
     check("WEFT-C038", Level::Warning, &policy(15008));
 }
 
+/// B1, B10: nobody was told.
+#[test]
+fn whose_an_address_is_and_where_pods_are_is_said() {
+    let mut facts = installed();
+    assert_eq!(level(&facts, Want::All, "WEFT-C060"), None);
+    let slice = |namespace: &str, workload: Value| json!({"metadata": {"namespace": namespace, "name": "weft-0"}, "workloads": [workload]});
+    facts.slices.push(slice(
+        "a",
+        json!({"name": "a", "uid": "a", "ips": ["10.1.0.1"], "provedIPs": ["10.1.0.1"], "node": "n1"}),
+    ));
+    assert_eq!(level(&facts, Want::All, "WEFT-C060"), None);
+    facts.slices.push(slice("b", json!({"name": "forged", "uid": "b", "ips": ["10.1.0.1"], "node": "n9"})));
+    assert_eq!(level(&facts, Want::All, "WEFT-C060"), Some(Level::Error));
+    assert_eq!(level(&facts, Want::All, "WEFT-C061"), None);
+    facts.nodes[0]["spec"] = json!({});
+    assert_eq!(level(&facts, Want::All, "WEFT-C061"), Some(Level::Info));
+    let settings = "apiVersion: weft.dev/v1alpha1\nkind: AgentConfig\npodCidrs: [10.244.0.0/16]\n";
+    facts.config = Some(json!({"metadata": {}, "data": {"config.yaml": settings}}));
+    assert_eq!(level(&facts, Want::All, "WEFT-C061"), None);
+}
+
 /// Only the access log said why probes of strict pods were refused.
 #[test]
 fn a_kubelet_that_is_not_recognised_is_an_error_where_pods_are_strict() {
@@ -255,6 +279,21 @@ fn a_kubelet_that_is_not_recognised_is_an_error_where_pods_are_strict() {
     assert_eq!(level(&facts, Want::All, "WEFT-C042"), None, "nobody misses it");
     facts.pods[0]["metadata"]["labels"] = json!({"weft.dev/mesh": "enabled", "weft.dev/mtls": "strict"});
     assert_eq!(level(&facts, Want::All, "WEFT-C042"), Some(Level::Error));
+}
+
+#[test]
+fn a_budget_that_is_used_up_is_said_with_its_workload() {
+    let mut facts = installed();
+    assert_eq!(level(&facts, Want::All, "WEFT-C070"), None);
+    let reached = BudgetReport {
+        budget: "connections-in".into(),
+        kind: "Pod".into(),
+        namespace: "shop".into(),
+        name: "cart".into(),
+        times: 7,
+    };
+    facts.agents.get_mut("n1").unwrap().as_mut().unwrap().budgets = vec![reached];
+    assert_eq!(level(&facts, Want::All, "WEFT-C070"), Some(Level::Warning));
 }
 
 /// Only the agent's log said that an entry of an annotation was not understood.
