@@ -131,6 +131,32 @@ pub const CONNECTIONS_UNPROVED: Budget = Budget {
     flood: "silent_connections_to_hbone_cost_a_pod_nothing",
 };
 
+/// Pods of a namespace whose labels and annotations say what is not so, as far as Events tell of it.
+pub const REMARKED_PODS: Budget = Budget {
+    name: "remarked-pods",
+    holds: "pods of which an Event has said that a label or annotation means nothing or is overruled",
+    per: Per::Namespace,
+    bound: 20,
+    unit: Unit::Count,
+    setting: None,
+    held_by: HeldBy::Controller,
+    when_reached: "an Event of the namespace says so; `weft check` goes on naming all",
+    flood: "a_flood_of_wrong_labels_is_told_of_a_few_pods_and_of_the_namespace",
+};
+
+/// Overlaps of routes that are told of.
+pub const OVERLAPS: Budget = Budget {
+    name: "overlaps",
+    holds: "pairs of routes of different namespaces that take each other's requests, as Events and `weft check` name them",
+    per: Per::Process,
+    bound: 1_000,
+    unit: Unit::Count,
+    setting: None,
+    held_by: HeldBy::Controller,
+    when_reached: "further ones are not looked for; of one route three are named",
+    flood: "overlaps_of_one_route_and_of_all_are_bounded",
+};
+
 /// What the connections of all workloads of a node hold together.
 pub const TRAFFIC_MEMORY: Budget = Budget {
     name: "traffic-memory",
@@ -268,6 +294,8 @@ pub static ALL: &[&Budget] = &[
     &CONNECTIONS_IN,
     &TUNNELS_IN,
     &CONNECTIONS_UNPROVED,
+    &REMARKED_PODS,
+    &OVERLAPS,
     &TRAFFIC_MEMORY,
     &PAGE_STRANGERS,
     &PAGE_STRANGERS_PER_ADDRESS,

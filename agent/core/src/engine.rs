@@ -6,10 +6,12 @@ mod claims;
 mod lint;
 mod mesh;
 mod networks;
+mod overlap;
 mod report;
 mod state;
 mod tables;
 
+pub use self::overlap::Overlap;
 pub use crate::resolve::Settings;
 
 use self::{changes::replace, state::State};

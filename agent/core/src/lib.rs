@@ -23,6 +23,7 @@ pub mod lobby;
 pub mod matching;
 pub mod message;
 pub mod model;
+pub mod remarks;
 mod resolve;
 pub mod sessions;
 pub mod shards;

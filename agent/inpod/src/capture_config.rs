@@ -1,4 +1,5 @@
-//! PURE: what a pod excludes from capture, from its annotations; and what gets past it while no agent is there.
+//! PURE: what a pod excludes from capture, from its annotations and its namespace's; and what gets past it while no agent
+//! is there.
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,8 @@ use std::{
 /// More entries than this in one annotation are refused: it bounds the transaction.
 const MAX_ENTRIES: usize = 256;
 
-/// What of a pod's traffic is left alone: always, from the pod's annotations `weft.dev/exclude-…`; or while no agent is there.
+/// What of a pod's traffic is left alone: always, from annotations `weft.dev/exclude-…` of the pod and its namespace; or
+/// while no agent is there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaptureConfig {
     /// `exclude-inbound-ports`: ports of the pod that are reached directly.
@@ -93,6 +95,21 @@ impl CaptureConfig {
             ..Self::default()
         };
         (config, invalid)
+    }
+
+    /// Of a pod: what its own annotations say (`self`), and what its namespace's do. Where the namespace wants `strict`, the
+    /// pod's own exclude nothing inbound: who may write pods would open what the namespace's owner has closed.
+    #[must_use]
+    pub fn within(mut self, namespace: Self, namespace_is_strict: bool) -> Self {
+        if namespace_is_strict {
+            self.inbound_ports.clear();
+            self.inbound_cidrs.clear();
+        }
+        self.inbound_ports.extend(namespace.inbound_ports);
+        self.outbound_ports.extend(namespace.outbound_ports);
+        self.inbound_cidrs.extend(namespace.inbound_cidrs);
+        self.outbound_cidrs.extend(namespace.outbound_cidrs);
+        self
     }
 }
 

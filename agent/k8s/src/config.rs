@@ -1,16 +1,20 @@
 //! `AgentConfig`: settings of an agent that no Kubernetes kind holds.
 
 use crate::{
+    convert::{self, Source},
     duration, path,
-    problem::{Report, Severity},
+    problem::{Problem, Report, Severity},
     tracked,
-    yaml::Marks,
+    yaml::{self, Marks},
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 use serde_json::Value;
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
-use weft_core::model::{DEFAULT_TRUST_DOMAIN, MtlsMode, ObjectKey, Str};
+use weft_core::{
+    model::{DEFAULT_TRUST_DOMAIN, MtlsMode, ObjectKey, Origin, Str},
+    spelling::closest,
+};
 
 /// `apiVersion: weft.dev/v1alpha1, kind: AgentConfig`. Every field may be left out.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,7 +25,7 @@ pub struct AgentConfig {
     /// `trustDomain`; `cluster.local` by default.
     pub trust_domain: Str,
     /// `mtls`: what enrolled pods accept from outside the mesh unless their label says otherwise; `permissive` by
-    /// default.
+    /// default. Anything that is no mode counts as strict, and so does a setting whose name means this one.
     pub mtls: MtlsMode,
     /// `strictUdp`: `pass` (the default) or `drop`: whether strict pods take datagrams that they have not asked for. UDP is not
     /// encrypted in the mesh.
@@ -191,8 +195,8 @@ impl AgentConfig {
             // Entry by entry: see `Reading::unaddressed`.
             ("gatewayAddresses", "") => self.gateway_addresses.clone_from(&from.gateway_addresses),
             ("trustDomain", _) => self.trust_domain = from.trust_domain.clone(),
-            ("mtls", _) => self.mtls = from.mtls,
-            // The strictest, and not what was before: who misspells it wanted something to be kept out.
+            // The strictest meaning, not the last good one: somebody meant to protect something.
+            ("mtls", _) => self.mtls = MtlsMode::Strict,
             ("strictUdp", _) => self.drop_strict_udp = true,
             ("podCidrs", _) => self.pod_cidrs.clone_from(&from.pod_cidrs),
             ("tracing", "endpoint") => self.tracing.endpoint.clone_from(&from.tracing.endpoint),
@@ -238,6 +242,17 @@ pub(crate) fn read(value: &Value, marks: &Marks, report: &mut Report) -> Option<
     if !(0.0..=1.0).contains(&ratio) {
         refuse("tracing.samplingRatio", format!("{ratio} is out of range"), "it must be from 0 to 1");
     }
+    // As the chart's schema has them: with less, nothing could be served.
+    let Limits { connections, handshakes, request_head_bytes, .. } = config.limits;
+    for (path, value, least) in [
+        ("limits.connections", connections, 1),
+        ("limits.handshakes", handshakes, 1),
+        ("limits.requestHeadBytes", request_head_bytes, 1024),
+    ] {
+        if value < least {
+            refuse(path, format!("{value} is out of range"), &format!("it must be {least} at least"));
+        }
+    }
     let traffic = config.limits.traffic_bytes;
     if traffic < TRAFFIC_BYTES_MIN {
         let remedy = "it must be at least 67108864 (64 MiB), and well below the agent's memory limit";
@@ -248,10 +263,17 @@ pub(crate) fn read(value: &Value, marks: &Marks, report: &mut Report) -> Option<
         let remedy = "write a URL such as http://127.0.0.1:4317";
         refuse("tracing.endpoint", format!("\"{e}\" is no URL"), remedy);
     }
-    match written.mtls.as_deref() {
-        Some("strict") => config.mtls = MtlsMode::Strict,
-        None | Some("permissive") => config.mtls = MtlsMode::Permissive,
-        Some(other) => refuse("mtls", format!("\"{other}\" is no mode"), "write permissive or strict"),
+    match written.mtls.as_deref().map(|word| (word, MtlsMode::parse(word))) {
+        None => {}
+        Some((_, Some(mode))) => config.mtls = mode,
+        Some((other, None)) => {
+            let meant = closest(other, ["permissive", "strict"]);
+            let remedy = meant.map_or("write permissive or strict".to_owned(), |m| format!("write {m}"));
+            refuse("mtls", format!("\"{other}\" is no mode and counts as strict"), &remedy);
+        }
+    }
+    if let Some(name) = misspelt_mtls(value) {
+        refuse("mtls", format!("\"{name}\" is likely meant for it, so it counts as strict"), "write mtls");
     }
     if let Some(domain) = written.trust_domain {
         let ok = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._".contains(&b);
@@ -298,6 +320,72 @@ fn pod_cidrs(written: &[String]) -> Result<Vec<IpNet>, String> {
         Some(all) => Err(format!("{all} is every address, and nobody outside the cluster could be reached")),
         None => Ok(nets),
     }
+}
+
+/// A field that means `mtls` and is not spelt so, where there is no `mtls`.
+fn misspelt_mtls(value: &Value) -> Option<&str> {
+    const FIELDS: [&str; 10] = [
+        "apiVersion",
+        "kind",
+        "metadata",
+        "gatewayAddresses",
+        "trustDomain",
+        "mtls",
+        "strictUdp",
+        "podCidrs",
+        "tracing",
+        "limits",
+    ];
+    let fields = value.as_object().filter(|fields| !fields.contains_key("mtls"))?;
+    let unknown = fields.keys().map(String::as_str).filter(|f| !FIELDS.contains(f) && *f != "accessLog");
+    unknown.into_iter().find(|field| closest(field, FIELDS) == Some("mtls"))
+}
+
+/// Reads the text of a ConfigMap `weft-config`: the settings that hold where nothing was read before, and what is wrong with
+/// them.
+#[must_use]
+pub fn read_settings(text: &str) -> (AgentConfig, Vec<Problem>) {
+    settings("AgentConfig", text, None)
+}
+
+/// The settings of a document named `file`, over the last good ones if there are any. Where there are none and the document
+/// cannot be read at all, nobody knows whether it said strict: then it did.
+pub(crate) fn settings(file: &str, text: &str, last: Option<&AgentConfig>) -> (AgentConfig, Vec<Problem>) {
+    let origin = |line| Origin { file: file.into(), line };
+    let problem = |line, reason: &str, remedy: &str| Problem {
+        severity: Severity::Error,
+        origin: Some(origin(line)),
+        object: "AgentConfig".into(),
+        path: "".into(),
+        reason: reason.into(),
+        remedy: remedy.into(),
+    };
+    let stays = match last {
+        Some(_) => "the last good settings stay in effect",
+        None => "until it can be read, mtls counts as strict and all else has its default",
+    };
+    let unread =
+        || last.cloned().unwrap_or_else(|| AgentConfig { mtls: MtlsMode::Strict, ..AgentConfig::default() });
+    let (documents, errors) = yaml::read(text);
+    let mut problems: Vec<Problem> = errors.iter().map(|e| problem(e.line, &e.reason, stays)).collect();
+    let Some(document) = documents.into_iter().find(|d| is_agent_config(&d.value)) else {
+        if problems.is_empty() && text.trim().is_empty() {
+            return (last.cloned().unwrap_or_default(), problems);
+        }
+        if problems.is_empty() {
+            let remedy =
+                format!("write \"apiVersion: weft.dev/v1alpha1\" and \"kind: AgentConfig\"; {stays}");
+            problems.push(problem(1, "no AgentConfig in it", &remedy));
+        }
+        return (unread(), problems);
+    };
+    let origin = origin(document.marks.line());
+    let source = Source { origin: Some(&origin), marks: Some(&document.marks), admitted: false };
+    let mut report = Report::default();
+    let reading = read(&document.value, &document.marks, &mut report);
+    problems.extend(convert::problems(report, "AgentConfig", &source));
+    let default = AgentConfig::default();
+    (reading.map_or_else(unread, |r| r.over(last.unwrap_or(&default))), problems)
 }
 
 /// The fields as written. One of a wrong type is refused and taken out, and the rest read again: serde stops at the

@@ -1,6 +1,6 @@
 //! What the leading controller does with what was resolved: statuses, Gateways' objects, WorkloadSlices, material.
 
-use super::{enrolment::WorldEnrolment, world::Pipeline};
+use super::{enrolment::WorldEnrolment, remarks::Remarks, world::Pipeline};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -51,6 +51,8 @@ pub(super) struct Duties {
     failed: BTreeMap<(ObjectKey, Str), (Instant, Instant)>,
     /// What objects are told, or are not any more.
     words: Words,
+    /// What they are told that no condition says.
+    remarks: Remarks,
     /// Since when agents have been connected while this replica leads.
     heard: Option<Instant>,
 }
@@ -82,7 +84,7 @@ impl Duties {
             )
             .mending(lives.clone()),
             provisioner: Provisioner::start(client.clone(), ProvisionerOptions::default()),
-            slices: SlicePublisher::start(client, SliceOptions::default(), Some(events)),
+            slices: SlicePublisher::start(client, SliceOptions::default(), Some(events.clone())),
             materials,
             serving,
             expected: BTreeMap::new(),
@@ -92,6 +94,7 @@ impl Duties {
             told: BTreeMap::new(),
             failed: BTreeMap::new(),
             words: Words::default(),
+            remarks: Remarks::default(),
             heard: None,
         }
     }
@@ -140,6 +143,7 @@ impl Duties {
     pub(super) fn agents(&mut self, agents: &Agents, pipeline: &Pipeline, led_since: Option<Instant>) {
         self.provisioner.set_leader(led_since.is_some());
         self.slices.set_leader(led_since.is_some());
+        self.remarks.tell(pipeline, &self.events, led_since.is_some());
         let Some(config) = self.update.as_ref().map(|update| update.config.clone()) else { return };
         let nodes: BTreeSet<Str> = agents.keys().cloned().collect();
         self.heard = match led_since {
@@ -368,7 +372,11 @@ mod tests {
     #[test]
     fn budgets_are_told_to_workloads_that_the_agent_serves() {
         let key = |name: &str| ObjectKey::new("shop", name);
-        let capture = |uid: &str| weft_core::model::Capture { uid: uid.into(), tunnel: Default::default() };
+        let capture = |uid: &str| weft_core::model::Capture {
+            uid: uid.into(),
+            tunnel: Default::default(),
+            addresses: Vec::new(),
+        };
         let mut agent = (*report(true, None)).clone();
         agent.captured = Arc::new([(key("cart"), capture("u-1")), (key("anew"), capture("u-2"))].into());
         agent.applied = Arc::new([(key("edge"), AppliedGateway::default())].into());

@@ -12,8 +12,10 @@ use std::{
 };
 use tokio::sync::watch;
 use weft_cni::protocol::Enrolled;
-use weft_core::model::{MESH_LABEL, MtlsMode, Namespace, ObjectKey, Pod, Snapshot, Str, Workload};
-use weft_inpod::{CaptureConfig, Decision, Enrolment, WhileAway};
+use weft_core::model::{
+    Labels, MESH_LABEL, Mtls, MtlsMode, Namespace, ObjectKey, Pod, Snapshot, Str, Workload,
+};
+use weft_inpod::{CaptureConfig, Decision, Enrolment, InvalidAnnotation, WhileAway};
 use weft_k8s::MIRROR;
 
 /// A pod of this node that is in the mesh and runs.
@@ -154,6 +156,10 @@ impl WorldEnrolment {
 }
 
 impl WorldEnrolment {
+    fn mtls(&self, pod: &Pod, namespace: Option<&Namespace>) -> Mtls {
+        Workload::mtls(pod, namespace, *self.default_mode.read())
+    }
+
     fn is_enrolled(&self, pod: &Pod, namespace: Option<&Namespace>) -> bool {
         !self.leaving.load(Ordering::Acquire) && Workload::wants_mesh(pod, namespace)
     }
@@ -161,7 +167,7 @@ impl WorldEnrolment {
     /// The way of the node's kubelet to a pod while no agent is there. None to a strict one: nobody could say that it is the
     /// kubelet who comes.
     fn while_away(&self, pod: &Pod, namespace: Option<&Namespace>) -> WhileAway {
-        match Workload::mode(pod, namespace, *self.default_mode.read()) {
+        match self.mtls(pod, namespace).mode {
             MtlsMode::Strict => WhileAway::default(),
             MtlsMode::Permissive => {
                 let ports = pod.probes.iter().map(|probe| probe.port).collect();
@@ -181,6 +187,10 @@ fn is_the_one(pod: &Pod, uid: &str) -> bool {
         || pod.meta.annotations.get(MIRROR).is_some_and(|of| &**of == uid)
 }
 
+fn exclusions(annotations: &Labels) -> (CaptureConfig, Vec<InvalidAnnotation>) {
+    CaptureConfig::from_annotations(annotations.iter().map(|(k, v)| (&**k, &**v)))
+}
+
 impl Enrolment for WorldEnrolment {
     fn decide(&self, namespace: &str, name: &str, uid: &str) -> Decision {
         let world = self.world.read();
@@ -195,14 +205,17 @@ impl Enrolment for WorldEnrolment {
         if !self.is_enrolled(pod, world.namespaces.get(namespace).map(|n| &**n)) {
             return Decision::NotEnrolled;
         }
-        let annotations = pod.meta.annotations.iter().map(|(k, v)| (&**k, &**v));
-        let (mut capture, invalid) = CaptureConfig::from_annotations(annotations);
+        let around = world.namespaces.get(namespace).map(|n| &**n);
+        let (own, invalid) = exclusions(&pod.meta.annotations);
         for problem in invalid {
             tracing::warn!("Pod {namespace}/{name}: {problem}; that entry is captured");
         }
-        let namespace = world.namespaces.get(namespace).map(|n| &**n);
-        capture.while_away = self.while_away(pod, namespace);
-        capture.strict = Workload::mode(pod, namespace, *self.default_mode.read()) == MtlsMode::Strict;
+        // What is wrong with the namespace's is said once, by `weft check`, and not for each of its pods.
+        let theirs = around.map(|n| exclusions(&n.meta.annotations).0).unwrap_or_default();
+        let mtls = self.mtls(pod, around);
+        let mut capture = own.within(theirs, mtls.is_namespaces());
+        capture.while_away = self.while_away(pod, around);
+        capture.strict = mtls.mode == MtlsMode::Strict;
         capture.drop_udp = capture.strict && self.drop_udp.load(Ordering::Acquire);
         Decision::Enrolled(capture)
     }
@@ -238,5 +251,67 @@ impl Enrolment for WorldEnrolment {
 
     fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_core::model::{Meta, TunnelPort};
+
+    fn meta(namespace: &str, name: &str, labels: &[(&str, &str)], annotations: &[(&str, &str)]) -> Meta {
+        let map = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+        Meta {
+            key: ObjectKey::new(namespace, name),
+            uid: "u".into(),
+            generation: 1,
+            created: 0,
+            labels: map(labels),
+            annotations: map(annotations),
+            origin: None,
+        }
+    }
+
+    /// B6: a pod's annotation opened a strict namespace. E3: `STRICT` and a wrong mesh label let it speak past the mesh.
+    #[test]
+    fn a_strict_namespace_is_opened_only_by_its_own_annotations() {
+        let check = |namespace_mtls: &str, pod_labels: &[(&str, &str)], inbound: &[u16], mode: MtlsMode| {
+            let world = WorldEnrolment::new("n1");
+            let labels = [(MESH_LABEL, "enabled"), ("weft.dev/mtls", namespace_mtls)];
+            let around = meta("", "shop", &labels, &[("weft.dev/exclude-inbound-ports", "9090")]);
+            let pod = Pod {
+                meta: meta("shop", "web", pod_labels, &[("weft.dev/exclude-inbound-ports", "22")]),
+                ips: Vec::new(),
+                proved: Vec::new(),
+                service_account: "default".into(),
+                node: Some("n1".into()),
+                host_network: false,
+                captured: None,
+                tunnel: TunnelPort::default(),
+                finished: false,
+                probes: Arc::default(),
+            };
+            let mut snapshot = Snapshot::default();
+            snapshot.namespaces.insert("shop".into(), Arc::new(Namespace { meta: around }));
+            snapshot.pods.insert(pod.meta.key.clone(), Arc::new(pod));
+            world.update(&snapshot);
+            let Decision::Enrolled(capture) = world.decide("shop", "web", "u") else {
+                panic!("{namespace_mtls} {pod_labels:?}: not in the mesh");
+            };
+            assert_eq!(
+                capture.inbound_ports,
+                inbound.iter().copied().collect(),
+                "{namespace_mtls} {pod_labels:?}"
+            );
+            let workload =
+                world.workload(&ObjectKey::new("shop", "web"), "u", "cluster.local", MtlsMode::Permissive);
+            assert_eq!(workload.map(|w| w.mode), Some(mode), "{namespace_mtls} {pod_labels:?}");
+        };
+        check("permissive", &[], &[22, 9090], MtlsMode::Permissive);
+        check("strict", &[], &[9090], MtlsMode::Strict);
+        check("STRICT", &[], &[9090], MtlsMode::Strict);
+        check("strict", &[("weft.dev/mtls", "permissive")], &[9090], MtlsMode::Strict);
+        check("permissive", &[("weft.dev/mtls", "Strict")], &[22, 9090], MtlsMode::Strict);
+        check("permissive", &[("weft.dev/mesh", "true")], &[22, 9090], MtlsMode::Permissive);
     }
 }

@@ -16,6 +16,7 @@ mod node;
 mod otlp;
 mod plugin;
 mod pods;
+mod remarks;
 mod report;
 mod run;
 mod serve;

@@ -10,7 +10,7 @@ use std::{
 };
 use weft_core::{
     config::Config,
-    engine::{Engine, Feedback, Settings, Update},
+    engine::{Engine, Feedback, Overlap, Settings, Update},
     model::{Kind, ObjectKey, ObjectRef, Snapshot, Str},
     status::AllStatuses,
 };
@@ -155,6 +155,11 @@ impl Pipeline {
     /// Whether Weft is being uninstalled.
     pub(super) fn leaving(&self) -> bool {
         self.world.uninstall
+    }
+
+    /// As [`Engine::overlaps`].
+    pub(super) fn overlaps(&self) -> Vec<Overlap> {
+        self.engine.overlaps()
     }
 
     /// As [`Engine::gateway_material`].

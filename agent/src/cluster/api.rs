@@ -73,6 +73,8 @@ pub(super) struct Cluster {
     pub(super) agents: Arc<dyn AskAgent>,
     /// Time between two looks at something that is waited for.
     pub(super) pace: Duration,
+    /// The context's namespace.
+    namespace: String,
 }
 
 impl Cluster {
@@ -91,9 +93,15 @@ impl Cluster {
             None => kube::Config::infer().await.map_err(|e| bad(&e))?,
         };
         config.connect_timeout = Some(Duration::from_secs(10));
+        let namespace = config.default_namespace.clone();
         let client = kube::Client::try_from(config).map_err(|e| bad(&e))?;
         let agents = Arc::new(super::agents::ByExec(client.clone()));
-        Ok(Self { client, agents, pace: Duration::from_millis(500) })
+        Ok(Self { client, agents, pace: Duration::from_millis(500), namespace })
+    }
+
+    /// The namespace that was given, else the context's.
+    pub(super) fn namespace(&self, given: Option<&str>) -> String {
+        given.unwrap_or(&self.namespace).to_owned()
     }
 
     /// The same, with agents asked by what they tell anybody on the nodes' network.
@@ -104,7 +112,7 @@ impl Cluster {
 
     #[cfg(test)]
     pub(super) fn fake(client: kube::Client, agents: Arc<dyn AskAgent>) -> Self {
-        Self { client, agents, pace: Duration::from_millis(1) }
+        Self { client, agents, pace: Duration::from_millis(1), namespace: "default".to_owned() }
     }
 
     /// An object; `None` when it, or its kind, is not there.

@@ -104,9 +104,9 @@ pub struct MembershipArgs {
     /// A namespace, or pod/NAME
     #[arg(value_name = "NAMESPACE|pod/NAME")]
     pub target: String,
-    /// Namespace of the pod
-    #[arg(long, short, value_name = "NAMESPACE", default_value = "default")]
-    pub namespace: String,
+    /// Namespace of the pod; the context's when left out
+    #[arg(long, short, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
     /// How long to follow the pods; 0s: only set the label
     #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = duration)]
     pub timeout: Duration,
@@ -118,6 +118,9 @@ pub struct CheckArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub cluster: ClusterArgs,
+    /// Where to look for what you may not list in all namespaces; the context's when left out
+    #[arg(long, short, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
     /// Only what must hold before an installation
     #[arg(long)]
     pub pre: bool,
@@ -132,6 +135,9 @@ pub struct StatusArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub cluster: ClusterArgs,
+    /// Where to look for what you may not list in all namespaces; the context's when left out
+    #[arg(long, short, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
 }
 
 /// `weft node clean`.

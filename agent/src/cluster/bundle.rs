@@ -7,6 +7,7 @@ use super::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use weft_core::spelling::closest;
 
 /// In the order in which they are applied: what others refer to comes first.
 const CRDS: [&str; 2] = [
@@ -86,19 +87,30 @@ impl Settings {
         for setting in settings {
             let (key, value) =
                 setting.split_once('=').ok_or_else(|| format!("--set {setting}: a setting is KEY=VALUE"))?;
-            if !key.starts_with("config.") && !KEYS.contains(&key) {
-                return Err(format!(
-                    "--set {key}: no such setting; there are config.* and {}. The Helm chart has more",
-                    KEYS.join(", ")
-                ));
-            }
-            if matches!(key, "controller.replicas" | "agent.drainSeconds") && value.parse::<u32>().is_err() {
-                return Err(format!("--set {key}: `{value}` is no number"));
-            }
             values.insert(key.to_owned(), value.to_owned());
         }
         let addons = addons.iter().map(|addon| addon_name(*addon).to_owned()).collect();
-        Ok(Self { image: image.map(str::to_owned), values, addons })
+        let settings = Self { image: image.map(str::to_owned), values, addons };
+        settings.review()?;
+        Ok(settings)
+    }
+
+    /// Whether every setting is one that there is, with a value that it may have. An agent would go on without a wrong one:
+    /// here somebody is there to correct it.
+    ///
+    /// # Errors
+    /// A sentence that names the setting, with the nearest that there is.
+    pub(super) fn review(&self) -> Result<(), String> {
+        for (key, value) in self.values.iter().filter(|(key, _)| !key.starts_with("config.")) {
+            review_one(key, value)?;
+        }
+        let (_, problems) = weft_k8s::read_settings(&yaml(&self.config()));
+        let Some(problem) = problems.first() else { return Ok(()) };
+        let remedy = match &*problem.remedy {
+            "" => nearest(&problem.path).map(|meant| format!("; did you mean config.{meant}?")),
+            remedy => Some(format!("; {remedy}")),
+        };
+        Err(format!("--set config.{}: {}{}", problem.path, problem.reason, remedy.unwrap_or_default()))
     }
 
     /// These settings over older ones.
@@ -134,6 +146,53 @@ impl Settings {
             *at = scalar(value);
         }
         config
+    }
+}
+
+/// The setting of the AgentConfig that is most likely meant, wherever it stands.
+fn nearest(path: &str) -> Option<String> {
+    const SCHEMA: &str = include_str!("../../../manifests/helm/weft/values.schema.json");
+    let schema: Value = serde_json::from_str(SCHEMA).ok()?;
+    let mut paths = Vec::new();
+    let mut open = vec![(String::new(), schema.pointer("/properties/config/properties"))];
+    while let Some((prefix, fields)) = open.pop() {
+        for (name, field) in fields.and_then(Value::as_object).into_iter().flatten() {
+            open.push((format!("{prefix}{name}."), field.get("properties")));
+            paths.push(format!("{prefix}{name}"));
+        }
+    }
+    let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
+    let names: Vec<String> = paths.iter().map(|path| last(path)).collect();
+    let meant = closest(&last(path), names.iter().map(String::as_str))?;
+    paths.into_iter().find(|path| last(path) == meant)
+}
+
+/// A setting that is not of the AgentConfig.
+fn review_one(key: &str, value: &str) -> Result<(), String> {
+    if !KEYS.contains(&key) {
+        let likely = closest(key, KEYS).map(|k| format!("did you mean {k}? "));
+        return Err(format!(
+            "--set {key}: no such setting; {}there are config.* and {}. The Helm chart has more",
+            likely.unwrap_or_default(),
+            KEYS.join(", ")
+        ));
+    }
+    // As the chart's schema has them.
+    let number = |range: std::ops::RangeInclusive<u32>| match value.parse::<u32>() {
+        Err(_) => Err(format!("--set {key}: `{value}` is no number")),
+        Ok(n) if !range.contains(&n) => {
+            Err(format!("--set {key}: {n} is out of range; from {} to {}", range.start(), range.end()))
+        }
+        Ok(_) => Ok(()),
+    };
+    match key {
+        "controller.replicas" => number(1..=9),
+        "agent.drainSeconds" => number(0..=86_400),
+        "agent.cniConfDir" | "agent.cniBinDir" if !value.starts_with('/') || value.contains(':') => {
+            Err(format!("--set {key}: `{value}` is no absolute path"))
+        }
+        _ if value.trim().is_empty() => Err(format!("--set {key}: nothing is set")),
+        _ => Ok(()),
     }
 }
 
@@ -386,6 +445,30 @@ mod tests {
         check("replicas=3", "controller.replicas");
         check("config.mtls", "KEY=VALUE");
         check("controller.replicas=many", "no number");
+        check("controller.replicas=0", "out of range; from 1 to 9");
+        check("controller.replica=2", "did you mean controller.replicas?");
+        check("agent.cniBinDir=opt/cni", "no absolute path");
+        // E3: each of these was taken, and the mesh was permissive, or sampled everything.
+        check("config.mtls=STRICT", "config.mtls: \"STRICT\" is no mode and counts as strict; write strict");
+        check("config.mtls=Strict", "write strict");
+        check("config.mtls=on", "write permissive or strict");
+        check("config.mtls=true", "config.mtls: expected text");
+        check("config.mTLS=strict", "did you mean \"mtls\"?");
+        check("config.samplingRato=0.5", "did you mean config.tracing.samplingRatio?");
+        check("config.tracing.samplingRato=0.5", "did you mean \"samplingRatio\"?");
+        check("config.tracing.samplingRatio=7", "7 is out of range; it must be from 0 to 1");
+        check("config.limits.connections=many", "expected a whole number");
+        check("config.limits.connections=0", "out of range");
+        check("config.trustDomain=A B", "no trust domain");
+        check("config.=1", "unknown field");
+        for good in [
+            "config.mtls=strict",
+            "config.mtls=permissive",
+            "config.tracing.samplingRatio=0.5",
+            "agent.logFilter=debug",
+        ] {
+            assert_eq!(Settings::read(None, &[good.into()], &[]).map(|_| ()), Ok(()), "{good}");
+        }
     }
 
     #[test]

@@ -14,12 +14,13 @@ use super::{
 use anyhow::Result;
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::process::ExitCode;
+use std::{collections::BTreeMap, process::ExitCode};
 
 mod codes;
 mod identity;
 mod mesh;
 mod platform;
+mod words;
 
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,9 @@ const KERNEL_MIN: (u32, u32) = (5, 10);
 /// The oldest bundle of the Gateway API, and the newest that is tested.
 const BUNDLE_MIN: (u32, u32) = (weft_k8s::MINIMUM_BUNDLE.0, weft_k8s::MINIMUM_BUNDLE.1);
 const BUNDLE_TESTED: (u32, u32) = (1, 6);
+
+/// Findings of one code that people see; programs get all.
+const OF_CODE_MAX: usize = 10;
 
 /// How bad.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -102,10 +106,9 @@ pub(super) fn explain(show: &Show) {
 /// Runs the checks.
 pub(super) async fn run(cluster: &Cluster, args: &CheckArgs, show: &Show) -> Result<ExitCode> {
     let want = if args.pre { Want::Pre } else { Want::All };
-    let findings = findings(&facts::gather(cluster, want).await?, want);
-    for finding in &findings {
-        print(finding, show);
-    }
+    let namespace = cluster.namespace(args.namespace.as_deref());
+    let findings = findings(&facts::gather(cluster, want, &namespace).await?, want);
+    print_all(&findings, show);
     let of = |level| findings.iter().filter(|f| f.level == level).count();
     let (errors, warnings) = (of(Level::Error), of(Level::Warning));
     show.result(&json!({"ok": errors == 0, "errors": errors, "warnings": warnings, "findings": findings}));
@@ -120,6 +123,21 @@ pub(super) async fn run(cluster: &Cluster, args: &CheckArgs, show: &Show) -> Res
         ),
     );
     Ok(if errors > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Findings for people: of each code the first ones, for one tenant may have made thousands.
+fn print_all(findings: &[Finding], show: &Show) {
+    let mut printed: BTreeMap<&str, usize> = BTreeMap::new();
+    for finding in findings {
+        let count = printed.entry(finding.id).or_default();
+        *count += 1;
+        if *count <= OF_CODE_MAX {
+            print(finding, show);
+        }
+    }
+    for (id, count) in printed.into_iter().filter(|(_, count)| *count > OF_CODE_MAX) {
+        show.line(Mark::Warn, &format!("{id}  … and {} more (-o json has all)", count - OF_CODE_MAX));
+    }
 }
 
 /// One finding for people.
@@ -147,8 +165,8 @@ pub(super) fn findings(facts: &Facts, want: Want) -> Vec<Finding> {
     platform::gateway_api(&mut report);
     platform::pod_security(&mut report);
     platform::load_balancing(&mut report);
-    if want == Want::All {
-        mesh::installed(&mut report);
+    if want == Want::All && mesh::installed(&mut report) {
+        words::written(&mut report);
     }
     report.findings
 }

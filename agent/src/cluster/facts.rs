@@ -9,7 +9,7 @@ use super::{
 use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use weft_core::model::MESH_LABEL;
+use weft_core::model::{MESH_LABEL, MTLS_LABEL};
 
 /// Crashed agents whose log is read.
 const CRASHES_MAX: usize = 16;
@@ -21,6 +21,12 @@ pub(super) const GATEWAY_API: &str = "gateway.networking.k8s.io";
 /// Versions in which its kinds may be served, the best first.
 pub(super) const VERSIONS: [&str; 4] = ["v1", "v1beta1", "v1alpha3", "v1alpha2"];
 
+/// Where definitions of kinds are.
+pub(super) const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+/// Pods of all namespaces.
+pub(super) const PODS: &str = "/api/v1/pods";
+/// The CA's certificates.
+pub(super) const CA_ROOT: &str = "/api/v1/namespaces/weft-system/configmaps/weft-ca-root";
 /// Where RuntimeClasses are.
 pub(super) const RUNTIME_CLASSES: &str = "/apis/node.k8s.io/v1/runtimeclasses";
 /// Pods of Weft itself.
@@ -48,7 +54,8 @@ pub(super) const ROUTES: [(&str, &str); 5] = [
     ("udproutes", "UDPRoute"),
 ];
 
-/// What was found. Objects as the API server gave them; a list is empty when its kind is not served.
+/// What was found. Objects as the API server gave them; a list is empty when its kind is not served. Of a kind that may be
+/// listed in one namespace only, it has that namespace's.
 #[derive(Default)]
 pub(super) struct Facts {
     /// `/version`.
@@ -71,6 +78,12 @@ pub(super) struct Facts {
     pub(super) kube_proxy: Option<Value>,
     /// What the person may not read, so that a check that saw nothing does not say "fine".
     pub(super) denied: BTreeSet<String>,
+    /// Kinds (paths of all namespaces) that were looked at in [`Self::namespace_seen`] only.
+    pub(super) narrowed: BTreeSet<String>,
+    /// The namespace that is looked at where the person may not list all.
+    pub(super) namespace_seen: String,
+    /// Whether the cluster serves Weft's own kinds: somebody has installed it.
+    pub(super) knows_weft: bool,
 
     /// DaemonSet weft-agent.
     pub(super) daemon_set: Option<Value>,
@@ -110,14 +123,17 @@ pub(super) struct Facts {
     pub(super) services: Vec<Value>,
     /// Routes with their kind.
     pub(super) routes: Vec<(&'static str, Value)>,
+    /// BackendTLSPolicies.
+    pub(super) tls_policies: Vec<Value>,
 }
 
-/// Asks for everything that is wanted.
+/// Asks for everything that is wanted. What may not be listed in all namespaces is listed in `namespace`.
 ///
 /// # Errors
 /// When the API server does not answer. What it refuses to show is in `denied`.
-pub(super) async fn gather(cluster: &Cluster, want: Want) -> Result<Facts, ClusterError> {
-    let mut facts = Facts { version: cluster.get("/version").await?.unwrap_or_default(), ..Facts::default() };
+pub(super) async fn gather(cluster: &Cluster, want: Want, namespace: &str) -> Result<Facts, ClusterError> {
+    let mut facts = Facts { namespace_seen: namespace.to_owned(), ..Facts::default() };
+    facts.version = cluster.get("/version").await?.unwrap_or_default();
     facts.before(cluster).await?;
     if want == Want::All {
         facts.installation(cluster).await?;
@@ -131,7 +147,7 @@ impl Facts {
     async fn before(&mut self, cluster: &Cluster) -> Result<(), ClusterError> {
         self.may_install = may_do_all(cluster).await?;
         self.nodes = self.list(cluster, "/api/v1/nodes").await?;
-        let crds = self.list(cluster, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions").await?;
+        let crds = self.list(cluster, DEFINITIONS).await?;
         self.crds = crds
             .into_iter()
             .filter(|crd| {
@@ -151,7 +167,7 @@ impl Facts {
         self.daemon_set = self.get(cluster, AGENTS).await?;
         self.controller = self.get(cluster, CONTROLLER).await?;
         self.config = self.get(cluster, CONFIG).await?;
-        self.ca_root = self.get(cluster, "/api/v1/namespaces/weft-system/configmaps/weft-ca-root").await?;
+        self.ca_root = self.get(cluster, CA_ROOT).await?;
         let lease = "/apis/coordination.k8s.io/v1/namespaces/weft-system/leases/weft-controller";
         self.lease = self.get(cluster, lease).await?;
         self.system_pods = self.list(cluster, SYSTEM_PODS).await?;
@@ -171,19 +187,24 @@ impl Facts {
     /// # Errors
     /// As [`gather`].
     pub(super) async fn mesh(&mut self, cluster: &Cluster) -> Result<(), ClusterError> {
-        self.namespaces = self.list(cluster, "/api/v1/namespaces").await?;
-        self.slices = self.list(cluster, SLICES).await?;
-        self.policies = self.list(cluster, POLICIES).await?;
+        self.namespaces = self.all_namespaces(cluster).await?;
+        let slices = self.spread_if_served(cluster, SLICES, "").await?;
+        self.knows_weft = slices.is_some();
+        self.slices = slices.unwrap_or_default();
+        self.policies = self.spread(cluster, POLICIES, "").await?;
         let joined: Vec<String> =
             self.namespaces.iter().filter(|ns| label(ns, MESH_LABEL) == Some("enabled")).map(key).collect();
         for namespace in joined {
             let pods = self.list(cluster, &format!("/api/v1/namespaces/{namespace}/pods")).await?;
             self.pods.extend(pods);
         }
-        let own = super::api::escape(&format!("{MESH_LABEL}=enabled"));
-        let known: BTreeSet<String> = self.pods.iter().map(key).collect();
-        let labelled = self.list(cluster, &format!("/api/v1/pods?labelSelector={own}")).await?;
-        self.pods.extend(labelled.into_iter().filter(|pod| !known.contains(&key(pod))));
+        let mut known: BTreeSet<String> = self.pods.iter().map(key).collect();
+        // Any value of theirs: one that means nothing is to be found too.
+        for name in [MESH_LABEL, MTLS_LABEL] {
+            let query = format!("?labelSelector={}", super::api::escape(name));
+            let labelled = self.spread(cluster, PODS, &query).await?;
+            self.pods.extend(labelled.into_iter().filter(|pod| known.insert(key(pod))));
+        }
         if self.pods.iter().any(|pod| !text(pod, "/spec/runtimeClassName").is_empty()) {
             self.runtime_classes = self.list(cluster, RUNTIME_CLASSES).await?;
         }
@@ -206,17 +227,15 @@ impl Facts {
     }
 
     async fn gateway_api(&mut self, cluster: &Cluster) -> Result<(), ClusterError> {
-        self.services = self.list(cluster, "/api/v1/services").await?;
-        for (plural, _) in
-            [("gatewayclasses", ""), ("gateways", ""), ("listenersets", "")].into_iter().chain(ROUTES)
-        {
-            // Which version is served depends on the bundle; the definition says.
-            let Some(version) = self.served(plural) else { continue };
-            let objects = self.list(cluster, &format!("/apis/{GATEWAY_API}/{version}/{plural}")).await?;
+        self.services = self.spread(cluster, "/api/v1/services", "").await?;
+        let others = ["gatewayclasses", "gateways", "listenersets", "backendtlspolicies"];
+        for plural in others.into_iter().chain(ROUTES.map(|(plural, _)| plural)) {
+            let objects = self.of_gateway_api(cluster, plural).await?;
             match plural {
                 "gatewayclasses" => self.classes = objects,
                 "gateways" => self.gateways = objects,
                 "listenersets" => self.listener_sets = objects,
+                "backendtlspolicies" => self.tls_policies = objects,
                 _ => {
                     let kind = ROUTES.into_iter().find(|(p, _)| *p == plural).map_or("", |(_, kind)| kind);
                     self.routes.extend(objects.into_iter().map(|route| (kind, route)));
@@ -224,6 +243,33 @@ impl Facts {
             }
         }
         Ok(())
+    }
+
+    /// All objects of a kind. Which version is served depends on the bundle: the definition says, and who may not read
+    /// definitions tries.
+    async fn of_gateway_api(&mut self, cluster: &Cluster, plural: &str) -> Result<Vec<Value>, ClusterError> {
+        let path = |version: &str| format!("/apis/{GATEWAY_API}/{version}/{plural}");
+        if !self.denied.contains(DEFINITIONS) {
+            return match self.served(plural) {
+                Some(version) if plural == "gatewayclasses" => self.list(cluster, &path(version)).await,
+                Some(version) => self.spread(cluster, &path(version), "").await,
+                None => Ok(Vec::new()),
+            };
+        }
+        for version in VERSIONS {
+            let all = path(version);
+            let answer = if plural == "gatewayclasses" {
+                let answer = cluster.list(&all).await;
+                self.unless_denied(&all, answer)?
+            } else {
+                self.spread_if_served(cluster, &all, "").await?
+            };
+            // Rights are the same for all versions: what is refused in one is refused in the next.
+            if answer.is_some() || self.denied.contains(&all) {
+                return Ok(answer.unwrap_or_default());
+            }
+        }
+        Ok(Vec::new())
     }
 
     /// The best version that the cluster serves of a kind of the Gateway API.
@@ -235,6 +281,54 @@ impl Facts {
             list(crd, "/spec/versions").iter().any(|v| v["served"] == true && text(v, "/name") == *version)
         };
         VERSIONS.into_iter().find(is_served)
+    }
+
+    /// All namespaces; where they may not be listed, the one that is looked at.
+    async fn all_namespaces(&mut self, cluster: &Cluster) -> Result<Vec<Value>, ClusterError> {
+        const PATH: &str = "/api/v1/namespaces";
+        match cluster.list(PATH).await {
+            Err(error) if error.code() == Some(403) => {
+                let one = format!("{PATH}/{}", self.namespace_seen);
+                let found = self.get(cluster, &one).await?;
+                if !self.denied.contains(&one) {
+                    self.narrowed.insert(PATH.to_owned());
+                }
+                Ok(found.into_iter().collect())
+            }
+            other => Ok(other?.unwrap_or_default()),
+        }
+    }
+
+    /// Objects of a kind in all namespaces; where that is refused, in the one that is looked at.
+    async fn spread(
+        &mut self,
+        cluster: &Cluster,
+        path: &str,
+        query: &str,
+    ) -> Result<Vec<Value>, ClusterError> {
+        Ok(self.spread_if_served(cluster, path, query).await?.unwrap_or_default())
+    }
+
+    /// As [`Self::spread`]; `None` when the kind is not served.
+    async fn spread_if_served(
+        &mut self,
+        cluster: &Cluster,
+        path: &str,
+        query: &str,
+    ) -> Result<Option<Vec<Value>>, ClusterError> {
+        let answer = match cluster.list(&format!("{path}{query}")).await {
+            Err(error) if error.code() == Some(403) => {
+                let (root, plural) = path.rsplit_once('/').unwrap_or_default();
+                let one = format!("{root}/namespaces/{}/{plural}{query}", self.namespace_seen);
+                let answer = cluster.list(&one).await;
+                if answer.is_ok() {
+                    self.narrowed.insert(path.to_owned());
+                }
+                answer
+            }
+            other => other,
+        };
+        self.unless_denied(path, answer)
     }
 
     async fn get(&mut self, cluster: &Cluster, path: &str) -> Result<Option<Value>, ClusterError> {

@@ -47,6 +47,8 @@ pub(super) struct Fake {
     pub(super) calls: Mutex<Vec<String>>,
     /// Answers by path instead of the object's: a status and a message.
     pub(super) refused: BTreeMap<&'static str, (u16, &'static str)>,
+    /// What the person may do: everything, or what a RoleBinding in one namespace gives.
+    pub(super) role: Option<Role>,
     /// What others do after a request: the other controllers of a cluster.
     pub(super) reaction: Reaction,
     /// What an agent answers, by its pod.
@@ -66,6 +68,7 @@ impl Default for Fake {
             objects: Mutex::new(objects.map(|(path, object)| (path.to_owned(), object)).into()),
             calls: Mutex::default(),
             refused: BTreeMap::new(),
+            role: None,
             reaction: Box::new(|_, _, _| {}),
             agent: Box::new(|_| Ok(json!({}))),
             version: Mutex::new(1),
@@ -131,7 +134,9 @@ impl Fake {
         self.calls.lock().push(format!("{method} {uri}"));
         let refused =
             self.refused.get(path).filter(|_| method != Method::GET || !path.ends_with("weft-config"));
+        let forbidden = self.role.as_ref().and_then(|role| role.refusal(method, path));
         let answer = match refused {
+            _ if forbidden.is_some() => failure(403, &forbidden.unwrap_or_default()),
             Some((code, message)) => failure(*code, message),
             None => self.serve(method, path, query, serde_json::from_slice(body).unwrap_or_default()),
         };
@@ -147,7 +152,7 @@ impl Fake {
             }
             Method::GET => objects.get(path).map_or_else(|| failure(404, "not found"), |o| (200, o.clone())),
             Method::POST if path.ends_with("/pods") => (201, body),
-            Method::POST => (201, json!({"status": {"allowed": true}})),
+            Method::POST => (201, json!({"status": {"allowed": self.role.is_none()}})),
             Method::DELETE => match objects.remove(path) {
                 Some(gone) => (200, gone),
                 None => failure(404, "not found"),
@@ -167,6 +172,56 @@ impl Fake {
     }
 }
 
+/// Rules of a ClusterRole that a RoleBinding gives in one namespace, judged as the RBAC authorizer does.
+pub(super) struct Role {
+    /// Where the binding is.
+    pub(super) namespace: &'static str,
+    /// Rules: `apiGroups`, `resources`, `verbs`.
+    pub(super) rules: Vec<Value>,
+}
+
+impl Role {
+    /// The API server's words where it refuses.
+    fn refusal(&self, method: &Method, path: &str) -> Option<String> {
+        let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+        let (group, rest) = match parts[..] {
+            ["api", _, ref rest @ ..] => ("", rest),
+            ["apis", group, _, ref rest @ ..] => (group, rest),
+            _ => return None, // discovery and /version are everybody's
+        };
+        // A namespace itself is in that namespace.
+        let (namespace, resource, name) = match *rest {
+            ["namespaces", name] => (name, "namespaces", Some(name)),
+            ["namespaces", namespace, resource] => (namespace, resource, None),
+            ["namespaces", namespace, resource, name, ..] => (namespace, resource, Some(name)),
+            [resource] => ("", resource, None),
+            [resource, name, ..] => ("", resource, Some(name)),
+            _ => return None,
+        };
+        if group == "authorization.k8s.io" {
+            return None;
+        }
+        let verb = match (method, name) {
+            (&Method::GET, None) => "list",
+            (&Method::GET, Some(_)) => "get",
+            (&Method::PATCH, _) => "patch",
+            (&Method::DELETE, _) => "delete",
+            _ => "create",
+        };
+        let has = |rule: &Value, field: &str, wanted: &str| {
+            super::api::list(rule, field).iter().any(|v| v == wanted)
+        };
+        let allows = |rule: &&Value| {
+            has(rule, "/apiGroups", group) && has(rule, "/resources", resource) && has(rule, "/verbs", verb)
+        };
+        let allowed = namespace == self.namespace && self.rules.iter().any(|rule| allows(&rule));
+        (!allowed).then(|| {
+            let at = if namespace.is_empty() { "at the cluster scope".to_owned() } else { format!("in the namespace \"{namespace}\"") };
+            format!("{resource} is forbidden: User \"dev\" cannot {verb} resource \"{resource}\" in API group \"{group}\" {at}")
+        })
+    }
+}
+
 impl AskAgent for Fake {
     fn ask<'a>(&'a self, pod: &'a str, _path: &'a str) -> BoxFuture<'a, Result<Value, String>> {
         let answer = (self.agent)(pod);
@@ -179,8 +234,9 @@ fn items(objects: &Objects, path: &str, query: &str) -> Vec<Value> {
     let (root, plural) = path.rsplit_once('/').unwrap_or_default();
     let selector = query.split('&').find_map(|part| part.strip_prefix("labelSelector="));
     let selector = selector.map(|text| text.replace("%2F", "/").replace("%3D", "="));
-    let selected = |object: &Value| match selector.as_deref().and_then(|s| s.split_once('=')) {
-        Some((name, value)) => super::api::label(object, name) == Some(value),
+    let selected = |object: &Value| match selector.as_deref().map(|s| s.split_once('=').ok_or(s)) {
+        Some(Ok((name, value))) => super::api::label(object, name) == Some(value),
+        Some(Err(name)) => super::api::label(object, name).is_some(),
         None => true,
     };
     let within = |key: &str| key.starts_with(root) && key.rsplit('/').nth(1) == Some(plural);

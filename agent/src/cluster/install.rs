@@ -46,6 +46,10 @@ pub(super) async fn run(cluster: &Cluster, args: &InstallArgs, show: &Show) -> R
         return Ok(ExitCode::FAILURE);
     }
     let settings = if args.reset { new } else { new.over(saved(config.as_ref())) };
+    // Those of the last installation were perhaps another version's.
+    settings.review().map_err(|why| {
+        anyhow::anyhow!("{why}; it is kept from the last installation (--reset forgets those)")
+    })?;
     let changed = apply_all(cluster, &settings, show).await?;
     if !args.wait {
         show.result(&json!({"changed": changed, "ready": null}));
@@ -89,7 +93,7 @@ fn saved(config: Option<&Value>) -> Settings {
 
 /// Runs the checks that must hold before; false when one fails.
 async fn precheck(cluster: &Cluster, force: bool, show: &Show) -> Result<bool> {
-    let findings = check::findings(&facts::gather(cluster, Want::Pre).await?, Want::Pre);
+    let findings = check::findings(&facts::gather(cluster, Want::Pre, NAMESPACE).await?, Want::Pre);
     for finding in findings.iter().filter(|f| f.level >= Level::Warning) {
         check::print(finding, show);
     }
@@ -122,7 +126,11 @@ async fn apply_all(cluster: &Cluster, settings: &Settings, show: &Show) -> Resul
                     &format!("{title}: edited by somebody else and kept as it is ({message})"),
                 );
                 let kept = cluster.get(CONFIG).await?.unwrap_or_default();
-                objects = bundle::objects(settings, Some(text(&kept, "/data/config.yaml")));
+                let text = text(&kept, "/data/config.yaml");
+                for problem in weft_k8s::read_settings(text).1 {
+                    show.line(Mark::Bad, &format!("{title}: {problem}"));
+                }
+                objects = bundle::objects(settings, Some(text));
                 kept
             }
             Err(ClusterError::Refused { code: 404, .. }) if text(&object, "/kind") == "GatewayClass" => {

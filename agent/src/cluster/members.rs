@@ -8,7 +8,7 @@ use super::{
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use weft_core::model::MESH_LABEL;
+use weft_core::model::{MESH_LABEL, joins};
 
 /// A pod and where it stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -56,6 +56,8 @@ pub(super) struct Scene<'a> {
     pub(super) missing: Option<&'a BTreeMap<String, Missing>>,
     /// RuntimeClasses.
     pub(super) runtimes: &'a [Value],
+    /// The person may not see agents, so that nothing is said of what they do not say.
+    pub(super) agents_unseen: bool,
 }
 
 /// Judges pods by labels, WorkloadSlices and what agents say.
@@ -88,7 +90,7 @@ fn judge(
     scene: &Scene<'_>,
 ) -> Member {
     let (key, node) = (key(pod), text(pod, "/spec/nodeName").to_owned());
-    let wanted = label(pod, MESH_LABEL).or_else(|| label(namespace?, MESH_LABEL)) == Some("enabled");
+    let wanted = joins(label(pod, MESH_LABEL), namespace.and_then(|ns| label(ns, MESH_LABEL)));
     // A pod of the same name may have been made anew since the slice was written.
     let known = captured.get(&key).filter(|(uid, _)| uid.is_empty() || *uid == text(pod, "/metadata/uid"));
     let is = known.is_some_and(|(_, captured)| *captured);
@@ -103,7 +105,7 @@ fn judge(
             Some(missing) => (State::Bypassing, format!("no agent serves {node}: {}", missing.cause)),
             None => {
                 let agent = scene.agents.and_then(|agents| agents.get(&node));
-                (State::Bypassing, why(pod, known.is_some(), agent))
+                (State::Bypassing, why(pod, known.is_some(), agent, scene.agents_unseen))
             }
         },
         (false, true) => (State::Leaving, "its connections are being let go".to_owned()),
@@ -137,11 +139,15 @@ fn own_stack(handler: &str) -> bool {
 }
 
 /// Why a pod is not captured, from the nearest cause to the farthest.
-fn why(pod: &Value, listed: bool, agent: Option<&Result<NodeReport, String>>) -> String {
+fn why(pod: &Value, listed: bool, agent: Option<&Result<NodeReport, String>>, unseen: bool) -> String {
     if text(pod, "/spec/nodeName").is_empty() {
         return "it has no node yet".into();
     }
     let report = match agent {
+        None if text(pod, "/status/phase") == "Pending" => return "it has not started yet".into(),
+        None if unseen => {
+            return "it is not captured yet; what its node's agent says of it is not readable by you".into();
+        }
         None => return format!("no agent is ready on {}", text(pod, "/spec/nodeName")),
         Some(Err(reason)) => {
             return format!("the agent of {} does not answer: {reason}", text(pod, "/spec/nodeName"));
@@ -210,6 +216,7 @@ mod tests {
                 agents: Some(&agents),
                 missing: Some(&missing),
                 runtimes: &[],
+                agents_unseen: false,
             };
             let found = members(&[pod], &scene);
             assert_eq!((found[0].state, found[0].why.contains(why)), (state, true), "{name}: {found:?}");

@@ -10,11 +10,14 @@ mod ask;
 mod bundle;
 mod check;
 mod clean;
+mod conditions;
 mod facts;
 mod install;
 mod join;
 mod members;
 mod missing;
+mod mtls;
+mod overlap;
 mod policies;
 mod show;
 mod status;
@@ -25,6 +28,8 @@ mod words;
 mod fake;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_rights;
 
 pub use agents::{BudgetReport, CertificateReport, CniReport, NodeReport, PlaintextReport, PodReport};
 pub use api::ClusterError;

@@ -5,9 +5,13 @@ use super::{
     api::{Cluster, condition, key, label, list, text},
     args::StatusArgs,
     bundle, check,
-    facts::{self, Facts, GATEWAY_API, Want},
+    conditions::{Faulty, Weight, faulty},
+    facts::{self, Facts, GATEWAY_API, SLICES, SYSTEM_PODS, Want},
+    install::AGENTS,
     members::{Member, Scene, State, members},
     missing::{Missing, missing},
+    mtls::{self, From, Said, Settings},
+    overlap,
     show::{Mark, Show, count, table},
 };
 use anyhow::Result;
@@ -26,6 +30,8 @@ const CONTROLLER: &str = "weft.dev/gateway-controller";
 #[serde(rename_all = "camelCase")]
 pub(super) struct Summary {
     installed: bool,
+    /// How that is known.
+    seen: Seen,
     image: String,
     leader: String,
     nodes: Vec<NodeLine>,
@@ -34,11 +40,60 @@ pub(super) struct Summary {
     blind_spots: Vec<String>,
     /// Pods that are not where their label wants them.
     pods: Vec<Member>,
+    /// Pods whose own label says other than what holds for their namespace.
+    mtls_of_pods: Vec<PodMtls>,
+    /// What labels and annotations say that is not so.
+    remarks: Vec<Said>,
+    /// What is wrong with the mesh's settings.
+    settings: Vec<String>,
+    /// Conditions that are not as they should be, worst first.
+    conditions: Vec<Faulty>,
+    /// Routes that take requests of another namespace's.
+    overlaps: Vec<String>,
     plaintext: Vec<super::agents::PlaintextReport>,
     dangling_parents: Vec<Dangling>,
     unowned_classes: Vec<Unowned>,
     /// What could not be read.
     not_readable: Vec<String>,
+    /// What was looked at in one namespace only, and which.
+    narrowed: Vec<String>,
+    namespace_seen: String,
+}
+
+/// A pod that accepts other than its namespace's pods do.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PodMtls {
+    pod: String,
+    mtls: String,
+    #[serde(skip)]
+    words: String,
+}
+
+/// Whether Weft is there, as far as the person may see.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+enum Seen {
+    /// The agents' DaemonSet is not there.
+    #[default]
+    Absent,
+    /// Its kinds are served; agents and controller are not readable.
+    Kinds,
+    /// Nothing that would tell is readable.
+    Unknown,
+    /// The agents' DaemonSet is there.
+    Agents,
+}
+
+impl Seen {
+    fn of(facts: &Facts) -> Self {
+        match (&facts.daemon_set, facts.denied.contains(AGENTS), facts.knows_weft) {
+            (Some(_), ..) => Self::Agents,
+            (None, false, _) => Self::Absent,
+            (None, true, true) => Self::Kinds,
+            (None, true, false) => Self::Unknown,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -58,7 +113,13 @@ struct NodeLine {
 #[serde(rename_all = "camelCase")]
 struct NamespaceLine {
     namespace: String,
+    /// What holds for pods without a label of their own: `strict`, `permissive` or `unknown`.
     mtls: String,
+    /// By whose word.
+    mtls_from: From,
+    /// The same for people.
+    #[serde(skip)]
+    mtls_words: String,
     captured: usize,
     unserved: usize,
     bypassing: usize,
@@ -83,14 +144,15 @@ pub(super) struct Unowned {
 }
 
 /// Shows the screen.
-pub(super) async fn run(cluster: &Cluster, _args: &StatusArgs, show: &Show) -> Result<ExitCode> {
-    let summary = summary(&facts::gather(cluster, Want::All).await?);
+pub(super) async fn run(cluster: &Cluster, args: &StatusArgs, show: &Show) -> Result<ExitCode> {
+    let namespace = cluster.namespace(args.namespace.as_deref());
+    let summary = summary(&facts::gather(cluster, Want::All, &namespace).await?);
     show.result(&serde_json::to_value(&summary)?);
     if !show.json() {
         print(&summary, show);
     }
     // Whether something is wrong is `check`'s to say; this shows, and fails only where there is nothing to show.
-    Ok(if summary.installed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if summary.seen == Seen::Absent { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// The screen's content.
@@ -102,14 +164,24 @@ pub(super) fn summary(facts: &Facts) -> Summary {
         agents: Some(&facts.agents),
         missing: Some(&missing),
         runtimes: &facts.runtime_classes,
+        agents_unseen: facts.denied.contains(SYSTEM_PODS),
     };
-    let all = members(&facts.pods, &scene);
+    // Who may not read slices cannot tell who is captured.
+    let all = if facts.denied.contains(SLICES) { Vec::new() } else { members(&facts.pods, &scene) };
+    let settings = Settings::of(facts);
+    let seen = Seen::of(facts);
     Summary {
-        installed: facts.daemon_set.is_some(),
+        installed: matches!(seen, Seen::Agents | Seen::Kinds),
+        seen,
         image: facts.daemon_set.as_ref().map(bundle::image).unwrap_or_default().to_owned(),
         leader: facts.lease.as_ref().map(|l| text(l, "/spec/holderIdentity")).unwrap_or_default().to_owned(),
         nodes: nodes(facts, &all, &missing),
-        namespaces: namespaces(facts, &all),
+        namespaces: namespaces(facts, &all, &settings),
+        mtls_of_pods: mtls_of_pods(facts, &settings),
+        remarks: mtls::remarks(facts),
+        settings: settings.problems.iter().map(ToString::to_string).collect(),
+        conditions: faulty(facts),
+        overlaps: overlap::overlaps(facts),
         plaintext: facts.agents.values().flatten().flat_map(|agent| agent.plaintext.clone()).collect(),
         pods: all.into_iter().filter(|m| !matches!(m.state, State::Captured | State::Outside)).collect(),
         blind_spots: check::blind_spots(facts)
@@ -119,6 +191,8 @@ pub(super) fn summary(facts: &Facts) -> Summary {
         dangling_parents: dangling_parents(facts),
         unowned_classes: unowned_classes(facts),
         not_readable: facts.denied.iter().cloned().collect(),
+        narrowed: facts.narrowed.iter().cloned().collect(),
+        namespace_seen: facts.namespace_seen.clone(),
     }
 }
 
@@ -153,19 +227,25 @@ fn nodes(facts: &Facts, all: &[Member], missing: &BTreeMap<String, Missing>) -> 
         .collect()
 }
 
-fn namespaces(facts: &Facts, all: &[Member]) -> Vec<NamespaceLine> {
+fn namespaces(facts: &Facts, all: &[Member], settings: &Settings) -> Vec<NamespaceLine> {
     let mut found: BTreeMap<String, NamespaceLine> = BTreeMap::new();
-    let line = |namespace: &str, mtls: &str| NamespaceLine {
-        namespace: namespace.to_owned(),
-        mtls: mtls.to_owned(),
-        captured: 0,
-        unserved: 0,
-        bypassing: 0,
-        excluded: 0,
+    let line = |name: &str| {
+        let object = facts.namespaces.iter().find(|ns| key(ns) == name);
+        let effective = settings.effective(None, object);
+        NamespaceLine {
+            namespace: name.to_owned(),
+            mtls: effective.word().to_owned(),
+            mtls_from: effective.from,
+            mtls_words: effective.words(),
+            captured: 0,
+            unserved: 0,
+            bypassing: 0,
+            excluded: 0,
+        }
     };
     for namespace in facts.namespaces.iter().filter(|ns| label(ns, MESH_LABEL) == Some("enabled")) {
         let name = key(namespace);
-        found.insert(name.clone(), line(&name, label(namespace, MTLS_LABEL).unwrap_or("default")));
+        found.insert(name.clone(), line(&name));
     }
     for member in all {
         let namespace = member.pod.split('/').next().unwrap_or_default();
@@ -173,7 +253,7 @@ fn namespaces(facts: &Facts, all: &[Member]) -> Vec<NamespaceLine> {
             continue;
         }
         // Pods that joined by a label of their own, in a namespace that did not.
-        let entry = found.entry(namespace.to_owned()).or_insert_with(|| line(namespace, "(some pods)"));
+        let entry = found.entry(namespace.to_owned()).or_insert_with(|| line(namespace));
         match member.state {
             State::Captured => entry.captured += 1,
             State::Unserved => entry.unserved += 1,
@@ -182,6 +262,22 @@ fn namespaces(facts: &Facts, all: &[Member]) -> Vec<NamespaceLine> {
         }
     }
     found.into_values().collect()
+}
+
+/// Pods whose own label decides, where it says other than their namespace's.
+fn mtls_of_pods(facts: &Facts, settings: &Settings) -> Vec<PodMtls> {
+    let around = |pod: &Value| facts.namespaces.iter().find(|ns| key(ns) == text(pod, "/metadata/namespace"));
+    let own = facts.pods.iter().filter(|pod| label(pod, MTLS_LABEL).is_some()).filter_map(|pod| {
+        let (effective, others) =
+            (settings.effective(Some(pod), around(pod)), settings.effective(None, around(pod)));
+        let differs = effective.from == From::Pod && effective.mode != others.mode;
+        differs.then(|| PodMtls {
+            pod: key(pod),
+            mtls: effective.word().to_owned(),
+            words: effective.words(),
+        })
+    });
+    own.collect()
 }
 
 /// Parents that are not there. Where one of that name is in another namespace, that is probably the one that was meant.
@@ -246,12 +342,24 @@ fn unowned_classes(facts: &Facts) -> Vec<Unowned> {
 }
 
 fn print(summary: &Summary, show: &Show) {
-    if !summary.installed {
-        show.line(Mark::Bad, "Weft is not installed: weft install");
-        return;
-    }
     let leader = if summary.leader.is_empty() { "nobody" } else { &summary.leader };
-    show.plain(&format!("{} · leader: {leader}", summary.image));
+    match summary.seen {
+        Seen::Absent => return show.line(Mark::Bad, "Weft is not installed: weft install"),
+        Seen::Agents => show.plain(&format!("{} · leader: {leader}", summary.image)),
+        Seen::Kinds => show.plain("Weft is installed; its agents and controller are not readable by you"),
+        Seen::Unknown => {
+            let unknown =
+                "whether Weft is installed is not readable by you; what follows is as far as you may see";
+            show.line(Mark::Warn, unknown);
+        }
+    }
+    if !summary.narrowed.is_empty() {
+        let only = &summary.namespace_seen;
+        show.plain(&format!(
+            "Looked at in namespace {only} only, since you may not list others (another one: -n NAMESPACE): {}",
+            kinds(&summary.narrowed)
+        ));
+    }
     print_nodes(summary, show);
     print_namespaces(summary, show);
     let lines = |mark: Mark, title: &str, lines: Vec<String>| {
@@ -271,10 +379,23 @@ fn print(summary: &Summary, show: &Show) {
         pods.map(|m| format!("{} on {}: {}", m.pod, m.node, m.why)).collect::<Vec<_>>()
     };
     lines(Mark::Bad, "What capture cannot see in this cluster", summary.blind_spots.clone());
+    lines(Mark::Bad, "Settings of the mesh that are wrong", summary.settings.clone());
     lines(Mark::Bad, "Pods that nobody serves: their node's agent is missing", of(State::Unserved));
     lines(Mark::Bad, "Pods that bypass the mesh", of(State::Bypassing));
     lines(Mark::Plain, "Pods that are leaving", of(State::Leaving));
     lines(Mark::Warn, "Pods that cannot join", of(State::Excluded));
+    let remarks = |fault: bool| {
+        let of = summary.remarks.iter().filter(move |said| said.fault == fault);
+        of.map(Said::line).collect::<Vec<_>>()
+    };
+    lines(Mark::Warn, "Labels and annotations that say what is not so", remarks(true));
+    lines(Mark::Plain, "Labels of other meshes", remarks(false));
+    let (bad, worth): (Vec<&Faulty>, Vec<&Faulty>) =
+        summary.conditions.iter().partition(|c| matches!(c.weight, Weight::NotServed | Weight::PartlyServed));
+    let words = |of: Vec<&Faulty>| of.into_iter().map(Faulty::line).collect::<Vec<_>>();
+    lines(Mark::Bad, "Not served as it is written", words(bad));
+    lines(Mark::Warn, "Not looked at yet, or with something to know", words(worth));
+    lines(Mark::Warn, "Routes that take requests of another namespace's", summary.overlaps.clone());
     let plaintext = summary.plaintext.iter().map(|p| {
         format!(
             "{} → {}: {}",
@@ -303,7 +424,15 @@ fn print(summary: &Summary, show: &Show) {
     lines(Mark::Warn, "Not readable by you", summary.not_readable.clone());
 }
 
+/// Kinds by their paths: `pods, httproutes`.
+fn kinds(paths: &[String]) -> String {
+    paths.iter().filter_map(|path| path.rsplit('/').next()).collect::<Vec<_>>().join(", ")
+}
+
 fn print_nodes(summary: &Summary, show: &Show) {
+    if summary.nodes.is_empty() {
+        return; // said with what is not readable
+    }
     show.title("\nNodes");
     let mut rows = vec![["NODE", "AGENT", "READY", "VERSION", "CNI", "PODS", ""].map(str::to_owned).to_vec()];
     for n in &summary.nodes {
@@ -332,10 +461,18 @@ fn print_namespaces(summary: &Summary, show: &Show) {
     ];
     for n in &summary.namespaces {
         let cells = [n.captured, n.unserved, n.bypassing, n.excluded].map(|n| n.to_string());
-        rows.push([vec![n.namespace.clone(), n.mtls.clone()], cells.to_vec()].concat());
+        rows.push([vec![n.namespace.clone(), n.mtls_words.clone()], cells.to_vec()].concat());
     }
     show.plain(table(&rows).trim_end());
-    if summary.namespaces.iter().any(|n| n.mtls == "strict") {
+    let apart: Vec<String> = summary.mtls_of_pods.iter().map(|p| format!("{} {}", p.pod, p.words)).collect();
+    if !apart.is_empty() {
+        let (named, more) = (apart.iter().take(LINES_MAX), apart.len().saturating_sub(LINES_MAX));
+        let named = named.cloned().collect::<Vec<_>>().join("; ");
+        let more = if more > 0 { format!("; and {more} more (-o json)") } else { String::new() };
+        show.plain(&format!("  but: {named}{more}"));
+    }
+    let namespaces = summary.namespaces.iter().map(|n| &n.mtls);
+    if namespaces.chain(summary.mtls_of_pods.iter().map(|p| &p.mtls)).any(|mode| mode == "strict") {
         show.plain(&format!("  {STRICT}"));
     }
 }

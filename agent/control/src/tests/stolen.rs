@@ -206,6 +206,7 @@ async fn a_stolen_agent_speaks_for_its_own_node_only() {
         pod: Some(wire::Key { namespace: "shop".into(), name: name.into() }),
         uid: format!("uid-shop/{name}"),
         application: None,
+        addresses: Vec::new(),
     };
     let captured = wire::Captured {
         full: true,

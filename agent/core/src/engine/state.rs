@@ -125,7 +125,10 @@ impl State {
     /// How many of these pods are enrolled, by namespace.
     fn enrolled(&self, pods: &BTreeSet<ObjectKey>) -> BTreeMap<Str, usize> {
         let mut out = BTreeMap::new();
-        let enrolled = |key: &&ObjectKey| self.workload_keys.get(*key).is_some_and(|(_, w)| w.enrolled);
+        let claim = |(ip, rank): &(IpAddr, PodRank)| {
+            self.workloads.of(ip).iter().any(|(of, workload)| of == rank && workload.enrolled)
+        };
+        let enrolled = |key: &&ObjectKey| self.workload_keys.get(*key).is_some_and(|c| c.iter().any(claim));
         for key in pods.iter().filter(enrolled) {
             *out.entry(key.namespace.clone()).or_default() += 1;
         }

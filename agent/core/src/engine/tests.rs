@@ -9,6 +9,7 @@ mod lint;
 mod listeners;
 mod material;
 mod mesh;
+mod overlap;
 mod policies;
 mod reach;
 mod routes;

@@ -53,12 +53,13 @@ impl TunnelPort {
     /// Of a pod in files, where no agent says: as pods of ours are, unless an annotation tells otherwise. What is excluded
     /// is not looked at closely, as its agent does: files know no NetworkPolicies, and 15008 is right for every port.
     #[must_use]
-    pub fn in_files(annotations: &Labels) -> Self {
+    pub fn in_files(pod: &Labels, namespace: Option<&Labels>) -> Self {
         let only_hbone = |(name, value): (&Str, &Str)| {
             (&**name == TUNNEL_PORT_ANNOTATION && value.trim() == "15008")
                 || name.starts_with(EXCLUDE_INBOUND)
         };
-        if annotations.iter().any(only_hbone) { Self::Hbone } else { Self::application([]) }
+        let mut annotations = pod.iter().chain(namespace.into_iter().flatten());
+        if annotations.any(only_hbone) { Self::Hbone } else { Self::application([]) }
     }
 
     /// Whether a tunnel for this port of the application may come to that port itself.
@@ -93,7 +94,8 @@ mod tests {
     fn in_files_annotations_decide() {
         let check = |annotations: &[(&str, &str)], expected: TunnelPort| {
             let annotations: Labels = annotations.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
-            assert_eq!(TunnelPort::in_files(&annotations), expected, "{annotations:?}");
+            assert_eq!(TunnelPort::in_files(&annotations, None), expected, "{annotations:?}");
+            assert_eq!(TunnelPort::in_files(&Labels::new(), Some(&annotations)), expected, "{annotations:?}");
         };
         check(&[], TunnelPort::application([]));
         check(&[("weft.dev/tunnel-port", "15008")], TunnelPort::Hbone);

@@ -26,3 +26,28 @@ fn too_many_entries_are_reported_once() {
         CaptureConfig::from_annotations([("weft.dev/exclude-inbound-ports", many.join(",").as_str())]);
     assert_eq!((config.inbound_ports.len(), invalid.len()), (256, 1));
 }
+
+/// B6: a pod's annotation opened what its namespace's strict had closed.
+#[test]
+fn under_a_namespaces_strict_only_its_own_annotations_open_a_pod() {
+    let read = |annotations: &[(&str, &str)]| CaptureConfig::from_annotations(annotations.iter().copied()).0;
+    let pod = read(&[
+        ("weft.dev/exclude-inbound-ports", "22"),
+        ("weft.dev/exclude-inbound-cidrs", "0.0.0.0/0"),
+        ("weft.dev/exclude-outbound-ports", "5432"),
+    ]);
+    let namespace = read(&[
+        ("weft.dev/exclude-inbound-ports", "9090"),
+        ("weft.dev/exclude-outbound-cidrs", "192.0.2.0/24"),
+    ]);
+    let check = |strict: bool, inbound: &[u16], open: bool| {
+        let config = pod.clone().within(namespace.clone(), strict);
+        assert_eq!(config.inbound_ports, inbound.iter().copied().collect(), "strict: {strict}");
+        assert_eq!(!config.inbound_cidrs.is_empty(), open, "strict: {strict}");
+        // Calls of the pod's own are no hole in what the namespace lets in.
+        assert_eq!(config.outbound_ports, [5432].into(), "strict: {strict}");
+        assert_eq!(config.outbound_cidrs.len(), 1, "strict: {strict}");
+    };
+    check(true, &[9090], false);
+    check(false, &[22, 9090], true);
+}

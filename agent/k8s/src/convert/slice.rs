@@ -131,9 +131,9 @@ fn labels(enrolled: bool, mtls: &str, app: String, names: &mut Names) -> Labels 
     let mut labels = Labels::new();
     labels.insert(mesh.clone(), if enrolled { enabled.clone() } else { disabled.clone() });
     match mtls {
-        "strict" => drop(labels.insert(mode.clone(), strict.clone())),
+        "" => {}
         "permissive" => drop(labels.insert(mode.clone(), permissive.clone())),
-        _ => {}
+        _ => drop(labels.insert(mode.clone(), strict.clone())),
     }
     if !app.is_empty() {
         labels.insert(instance.clone(), names.get(app));

@@ -2,7 +2,7 @@
 
 use super::{Cx, meta, probe};
 use k8s_openapi::api::core::v1 as core;
-use weft_core::model::{Kind, Labels, MESH_LABEL, MTLS_LABEL, Namespace, Pod, Str, TunnelPort};
+use weft_core::model::{Kind, Labels, MESH_LABEL, Namespace, Pod, Str, TunnelPort};
 
 pub(super) fn namespace(cx: &mut Cx<'_>) -> Option<Namespace> {
     let object: core::Namespace = cx.object()?;
@@ -56,11 +56,7 @@ pub(super) fn pod(cx: &mut Cx<'_>) -> Option<Pod> {
 
 /// A label with a value that means nothing would be a pod left out of the mesh in silence.
 fn mesh_labels(labels: &Labels, cx: &mut Cx<'_>) {
-    for (label, allowed) in [(MESH_LABEL, ["enabled", "disabled"]), (MTLS_LABEL, ["strict", "permissive"])] {
-        if let Some(value) = labels.get(label).filter(|v| !allowed.contains(&&***v)) {
-            let path = crate::path::key("metadata.labels", label);
-            let remedy = format!("write \"{}\" or \"{}\"", allowed[0], allowed[1]);
-            cx.report.warn(&path, format!("\"{value}\" has no meaning"), remedy);
-        }
+    for (label, reason, remedy) in weft_core::remarks::values(&mut |name| labels.get(name).map(|v| &**v)) {
+        cx.report.warn(&crate::path::key("metadata.labels", label), reason, remedy);
     }
 }

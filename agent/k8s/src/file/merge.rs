@@ -16,7 +16,7 @@ use std::{
     sync::Arc,
 };
 use weft_core::{
-    model::{GatewayConfig, Meta, Node, ObjectKey, ObjectRef, Origin, Snapshot},
+    model::{GatewayConfig, Meta, MtlsMode, Node, ObjectKey, ObjectRef, Origin, Snapshot},
     sorted::Sorted,
 };
 
@@ -229,7 +229,12 @@ fn agent(
         return (if partial { last.clone() } else { AgentConfig::default() }, Vec::new());
     };
     let unknown = first.unknown_gateways.iter().map(|(key, p)| (key.clone(), shift.problem(p))).collect();
-    (first.reading.as_ref().map_or_else(|| last.clone(), |r| r.over(last)), unknown)
+    // A document of another version, say: where nothing was read before, nobody knows whether it says strict.
+    let unread = || match *last == AgentConfig::default() {
+        true => AgentConfig { mtls: MtlsMode::Strict, ..last.clone() },
+        false => last.clone(),
+    };
+    (first.reading.as_ref().map_or_else(unread, |r| r.over(last)), unknown)
 }
 
 fn note(severity: Severity, id: &ObjectRef, origin: &Origin, reason: &str, remedy: &str) -> Problem {

@@ -196,11 +196,11 @@ limits: {connectTimeout: 500ms, connections: 7}
 
     write(&dir, "a.yaml", &text.replace("strict", "loose").replace("limits", "limts"));
     let world = provider.load();
-    assert_eq!(world.agent.mtls, MtlsMode::Strict, "the last good settings stay");
+    assert_eq!(world.agent.mtls, MtlsMode::Strict, "what is no mode is strict");
     assert_eq!(
         problems(&world, &dir),
         [
-            "a.yaml:5: AgentConfig: mtls: \"loose\" is no mode; write permissive or strict",
+            "a.yaml:5: AgentConfig: mtls: \"loose\" is no mode and counts as strict; write permissive or strict",
             "a.yaml:8: warning: AgentConfig: limts: unknown field, it has no effect; did you mean \"limits\"?",
         ]
     );
@@ -280,11 +280,47 @@ fn a_broken_setting_costs_only_itself() {
             _ => "\"a\": \"b\"",
         };
         assert!(was.contains(kept) && is.contains(kept), "{line}: the last good one stays: {is}");
-        // Without an earlier one: the default.
+        // Without an earlier one: the default; of what protects, the strictest meaning.
         let fresh = FileProvider::new(dir.path()).load().agent;
-        let default = AgentConfig { access_log: fresh.access_log.clone(), ..AgentConfig::default() };
+        let mtls = if field == "mtls" { MtlsMode::Strict } else { MtlsMode::Permissive };
+        let default = AgentConfig { access_log: fresh.access_log.clone(), mtls, ..AgentConfig::default() };
         assert_eq!(fresh, default, "{line}");
     }
+}
+
+/// E3: `mtls: STRICT` in the mesh's settings was permissive; after a good `permissive` it still was.
+#[test]
+fn a_wrong_mesh_wide_mode_is_strict_from_the_start_and_after_a_good_one() {
+    let check = |line: &str, expected: MtlsMode, says: &str| {
+        let text = format!("{AGENT}{line}\n");
+        let (read, said) = crate::config::read_settings(&text);
+        assert_eq!(read.mtls, expected, "{line}");
+        let said: Vec<_> = said.iter().map(ToString::to_string).collect();
+        assert!(
+            said.is_empty() == says.is_empty() && said.iter().any(|s| s.contains(says)) != says.is_empty(),
+            "{said:?}"
+        );
+        let good = AgentConfig { mtls: MtlsMode::Permissive, ..AgentConfig::default() };
+        assert_eq!(
+            crate::config::settings("f", &text, Some(&good)).0.mtls,
+            expected,
+            "{line}, after permissive"
+        );
+    };
+    check("mtls: strict", MtlsMode::Strict, "");
+    check("mtls: permissive", MtlsMode::Permissive, "");
+    check("trustDomain: a.b", MtlsMode::Permissive, "");
+    for word in ["STRICT", "Strict", "[strict]", "true", "5", "permisive", "\"\""] {
+        check(&format!("mtls: {word}"), MtlsMode::Strict, "mtls");
+    }
+    check("mtls: STRICT", MtlsMode::Strict, "write strict");
+    check("mTLS: strict", MtlsMode::Strict, "counts as strict; write mtls");
+    check("mtlss: permissive", MtlsMode::Strict, "write mtls");
+    check("limts: {}", MtlsMode::Permissive, "did you mean \"limits\"?");
+    // What cannot be read at all says nothing: the last good settings stay, and where there are none it may have said strict.
+    let (read, said) = crate::config::read_settings(&format!("{AGENT}mtls: {{\n"));
+    assert_eq!(read.mtls, MtlsMode::Strict);
+    assert!(said[0].to_string().contains("until it can be read, mtls counts as strict"), "{said:?}");
 }
 
 #[test]

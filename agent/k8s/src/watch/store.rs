@@ -9,12 +9,11 @@ use super::{
 };
 use crate::{
     config::{self, AgentConfig},
-    convert::{self, Object, Source, WorkloadSlice},
-    problem::{Problem, Report, Severity},
+    convert::{Object, WorkloadSlice},
+    problem::{Problem, Severity},
     provision,
     status::Lives,
     world::World,
-    yaml,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -22,9 +21,7 @@ use std::{
     ops::Bound,
     sync::Arc,
 };
-use weft_core::model::{
-    Capture, Doubt, Kind, ObjectKey, ObjectRef, Objects, Origin, Pod, Snapshot, Str, TunnelPort,
-};
+use weft_core::model::{Capture, Doubt, Kind, ObjectKey, ObjectRef, Objects, Pod, Snapshot, Str, TunnelPort};
 
 /// Pods whose capture stands.
 pub type Captured = BTreeMap<ObjectKey, Capture>;
@@ -231,9 +228,10 @@ impl Store {
                 false
             }
             Body::Settings(text, uninstall) => {
-                self.settings.insert(kind, key.clone());
+                let known = self.settings.insert(kind, key.clone()).is_some();
+                let file = format!("ConfigMap {key} {}", SETTINGS.1);
                 let (agent, problems) = match text {
-                    Some(text) => settings(key, &text, &self.agent),
+                    Some(text) => config::settings(&file, &text, known.then_some(&self.agent)),
                     None => (AgentConfig::default(), Vec::new()),
                 };
                 let changed = agent != self.agent || uninstall != self.uninstall;
@@ -374,36 +372,6 @@ fn with_capture(pod: &Arc<Pod>, captured: &Captured) -> Arc<Pod> {
     let read = |ip: &&IpAddr| capture.is_some_and(|capture| capture.addresses.contains(ip));
     let proved = pod.ips.iter().filter(read).copied().collect();
     Arc::new(Pod { captured: Some(capture.is_some()), tunnel, proved, ..(**pod).clone() })
-}
-
-/// The settings of a document, over the last good ones.
-fn settings(key: &ObjectKey, text: &str, last: &AgentConfig) -> (AgentConfig, Vec<Problem>) {
-    let file: Str = format!("ConfigMap {key} {}", SETTINGS.1).into();
-    let origin = |line| Origin { file: file.clone(), line };
-    let problem = |line, reason: &str, remedy: &str| Problem {
-        severity: Severity::Error,
-        origin: Some(origin(line)),
-        object: "AgentConfig".into(),
-        path: "".into(),
-        reason: reason.into(),
-        remedy: remedy.into(),
-    };
-    let (documents, errors) = yaml::read(text);
-    let mut problems: Vec<Problem> =
-        errors.iter().map(|e| problem(e.line, &e.reason, "the last good settings stay in effect")).collect();
-    let Some(document) = documents.into_iter().find(|d| config::is_agent_config(&d.value)) else {
-        if problems.is_empty() && !text.trim().is_empty() {
-            let remedy = "write \"apiVersion: weft.dev/v1alpha1\" and \"kind: AgentConfig\"";
-            problems.push(problem(1, "no AgentConfig in it", remedy));
-        }
-        return (last.clone(), problems);
-    };
-    let origin = origin(document.marks.line());
-    let source = Source { origin: Some(&origin), marks: Some(&document.marks), admitted: false };
-    let mut report = Report::default();
-    let reading = config::read(&document.value, &document.marks, &mut report);
-    problems.extend(convert::problems(report, "AgentConfig", &source));
-    (reading.map_or_else(|| last.clone(), |r| r.over(last)), problems)
 }
 
 fn last_good(kind: Watched, key: &ObjectKey) -> Problem {

@@ -13,7 +13,8 @@ use std::{
     sync::Arc,
 };
 use weft_core::model::{
-    Capture, MTLS_LABEL, ObjectKey, Pod, Snapshot, Str, TunnelPort, Workload as CoreWorkload, app_name,
+    Capture, MtlsMode, MtlsSource, ObjectKey, Pod, Snapshot, Str, TunnelPort, Workload as CoreWorkload,
+    app_name,
 };
 
 /// Entries of one slice: at 250 bytes each it stays far below the API server's limit of an object.
@@ -49,7 +50,7 @@ pub struct Workload {
     /// Those of `ips` that its node's agent read inside its network namespace, and that no other pod had proved before.
     #[serde(default, rename = "provedIPs", skip_serializing_if = "Vec::is_empty")]
     pub proved_ips: Vec<IpAddr>,
-    /// `strict` or `permissive`, when a label says so.
+    /// `strict` or `permissive`, when labels decide; the mesh's default when not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtls: Option<Str>,
     /// What telemetry calls it.
@@ -179,10 +180,7 @@ fn workload(world: &Snapshot, pod: &Pod, captured: &Captured, known: Option<&Wor
             None => (false, None),
         },
     };
-    let label = |name: &str| {
-        let own = pod.meta.labels.get(name);
-        own.or_else(|| namespace.and_then(|n| n.meta.labels.get(name))).cloned()
-    };
+    let mtls = CoreWorkload::mtls(pod, namespace, MtlsMode::default());
     Some(Workload {
         name: key.name.clone(),
         uid: uid.clone(),
@@ -193,7 +191,7 @@ fn workload(world: &Snapshot, pod: &Pod, captured: &Captured, known: Option<&Wor
         captured,
         application_ports,
         proved_ips: Vec::new(),
-        mtls: label(MTLS_LABEL).filter(|m| matches!(&**m, "strict" | "permissive")),
+        mtls: (mtls.source != MtlsSource::Mesh).then(|| mtls.mode.as_str().into()),
         app: app_name(&pod.meta.annotations, &pod.meta.labels, &key.name),
         host_network: pod.host_network,
     })

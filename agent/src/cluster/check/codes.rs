@@ -55,6 +55,13 @@ pub(super) const CODES: &[Code] = &[
     code("WEFT-C040", "Pods are captured by a redirect, which slows down many new connections; without `nft_socket` a probe of a dead port succeeds, too", "Load the kernel modules `nft_tproxy`, `nft_socket` and `nft_fib_inet`"),
     code("WEFT-C041", "An annotation that excludes traffic has an entry that cannot be read, which is captured", "Correct the entry in the pod's template: a port from 1 to 65535, or a CIDR"),
     code("WEFT-C042", "A node's kubelet is not recognised, so that the probes of strict pods there fail", "End what holds the kubelet's port beside it, which is named; the agent needs `hostPID` and CAP_SYS_PTRACE"),
+    code("WEFT-C051", "A setting of the mesh (`weft-config`) is wrong or unknown: the last good one holds, or, of `mtls`, strict", "Correct it by `weft install --set` or the chart's `config`"),
+    code("WEFT-C052", "A label or annotation of Weft's says something that means nothing; of `weft.dev/mtls` it counts as strict", "Write what is named"),
+    code("WEFT-C053", "A pod asks for less than its namespace's `weft.dev/mtls=strict`, and is ignored", "Take the label or annotation off the pod's template, or put the exclusion on the namespace"),
+    code("WEFT-C054", "A namespace or pod has another mesh's label and none of Weft's", "`weft join`, if it is meant"),
+    code("WEFT-C055", "A condition of a Gateway, ListenerSet, route or policy is not as it should be", "The condition's message says what to correct"),
+    code("WEFT-C056", "A route takes requests that a route of another namespace would get", "Bind hostnames to namespaces by the chart's `hostnamePolicy`"),
+    code("WEFT-C057", "You may not list all namespaces, so that only one was looked at", "`-n NAMESPACE` looks at another one; `--context` with more rights at all"),
     code("WEFT-C060", "A pod claims an address that another pod has proved to have: a kubelet that does not tell the truth, or a pod's end that was not noted", "Look at the node that is named; delete the pod"),
     code("WEFT-C061", "Nodes have no `spec.podCIDRs`, so that pods' networks are learned, and an unknown address near a pod's is refused", "`podCidrs` of the `AgentConfig`"),
     code("WEFT-C070", "A pod or Gateway has used up a budget on a node, which refuses what is beyond it", "Look at who asks for so much; `docs/budgets.md` lists all budgets, and which setting raises one"),
@@ -72,6 +79,7 @@ mod tests {
             include_str!("mesh.rs"),
             include_str!("platform.rs"),
             include_str!("identity.rs"),
+            include_str!("words.rs"),
         ];
         let printed: BTreeSet<&str> =
             sources.iter().flat_map(|source| source.split('"')).filter(|w| w.starts_with("WEFT-C")).collect();

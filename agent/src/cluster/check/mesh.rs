@@ -4,13 +4,15 @@ use super::*;
 use crate::cluster::{
     STRICT,
     agents::BudgetReport,
-    facts::{POLICIES, is_served},
+    facts::{CA_ROOT, POLICIES, SLICES, SYSTEM_PODS, is_served},
+    install::{AGENTS, CONTROLLER},
     members::Member,
     missing::Missing,
+    mtls::{Effective, From, Settings},
     policies,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use weft_core::model::MTLS_LABEL;
+use weft_core::model::MESH_LABEL;
 use weft_inpod::CaptureConfig;
 
 /// Pods that are named where more are concerned.
@@ -18,14 +20,21 @@ const NAMED: usize = 6;
 /// A leader that has not renewed for so long has ended.
 const LEASE_PATIENCE: jiff::SignedDuration = jiff::SignedDuration::from_secs(30);
 
-pub(super) fn installed(report: &mut Report<'_>) {
-    if report.facts.daemon_set.is_none() && report.facts.controller.is_none() {
-        if !report.denied("WEFT-C020", crate::cluster::install::AGENTS) {
-            report.add("WEFT-C020", Level::Error, "Weft is not installed", "weft install");
-        }
-        return;
+/// False when Weft is not there. Who may not see whether it is, is told of all else that they may see.
+pub(super) fn installed(report: &mut Report<'_>) -> bool {
+    let facts = report.facts;
+    let mut unseen = false;
+    for path in [AGENTS, CONTROLLER] {
+        unseen |= report.denied("WEFT-C020", path);
     }
-    running(report);
+    if facts.daemon_set.is_none() && facts.controller.is_none() && !unseen {
+        report.add("WEFT-C020", Level::Error, "Weft is not installed", "weft install");
+        return false;
+    }
+    narrowed(report);
+    if !unseen {
+        running(report);
+    }
     leader(report, jiff::Timestamp::now());
     versions(report);
     agents(report);
@@ -36,6 +45,25 @@ pub(super) fn installed(report: &mut Report<'_>) {
     pods(report);
     policies(report);
     identity::addresses(report);
+    true
+}
+
+/// What was looked at in one namespace only.
+fn narrowed(report: &mut Report<'_>) {
+    let Facts { narrowed, namespace_seen, .. } = report.facts;
+    if narrowed.is_empty() {
+        return;
+    }
+    let kinds: Vec<&str> = narrowed.iter().filter_map(|path| path.rsplit('/').next()).collect();
+    report.add(
+        "WEFT-C057",
+        Level::Info,
+        format!(
+            "looked at in namespace {namespace_seen} only, since you may not list others: {}",
+            kinds.join(", ")
+        ),
+        "-n NAMESPACE looks at another one; a context with more rights at all: --context",
+    );
 }
 
 fn running(report: &mut Report<'_>) {
@@ -233,6 +261,7 @@ fn authority(report: &mut Report<'_>) {
         Some(root) if text(root, "/data/root.pem").contains("BEGIN CERTIFICATE") => {
             report.ok("WEFT-C027", "the mesh has its CA");
         }
+        None if report.denied("WEFT-C027", CA_ROOT) => {}
         _ => report.add(
             "WEFT-C027",
             Level::Error,
@@ -244,7 +273,11 @@ fn authority(report: &mut Report<'_>) {
 
 fn class(report: &mut Report<'_>) {
     let facts = report.facts;
-    if facts.served("gatewayclasses").is_none() {
+    if let Some(path) = facts.denied.iter().find(|path| path.ends_with("/gatewayclasses")) {
+        report.denied("WEFT-C029", path);
+        return;
+    }
+    if facts.served("gatewayclasses").is_none() && facts.classes.is_empty() {
         return;
     }
     let Some(class) = facts.classes.iter().find(|class| key(class) == "weft") else {
@@ -321,8 +354,11 @@ fn pods(report: &mut Report<'_>) {
         agents: Some(&facts.agents),
         missing: Some(&missing),
         runtimes: &facts.runtime_classes,
+        agents_unseen: facts.denied.contains(SYSTEM_PODS),
     };
-    let all = members(&facts.pods, &scene);
+    // Who may not read slices cannot tell who is captured.
+    let unseen = report.denied("WEFT-C031", SLICES);
+    let all = if unseen { Vec::new() } else { members(&facts.pods, &scene) };
     absent(report, &missing, &all);
     let captured = all.iter().filter(|m| m.state == State::Captured).count();
     for member in &all {
@@ -356,17 +392,35 @@ fn strict(report: &mut Report<'_>, all: &[Member]) {
         let name = key(pod);
         all.iter().any(|m| m.pod == name && m.state == State::Captured)
     };
-    let is_strict = |pod: &&Value| {
+    let settings = Settings::of(facts);
+    let effective = |pod: &Value| {
         let namespace = facts.namespaces.iter().find(|ns| key(ns) == text(pod, "/metadata/namespace"));
-        let mode = label(pod, MTLS_LABEL).or_else(|| namespace.and_then(|ns| label(ns, MTLS_LABEL)));
-        mode == Some("strict")
+        settings.effective(Some(pod), namespace)
     };
-    let pods: Vec<&Value> = facts.pods.iter().filter(captured).filter(is_strict).collect();
+    let in_mesh: Vec<(&Value, Effective)> =
+        facts.pods.iter().filter(captured).map(|pod| (pod, effective(pod))).collect();
+    let pods: Vec<&Value> = in_mesh.iter().filter(|(_, e)| e.is_strict()).map(|(pod, _)| *pod).collect();
+    let unknown = in_mesh.iter().filter(|(_, e)| e.mode.is_none()).count();
+    if unknown > 0 {
+        let message = format!(
+            "what {} without a label accept is set for the whole mesh, and not readable by you",
+            count(unknown, "pod")
+        );
+        report.add("WEFT-C036", Level::Info, message, "weft.dev/mtls on the namespace says it for its pods");
+    }
     if !pods.is_empty() {
+        let by = |from: From| in_mesh.iter().filter(|(_, e)| e.is_strict() && e.from == from).count();
+        let words = [
+            (From::Namespace, "by the namespace's label"),
+            (From::Pod, "by the pod's label"),
+            (From::Mesh, "mesh-wide"),
+        ];
+        let sources = words.into_iter().filter(|(from, _)| by(*from) > 0);
+        let sources: Vec<String> = sources.map(|(from, words)| format!("{} {words}", by(from))).collect();
         report.add(
             "WEFT-C036",
             Level::Info,
-            format!("{} strict: {}", count(pods.len(), "pod"), STRICT),
+            format!("{} strict ({}): {}", count(pods.len(), "pod"), sources.join(", "), STRICT),
             "`weft status` lists who calls permissive pods in clear; SECURITY.md says what else is kept out",
         );
     }
@@ -421,15 +475,18 @@ fn exclusions(report: &mut Report<'_>, all: &[Member]) {
     let facts = report.facts;
     let wanted: BTreeSet<&str> =
         all.iter().filter(|m| m.state != State::Outside).map(|m| m.pod.as_str()).collect();
-    for pod in facts.pods.iter().filter(|pod| wanted.contains(key(pod).as_str())) {
-        let annotations = pod.pointer("/metadata/annotations").and_then(Value::as_object);
+    let pods = facts.pods.iter().filter(|pod| wanted.contains(key(pod).as_str()));
+    let joined = facts.namespaces.iter().filter(|ns| label(ns, MESH_LABEL) == Some("enabled"));
+    let objects = joined.map(|ns| ("namespace", ns)).chain(pods.map(|pod| ("pod", pod)));
+    for (kind, object) in objects {
+        let annotations = object.pointer("/metadata/annotations").and_then(Value::as_object);
         let texts = annotations.into_iter().flatten().filter_map(|(k, v)| Some((k.as_str(), v.as_str()?)));
         for problem in CaptureConfig::from_annotations(texts).1 {
             report.add(
                 "WEFT-C041",
                 Level::Warning,
-                format!("pod {}: {problem}; what it meant is captured", key(pod)),
-                "correct it in the pod's template: ports from 1 to 65535 or CIDRs, separated by commas",
+                format!("{kind} {}: {problem}; what it meant is captured", key(object)),
+                "correct it (of a pod in its template): ports from 1 to 65535 or CIDRs, separated by commas",
             );
         }
     }

@@ -387,7 +387,7 @@ async fn what_may_not_be_read_is_said_and_never_called_fine() {
     let mut fake = Fake::default();
     fake.refused.insert("/api/v1/nodes", (403, "no"));
     fake.refused.insert("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", (403, "no"));
-    let facts = facts::gather(&Arc::new(fake).cluster(), Want::All).await.unwrap();
+    let facts = facts::gather(&Arc::new(fake).cluster(), Want::All, "shop").await.unwrap();
     assert_eq!(level(&facts, Want::All, "WEFT-C003"), Some(Level::Warning));
     assert_eq!(level(&facts, Want::All, "WEFT-C005"), Some(Level::Warning));
 }
@@ -401,4 +401,136 @@ fn versions_are_read_as_vendors_write_them() {
     check("v1.32+", Some((1, 32)));
     check("", None);
     check("latest", None);
+}
+
+/// E3: a mesh-wide strict was seen by no screen; wrong settings and labels were green.
+#[test]
+fn what_is_written_and_does_not_hold_has_its_finding() {
+    let check = |id: &str, expected: Option<Level>, says: &str, spoil: &dyn Fn(&mut Facts)| {
+        let mut facts = installed();
+        spoil(&mut facts);
+        let found = findings(&facts, Want::All);
+        let of: Vec<_> = found.iter().filter(|f| f.id == id).collect();
+        assert_eq!(of.iter().map(|f| f.level).max(), expected, "{id}: {found:#?}");
+        assert!(of.iter().any(|f| f.message.contains(says)) || expected.is_none(), "{id} {says}: {of:?}");
+    };
+    let config = |text: &str| {
+        let text = format!("apiVersion: weft.dev/v1alpha1\nkind: AgentConfig\n{text}\n");
+        move |f: &mut Facts| f.config = Some(json!({"data": {"config.yaml": text}}))
+    };
+    let namespace = |name: &'static str, value: &'static str| {
+        move |f: &mut Facts| f.namespaces[0]["metadata"]["labels"][name] = value.into()
+    };
+    check("WEFT-C036", Some(Level::Info), "1 pod strict (1 mesh-wide)", &config("mtls: strict"));
+    check(
+        "WEFT-C036",
+        Some(Level::Info),
+        "1 pod strict (1 by the namespace's label)",
+        &namespace("weft.dev/mtls", "strict"),
+    );
+    check("WEFT-C036", Some(Level::Info), "1 pod strict", &namespace("weft.dev/mtls", "STRICT"));
+    check("WEFT-C036", None, "", &config("mtls: permissive"));
+    check("WEFT-C036", Some(Level::Info), "not readable by you", &|f| {
+        f.config = None;
+        f.denied.insert(crate::cluster::install::CONFIG.into());
+    });
+    check("WEFT-C051", None, "", &config("mtls: strict"));
+    check(
+        "WEFT-C051",
+        Some(Level::Error),
+        "mtls: \"STRICT\" is no mode and counts as strict",
+        &config("mtls: STRICT"),
+    );
+    check(
+        "WEFT-C051",
+        Some(Level::Warning),
+        "tracing.samplingRato: unknown field",
+        &config("tracing: {samplingRato: 1}"),
+    );
+    check("WEFT-C051", Some(Level::Error), "weft-config", &|f| {
+        f.config = Some(json!({"data": {"config.yaml": "mtls: {"}}))
+    });
+    check(
+        "WEFT-C052",
+        Some(Level::Warning),
+        "namespace shop: label weft.dev/mtls: \"STRICT\"",
+        &namespace("weft.dev/mtls", "STRICT"),
+    );
+    check(
+        "WEFT-C052",
+        Some(Level::Warning),
+        "namespace shop: label weft.dev/mesh: \"true\"",
+        &namespace("weft.dev/mesh", "true"),
+    );
+    check(
+        "WEFT-C052",
+        Some(Level::Warning),
+        "did you mean weft.dev/mesh?",
+        &namespace("weft.dev/mseh", "enabled"),
+    );
+    check("WEFT-C054", Some(Level::Info), "Istio's", &|f| {
+        f.namespaces.push(json!({"metadata": {"name": "old", "labels": {"istio-injection": "enabled"}}}));
+    });
+    let under_strict = |what: &'static str, value: Value| {
+        move |f: &mut Facts| {
+            f.namespaces[0]["metadata"]["labels"]["weft.dev/mtls"] = "strict".into();
+            f.pods[0]["metadata"][what] = value.clone();
+        }
+    };
+    check(
+        "WEFT-C053",
+        Some(Level::Warning),
+        "pod shop/web: label weft.dev/mtls=permissive is ignored",
+        &under_strict("labels", json!({"weft.dev/mtls": "permissive"})),
+    );
+    check(
+        "WEFT-C053",
+        Some(Level::Warning),
+        "exclude-inbound-ports is ignored",
+        &under_strict("annotations", json!({"weft.dev/exclude-inbound-ports": "22"})),
+    );
+    check(
+        "WEFT-C053",
+        None,
+        "",
+        &under_strict("annotations", json!({"weft.dev/exclude-outbound-ports": "22"})),
+    );
+    check("WEFT-C041", Some(Level::Warning), "namespace shop: annotation", &|f| {
+        f.namespaces[0]["metadata"]["annotations"] = json!({"weft.dev/exclude-inbound-ports": "http"});
+    });
+}
+
+/// E6: a broken route was no error of `weft check`. A9: nothing said that a route takes another namespace's requests.
+#[test]
+fn broken_objects_and_overlaps_have_their_findings() {
+    let mut facts = installed();
+    let controller = weft_core::model::CONTROLLER_NAME;
+    facts.classes[0]["spec"] = json!({"controllerName": controller});
+    let ready = json!([{"type": "Accepted", "status": "True"}, {"type": "Programmed", "status": "True"}]);
+    facts.gateways = vec![
+        json!({"metadata": {"namespace": "infra", "name": "edge"}, "status": {"conditions": ready},
+        "spec": {"gatewayClassName": "weft", "listeners": [
+            {"name": "http", "port": 80, "protocol": "HTTP", "allowedRoutes": {"namespaces": {"from": "All"}}}]}}),
+    ];
+    let route = |namespace: &str, path: &str, status: &str| {
+        let parent = json!({"namespace": "infra", "name": "edge"});
+        json!({"metadata": {"namespace": namespace, "name": "web"}, "spec": {"parentRefs": [parent], "hostnames": ["shop.test"],
+            "rules": [{"matches": [{"path": {"type": "PathPrefix", "value": path}}]}]},
+            "status": {"parents": [{"controllerName": controller, "parentRef": parent, "conditions": [
+                {"type": "ResolvedRefs", "status": status, "reason": "BackendNotFound", "message": "Service shop/x is not there"}]}]}})
+    };
+    facts.routes = vec![("HTTPRoute", route("shop", "/", "True"))];
+    assert_eq!(level(&facts, Want::All, "WEFT-C055"), None);
+    assert_eq!(level(&facts, Want::All, "WEFT-C056"), None);
+    facts.routes.push(("HTTPRoute", route("evil", "/pay", "False")));
+    let found = findings(&facts, Want::All);
+    let message = |id: &str| found.iter().find(|f| f.id == id).map(|f| f.message.clone()).unwrap_or_default();
+    assert!(message("WEFT-C055").contains(
+        "HTTPRoute evil/web, parent Gateway infra/edge: ResolvedRefs=False (BackendNotFound): Service shop/x"
+    ));
+    assert!(
+        message("WEFT-C056").contains("HTTPRoute evil/web takes requests for shop.test/pay/*"),
+        "{found:#?}"
+    );
+    assert_eq!(level(&facts, Want::All, "WEFT-C055"), Some(Level::Error));
 }

@@ -127,7 +127,65 @@ async fn facts_come_from_the_versions_that_the_cluster_serves() {
         .with(&tls.0, tls.1)
         .with("/apis/gateway.networking.k8s.io/v1/namespaces/a/httproutes/r", route.clone())
         .with("/apis/gateway.networking.k8s.io/v1alpha3/namespaces/a/tlsroutes/r", route);
-    let facts = facts::gather(&Arc::new(fake).cluster(), Want::All).await.unwrap();
+    let facts = facts::gather(&Arc::new(fake).cluster(), Want::All, "shop").await.unwrap();
     let kinds: Vec<_> = facts.routes.iter().map(|(kind, _)| *kind).collect();
     assert_eq!(kinds, ["HTTPRoute", "TLSRoute"]);
+}
+
+/// E3: `STRICT`, `on` and the mesh-wide setting: the screen showed what was written, or "default", and not what holds.
+#[test]
+fn the_mode_that_holds_is_shown_with_its_source() {
+    let check = |config: Option<&str>, labels: Value, mode: &str, words: &str| {
+        let mut facts = facts();
+        facts.config = config.map(|text| {
+            let text = format!("apiVersion: weft.dev/v1alpha1\nkind: AgentConfig\n{text}\n");
+            json!({"data": {"config.yaml": text}})
+        });
+        let mut namespace = json!({"metadata": {"name": "shop", "labels": {"weft.dev/mesh": "enabled"}}});
+        for (name, value) in labels.as_object().unwrap() {
+            namespace["metadata"]["labels"][name] = value.clone();
+        }
+        facts.namespaces = vec![namespace];
+        let summary = summary(&facts);
+        let line = &summary.namespaces[0];
+        assert_eq!((line.mtls.as_str(), line.mtls_words.as_str()), (mode, words), "{config:?} {labels}");
+    };
+    let mtls = |value: &str| json!({"weft.dev/mtls": value});
+    check(None, json!({}), "permissive", "permissive (mesh-wide)");
+    check(Some("mtls: strict"), json!({}), "strict", "strict (mesh-wide)");
+    check(Some("mtls: STRICT"), json!({}), "strict", "strict (mesh-wide)");
+    check(Some("mtls: strict"), mtls("permissive"), "permissive", "permissive (namespace's label)");
+    check(None, mtls("strict"), "strict", "strict (namespace's label)");
+    check(None, mtls("STRICT"), "strict", "strict (namespace's label \"STRICT\" is no mode)");
+    let mut facts = facts();
+    facts.denied.insert(crate::cluster::install::CONFIG.into());
+    facts.namespaces = vec![json!({"metadata": {"name": "shop", "labels": {"weft.dev/mesh": "enabled"}}})];
+    let unknown = "unknown (mesh-wide setting, not readable by you)";
+    assert_eq!(summary(&facts).namespaces[0].mtls_words, unknown);
+}
+
+/// B6, E3: pods that differ from their namespace, and words that count for nothing, are on the screen.
+#[test]
+fn pods_that_differ_and_words_that_count_for_nothing_are_shown() {
+    let mut facts = facts();
+    let pod = |name: &str, labels: Value| json!({"metadata": {"namespace": "shop", "name": name, "labels": labels}});
+    facts.pods = vec![
+        pod("web", json!({"weft.dev/mtls": "permissive"})),
+        pod("db", json!({"weft.dev/mtls": "strict"})),
+    ];
+    let shown = |facts: &Facts| {
+        let summary = summary(facts);
+        let pods: Vec<String> =
+            summary.mtls_of_pods.iter().map(|p| format!("{} {}", p.pod, p.words)).collect();
+        (pods, summary.remarks.iter().map(Said::line).collect::<Vec<_>>())
+    };
+    facts.namespaces = vec![json!({"metadata": {"name": "shop", "labels": {"weft.dev/mesh": "enabled"}}})];
+    assert_eq!(shown(&facts), (vec!["shop/db strict (pod's label)".to_owned()], Vec::new()));
+    facts.namespaces[0]["metadata"]["labels"]["weft.dev/mtls"] = "strict".into();
+    let (pods, said) = shown(&facts);
+    assert_eq!(pods, [""; 0]);
+    assert!(
+        matches!(&said[..], [one] if one.starts_with("pod shop/web: label weft.dev/mtls=permissive is ignored")),
+        "{said:?}"
+    );
 }
