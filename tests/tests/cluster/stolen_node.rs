@@ -63,6 +63,8 @@ struct Scene<'a> {
     other_pod: String,
     own_agent: String,
     other_agent: String,
+    /// Accounts of `e2e-web` with a pod on the node, and on the other.
+    accounts: [&'static str; 2],
     server: String,
     token: String,
     dir: TempDir,
@@ -87,7 +89,12 @@ pub(crate) fn run(story: &Story<'_>) -> Result<()> {
 impl<'a> Scene<'a> {
     fn new(story: &'a Story<'_>) -> Result<Self> {
         let cluster = story.cluster;
-        let [node, other] = story.nodes.clone();
+        // The leader is asked by way of its node's kubelet, which must not be the one that is stopped.
+        let leader = cluster.leader()?;
+        let at = ["-n", SYSTEM, "get", "pod", &leader, "-o", "jsonpath={.spec.nodeName}"];
+        let here = usize::from(cluster.kubectl(&at)? == story.nodes[0]);
+        let there = 1 - here;
+        let (node, other) = (story.nodes[here].clone(), story.nodes[there].clone());
         let mut agents = cluster.agents()?;
         let own_agent = agents.remove(&node).context("no agent")?;
         let server = cluster.kubectl(&[
@@ -103,8 +110,9 @@ impl<'a> Scene<'a> {
         // The image has no `cat`; who has the node reads it like this as well.
         let token = cluster.on_node(&node, &["cat", &format!("/proc/{pid}/root{path}")])?.trim().to_owned();
         Ok(Self {
-            own_pod: pod_of(cluster, "e2e-shop", "version=cart-v1")?,
-            other_pod: pod_of(cluster, "e2e-shop", "version=cart-v2")?,
+            own_pod: pod_of(cluster, "e2e-shop", ["version=cart-v1", "version=cart-v2"][here])?,
+            other_pod: pod_of(cluster, "e2e-shop", ["version=cart-v1", "version=cart-v2"][there])?,
+            accounts: [["client", "web"][here], ["client", "web"][there]],
             other_agent: agents.remove(&other).context("no agent")?,
             dir: tempfile::tempdir()?,
             cluster,
@@ -320,7 +328,7 @@ impl<'a> Scene<'a> {
     fn nodes(&self) -> Vec<Row> {
         let (own, other) = (format!("/api/v1/nodes/{}", self.node), format!("/api/v1/nodes/{}", self.other));
         let addresses = || json!({"status": {"addresses": [{"type": "InternalIP", "address": "10.91.2.7"}]}});
-        let ranges = || json!({"spec": {"podCIDR": "10.91.2.0/24", "podCIDRs": ["10.91.2.0/24"]}});
+        let ranges = || json!({"spec": {"podCIDR": "10.91.77.0/24", "podCIDRs": ["10.91.77.0/24"]}});
         let label = |key: &str| json!({"metadata": {"labels": {key: "yes"}}});
         vec![
             row("its node's addresses", Kubelet, ("PATCH", format!("{own}/status")), addresses(), Its),
@@ -618,9 +626,9 @@ impl<'a> Scene<'a> {
         let row = |what, identity, code| Certificate { what, token, identity, code, reason: "" };
         for row in [
             row("a pod of its own", ("e2e-shop", "cart"), OK),
-            row("another of its own", ("e2e-web", "client"), OK),
+            row("another of its own", ("e2e-web", self.accounts[0]), OK),
             row("a mirror pod's account", ("e2e-shop", "default"), PERMISSION_DENIED),
-            row("another node's pod", ("e2e-web", "web"), PERMISSION_DENIED),
+            row("another node's pod", ("e2e-web", self.accounts[1]), PERMISSION_DENIED),
             row("a pod that never was", ("e2e-shop", "ghost"), PERMISSION_DENIED),
             row("the agent's own", (SYSTEM, "weft-agent"), PERMISSION_DENIED),
             row("the node's network", ("kube-system", "kube-proxy"), PERMISSION_DENIED),
