@@ -74,8 +74,15 @@ pub(crate) fn run(story: &Story<'_>) -> Result<()> {
     story.kept_lives_on()?; // its way leads by the kubelet
     let scene = Scene::new(story)?;
     crate::step("nothing beyond the node by the API server", || {
-        let all =
-            [scene.pods(), scene.mirrors(), scene.nodes(), scene.tokens(), scene.objects(), scene.reads()];
+        let all = [
+            scene.pods(),
+            scene.mirrors(),
+            scene.nodes(),
+            scene.tokens(),
+            scene.objects(),
+            scene.settings(),
+            scene.reads(),
+        ];
         let mut wrong = Vec::new();
         for row in all.iter().flatten() {
             wrong.extend(scene.check(row).err().map(|e| format!("{e:#}")));
@@ -421,7 +428,6 @@ impl<'a> Scene<'a> {
 
     /// Objects that the mesh reads: nobody of a node writes them.
     fn objects(&self) -> Vec<Row> {
-        let named = |api: &str, kind: &str, namespace: &str| json!({"apiVersion": api, "kind": kind, "metadata": {"name": "forged", "namespace": namespace}});
         let label = || json!({"metadata": {"labels": {"forged": "yes"}}});
         let mut rows = Vec::new();
         for thief in [Kubelet, Agent] {
@@ -434,8 +440,6 @@ impl<'a> Scene<'a> {
             service["spec"] = json!({"ports": [{"port": 80}]});
             let mut workloads = named("weft.dev/v1alpha1", "WorkloadSlice", "e2e-shop");
             workloads["workloads"] = json!([]);
-            let secret = named("v1", "Secret", SYSTEM);
-            let gateway = "/apis/gateway.networking.k8s.io/v1/namespaces/e2e-shop";
             add("a Service", ("POST", "/api/v1/namespaces/e2e-shop/services"), service, Refused);
             add(
                 "another Service's labels",
@@ -467,6 +471,20 @@ impl<'a> Scene<'a> {
                 Value::Null,
                 Refused,
             );
+        }
+        rows
+    }
+
+    /// What Weft and its users keep there, and Leases.
+    fn settings(&self) -> Vec<Row> {
+        let label = || json!({"metadata": {"labels": {"forged": "yes"}}});
+        let mut rows = Vec::new();
+        for thief in [Kubelet, Agent] {
+            let mut add = |what, at: (&'static str, &str), body, expected| {
+                rows.push(row(what, thief, at, body, expected))
+            };
+            let secret = named("v1", "Secret", SYSTEM);
+            let gateway = "/apis/gateway.networking.k8s.io/v1/namespaces/e2e-shop";
             add(
                 "the controller's Lease",
                 ("PATCH", "/apis/coordination.k8s.io/v1/namespaces/weft-system/leases/weft-controller"),
@@ -637,4 +655,8 @@ impl<'a> Scene<'a> {
         }
         Ok(())
     }
+}
+
+fn named(api: &str, kind: &str, namespace: &str) -> Value {
+    json!({"apiVersion": api, "kind": kind, "metadata": {"name": "forged", "namespace": namespace}})
 }
