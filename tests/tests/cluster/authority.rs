@@ -15,20 +15,20 @@ use weft_tests::cluster::{Cluster, Forward, SYSTEM};
 const NAME: &str = "weft-controller.weft-system.svc";
 const AUDIENCE: &str = "weft-controller";
 /// gRPC's codes.
-const OK: u32 = 0;
+pub(crate) const OK: u32 = 0;
 const INVALID_ARGUMENT: u32 = 3;
-const PERMISSION_DENIED: u32 = 7;
+pub(crate) const PERMISSION_DENIED: u32 = 7;
 const UNAUTHENTICATED: u32 = 16;
 
 /// What is asked, and what must come of it.
-struct Row<'a> {
-    what: &'static str,
-    token: &'a str,
+pub(crate) struct Row<'a> {
+    pub(crate) what: &'static str,
+    pub(crate) token: &'a str,
     /// Namespace and service account.
-    identity: (&'a str, &'a str),
-    code: u32,
+    pub(crate) identity: (&'a str, &'a str),
+    pub(crate) code: u32,
     /// The word of a refusal in metrics and in the log.
-    reason: &'static str,
+    pub(crate) reason: &'static str,
 }
 
 /// Each refusal has its code, its reason in the controller's log, and is counted.
@@ -106,7 +106,7 @@ fn token(
     Ok(cluster.kubectl(&args)?.trim().to_owned())
 }
 
-fn pod_of(cluster: &Cluster, namespace: &str, selector: &str) -> Result<String> {
+pub(crate) fn pod_of(cluster: &Cluster, namespace: &str, selector: &str) -> Result<String> {
     cluster.kubectl(&[
         "-n",
         namespace,
@@ -158,7 +158,7 @@ fn fixed(der: &[u8]) -> Option<[u8; 64]> {
 }
 
 /// The leader's issuing service.
-struct Ca<'a> {
+pub(crate) struct Ca<'a> {
     cluster: &'a Cluster,
     leader: String,
     way: Forward,
@@ -172,7 +172,7 @@ struct Answer {
 }
 
 impl<'a> Ca<'a> {
-    fn reach(cluster: &'a Cluster) -> Result<Self> {
+    pub(crate) fn reach(cluster: &'a Cluster) -> Result<Self> {
         let leader = cluster.leader()?;
         let way = cluster.forward(SYSTEM, &leader, 15012)?;
         let dir = tempfile::tempdir()?;
@@ -181,7 +181,7 @@ impl<'a> Ca<'a> {
         Ok(Self { cluster, leader, way, dir })
     }
 
-    fn expect(&self, row: &Row<'_>) -> Result<()> {
+    pub(crate) fn expect(&self, row: &Row<'_>) -> Result<()> {
         let answer = self.ask(row.token, row.identity, row.identity)?;
         ensure!(answer.code == row.code, "{}: expected code {}, got {answer:?}", row.what, row.code);
         ensure!(answer.code == OK || !answer.message.is_empty(), "{}: refused without a word", row.what);

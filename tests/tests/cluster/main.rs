@@ -17,6 +17,7 @@ mod rollouts;
 mod screens;
 mod services;
 mod sharing;
+mod stolen_node;
 mod upgrade;
 
 use anyhow::{Context, Result, ensure};

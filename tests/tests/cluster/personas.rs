@@ -116,7 +116,9 @@ fn agents() -> Vec<Ask<'static>> {
     all.extend(rows(AGENT, &WRITE, (GATEWAY_API, &["httproutes/status", "gateways/status"]), "", false));
     all.extend(rows(AGENT, &WRITE, ("weft.dev", &["workloadslices"]), "", false));
     all.extend(rows(AGENT, &["patch", "update"], ("", &["nodes", "nodes/status"]), "", false));
-    all.extend(rows(AGENT, &["create"], ("authentication.k8s.io", &["tokenreviews"]), "", false));
+    // Who asks for its metrics, and whether that one may.
+    all.extend(rows(AGENT, &["create"], ("authentication.k8s.io", &["tokenreviews"]), "", true));
+    all.extend(rows(AGENT, &["create"], ("authorization.k8s.io", &["subjectaccessreviews"]), "", true));
     all
 }
 
@@ -160,6 +162,7 @@ fn controller() -> Vec<Ask<'static>> {
     ));
     all.extend(rows(CONTROLLER, &["impersonate"], ("", &["users", "groups", "serviceaccounts"]), "", false));
     all.extend(rows(CONTROLLER, &["create"], ("authentication.k8s.io", &["tokenreviews"]), "", true));
+    all.extend(rows(CONTROLLER, &["create"], ("authorization.k8s.io", &["subjectaccessreviews"]), "", true));
     all
 }
 

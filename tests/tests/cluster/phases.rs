@@ -7,7 +7,7 @@
 
 use crate::{
     Story, application, authority, clear, leaving, matrix, nodes, personas, policies, probes, rollouts,
-    screens, services, sharing, step, upgrade,
+    screens, services, sharing, step, stolen_node, upgrade,
 };
 use anyhow::{Context, Result, ensure};
 use weft_tests::cluster::Cluster;
@@ -71,6 +71,7 @@ const ALL: &[Phase] = &[
     Phase::new("join", "running pods join with their connections in use; mutual TLS", Installed, join).leaving(Joined),
     Phase::new("routes", "a Gateway, one trace, a canary over two nodes", Joined, routes).leaving(Routed),
     Phase::new("rights", "who may do what, who gets which certificate, two controllers on one route", Routed, rights),
+    Phase::new("stolen_node", "what a node's kubelet and agent may ask of the API server and get of the controller", Joined, stolen_node::run).on_the_bed(),
     Phase::new("screens", "check and status when all is well, and when something is wrong", Routed, screens),
     Phase::new("strict", "leaving and joining again; callers in clear are refused", Routed, strict).leaving(Strict),
     Phase::new("probes", "under strict the kubelet may ask what a pod declares, and nobody else may", Strict, probes::run),

@@ -152,12 +152,11 @@ async fn garbage_tokens_keep_no_agent_waiting() {
         }
     }
     assert!(refused > 0);
-    let asked = slow.asked.lock();
+    let asked = std::mem::take(&mut *slow.asked.lock());
     assert_eq!(asked.len(), ADDRESSES);
-    for (address, (_, most)) in asked.iter() {
+    for (address, (_, most)) in &asked {
         assert!(*most <= 2, "{address}: {most} of its tokens were asked about at once");
     }
-    drop(asked);
     running.stop().await;
 }
 
