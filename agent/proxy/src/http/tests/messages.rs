@@ -395,7 +395,8 @@ fn trusting(trusted: &[&str]) -> GatewayParameters {
 fn a_gateway_believes_trusted_proxies_only() {
     run(async {
         // The client's lines, whether it is trusted, and what the backend gets.
-        let cases: &[(&str, bool, &[(&str, Option<&str>)])] = &[
+        type Fields = &'static [(&'static str, Option<&'static str>)];
+        let cases: &[(&str, bool, Fields)] = &[
             (
                 "x-forwarded-client-cert: Hash=1\r\nl5d-client-id: me\r\nx-weft-reason: x\r\nx-weft-other: y\r\nx-mine: 1\r\n",
                 false,
