@@ -90,7 +90,7 @@ fn exchange(worker: &WorkerTelemetry, source: &Arc<Workload>, traceparent: Optio
         request = request.header("traceparent", parent).header("tracestate", "other=1");
     }
     let (mut parts, ()) = request.body(()).unwrap().into_parts();
-    let trace = worker.start(&parts.headers);
+    let trace = worker.start(&parts.headers, false);
     let head = RequestHead::of(&parts, false);
     let server = worker.server_span(&trace, source);
     let mut record = RequestRecord {
@@ -119,7 +119,7 @@ fn others(worker: &WorkerTelemetry, source: &Arc<Workload>) {
     let denied = format!("00-{TRACE}-{CALLER}-00");
     let sent = exchange(worker, source, Some(&denied));
     assert_eq!(sent, [denied.clone(), denied]);
-    let cancelled = worker.start(&HeaderMap::new());
+    let cancelled = worker.start(&HeaderMap::new(), false);
     drop(worker.server_span(&cancelled, source));
     drop(tracing::info_span!("ordinary").entered());
 }

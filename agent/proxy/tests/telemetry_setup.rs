@@ -28,7 +28,7 @@ async fn what_is_wrong_is_said_and_a_bad_collector_stops_nothing() {
     let telemetry = init(TelemetryConfig { trace, access_log, ..config() })
         .expect("traffic does not wait for a collector");
     let worker = telemetry.worker();
-    let trace = worker.start(&HeaderMap::new());
+    let trace = worker.start(&HeaderMap::new(), false);
     let mut upstream = HeaderMap::new();
     trace.inject(&mut upstream);
     assert!(!trace.sampled && upstream.is_empty());

@@ -12,6 +12,7 @@
 mod authority;
 pub mod head;
 mod path;
+pub mod proxy;
 mod request;
 
 #[cfg(test)]

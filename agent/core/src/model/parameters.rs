@@ -107,6 +107,19 @@ impl ClientRules {
         let peer = peer.to_canonical();
         self.trusted.iter().any(|net| net.contains(&peer))
     }
+
+    /// The client of a trusted proxy's request, by the lines of its `X-Forwarded-For`: the last address in there that is no
+    /// trusted proxy's. `None`: the list says nothing that could be believed.
+    #[must_use]
+    pub fn client_of<'a>(&self, lines: impl DoubleEndedIterator<Item = &'a str>) -> Option<IpAddr> {
+        let mut nearest_first = lines.rev().flat_map(|line| line.rsplit(',')).map(str::trim);
+        let untrusted = |text: &'a str| match text.parse::<IpAddr>() {
+            Ok(ip) if self.trusts(ip) => None,
+            // What is no address is the word of nobody whom we trust, and hides all that is before it.
+            parsed => Some(parsed.ok()),
+        };
+        nearest_first.find_map(untrusted).flatten()
+    }
 }
 
 /// Whether connections begin with a header of the PROXY protocol (versions 1 and 2).
@@ -289,6 +302,23 @@ mod tests {
             );
             assert!(range.contains(range.first()) && range.contains(range.last()), "{net}");
             assert!(!range.contains("::".parse().expect("an address")), "{net}");
+        }
+    }
+
+    #[test]
+    fn the_client_is_the_last_address_that_is_no_proxys() {
+        let trusted = ["192.0.2.0/24", "fd00::/8"].map(|net| net.parse().expect("a network")).to_vec();
+        let rules = ClientRules { trusted, ..ClientRules::default() };
+        for (lines, wanted) in [
+            (&["198.51.100.1"][..], Some("198.51.100.1")),
+            (&["10.9.9.9, 198.51.100.1, 192.0.2.7"], Some("198.51.100.1")),
+            (&["10.9.9.9", "198.51.100.1, fd00::1"], Some("198.51.100.1")),
+            (&["198.51.100.1, unknown, 192.0.2.7"], None),
+            (&["192.0.2.7"], None),
+            (&[""], None),
+        ] {
+            let found = rules.client_of(lines.iter().copied()).map(|ip| ip.to_string());
+            assert_eq!(found.as_deref(), wanted, "{lines:?}");
         }
     }
 

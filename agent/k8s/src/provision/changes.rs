@@ -24,6 +24,10 @@ pub(super) struct Account {
 
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there are a handful at a time, and nearly all are of the large kind"
+)]
 pub(super) enum Change {
     Apply {
         wanted: Wanted,

@@ -12,15 +12,26 @@ use crate::{
     },
     share::ConnectionGuard,
     telemetry::Direction,
+    transport::connect::canonical,
     worker::Worker,
     workload::LocalWorkload,
 };
 use bytes::Bytes;
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
-use tokio::io::{AsyncRead, AsyncWrite};
+use std::{
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    net::TcpStream,
+};
 use weft_core::{
     config::{Config, GatewayConfig, L4Rule, PortConfig, Transport},
-    model::ObjectKey,
+    message::proxy,
+    model::{ObjectKey, ProxyProtocol},
 };
 
 /// What the connection's port speaks now.
@@ -46,13 +57,33 @@ pub(super) struct Context {
 
 /// Serves a connection until it ends.
 pub(crate) async fn serve(conn: Accepted, port: u16, tls: Arc<TlsConfigs>) {
-    let Accepted { worker, local, io, peer, guard } = conn;
-    let context = Context { worker, local, tls, peer, port, begin: Instant::now(), _guard: guard };
+    let Accepted { worker, local, mut io, peer, guard } = conn;
+    let mut context = Context { worker, local, tls, peer, port, begin: Instant::now(), _guard: guard };
+    match context.introduced(&mut io).await {
+        Ok(client) => context.peer = client.unwrap_or(context.peer),
+        Err(error) => return context.refuse(io, "tcp", &error),
+    }
     match context.spoken() {
         Spoken::Http => context.http(io, None, None).await,
         Spoken::Tls => tls::serve(context, io).await,
         Spoken::Tcp(rule) => context.opaque(io, "tcp", rule, Bytes::new()).await,
         Spoken::Nothing => context.refuse(io, "tcp", &no_route("nothing is served on this port any more")),
+    }
+}
+
+/// Reads a header of the PROXY protocol and not a byte more; `None` if it is none.
+async fn read_introduction(io: &mut TcpStream) -> io::Result<Option<Option<SocketAddr>>> {
+    let mut header = Vec::new();
+    loop {
+        match proxy::read(&header) {
+            proxy::Header::Whole(client) => return Ok(Some(client)),
+            proxy::Header::Invalid => return Ok(None),
+            proxy::Header::NeedMore(n) => {
+                let begin = header.len();
+                header.resize(begin + n, 0);
+                io.read_exact(&mut header[begin..]).await?;
+            }
+        }
     }
 }
 
@@ -71,6 +102,35 @@ impl Context {
     pub(super) fn find<'c>(&self, config: &'c Config) -> Option<(&'c GatewayConfig, &'c PortConfig)> {
         let gateway = config.gateways.get(self.gateway())?;
         Some((gateway, gateway.ports.get(&(self.port, Transport::Tcp))?))
+    }
+
+    /// For whom the other end speaks, where proxies in front of the Gateway must say so.
+    async fn introduced(&self, io: &mut TcpStream) -> Result<Option<SocketAddr>, ProxyError> {
+        let denied = |detail: String| ProxyError {
+            reason: Reason::Denied,
+            blame: Blame::Downstream,
+            retry: Retryable::No,
+            detail,
+        };
+        let required = {
+            let config = self.worker.shared.config.load();
+            let gateway = config.gateways.get(self.gateway());
+            let clients = gateway.map(|gateway| &gateway.parameters.clients);
+            let required = clients.filter(|clients| clients.proxy_protocol == ProxyProtocol::Required);
+            required.map(|clients| clients.trusts(self.peer.ip()))
+        };
+        match required {
+            None => return Ok(None),
+            Some(false) => return Err(denied("no trusted proxy".into())),
+            Some(true) => {}
+        }
+        let patience = Duration::from_millis(self.worker.shared.limits.handshake_timeout_ms);
+        match tokio::time::timeout(patience, read_introduction(io)).await {
+            Ok(Ok(Some(client))) => Ok(client.map(canonical)),
+            Ok(Ok(None)) => Err(denied("no header of the PROXY protocol".into())),
+            Ok(Err(error)) => Err(denied(format!("before a header of the PROXY protocol: {error}"))),
+            Err(_) => Err(denied("no header of the PROXY protocol in time".into())),
+        }
     }
 
     fn spoken(&self) -> Spoken {

@@ -1,6 +1,7 @@
 //! Bodies on their way upstream: the client's own stream (counted, remembered for a retry, teed to mirrors), a
 //! remembered one, or a mirror's copy. Nothing is held back: each frame goes on as it comes.
 
+use super::{filters, streams::Activity};
 use crate::error::Reason;
 use bytes::Bytes;
 use http::HeaderMap;
@@ -93,6 +94,7 @@ pub(crate) struct Upload {
     /// What of it a try that has ended did not take.
     rest: RefCell<Option<Incoming>>,
     given_back: Notify,
+    activity: RefCell<Option<Rc<Activity>>>,
     trailers: RefCell<Option<TrailerRules>>,
     mirrors: RefCell<Vec<mpsc::Sender<Piece>>>,
 }
@@ -100,12 +102,20 @@ pub(crate) struct Upload {
 /// What happens with a request's trailers where a rule has read its head: what a trailer may not have goes, and so does
 /// whatever the rule's filters have decided of a header. A server that joins both must not find there what was taken away.
 #[derive(Clone, Debug)]
-pub(crate) struct TrailerRules(pub(crate) [Option<Arc<HeaderModifier>>; 2]);
+pub(crate) struct TrailerRules {
+    /// Of the rule, and of its backendRef.
+    pub(crate) filters: [Option<Arc<HeaderModifier>>; 2],
+    /// They come from somebody outside.
+    pub(crate) distrusted: bool,
+}
 
 impl TrailerRules {
     fn apply(&self, trailers: &mut HeaderMap) {
         message::trailers(trailers);
-        for modifier in self.0.iter().flatten() {
+        if self.distrusted {
+            filters::distrust(trailers, false);
+        }
+        for modifier in self.filters.iter().flatten() {
             let HeaderModifier { set, add, remove } = &**modifier;
             for name in set.iter().chain(add).map(|(name, _)| name).chain(remove) {
                 trailers.remove(name);
@@ -171,7 +181,15 @@ impl Upload {
         Some(RequestBody::Replay(pieces, Some(ClientBody { body: Some(body), upload: Rc::clone(self) })))
     }
 
+    /// Tells of each piece that is sent on.
+    pub(crate) fn tell(&self, activity: Option<Rc<Activity>>) {
+        *self.activity.borrow_mut() = activity;
+    }
+
     fn note(&self, piece: Piece) {
+        if let Some(activity) = &*self.activity.borrow() {
+            activity.moved();
+        }
         if let Piece::Data(data) = &piece {
             self.bytes.set(self.bytes.get() + data.len() as u64);
         }

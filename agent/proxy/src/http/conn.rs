@@ -1,6 +1,12 @@
 //! One downstream connection, as its requests see it.
 
-use super::{HttpPool, HttpWorker, exchange::Exchange, io::MaybeTls};
+use super::{
+    HttpPool, HttpWorker,
+    exchange::Exchange,
+    filters::{X_FORWARDED_FOR, X_FORWARDED_PORT, X_FORWARDED_PROTO},
+    io::MaybeTls,
+    streams,
+};
 use crate::{
     context::{Peer, Source},
     dial::Dial,
@@ -9,17 +15,18 @@ use crate::{
     workload::LocalWorkload,
 };
 use bytes::Bytes;
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 use std::{
     cell::{Cell, RefCell},
     net::SocketAddr,
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::sync::oneshot;
 use weft_core::{
     budget,
-    model::{ObjectKey, Str},
+    model::{GatewayParameters, ObjectKey, Str},
     timing::Resets,
 };
 
@@ -82,6 +89,10 @@ pub(crate) struct Conn<D: Dial> {
     pub(crate) peer: SocketAddr,
     pub(crate) entrance: Entrance,
     pub(crate) pool: Rc<HttpPool<D::Io>>,
+    /// What the Gateway believes of its clients; `None` in the mesh.
+    pub(crate) edge: Option<Arc<GatewayParameters>>,
+    /// The client is a proxy whose `X-Forwarded-*` are believed.
+    pub(crate) trusted: bool,
     /// `X-Forwarded-For` of this client; only at Gateways.
     pub(crate) forwarded_for: Option<HeaderValue>,
     /// Being drained, or the client's framing is lost: an HTTP/1.1 answer tells the client that it is the last.
@@ -98,6 +109,8 @@ pub(crate) struct Conn<D: Dial> {
     pub(crate) half_closed: Cell<bool>,
     /// [`Self::reads`] when the last exchange ended: more than that is the beginning of another head.
     pub(crate) reads_done: Cell<u64>,
+    /// The streams of a Gateway's HTTP/2 client.
+    pub(crate) streams: streams::All,
     /// How the streams of an HTTP/2 client have ended.
     pub(crate) resets: Cell<Resets>,
     /// Most of them were reset at once: the connection must end.
@@ -112,7 +125,21 @@ impl<D: Dial> Conn<D> {
             Entrance::Gateway(_) => HeaderValue::try_from(conn.peer.ip.to_canonical().to_string()).ok(),
             Entrance::Mesh { .. } => None,
         };
+        let edge = match &conn.entrance {
+            Entrance::Gateway(entrance) => {
+                let config = conn.http.shared.config.load();
+                Some(
+                    config
+                        .gateways
+                        .get(&entrance.gateway)
+                        .map_or_else(Arc::default, |g| g.parameters.clone()),
+                )
+            }
+            Entrance::Mesh { .. } => None,
+        };
         Rc::new(Self {
+            trusted: edge.as_ref().is_some_and(|edge| edge.clients.trusts(conn.peer.ip)),
+            edge,
             pool: conn.local.pool.clone(),
             http: conn.http,
             share: conn.local.share.clone(),
@@ -128,6 +155,7 @@ impl<D: Dial> Conn<D> {
             writes: Rc::default(),
             half_closed: Cell::new(false),
             reads_done: Cell::new(0),
+            streams: streams::All::default(),
             resets: Cell::default(),
             flooded: Cell::new(false),
             upgraded: RefCell::default(),
@@ -158,8 +186,35 @@ impl<D: Dial> Conn<D> {
         matches!(&self.entrance, Entrance::Gateway(GatewayEntrance { tls: Some(_), .. }))
     }
 
-    /// Port for redirects: the listener's, or the Service's.
-    pub(crate) const fn port(&self) -> u16 {
+    /// Whether the client's client came over TLS, by what can be believed of it.
+    pub(crate) fn forwarded_https(&self, headers: &HeaderMap) -> bool {
+        let said = || headers.get(X_FORWARDED_PROTO).map(HeaderValue::as_bytes);
+        match self.trusted.then(said).flatten() {
+            Some(proto) => proto.eq_ignore_ascii_case(b"https"),
+            None => self.is_https(),
+        }
+    }
+
+    /// Whether a request is recorded is decided here, whatever its client says of its trace.
+    pub(crate) fn decides_traces(&self) -> bool {
+        self.edge.as_ref().is_some_and(|edge| !edge.clients.trust_trace)
+    }
+
+    /// Who asks: the client itself, or whom it names if it is a trusted proxy.
+    pub(crate) fn client(&self, headers: &HeaderMap) -> SocketAddr {
+        let Some(edge) = self.edge.as_ref().filter(|_| self.trusted) else { return self.peer };
+        let lines: Vec<&str> =
+            headers.get_all(X_FORWARDED_FOR).iter().map(|line| line.to_str().unwrap_or_default()).collect();
+        // A port is not said there.
+        edge.clients.client_of(lines.into_iter()).map_or(self.peer, |ip| SocketAddr::new(ip, 0))
+    }
+
+    /// Port for redirects: the listener's, or the Service's; behind a trusted proxy, which has a port of its own, what that says.
+    pub(crate) fn port(&self, headers: &HeaderMap) -> u16 {
+        if self.trusted && headers.contains_key(X_FORWARDED_PROTO) {
+            let said = headers.get(X_FORWARDED_PORT).and_then(|port| port.to_str().ok()?.parse().ok());
+            return said.unwrap_or(if self.forwarded_https(headers) { 443 } else { 80 });
+        }
         match &self.entrance {
             Entrance::Mesh { frontend } => frontend.port(),
             Entrance::Gateway(gateway) => gateway.port,

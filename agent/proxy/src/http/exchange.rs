@@ -7,6 +7,7 @@ use super::{
     filters,
     io::MaybeTls,
     pool::{H1Conn, Key, Stream},
+    streams::Activity,
 };
 use crate::{
     dial::{Dial, UpstreamInfo},
@@ -18,7 +19,7 @@ use bytes::Bytes;
 use futures_util::future::Either;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, request::Parts};
 use hyper::{body::Incoming, client::conn::TrySendError, upgrade::OnUpgrade};
-use std::{pin::Pin, rc::Rc, sync::Arc, time::Instant};
+use std::{net::SocketAddr, pin::Pin, rc::Rc, sync::Arc, time::Instant};
 use tokio::{sync::oneshot, time::Sleep};
 use weft_core::{
     balance::Answer,
@@ -86,6 +87,10 @@ impl<Io> Lease<Io> {
 pub(crate) struct Exchange<D: Dial> {
     pub(crate) conn: Rc<Conn<D>>,
     pub(crate) started: Instant,
+    /// The stream of a Gateway's HTTP/2 client.
+    pub(crate) activity: Option<Rc<Activity>>,
+    /// Who asks: the client, or whom a trusted proxy names.
+    pub(crate) client: SocketAddr,
     pub(crate) trace: TraceContext,
     /// What the client asked, for telemetry, when somebody wants it.
     head: Option<RequestHead>,
@@ -163,14 +168,22 @@ impl<D: Dial> Exchange<D> {
     /// Begins when the head has been read.
     pub(crate) fn begin(conn: &Rc<Conn<D>>, parts: &Parts) -> Box<Self> {
         let telemetry = &conn.http.telemetry;
-        let trace = telemetry.start(&parts.headers);
-        let head = telemetry.wants_head(&trace).then(|| RequestHead::of(parts, conn.is_https()));
+        let trace = telemetry.start(&parts.headers, conn.decides_traces());
+        let head = telemetry
+            .wants_head(&trace)
+            .then(|| RequestHead::of(parts, conn.forwarded_https(&parts.headers)));
         let span = telemetry.server_span(&trace, &conn.source.workload);
         conn.active.set(conn.active.get() + 1);
         conn.begun.set(conn.begun.get() + 1);
         let started = Instant::now();
+        let activity = conn.streams.current();
+        if let (Some(activity), true) = (&activity, is_grpc(&parts.headers)) {
+            activity.exempt();
+        }
         Box::new(Self {
             started,
+            activity,
+            client: conn.client(&parts.headers),
             trace,
             head,
             span,
@@ -287,7 +300,7 @@ impl<D: Dial> Exchange<D> {
             response_bytes: self.response_bytes,
             duration: self.started.elapsed(),
             tries: self.tries,
-            ..RequestRecord::new(self.conn.direction(), &self.trace, self.conn.peer)
+            ..RequestRecord::new(self.conn.direction(), &self.trace, self.client)
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What happens to heads on their way: filters in the documented order ([`weft_core::filter`]), hop-by-hop headers,
 //! `X-Forwarded-*`. `Via` and `Server` are not added; `Host` stays as the client sent it.
 
-use super::{conn::Conn, exchange::Exchange, route};
+use super::{conn::Conn, exchange::Exchange, respond::REASON_HEADER, route};
 use crate::{dial::Dial, error::Reason};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version,
@@ -20,9 +20,10 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 /// Belongs to an upgrade to `h2c` (RFC 7540 §3.2.1), which is never passed on.
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(crate) const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// Whether the client asks for another protocol (RFC 9110 §7.8) that we pass on. Asking for HTTP itself is not: behind
 /// the 101, HTTP/2 would run past routes, filters and logs. A server may ignore it (§7.8), and RFC 9113 §3.1 has dropped
@@ -152,11 +153,11 @@ fn redirected<D: Dial>(
     parts: &Parts,
 ) -> Response<()> {
     let input = filter::RedirectInput {
-        scheme: if conn.is_https() { "https" } else { "http" },
+        scheme: if conn.forwarded_https(&parts.headers) { "https" } else { "http" },
         authority: route::authority(parts).unwrap_or_default(),
         path_and_query: parts.uri.path_and_query().map_or("/", PathAndQuery::as_str),
         matched_prefix: prefix,
-        listener_port: conn.port(),
+        listener_port: conn.port(&parts.headers),
     };
     let (status, location) = filter::redirect(redirect, &input);
     let mut response = Response::new(());
@@ -180,15 +181,39 @@ pub(crate) fn after<D: Dial>(exchange: &Exchange<D>, headers: &mut HeaderMap) {
     }
 }
 
-/// Tells a Gateway's backend who asked: `X-Forwarded-For` is appended to, `-Proto` and `-Host` are set, since a client
-/// could claim anything; `Forwarded` (RFC 7239) is appended to where it is used. In the mesh nothing is touched.
+/// What only a mesh or an agent may say: outside a Gateway nobody does.
+const ONLY_INSIDE: [HeaderName; 1] = [HeaderName::from_static("l5d-client-id")];
+/// The client's certificate, as a proxy saw it.
+const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+
+/// Removes from a message of somebody outside what only we, or a mesh, or a trusted proxy may say.
+pub(crate) fn distrust(headers: &mut HeaderMap, trusted: bool) {
+    for name in &ONLY_INSIDE {
+        headers.remove(name);
+    }
+    if !trusted {
+        headers.remove(X_FORWARDED_CLIENT_CERT);
+    }
+    let is_ours = |name: &&HeaderName| name.as_str().starts_with("x-weft-");
+    while let Some(name) = headers.keys().find(is_ours).cloned() {
+        headers.remove(name);
+    }
+}
+
+/// Tells a Gateway's backend who asked: `X-Forwarded-For` is appended to, and so is `Forwarded` (RFC 7239) where it is used.
+/// `X-Forwarded-Proto` and `-Host` are set, since a client could claim anything, unless a trusted proxy has said them. In the
+/// mesh nothing is touched.
 pub(crate) fn forwarded<D: Dial>(conn: &Conn<D>, parts: &mut Parts) {
     let Some(client) = &conn.forwarded_for else { return };
+    distrust(&mut parts.headers, conn.trusted);
     let scheme = if conn.is_https() { "https" } else { "http" };
     let host = route::authority(parts).and_then(|h| HeaderValue::from_str(h).ok());
     let headers = &mut parts.headers;
+    let said = |headers: &HeaderMap, name| conn.trusted && headers.contains_key(name);
     append(headers, X_FORWARDED_FOR, client);
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    if !said(headers, X_FORWARDED_PROTO) {
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    }
     if headers.contains_key(FORWARDED) {
         let ip = conn.peer.ip().to_canonical();
         let node = if ip.is_ipv6() { format!("\"[{ip}]\"") } else { ip.to_string() };
@@ -196,7 +221,9 @@ pub(crate) fn forwarded<D: Dial>(conn: &Conn<D>, parts: &mut Parts) {
             append(headers, FORWARDED, &element);
         }
     }
-    if let Some(host) = host {
+    if let Some(host) = host
+        && !said(headers, X_FORWARDED_HOST)
+    {
         headers.insert(X_FORWARDED_HOST, host);
     }
 }
@@ -297,6 +324,8 @@ fn join_cookies(headers: &mut HeaderMap) {
 
 /// Shapes an upstream's answer for the client.
 pub(crate) fn answer(status: StatusCode, headers: &mut HeaderMap) {
+    // Only an answer that an agent made has a reason of ours.
+    headers.remove(REASON_HEADER);
     if status == StatusCode::SWITCHING_PROTOCOLS {
         let protocol = headers.get(UPGRADE).cloned();
         strip_hop_by_hop(headers);

@@ -93,6 +93,7 @@ async fn forward<D: Dial>(
     exchange.upload = upload;
     if let Some(upload) = &exchange.upload {
         upload.filter_trailers(plan.trailers.take());
+        upload.tell(exchange.activity.clone());
     }
     parts.extensions.clear();
     let memory = match (retry_policy(&exchange), plan.way.protocol) {
@@ -285,7 +286,7 @@ fn choose<D: Dial>(
     let http = &exchange.conn.http;
     let config = http.shared.config.load();
     let set = config.endpoints.get(&backend.key)?;
-    let (share, client) = (exchange.conn.share.key(), exchange.conn.peer.ip());
+    let (share, client) = (exchange.conn.share.key(), exchange.client.ip());
     let choice = Choice { backend, set, share, client, tried };
     let (index, in_flight) = http.loads.choose(&choice, now, http.draw())?;
     let endpoint = set.ready.get(index)?.clone();
@@ -383,7 +384,7 @@ fn may_turn<D: Dial>(
     let config = http.shared.config.load();
     has_tries(retry_policy(exchange), exchange.counted())
         && config.endpoints.get(&backend.key).is_some_and(|set| {
-            let (share, client) = (exchange.conn.share.key(), exchange.conn.peer.ip());
+            let (share, client) = (exchange.conn.share.key(), exchange.client.ip());
             let choice = Choice { backend, set, share, client, tried };
             http.loads.has_other(&choice, at, Instant::now())
         })

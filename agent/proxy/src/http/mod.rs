@@ -25,6 +25,7 @@ mod reply;
 mod respond;
 mod route;
 mod serve;
+mod streams;
 mod upgrade;
 
 pub use conn::{DownstreamTls, Entrance, GatewayEntrance, HttpConn};

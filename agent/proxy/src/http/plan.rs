@@ -59,6 +59,10 @@ pub(crate) fn plan<D: Dial>(exchange: &mut Exchange<D>, parts: &mut Parts) -> Re
     if parts.method == Method::CONNECT {
         return Err(error(Reason::BadRequest, "CONNECT"));
     }
+    if conn.flooded.get() {
+        // Until the connection has ended, its streams cost nobody anything.
+        return Err(error(Reason::Limit, "most streams of this connection were reset at once"));
+    }
     message::check(parts).map_err(|why| refused(&conn, why))?;
     if at_gateway {
         message::check_authority(parts).map_err(|why| refused(&conn, why))?;
@@ -97,7 +101,8 @@ pub(crate) fn plan<D: Dial>(exchange: &mut Exchange<D>, parts: &mut Parts) -> Re
                 Applied::To(target) => {
                     mirrors = copies(&conn, rule, target);
                     let of = |filters: &FilterChain| filters.request_headers.clone();
-                    trailers = Some(TrailerRules([of(&rule.filters), of(&target.filters)]));
+                    let filters = [of(&rule.filters), of(&target.filters)];
+                    trailers = Some(TrailerRules { filters, distrusted: at_gateway && !conn.trusted });
                     (Arc::clone(target.target.as_ref().map_err(|e| invalid(*e))?), rule.timeouts)
                 }
             }

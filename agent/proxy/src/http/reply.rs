@@ -65,6 +65,9 @@ impl<D: Dial> ResponseBody<D> {
 
     fn note(&mut self, frame: &Frame<Bytes>) {
         let Some(exchange) = &mut self.exchange else { return };
+        if let Some(activity) = &exchange.activity {
+            activity.moved();
+        }
         if let Some(data) = frame.data_ref() {
             exchange.response_bytes += data.len() as u64;
         } else if let Some(trailers) = frame.trailers_ref() {

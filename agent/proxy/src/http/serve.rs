@@ -4,6 +4,7 @@ use super::{
     conn::{Conn, Entrance, HttpConn},
     forward::handle,
     io::{Client, Prefixed, Watched},
+    streams::Streams,
     upgrade,
 };
 use crate::{context::Limits, dial::Dial, drain::Drain};
@@ -77,8 +78,9 @@ where
     let limit = Duration::from_millis(conn.http.shared.limits.handshake_timeout_ms);
     match version {
         Some(HttpVersion::Http1) => serve_http1(io, conn).await,
-        Some(HttpVersion::Http2) => serve_http2(io, conn).await,
-        None => {
+        // Captured, its first bytes have been seen. At a Gateway ALPN has promised them.
+        Some(HttpVersion::Http2) if conn.edge.is_none() => serve_http2(io, conn).await,
+        version => {
             let drain = conn.share.drain().clone();
             // A pod may open connections that it will need later, and would not notice a server that waits. Gateways are
             // open to anybody.
@@ -89,6 +91,7 @@ where
                 () = drain.lingered() => return,
             };
             match first {
+                Ok((HttpVersion::Http1, _)) if version.is_some() => {}
                 Ok((HttpVersion::Http1, read)) => serve_http1(Prefixed::new(read, io), conn).await,
                 Ok((HttpVersion::Http2, read)) => serve_http2(Prefixed::new(read, io), conn).await,
                 // Closed or silent before the first request: there is nobody to tell.
@@ -200,7 +203,7 @@ where
         })
     };
     let limits: &Limits = &conn.http.shared.limits;
-    let http = http2::Builder::new(conn.share.executor())
+    let http = http2::Builder::new(Streams::new(&conn))
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -290,6 +293,9 @@ struct Ending {
     partial: bool,
     /// How long a client that has ended its side has taken nothing, and its writes at the last tick.
     deaf: (Duration, u64),
+    /// How long nothing was read or written under HTTP/1.1 although an answer is due, and the sum of both at the last tick.
+    quiet: Duration,
+    moved: u64,
 }
 
 impl Ending {
@@ -306,6 +312,8 @@ impl Ending {
             http1,
             partial: false,
             deaf: (Duration::ZERO, 0),
+            quiet: Duration::ZERO,
+            moved: 0,
         }
     }
 
@@ -375,7 +383,7 @@ impl Ending {
         self.begun = begun;
         if busy {
             (self.idle, self.partial) = (Duration::ZERO, false);
-            return self.is_deaf(conn).then_some(End::Now);
+            return (self.is_deaf(conn) || self.is_quiet(conn)).then_some(End::Now);
         }
         self.idle += self.tick;
         let partial = self.http1 && (begun == 0 || conn.reads.get() > conn.reads_done.get());
@@ -384,6 +392,19 @@ impl Ending {
         }
         self.partial = partial;
         (self.idle >= IDLE_MAX).then_some(End::Soon)
+    }
+
+    /// At a Gateway: ends the streams of HTTP/2 that carry nothing; whether that is so of an HTTP/1.1 connection's exchange.
+    fn is_quiet<D: Dial>(&mut self, conn: &Conn<D>) -> bool {
+        let Some(limit) = conn.edge.as_ref().and_then(|edge| edge.stream_idle) else { return false };
+        if !self.http1 {
+            conn.streams.end_quiet(self.tick, limit);
+            return false;
+        }
+        let moved = conn.reads.get() + conn.writes.get();
+        self.quiet = if moved == self.moved { self.quiet + self.tick } else { Duration::ZERO };
+        self.moved = moved;
+        self.quiet >= limit
     }
 
     /// Whether the client has ended its side, and has taken nothing for too long.

@@ -104,6 +104,8 @@ pub struct Sampler {
     parent_based: bool,
     /// Recorded when the low 56 bits of the trace id are below this, so that all agents agree.
     threshold: u64,
+    /// Neither a flag nor a trace id from outside decides: whoever chooses the id would choose the decision.
+    at_edge: bool,
 }
 
 impl Sampler {
@@ -112,7 +114,13 @@ impl Sampler {
     pub fn new(ratio: f64, parent_based: bool) -> Self {
         let share = if ratio.is_nan() { 0.0 } else { ratio.clamp(0.0, 1.0) };
         // Exact for 0 and 1; between, a float has bits enough for a share. The cast saturates.
-        Self { parent_based, threshold: (share * (1_u64 << 56) as f64) as u64 }
+        Self { parent_based, threshold: (share * (1_u64 << 56) as f64) as u64, at_edge: false }
+    }
+
+    /// The same for requests from outside, of which nobody is to be believed.
+    #[must_use]
+    pub const fn at_edge(self) -> Self {
+        Self { at_edge: true, ..self }
     }
 
     fn by_ratio(self, id: TraceId) -> bool {
@@ -176,7 +184,11 @@ impl TraceContext {
         let trace_id = incoming.as_ref().map_or(TraceId::new(draw.trace), |i| i.trace_id);
         // A lone `b3: 0` denies without naming a trace.
         let flag = incoming.as_ref().map_or_else(|| b3_denied(headers).then_some(false), |i| i.sampled);
-        let sampled = sampler.is_some_and(|s| s.decide(trace_id, flag));
+        let at_edge = sampler.is_some_and(|s| s.at_edge);
+        let sampled = match sampler {
+            Some(s) if at_edge => s.by_ratio(TraceId::new(draw.trace)),
+            sampler => sampler.is_some_and(|s| s.decide(trace_id, flag)),
+        };
         let parent = incoming.as_ref().map(|i| i.span_id);
         Self {
             trace_id,
@@ -185,7 +197,7 @@ impl TraceContext {
             sampled,
             state: if sampled && incoming.as_ref().is_some_and(|i| i.w3c) { state(headers) } else { None },
             random: incoming.as_ref().map_or(0, |i| i.random),
-            carry: carry(sampler.is_some(), sampled, incoming.as_ref()),
+            carry: carry(sampler.is_some(), sampled || at_edge, incoming.as_ref()),
         }
     }
 
@@ -254,12 +266,13 @@ impl TraceContext {
     }
 }
 
-const fn carry(on: bool, sampled: bool, incoming: Option<&Incoming>) -> Carry {
+/// `decided`: the decision is ours, and those behind us must see it.
+const fn carry(on: bool, decided: bool, incoming: Option<&Incoming>) -> Carry {
     match incoming {
         _ if !on => Carry::Keep,
         None => Carry::Restart,
         // Not recorded here: the caller stays the parent of what is behind us, byte for byte.
-        Some(i) if i.w3c && !sampled => Carry::Keep,
+        Some(i) if i.w3c && !decided => Carry::Keep,
         Some(i) if i.w3c => Carry::Write,
         Some(_) => Carry::Restart,
     }

@@ -68,10 +68,11 @@ impl WorkerTelemetry {
 
     /// The trace that a request belongs to, and whether it is recorded. `headers` as received.
     #[must_use]
-    pub fn start(&self, headers: &HeaderMap) -> TraceContext {
+    pub fn start(&self, headers: &HeaderMap, at_edge: bool) -> TraceContext {
         let (high, low) = (self.random.next(), self.random.next());
         let draw = Draw { trace: u128::from(high) << 64 | u128::from(low), span: self.random.next() };
-        TraceContext::start(headers, draw, self.sampler)
+        let sampler = if at_edge { self.sampler.map(Sampler::at_edge) } else { self.sampler };
+        TraceContext::start(headers, draw, sampler)
     }
 
     /// Whether the record of this request needs its head: it is recorded or logged.

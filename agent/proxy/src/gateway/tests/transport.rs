@@ -10,7 +10,7 @@ use tokio::{
 use weft_core::{
     budget,
     config::{FailReason, PortConfig, Transport},
-    model::RouteKind,
+    model::{ClientRules, GatewayParameters, ProxyProtocol, RouteKind},
 };
 
 /// Whose name the application said; `None` for a reset.
@@ -191,5 +191,45 @@ async fn five_thousand_udp_sources_a_second_silence_nobody() {
     let reached = bed.shared.budgets.list(None, std::time::Instant::now());
     for budget in [&budget::UDP_SESSIONS_OF_NETWORK, &budget::UDP_SESSIONS] {
         assert!(reached.iter().any(|r| r.budget == budget), "{}: {reached:?}", budget.name);
+    }
+}
+
+/// B8: a load balancer in front of us says for whom it speaks; nobody else may, and it must.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_in_front_introduces_its_clients() {
+    for (n, (trusted, header, served)) in [
+        ("127.0.0.0/8", &b"PROXY TCP4 192.0.2.9 198.51.100.1 4711 5000\r\n"[..], true),
+        ("127.0.0.0/8", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0", true),
+        ("127.0.0.0/8", b"", false),
+        ("127.0.0.0/8", b"PROXY TCP4 nobody\r\n", false),
+        ("192.0.2.0/24", b"PROXY TCP4 192.0.2.9 198.51.100.1 4711 5000\r\n", false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut bed = Bed::new(&format!("127.22.8.{}", n + 1));
+        let app = tcp_app("one").await;
+        let app = bed.service("one", Transport::Tcp, &[app]);
+        let rule = l4_rule(RouteKind::Tcp, [(1, Ok(app))]);
+        bed.gateway("a", [(tcp(5000), PortConfig::Tcp(Some(rule)))]);
+        let clients = ClientRules {
+            proxy_protocol: ProxyProtocol::Required,
+            trusted: vec![trusted.parse().unwrap()],
+            trust_trace: false,
+        };
+        for gateway in std::sync::Arc::make_mut(&mut bed.config.gateways).values_mut() {
+            let parameters = GatewayParameters { clients: clients.clone(), ..GatewayParameters::default() };
+            std::sync::Arc::make_mut(gateway).parameters = parameters.into();
+        }
+        bed.apply_well().await;
+        let answer =
+            async { exchange(TcpStream::connect(bed.at(5000)).await?, &[header, b"!!!"].concat()).await };
+        let answer = answer.await.ok().filter(|answer| !answer.is_empty());
+        assert_eq!(
+            answer.as_deref(),
+            served.then_some("one!!!"),
+            "{trusted} {}",
+            String::from_utf8_lossy(header)
+        );
     }
 }

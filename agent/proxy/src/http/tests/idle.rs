@@ -212,6 +212,40 @@ fn no_silence_of_an_exchange_is_too_long() {
 }
 
 /// A stream as gRPC has them, with a day between two messages.
+/// C14: at a Gateway what carries nothing ends after `streamIdleTimeout`, each stream by itself; a call of gRPC is held by PING.
+#[test]
+fn a_gateway_ends_what_carries_nothing() {
+    run_paused(async {
+        let quiet = Quiet::gateway();
+        let half = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nhalf";
+        check("half a body", lives(quiet.connect(at_gateway()), half).await, 300, 320);
+        let bed = Rc::clone(&quiet.bed);
+        let _served = quiet.serve(a_day_later);
+        check("no answer", lives(connect(&bed, at_gateway()), REQUEST).await, 300, 320);
+        let mut client = h2_over(connect(&bed, at_gateway())).await;
+        let call = Request::post("http://a/s/m").header("content-type", "application/grpc");
+        let mut other = client.clone();
+        let call = tokio::task::spawn_local(other.send_request(call.body(body("")).unwrap()));
+        let begin = Instant::now();
+        let error = client.send_request(ask()).await.expect_err("the stream is reset");
+        check("a stream", begin.elapsed(), 300, 320);
+        assert!(!client.is_closed(), "the connection serves on: {error}");
+        sleep(Duration::from_secs(3600)).await;
+        assert!(!call.is_finished(), "a call of gRPC may be quiet");
+    });
+}
+
+/// C14: ALPN has promised HTTP/2, and nothing comes.
+#[test]
+fn a_preface_that_does_not_come_ends_the_connection() {
+    run_paused(async {
+        let quiet = Quiet::gateway();
+        let (client, server) = duplex(1 << 16);
+        quiet.bed.serve(server, peer(), at_gateway(), Some(crate::http::HttpVersion::Http2));
+        check("no preface", lives(client, b"").await, 10, 10);
+    });
+}
+
 /// To TCP, who has given up is one who only sends nothing more.
 #[test]
 fn a_client_that_has_ended_its_side_and_takes_nothing_is_let_go_after_a_minute() {

@@ -14,7 +14,7 @@ use tokio::{
 };
 use weft_core::{
     config::{AppProtocol, MirrorTarget},
-    model::{GatewayParameters, HeaderMatch, HeaderModifier, Match, ValueMatch},
+    model::{ClientRules, GatewayParameters, HeaderMatch, HeaderModifier, Match, ValueMatch},
 };
 
 /// An upstream that answers everything.
@@ -378,6 +378,124 @@ fn a_connection_line_removes_what_it_names_whatever_else_is_in_it() {
             let request = b"GET / HTTP/1.1\r\nhost: a\r\nx-gone: 1\r\nconnection: \xff, x-gone\r\n\r\n";
             assert_eq!(parse(&and_fin(addr, request).await).0, 200);
             assert_eq!(app.last().header("x-gone"), None);
+        }
+    });
+}
+
+fn trusting(trusted: &[&str]) -> GatewayParameters {
+    let trusted = trusted.iter().map(|net| net.parse().unwrap()).collect();
+    GatewayParameters {
+        clients: ClientRules { trusted, ..ClientRules::default() },
+        ..GatewayParameters::default()
+    }
+}
+
+/// B7, B8: what somebody outside may say of himself, and what a proxy in front of us may say of others.
+#[test]
+fn a_gateway_believes_trusted_proxies_only() {
+    run(async {
+        // The client's lines, whether it is trusted, and what the backend gets.
+        type Fields = &'static [(&'static str, Option<&'static str>)];
+        let cases: &[(&str, bool, Fields)] = &[
+            (
+                "x-forwarded-client-cert: Hash=1\r\nl5d-client-id: me\r\nx-weft-reason: x\r\nx-weft-other: y\r\nx-mine: 1\r\n",
+                false,
+                &[
+                    ("x-forwarded-client-cert", None),
+                    ("l5d-client-id", None),
+                    ("x-weft-reason", None),
+                    ("x-weft-other", None),
+                    ("x-mine", Some("1")),
+                ],
+            ),
+            (
+                "x-forwarded-client-cert: Hash=1\r\nl5d-client-id: me\r\n",
+                true,
+                &[("x-forwarded-client-cert", Some("Hash=1")), ("l5d-client-id", None)],
+            ),
+            (
+                "x-forwarded-for: 192.0.2.1\r\nx-forwarded-proto: https\r\nx-forwarded-host: b\r\n",
+                false,
+                &[
+                    ("x-forwarded-for", Some("192.0.2.1, 127.0.0.1")),
+                    ("x-forwarded-proto", Some("http")),
+                    ("x-forwarded-host", Some("a")),
+                ],
+            ),
+            (
+                "x-forwarded-for: 192.0.2.1\r\nx-forwarded-proto: https\r\nx-forwarded-host: b\r\n",
+                true,
+                &[
+                    ("x-forwarded-for", Some("192.0.2.1, 127.0.0.1")),
+                    ("x-forwarded-proto", Some("https")),
+                    ("x-forwarded-host", Some("b")),
+                ],
+            ),
+            ("", true, &[("x-forwarded-proto", Some("http")), ("x-forwarded-host", Some("a"))]),
+        ];
+        let app = App::named("app").await;
+        for (lines, trusted, wanted) in cases {
+            let mut world = World::default();
+            let only = world.service(backend("app", AppProtocol::Http), &[app.addr]);
+            let config = world.gateway(vec![(None, vec![(prefix("/"), rule(to(&only)))])]);
+            let proxies: &[&str] = if *trusted { &["127.0.0.0/8"] } else { &["192.0.2.0/24"] };
+            let gateway = Bed::new(with_parameters(config, trusting(proxies))).gateway().await;
+            let request = format!("GET / HTTP/1.1\r\nhost: a\r\n{lines}connection: close\r\n\r\n");
+            assert_eq!(parse(&raw(gateway, &request).await).0, 200);
+            for (name, value) in *wanted {
+                assert_eq!(app.last().header(name), *value, "{lines} {name}");
+            }
+        }
+    });
+}
+
+/// B8: a redirect behind a load balancer that ends TLS leads to where the client is.
+#[test]
+fn a_redirect_behind_a_trusted_proxy_keeps_the_clients_scheme() {
+    run(async {
+        for (trusted, wanted) in [(true, "location: https://b/"), (false, "location: http://b:8080/")] {
+            let mut world = World::default();
+            let only = world.service(backend("app", AppProtocol::Http), &[]);
+            let redirect = weft_core::model::Redirect {
+                scheme: None,
+                hostname: Some(weft_core::model::Hostname::parse("b").unwrap()),
+                path: None,
+                port: None,
+                status: http::StatusCode::FOUND,
+            };
+            let _ = only;
+            let to_b = rule(weft_core::config::Action::Redirect(Box::new(redirect)));
+            let config = world.gateway(vec![(None, vec![(prefix("/"), to_b)])]);
+            let proxies: &[&str] = if trusted { &["127.0.0.0/8"] } else { &[] };
+            let gateway = Bed::new(with_parameters(config, trusting(proxies))).gateway().await;
+            let request =
+                "GET / HTTP/1.1\r\nhost: a\r\nx-forwarded-proto: https\r\nconnection: close\r\n\r\n";
+            let answer = raw(gateway, request).await.to_ascii_lowercase();
+            assert!(answer.lines().any(|line| line.starts_with(wanted)), "{trusted}: {answer}");
+        }
+    });
+}
+
+/// B7: a word of ours is only ours.
+#[test]
+fn a_backends_own_reason_does_not_reach_the_client() {
+    run(async {
+        let app = App::start(|_, _| {
+            Box::pin(async {
+                let mut reply = text(503, "mine");
+                reply.headers_mut().insert("x-weft-reason", http::HeaderValue::from_static("no_endpoint"));
+                reply
+            })
+        })
+        .await;
+        for (place, bed, entrance) in both(&app, AppProtocol::Http) {
+            let answer = raw(
+                bed.listen(entrance, None).await,
+                "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
+            )
+            .await;
+            assert_eq!(parse(&answer), (503, "mine".into()), "{place}");
+            assert!(!answer.contains("x-weft-reason"), "{place}: {answer}");
         }
     });
 }

@@ -177,6 +177,30 @@ fn a_try_is_a_child() {
     assert_eq!(child.traceparent(), "00-000000000000000000000000000000aa-00000000000000cc-01");
 }
 
+/// B7: neither the flag nor the trace id of somebody outside decides; those behind us see what was decided.
+#[test]
+fn a_client_outside_does_not_decide_what_is_recorded() {
+    let zero = "00000000000000010000000000000000";
+    let (never, always) = (Sampler::new(0.0, true).at_edge(), Sampler::new(1.0, true).at_edge());
+    for id in [T, zero] {
+        let said = format!("00-{id}-{P}-01");
+        let (context, got) = upstream(&[("traceparent", &said)], Some(never));
+        assert!(!context.sampled);
+        assert_eq!(got, [format!("traceparent: 00-{id}-{P}-00")]);
+        // By the id alone, this ratio would record the one with zeros at its end.
+        let rarely = Sampler::new(1e-10, true).at_edge();
+        let draw = Draw { trace: u128::MAX, span: 1 };
+        assert!(
+            !TraceContext::start(&headers(&[("traceparent", &said)]), draw, Some(rarely)).sampled,
+            "{id}"
+        );
+    }
+    let denied = format!("00-{T}-{P}-00");
+    assert!(upstream(&[("traceparent", &denied)], Some(always)).0.sampled);
+    // Without tracing of ours everything passes untouched.
+    assert_eq!(upstream(&[("traceparent", &denied)], None).1, [format!("traceparent: {denied}")]);
+}
+
 proptest! {
     #[test]
     fn hostile_headers_never_hurt(

@@ -23,7 +23,7 @@ async fn lines(success_ratio: f64, code: u16, reason: Option<Reason>) -> usize {
     let config = AccessLogConfig { success_ratio, ..AccessLogConfig::default() };
     let worker = worker(None, Some((writer.sink(), config)));
     let exchange = Exchange::new();
-    let trace = worker.start(&HeaderMap::new());
+    let trace = worker.start(&HeaderMap::new(), false);
     for _ in 0..400 {
         let record = RequestRecord { trace: &trace, code, reason, ..exchange.record() };
         worker.finish(&record, RequestSpan::None);
@@ -46,10 +46,10 @@ async fn successes_are_thinned_out_failures_never() {
 #[test]
 fn what_nobody_wants_is_not_kept() {
     let off = worker(None, None);
-    let trace = off.start(&HeaderMap::new());
+    let trace = off.start(&HeaderMap::new(), false);
     assert!(!off.wants_head(&trace) && !off.logs());
     let recording = worker(Some(Sampler::new(1.0, true)), None);
-    assert!(recording.wants_head(&recording.start(&HeaderMap::new())));
+    assert!(recording.wants_head(&recording.start(&HeaderMap::new(), false)));
     off.connection(&ConnectionRecord::new(Direction::Inbound, "tcp", peer()));
 }
 
@@ -80,8 +80,10 @@ fn guards_count_both_ends() {
 #[test]
 fn ids_differ_between_requests_and_workers() {
     let workers = [worker(None, None), worker(None, None)];
-    let mut ids: Vec<u128> =
-        workers.iter().flat_map(|w| (0..1000).map(|_| w.start(&HeaderMap::new()).trace_id.get())).collect();
+    let mut ids: Vec<u128> = workers
+        .iter()
+        .flat_map(|w| (0..1000).map(|_| w.start(&HeaderMap::new(), false).trace_id.get()))
+        .collect();
     ids.sort_unstable();
     ids.dedup();
     assert_eq!(ids.len(), 2000);
