@@ -7,6 +7,7 @@ use crate::{
     tracked,
     yaml::{self, Marks},
 };
+use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 use serde_json::Value;
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
@@ -26,6 +27,13 @@ pub struct AgentConfig {
     /// `mtls`: what enrolled pods accept from outside the mesh unless their label says otherwise; `permissive` by
     /// default. Anything that is no mode counts as strict, and so does a setting whose name means this one.
     pub mtls: MtlsMode,
+    /// `strictUdp`: `pass` (the default) or `drop`: whether strict pods take datagrams that they have not asked for. UDP is not
+    /// encrypted in the mesh.
+    pub drop_strict_udp: bool,
+    /// `podCidrs`: the networks that pods have their addresses from, for clusters whose nodes have no `spec.podCIDRs`. An
+    /// unknown address in them is waited for and then refused, since it may be a pod's that must not be spoken to in
+    /// clear. Empty (the default): what nodes say, and what is learned from addresses that agents have read in pods.
+    pub pod_cidrs: Vec<IpNet>,
     /// `tracing`.
     pub tracing: TracingConfig,
     /// `accessLog.output`.
@@ -86,6 +94,8 @@ impl Default for AgentConfig {
             gateway_addresses: BTreeMap::new(),
             trust_domain: DEFAULT_TRUST_DOMAIN.into(),
             mtls: MtlsMode::default(),
+            drop_strict_udp: false,
+            pod_cidrs: Vec::new(),
             tracing: TracingConfig::default(),
             access_log: AccessLog::default(),
             limits: Limits::default(),
@@ -124,6 +134,9 @@ struct Written {
     gateway_addresses: BTreeMap<String, Value>,
     trust_domain: Option<String>,
     mtls: Option<String>,
+    strict_udp: Option<String>,
+    #[serde(default)]
+    pod_cidrs: Vec<String>,
     #[serde(default)]
     tracing: TracingConfig,
     #[serde(default)]
@@ -184,6 +197,8 @@ impl AgentConfig {
             ("trustDomain", _) => self.trust_domain = from.trust_domain.clone(),
             // The strictest meaning, not the last good one: somebody meant to protect something.
             ("mtls", _) => self.mtls = MtlsMode::Strict,
+            ("strictUdp", _) => self.drop_strict_udp = true,
+            ("podCidrs", _) => self.pod_cidrs.clone_from(&from.pod_cidrs),
             ("tracing", "endpoint") => self.tracing.endpoint.clone_from(&from.tracing.endpoint),
             ("tracing", "samplingRatio") => self.tracing.sampling_ratio = from.tracing.sampling_ratio,
             ("tracing", "attributes") => self.tracing.attributes.clone_from(&from.tracing.attributes),
@@ -269,6 +284,15 @@ pub(crate) fn read(value: &Value, marks: &Marks, report: &mut Report) -> Option<
             config.trust_domain = domain.into();
         }
     }
+    match written.strict_udp.as_deref() {
+        Some("drop") => config.drop_strict_udp = true,
+        None | Some("pass") => {}
+        Some(other) => refuse("strictUdp", format!("\"{other}\" is neither"), "write pass or drop"),
+    }
+    match pod_cidrs(&written.pod_cidrs) {
+        Ok(cidrs) => config.pod_cidrs = cidrs,
+        Err(reason) => refuse("podCidrs", reason, "write a list such as [\"10.244.0.0/16\"]"),
+    }
     config.access_log = match written.access_log.output.as_deref() {
         None | Some("stdout") => AccessLog::Stdout,
         Some("off") => AccessLog::Off,
@@ -279,10 +303,39 @@ pub(crate) fn read(value: &Value, marks: &Marks, report: &mut Report) -> Option<
     Some(Reading { config, broken, unaddressed })
 }
 
+/// More networks than these are no pods' networks but a list of pods.
+const POD_CIDRS_MAX: usize = 64;
+
+/// Networks as written; a single one that cannot be read makes the list a wrong one, since it would protect less than it
+/// seems to.
+fn pod_cidrs(written: &[String]) -> Result<Vec<IpNet>, String> {
+    if written.len() > POD_CIDRS_MAX {
+        return Err(format!("{} networks are more than {POD_CIDRS_MAX}", written.len()));
+    }
+    let parse = |text: &String| {
+        text.parse::<IpNet>().map(|net| net.trunc()).map_err(|_| format!("\"{text}\" is no CIDR"))
+    };
+    let nets: Vec<IpNet> = written.iter().map(parse).collect::<Result<_, _>>()?;
+    match nets.iter().find(|net| net.prefix_len() == 0) {
+        Some(all) => Err(format!("{all} is every address, and nobody outside the cluster could be reached")),
+        None => Ok(nets),
+    }
+}
+
 /// A field that means `mtls` and is not spelt so, where there is no `mtls`.
 fn misspelt_mtls(value: &Value) -> Option<&str> {
-    const FIELDS: [&str; 8] =
-        ["apiVersion", "kind", "metadata", "gatewayAddresses", "trustDomain", "mtls", "tracing", "limits"];
+    const FIELDS: [&str; 10] = [
+        "apiVersion",
+        "kind",
+        "metadata",
+        "gatewayAddresses",
+        "trustDomain",
+        "mtls",
+        "strictUdp",
+        "podCidrs",
+        "tracing",
+        "limits",
+    ];
     let fields = value.as_object().filter(|fields| !fields.contains_key("mtls"))?;
     let unknown = fields.keys().map(String::as_str).filter(|f| !FIELDS.contains(f) && *f != "accessLog");
     unknown.into_iter().find(|field| closest(field, FIELDS) == Some("mtls"))

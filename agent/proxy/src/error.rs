@@ -58,6 +58,8 @@ pub enum Reason {
     Timeout,
     /// The client sent something that is not HTTP, or too large (400, 431).
     BadRequest,
+    /// The request's transfer coding is not ours to decode (501).
+    UnknownCoding,
     /// The client went away.
     ClientGone,
     /// Host does not belong to the listener of this TLS connection (421).
@@ -91,6 +93,7 @@ impl Reason {
             Self::PeerSilent => "peer_silent",
             Self::Timeout => "timeout",
             Self::BadRequest => "bad_request",
+            Self::UnknownCoding => "unknown_coding",
             Self::ClientGone => "client_gone",
             Self::Misdirected => "misdirected",
             Self::Denied => "denied",
@@ -152,6 +155,7 @@ mod tests {
             PeerSilent,
             Timeout,
             BadRequest,
+            UnknownCoding,
             ClientGone,
             Misdirected,
             Denied,
@@ -165,7 +169,7 @@ mod tests {
             | ConnectTimeout => {}
             PeerIdentity | TunnelRefused | UpstreamReset | UpstreamProtocol | PeerSilent | Timeout
             | BadRequest => {}
-            ClientGone | Misdirected | Denied | Limit | NoCertificate | Draining => {}
+            ClientGone | UnknownCoding | Misdirected | Denied | Limit | NoCertificate | Draining => {}
         };
         let words: BTreeSet<&str> =
             all.into_iter().chain(FailReason::ALL.map(Invalid)).map(Reason::as_str).collect();

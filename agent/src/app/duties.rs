@@ -84,7 +84,7 @@ impl Duties {
             )
             .mending(lives.clone()),
             provisioner: Provisioner::start(client.clone(), ProvisionerOptions::default()),
-            slices: SlicePublisher::start(client, SliceOptions::default()),
+            slices: SlicePublisher::start(client, SliceOptions::default(), Some(events.clone())),
             materials,
             serving,
             expected: BTreeMap::new(),
@@ -372,7 +372,11 @@ mod tests {
     #[test]
     fn budgets_are_told_to_workloads_that_the_agent_serves() {
         let key = |name: &str| ObjectKey::new("shop", name);
-        let capture = |uid: &str| weft_core::model::Capture { uid: uid.into(), tunnel: Default::default() };
+        let capture = |uid: &str| weft_core::model::Capture {
+            uid: uid.into(),
+            tunnel: Default::default(),
+            addresses: Vec::new(),
+        };
         let mut agent = (*report(true, None)).clone();
         agent.captured = Arc::new([(key("cart"), capture("u-1")), (key("anew"), capture("u-2"))].into());
         agent.applied = Arc::new([(key("edge"), AppliedGateway::default())].into());

@@ -38,6 +38,8 @@ pub(super) struct WorldEnrolment {
     patience: RwLock<Option<Duration>>,
     /// What pods accept that no label speaks of.
     default_mode: RwLock<MtlsMode>,
+    /// Whether strict pods take no datagrams from outside.
+    drop_udp: AtomicBool,
     /// The node's own addresses.
     addresses: RwLock<BTreeSet<IpAddr>>,
     changed: watch::Sender<u64>,
@@ -52,6 +54,7 @@ impl WorldEnrolment {
             leaving: AtomicBool::new(false),
             patience: RwLock::new(None),
             default_mode: RwLock::default(),
+            drop_udp: AtomicBool::new(false),
             addresses: RwLock::default(),
             changed: watch::Sender::new(0),
         })
@@ -82,6 +85,13 @@ impl WorldEnrolment {
     pub(super) fn set_default_mode(&self, mode: MtlsMode) {
         let differs = std::mem::replace(&mut *self.default_mode.write(), mode) != mode;
         if differs {
+            self.changed.send_modify(|version| *version += 1);
+        }
+    }
+
+    /// Whether strict pods take no datagrams from outside. To be told before the world in which it is so.
+    pub(super) fn set_drop_udp(&self, drop: bool) {
+        if self.drop_udp.swap(drop, Ordering::AcqRel) != drop {
             self.changed.send_modify(|version| *version += 1);
         }
     }
@@ -202,8 +212,11 @@ impl Enrolment for WorldEnrolment {
         }
         // What is wrong with the namespace's is said once, by `weft check`, and not for each of its pods.
         let theirs = around.map(|n| exclusions(&n.meta.annotations).0).unwrap_or_default();
-        let mut capture = own.within(theirs, self.mtls(pod, around).is_namespaces());
+        let mtls = self.mtls(pod, around);
+        let mut capture = own.within(theirs, mtls.is_namespaces());
         capture.while_away = self.while_away(pod, around);
+        capture.strict = mtls.mode == MtlsMode::Strict;
+        capture.drop_udp = capture.strict && self.drop_udp.load(Ordering::Acquire);
         Decision::Enrolled(capture)
     }
 
@@ -269,6 +282,7 @@ mod tests {
             let pod = Pod {
                 meta: meta("shop", "web", pod_labels, &[("weft.dev/exclude-inbound-ports", "22")]),
                 ips: Vec::new(),
+                proved: Vec::new(),
                 service_account: "default".into(),
                 node: Some("n1".into()),
                 host_network: false,

@@ -222,6 +222,7 @@ mod tests {
         let pod = Pod {
             meta: meta(namespace, name, labels),
             ips: Vec::new(),
+            proved: Vec::new(),
             service_account: "default".into(),
             node: None,
             host_network: false,

@@ -33,6 +33,7 @@ pub(super) fn overlaps(facts: &Facts) -> Vec<String> {
         }
     }
     let settings = Settings {
+        pod_cidrs: Default::default(),
         trust_domain: DEFAULT_TRUST_DOMAIN.into(),
         default_mode: MtlsMode::default(),
         gateway_addresses: BTreeMap::new(),

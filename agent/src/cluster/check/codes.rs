@@ -62,6 +62,8 @@ pub(super) const CODES: &[Code] = &[
     code("WEFT-C055", "A condition of a Gateway, ListenerSet, route or policy is not as it should be", "The condition's message says what to correct"),
     code("WEFT-C056", "A route takes requests that a route of another namespace would get", "Bind hostnames to namespaces by the chart's `hostnamePolicy`"),
     code("WEFT-C057", "You may not list all namespaces, so that only one was looked at", "`-n NAMESPACE` looks at another one; `--context` with more rights at all"),
+    code("WEFT-C060", "A pod claims an address that another pod has proved to have: a kubelet that does not tell the truth, or a pod's end that was not noted", "Look at the node that is named; delete the pod"),
+    code("WEFT-C061", "Nodes have no `spec.podCIDRs`, so that pods' networks are learned, and an unknown address near a pod's is refused", "`podCidrs` of the `AgentConfig`"),
     code("WEFT-C070", "A pod or Gateway has used up a budget on a node, which refuses what is beyond it", "Look at who asks for so much; `docs/budgets.md` lists all budgets, and which setting raises one"),
 ];
 
@@ -76,6 +78,7 @@ mod tests {
             include_str!("../check.rs"),
             include_str!("mesh.rs"),
             include_str!("platform.rs"),
+            include_str!("identity.rs"),
             include_str!("words.rs"),
         ];
         let printed: BTreeSet<&str> =

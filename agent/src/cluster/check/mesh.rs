@@ -44,6 +44,7 @@ pub(super) fn installed(report: &mut Report<'_>) -> bool {
     taints(report);
     pods(report);
     policies(report);
+    identity::addresses(report);
     true
 }
 

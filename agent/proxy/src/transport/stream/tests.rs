@@ -44,7 +44,7 @@ async fn tunnel() -> (Rc<Tunnel>, mpsc::Receiver<Accepted>) {
         }
     });
     let identity = Rc::new(SpiffeId::new("cluster.local", "shop", "b"));
-    let (tunnel, driver) = Tunnel::establish(near, identity, None).await.unwrap();
+    let (tunnel, driver) = Tunnel::establish(near, identity, None, std::future::pending()).await.unwrap();
     tokio::task::spawn_local(driver);
     (tunnel, accepts)
 }
@@ -311,7 +311,7 @@ async fn a_tunnel_whose_other_end_is_no_more_is_given_up() {
         let identity = Rc::new(SpiffeId::new("cluster.local", "shop", "b"));
         // Empty SETTINGS: it speaks HTTP/2, and then no more.
         far.write_all(b"\0\0\0\x04\0\0\0\0\0").await.unwrap();
-        let (tunnel, driver) = Tunnel::establish(near, identity, None).await.unwrap();
+        let (tunnel, driver) = Tunnel::establish(near, identity, None, std::future::pending()).await.unwrap();
         tokio::task::spawn_local(driver);
         // The first look, after 10 s, sees that it spoke; PING at the second; dead 20 s later.
         let lived = lives(&tunnel).await.as_secs();
