@@ -46,10 +46,7 @@ fn a_refused_upstream_is_a_reset_for_the_client() -> Result<()> {
         ensure!(["reset", "refused"].contains(&seen.stdout.trim()), "{host}:{port}: {seen:?}");
     }
     let line = mesh.log_line(0, &["connect", "\"reason\""])?;
-    ensure!(
-        line["reason"].as_str().is_some_and(|r| r == "connect_failed" || r == "tunnel_refused"),
-        "{line}"
-    );
+    ensure!(line["reason"].as_str().is_some_and(|r| r == "connect_failed" || r == "not_listening"), "{line}");
     Ok(())
 }
 

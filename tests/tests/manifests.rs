@@ -83,7 +83,8 @@ fn chart_and_kustomization_install_the_same_objects() -> Result<()> {
     };
     check(".", &[])?;
     check("addons/jaeger", &["jaeger.enabled=true"])?;
-    check("addons/node-taint", &["nodeTaint.remove=true"])
+    check("addons/node-taint", &["nodeTaint.remove=true"])?;
+    check("addons/hostname-policy", &["hostnamePolicy.enabled=true"])
 }
 
 /// What Helm makes and deletes around an action, and never counts among a release's objects.
@@ -175,6 +176,8 @@ fn the_chart_renders_with_every_value_set_and_refuses_what_cannot_be() -> Result
         "resourceQuota.create=true",
         "jaeger.enabled=true",
         "nodeTaint.remove=true",
+        "hostnamePolicy.enabled=true",
+        "hostnamePolicy.action=Warn",
     ])?;
     let config = all["ConfigMap weft-system/weft-config"]["data"]["config.yaml"].as_str().unwrap_or_default();
     ensure!(config.contains("http://otel.test:4317"), "a given endpoint wins over the add-on's: {config}");

@@ -291,7 +291,15 @@ pub enum Action {
 pub enum FailReason {
     /// The rule has no backendRefs (or all have weight 0) and no redirect.
     NoBackend,
-    /// A backendRef cannot be resolved: not found, not permitted, unknown kind.
+    /// A backendRef names a Service that does not exist.
+    BackendNotFound,
+    /// A backendRef names a port that the Service does not have, or none.
+    BackendPortNotFound,
+    /// A backendRef leads into another namespace, and no ReferenceGrant there permits it.
+    BackendNotPermitted,
+    /// TLS to the backend is asked for by a policy or certificate that cannot be used: never in clear then.
+    BackendTls,
+    /// A backendRef cannot be resolved otherwise: an unknown kind, a protocol that the route cannot speak.
     InvalidBackend,
     /// A filter that is not there or not supported: fails closed.
     InvalidFilter,
@@ -300,11 +308,27 @@ pub enum FailReason {
 }
 
 impl FailReason {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::NoBackend,
+        Self::BackendNotFound,
+        Self::BackendPortNotFound,
+        Self::BackendNotPermitted,
+        Self::BackendTls,
+        Self::InvalidBackend,
+        Self::InvalidFilter,
+        Self::InvalidRule,
+    ];
+
     /// The label in logs and metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::NoBackend => "no_backend",
+            Self::BackendNotFound => "backend_not_found",
+            Self::BackendPortNotFound => "backend_port_not_found",
+            Self::BackendNotPermitted => "backend_not_permitted",
+            Self::BackendTls => "backend_tls",
             Self::InvalidBackend => "invalid_backend",
             Self::InvalidFilter => "invalid_filter",
             Self::InvalidRule => "invalid_rule",

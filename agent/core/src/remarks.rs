@@ -9,11 +9,9 @@ use std::collections::BTreeMap;
 
 /// Annotations that leave a pod's inbound traffic alone.
 pub const EXCLUDE_INBOUND: [&str; 2] = ["weft.dev/exclude-inbound-ports", "weft.dev/exclude-inbound-cidrs"];
-/// Label of a namespace: the hostnames that its routes may have, for the admission policy that the manifests offer.
-pub const HOSTNAMES_LABEL: &str = "weft.dev/hostnames";
 
 /// Labels of ours that people write.
-const LABELS: [&str; 3] = [MESH_LABEL, MTLS_LABEL, HOSTNAMES_LABEL];
+const LABELS: [&str; 2] = [MESH_LABEL, MTLS_LABEL];
 /// Annotations of ours that people write.
 const ANNOTATIONS: [&str; 5] = [
     "weft.dev/exclude-inbound-ports",

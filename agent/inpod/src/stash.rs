@@ -4,24 +4,33 @@
 //! not happen between awaits, so a few sockets are made ahead on the namespace thread.
 
 use crate::{
+    kubelet::diag::Diag,
     netns::Netns,
     ns_thread::NetnsThread,
     socket::{Family, marked_client, plain_client},
 };
 use parking_lot::Mutex;
 use std::{
+    collections::BTreeMap,
     io,
+    net::IpAddr,
     os::fd::OwnedFd,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 /// A quiet pod keeps this many sockets of each family that it has used.
 const START: usize = 4;
 /// A busy one up to this many.
 const LIMIT: usize = 64;
+
+/// How long it is taken as known where a pod listens on a port: a dead application may be called very often.
+const KNOWN_FOR: Duration = Duration::from_secs(2);
+/// Ports of a pod that this is remembered of.
+const PORTS_KNOWN_MAX: usize = 16;
 
 /// Makes client sockets: in a pod's namespace, or on the host. Cheap to clone; clones share the stash.
 #[derive(Clone, Debug)]
@@ -40,6 +49,10 @@ struct Stash {
     v4: Shelf,
     v6: Shelf,
     misses: AtomicU64,
+    /// Where the pod listens, by port, and when that was seen.
+    listening: Mutex<BTreeMap<u16, (Instant, Vec<IpAddr>)>>,
+    /// Somebody looks just now.
+    looking: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -61,8 +74,15 @@ impl PodSockets {
     /// first use, since most pods have none.
     #[must_use]
     pub fn pod(netns: Netns, thread: NetnsThread) -> Self {
-        let stash =
-            Arc::new(Stash { netns, thread, v4: Shelf::new(), v6: Shelf::new(), misses: AtomicU64::new(0) });
+        let stash = Arc::new(Stash {
+            netns,
+            thread,
+            v4: Shelf::new(),
+            v6: Shelf::new(),
+            misses: AtomicU64::new(0),
+            listening: Mutex::default(),
+            looking: AtomicBool::new(false),
+        });
         stash.refill(Family::V4);
         Self(Arc::new(Source::Pod(stash)))
     }
@@ -77,6 +97,15 @@ impl PodSockets {
         match &*self.0 {
             Source::Host => plain_client(family),
             Source::Pod(stash) => stash.take(family),
+        }
+    }
+
+    /// On which addresses the pod listens on a port, as its namespace's socket table shows; at most some seconds old. `None`
+    /// on the host, while the namespace thread has too much to do, and while somebody else looks: nobody waits for it long.
+    pub async fn listening(&self, port: u16) -> Option<Vec<IpAddr>> {
+        match &*self.0 {
+            Source::Host => None,
+            Source::Pod(stash) => stash.listening(port).await,
         }
     }
 
@@ -108,6 +137,27 @@ impl Stash {
             Some(socket) => Ok(socket),
             None => self.netns.run(|| marked_client(family)).map_err(io::Error::other)?,
         }
+    }
+
+    async fn listening(&self, port: u16) -> Option<Vec<IpAddr>> {
+        if let Some((seen, known)) = self.listening.lock().get(&port)
+            && seen.elapsed() < KNOWN_FOR
+        {
+            return Some(known.clone());
+        }
+        if self.looking.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        let look = move || Ok::<_, io::Error>(Diag::open()?.listeners(port)?);
+        let found = self.thread.run(self.netns.clone(), look).await;
+        self.looking.store(false, Ordering::Release);
+        let found: Vec<IpAddr> = found.ok()?.ok()?.into_iter().map(|told| told.local.ip()).collect();
+        let mut known = self.listening.lock();
+        known.retain(|_, (seen, _)| seen.elapsed() < KNOWN_FOR);
+        if known.len() < PORTS_KNOWN_MAX {
+            known.insert(port, (Instant::now(), found.clone()));
+        }
+        Some(found)
     }
 
     /// Asks the thread for more, unless it is asked already. A full queue is no harm: the next take asks again.

@@ -10,6 +10,7 @@ use crate::{
     telemetry::Telemetry,
 };
 use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
 use std::{
     io,
     net::{IpAddr, SocketAddr},
@@ -134,6 +135,11 @@ pub trait Sockets: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// When that cannot be known: the connection was made to the listener itself.
     fn original_dst(&self, socket: BorrowedFd<'_>) -> io::Result<SocketAddr>;
+
+    /// On which addresses the application listens on a port; `None` where that cannot be known just now.
+    fn listening(&self, _port: u16) -> BoxFuture<'static, Option<Vec<IpAddr>>> {
+        Box::pin(std::future::ready(None))
+    }
 }
 
 /// On whose behalf connections are opened and work is charged: a pod of this node, or a Gateway.

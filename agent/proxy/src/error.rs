@@ -40,6 +40,8 @@ pub enum Reason {
     NoLocalEndpoint,
     /// TCP connect refused or unreachable (503).
     ConnectFailed,
+    /// Nothing listens on that port of the endpoint's pod, or on loopback only (503).
+    NotListening,
     /// TCP connect, tunnel or handshake took too long (503).
     ConnectTimeout,
     /// The peer's certificate is not the expected one, or its TLS failed (503).
@@ -82,6 +84,7 @@ impl Reason {
             Self::NoEndpoint => "no_endpoint",
             Self::NoLocalEndpoint => "no_local_endpoint",
             Self::ConnectFailed => "connect_failed",
+            Self::NotListening => "not_listening",
             Self::ConnectTimeout => "connect_timeout",
             Self::PeerIdentity => "peer_identity",
             Self::TunnelRefused => "tunnel_refused",
@@ -125,5 +128,53 @@ impl ProxyError {
             retry: Retryable::No,
             detail: config.no_endpoint(backend),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use weft_core::config::FailReason;
+
+    /// What a person meets in an answer is explained somewhere.
+    #[test]
+    fn the_page_of_reasons_explains_every_word() {
+        use Reason::*;
+        let all = [
+            NoRoute,
+            NoEndpoint,
+            NoLocalEndpoint,
+            ConnectFailed,
+            NotListening,
+            ConnectTimeout,
+            PeerIdentity,
+            TunnelRefused,
+            UpstreamReset,
+            UpstreamProtocol,
+            PeerSilent,
+            Timeout,
+            BadRequest,
+            UnknownCoding,
+            ClientGone,
+            Misdirected,
+            Denied,
+            Limit,
+            NoCertificate,
+            Draining,
+        ];
+        // One more variant makes this fail to compile: add it above, and to the page.
+        let _ = |reason: Reason| match reason {
+            NoRoute | Invalid(_) | NoEndpoint | NoLocalEndpoint | ConnectFailed | NotListening
+            | ConnectTimeout => {}
+            PeerIdentity | TunnelRefused | UpstreamReset | UpstreamProtocol | PeerSilent | Timeout
+            | BadRequest => {}
+            ClientGone | UnknownCoding | Misdirected | Denied | Limit | NoCertificate | Draining => {}
+        };
+        let words: BTreeSet<&str> =
+            all.into_iter().chain(FailReason::ALL.map(Invalid)).map(Reason::as_str).collect();
+        let page = include_str!("../../../docs/reasons.md");
+        let shown = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+        assert_eq!(shown.collect::<BTreeSet<_>>(), words);
     }
 }

@@ -33,9 +33,15 @@ const TRUST_DOMAIN: &str = "cluster.local";
 #[derive(Debug, Default)]
 pub(crate) struct TestSockets {
     original: Mutex<Option<SocketAddr>>,
+    listening: Mutex<Option<Vec<IpAddr>>>,
 }
 
 impl TestSockets {
+    /// From now on the application is seen to listen on these addresses, whatever the port.
+    pub(crate) fn listens_on(&self, at: &[&str]) {
+        *self.listening.lock() = Some(at.iter().map(|ip| ip.parse().expect("an IP")).collect());
+    }
+
     /// From now on captured connections were going there.
     pub(crate) fn going_to(&self, to: SocketAddr) {
         *self.original.lock() = Some(to);
@@ -53,6 +59,10 @@ impl Sockets for TestSockets {
 
     fn original_dst(&self, _: BorrowedFd<'_>) -> io::Result<SocketAddr> {
         self.original.lock().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn listening(&self, _: u16) -> futures_util::future::BoxFuture<'static, Option<Vec<IpAddr>>> {
+        Box::pin(std::future::ready(self.listening.lock().clone()))
     }
 }
 

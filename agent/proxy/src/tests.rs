@@ -597,6 +597,33 @@ async fn an_agent_that_does_not_answer_is_given_up() {
     mesh.stop().await;
 }
 
+/// E7: an application that had crashed, or listened on 127.0.0.1, was "tunnel_refused: the endpoint's agent refused".
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_application_that_does_not_listen_is_named_to_its_caller() {
+    let mesh = Mesh::start(1);
+    let client = mesh.pod("a", "127.10.23.1", MtlsMode::Strict).await;
+    let server = mesh.pod("b", "127.10.23.2", MtlsMode::Strict).await;
+    let dead = std::net::TcpListener::bind("127.10.23.2:0").unwrap().local_addr().unwrap();
+    let to = mesh.service("web", AppProtocol::Http, &[endpoint(dead, Some(&server.workload))]);
+    let check = async |says: &str| {
+        let request = b"GET / HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n";
+        let mut io = call(&client, to).await;
+        io.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        timeout(PATIENCE, io.read_to_string(&mut answer)).await.unwrap().unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(answer.contains("x-weft-reason: not_listening\r\n"), "{answer}");
+        assert!(answer.contains(&format!("\r\n\r\nnot_listening: {says}\n")), "{answer}");
+    };
+    check(&format!("nothing listens on {dead} in pod shop/b")).await;
+    server.sockets.listens_on(&["127.0.0.1"]);
+    let only = format!("it listens on 127.0.0.1:{} only", dead.port());
+    check(&format!("nothing listens on {dead} in pod shop/b: {only}")).await;
+    server.sockets.listens_on(&[]);
+    check(&format!("nothing listens on {dead} in pod shop/b")).await;
+    mesh.stop().await;
+}
+
 /// B5: with its root gone a tunnel takes nothing new; what runs on it goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tunnel_of_a_root_that_is_gone_takes_nothing_new() {

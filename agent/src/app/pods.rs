@@ -1,11 +1,12 @@
 //! Pods of this node: from the manager's events to the data plane.
 
 use super::enrolment::WorldEnrolment;
+use futures_util::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use std::{
     collections::HashMap,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::{BorrowedFd, OwnedFd},
     sync::Arc,
     time::Duration,
@@ -37,6 +38,11 @@ impl Sockets for InNamespace {
 
     fn original_dst(&self, socket: BorrowedFd<'_>) -> io::Result<SocketAddr> {
         weft_inpod::original_dst(&socket)
+    }
+
+    fn listening(&self, port: u16) -> BoxFuture<'static, Option<Vec<IpAddr>>> {
+        let sockets = self.0.clone();
+        Box::pin(async move { sockets.listening(port).await })
     }
 }
 

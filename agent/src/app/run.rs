@@ -7,7 +7,7 @@ use super::{
     serve::{Options, serve},
     world::settings,
 };
-use crate::cli::RunArgs;
+use crate::{cli::RunArgs, cluster::count as counted};
 use anyhow::{Context, Result};
 use jiff::Timestamp;
 use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
@@ -69,9 +69,11 @@ fn dry_run(args: &RunArgs) -> ExitCode {
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning) + lint.len());
     let failing = update.statuses.values().filter(|s| report::is_failing(s)).count();
     println!(
-        "{} objects with a status, {failing} of them not fully served; {errors} errors, {warnings} warnings \
-         (nothing was bound: whether ports and addresses are free shows when it runs)",
-        update.statuses.len()
+        "{} with a status, {failing} of them not fully served; {}, {} (nothing was bound: whether ports and addresses are \
+         free shows when it runs)",
+        counted(update.statuses.len(), "object"),
+        counted(errors, "error"),
+        counted(warnings, "warning")
     );
     if errors + failing > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

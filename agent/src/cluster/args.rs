@@ -32,6 +32,8 @@ pub enum Output {
 pub enum Addon {
     /// A Jaeger with its traces in memory, wired up.
     Jaeger,
+    /// Hostnames at shared Gateways are bound to namespaces by labels `hostnames.weft.dev/DOMAIN` of the namespace.
+    HostnamePolicy,
     /// The controller takes weft.dev/agent-not-ready:NoSchedule from nodes that are born with it.
     NodeTaint,
 }

@@ -24,6 +24,7 @@ const BASE: [&str; 8] = [
     include_str!("../../../manifests/base/agent.yaml"),
     include_str!("../../../manifests/base/gatewayclass.yaml"),
 ];
+const HOSTNAME_POLICY: &str = include_str!("../../../manifests/addons/hostname-policy/policy.yaml");
 const NODE_TAINT: &str = include_str!("../../../manifests/addons/node-taint/rbac.yaml");
 const JAEGER: &str = include_str!("../../../manifests/addons/jaeger/jaeger.yaml");
 const JAEGER_ENDPOINT: &str = "http://jaeger.weft-system.svc.cluster.local:4317";
@@ -34,7 +35,7 @@ pub(super) const TAINT: &str = "weft.dev/agent-not-ready";
 const CHECKSUM: &str = "weft.dev/config-checksum";
 
 /// Kinds that we speak of: plural, and whether they are in a namespace.
-const KINDS: [(&str, &str, bool); 16] = [
+const KINDS: [(&str, &str, bool); 18] = [
     ("ClusterRole", "clusterroles", false),
     ("ClusterRoleBinding", "clusterrolebindings", false),
     ("ConfigMap", "configmaps", true),
@@ -51,6 +52,8 @@ const KINDS: [(&str, &str, bool); 16] = [
     ("Secret", "secrets", true),
     ("Service", "services", true),
     ("ServiceAccount", "serviceaccounts", true),
+    ("ValidatingAdmissionPolicy", "validatingadmissionpolicies", false),
+    ("ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings", false),
 ];
 
 /// Settings by key, as they were given; kept in the cluster for the next installation.
@@ -199,6 +202,7 @@ fn review_one(key: &str, value: &str) -> Result<(), String> {
 fn addon_name(addon: Addon) -> &'static str {
     match addon {
         Addon::Jaeger => "jaeger",
+        Addon::HostnamePolicy => "hostname-policy",
         Addon::NodeTaint => "node-taint",
     }
 }
@@ -216,6 +220,9 @@ pub(super) fn objects(settings: &Settings, kept: Option<&str>) -> Vec<Value> {
     let mut texts: Vec<&str> = CRDS.into_iter().chain(BASE).collect();
     if settings.has(Addon::NodeTaint) {
         texts.push(NODE_TAINT);
+    }
+    if settings.has(Addon::HostnamePolicy) {
+        texts.push(HOSTNAME_POLICY);
     }
     if settings.has(Addon::Jaeger) {
         texts.push(JAEGER);
@@ -359,7 +366,8 @@ mod tests {
 
     #[test]
     fn every_object_has_a_path_and_only_ours_are_installed() {
-        let settings = Settings::read(None, &[], &[Addon::Jaeger, Addon::NodeTaint]).unwrap();
+        let settings =
+            Settings::read(None, &[], &[Addon::Jaeger, Addon::NodeTaint, Addon::HostnamePolicy]).unwrap();
         let objects = objects(&settings, None);
         assert!(objects.len() >= 24, "{}", objects.len());
         for object in &objects {

@@ -37,6 +37,7 @@ pub use args::{
     AdminArgs, CheckArgs, CleanArgs, HealthArgs, InstallArgs, MembershipArgs, StatusArgs, UninstallArgs,
 };
 pub use ask::{admin, health};
+pub(crate) use show::count;
 pub use uninstall::WITHDRAWAL;
 
 use anyhow::Result;

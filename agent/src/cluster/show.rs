@@ -109,7 +109,7 @@ pub(super) fn table(rows: &[Vec<String>]) -> String {
 }
 
 /// `3 pods`, `1 pod`.
-pub(super) fn count(n: usize, what: &str) -> String {
+pub(crate) fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 

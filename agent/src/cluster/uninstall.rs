@@ -164,8 +164,8 @@ async fn remove_provisioned(cluster: &Cluster, show: &Show) -> Result<usize> {
 
 /// Removes what was installed, last things first. What an add-on brought is in it too.
 async fn remove_objects(cluster: &Cluster, purge: bool, show: &Show) -> Result<usize> {
-    let everything =
-        Settings::read(None, &[], &[Addon::Jaeger, Addon::NodeTaint]).map_err(anyhow::Error::msg)?;
+    let everything = Settings::read(None, &[], &[Addon::Jaeger, Addon::NodeTaint, Addon::HostnamePolicy])
+        .map_err(anyhow::Error::msg)?;
     let mut paths = vec![
         "/apis/coordination.k8s.io/v1/namespaces/weft-system/leases/weft-controller".to_owned(),
         "/api/v1/namespaces/weft-system/configmaps/weft-ca-root".to_owned(),

@@ -120,6 +120,10 @@ func made(manifests string) (map[string]string, error) {
 	}
 	_, taint, _ := strings.Cut(texts["controller-rbac.yaml"], "---\n# A taint")
 	files["addons/node-taint/rbac.yaml"] = head + "# A taint" + taint
+	if texts, err = chart(dir, append(base, "hostnamePolicy.enabled=true")); err != nil {
+		return nil, err
+	}
+	files["addons/hostname-policy/policy.yaml"] = head + strings.TrimLeft(texts["hostname-policy.yaml"], "\n")
 	return files, nil
 }
 

@@ -110,7 +110,7 @@ pub(super) fn without_tls(rule: &Arc<L4Rule>) -> Arc<L4Rule> {
 /// The same rule for connections that are copied as they are: a backend to which a BackendTLSPolicy wants TLS fails,
 /// because the copy does not speak it, and must not go on in clear. `None` when there is no such backend.
 pub(super) fn failing_tls(rule: &Arc<L4Rule>) -> Option<Arc<L4Rule>> {
-    map_wrapped(rule, |_| Err(FailReason::InvalidBackend))
+    map_wrapped(rule, |_| Err(FailReason::BackendTls))
 }
 
 /// Replaces backends that are to be spoken to in TLS; `None` when there is none.

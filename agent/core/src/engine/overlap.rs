@@ -65,7 +65,8 @@ impl Engine {
                 continue;
             }
             let known = routes.iter().filter_map(|id| Some((id, self.state.routes.get(id)?)));
-            finder.slot(&hosts(slot, known), gateway);
+            finder.gateway = gateway.to_string();
+            finder.slot(&hosts(slot, known));
         }
         finder.found.into_values().collect()
     }
@@ -102,6 +103,8 @@ fn hosts<'a>(
 
 #[derive(Default)]
 struct Finder {
+    /// Of the slot that is looked at.
+    gateway: String,
     found: BTreeMap<(ObjectRef, ObjectRef), Overlap>,
     of_route: HashMap<ObjectRef, usize>,
     steps: usize,
@@ -112,46 +115,40 @@ struct Finder {
 struct At<'a>(&'a str, &'a str);
 
 impl Finder {
-    fn slot(&mut self, hosts: &BTreeMap<&str, Paths<'_>>, gateway: &ObjectKey) {
+    fn slot(&mut self, hosts: &BTreeMap<&str, Paths<'_>>) {
         for (host, paths) in hosts {
             for (path, claims) in paths {
                 let at = At(host, path);
                 // The first of a path takes from the others of it, and all of them from those of the prefixes above.
                 if let [first, others @ ..] = &claims[..] {
-                    self.take(std::slice::from_ref(first), at, others, at, gateway);
+                    self.take(std::slice::from_ref(first), at, others, at);
                 }
                 for prefix in above(path) {
-                    self.take_at(claims, at, (paths, At(host, prefix)), gateway);
+                    self.take_at(claims, at, (paths, At(host, prefix)));
                 }
                 for wildcard in wildcards(host) {
                     let Some(wider) = hosts.get(wildcard.as_str()) else { continue };
                     for prefix in std::iter::once(&**path).chain(above(path)) {
-                        self.take_at(claims, at, (wider, At(&wildcard, prefix)), gateway);
+                        self.take_at(claims, at, (wider, At(&wildcard, prefix)));
                     }
                 }
                 if self.steps > STEPS_MAX || self.found.len() >= budget::OVERLAPS.size() {
                     return;
                 }
             }
-            self.beneath(hosts, host, gateway);
+            self.beneath(hosts, host);
         }
     }
 
     /// What the prefixes of a host take of longer paths at wildcards that cover it.
-    fn beneath(&mut self, hosts: &BTreeMap<&str, Paths<'_>>, host: &str, gateway: &ObjectKey) {
+    fn beneath(&mut self, hosts: &BTreeMap<&str, Paths<'_>>, host: &str) {
         let Some(paths) = hosts.get(host) else { return };
         for wildcard in wildcards(host) {
             for (path, losers) in hosts.get(wildcard.as_str()).into_iter().flatten() {
                 for prefix in above(path) {
                     let takers = paths.get(prefix).map_or(&[][..], Vec::as_slice);
                     if let Some(first) = takers.iter().find(|claim| !claim.exact) {
-                        self.take(
-                            std::slice::from_ref(first),
-                            At(host, path),
-                            losers,
-                            At(&wildcard, path),
-                            gateway,
-                        );
+                        self.take(std::slice::from_ref(first), At(host, path), losers, At(&wildcard, path));
                     }
                 }
                 self.steps += 1;
@@ -163,29 +160,16 @@ impl Finder {
     }
 
     /// What is taken of those who ask for a prefix.
-    fn take_at(
-        &mut self,
-        takers: &[Claim<'_>],
-        at: At<'_>,
-        (paths, of): (&Paths<'_>, At<'_>),
-        gateway: &ObjectKey,
-    ) {
+    fn take_at(&mut self, takers: &[Claim<'_>], at: At<'_>, (paths, of): (&Paths<'_>, At<'_>)) {
         self.steps += 1;
         let losers = paths.get(of.1).map_or(&[][..], Vec::as_slice);
         let covers = |claim: &&Claim<'_>| !claim.exact || of.1 == at.1;
         for loser in losers.iter().filter(covers) {
-            self.take(takers, at, std::slice::from_ref(loser), of, gateway);
+            self.take(takers, at, std::slice::from_ref(loser), of);
         }
     }
 
-    fn take(
-        &mut self,
-        takers: &[Claim<'_>],
-        at: At<'_>,
-        losers: &[Claim<'_>],
-        of: At<'_>,
-        gateway: &ObjectKey,
-    ) {
+    fn take(&mut self, takers: &[Claim<'_>], at: At<'_>, losers: &[Claim<'_>], of: At<'_>) {
         for taker in takers {
             for loser in losers.iter().filter(|loser| loser.id.1.namespace != taker.id.1.namespace) {
                 self.steps += 1;
@@ -203,8 +187,8 @@ impl Finder {
                     (false, false) => "/*",
                 };
                 let message = format!(
-                    "{winner} takes requests for {host}{}{below} on Gateway {gateway} that {other} ({}{}) would get",
-                    at.1, of.0, of.1
+                    "{winner} takes requests for {host}{}{below} on Gateway {} that {other} ({}{}) would get",
+                    at.1, self.gateway, of.0, of.1
                 );
                 self.found.insert(
                     (winner.clone(), other.clone()),

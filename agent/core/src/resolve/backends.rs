@@ -40,37 +40,40 @@ impl Backends<'_, '_> {
     pub(super) fn lookup(&self, object: &BackendObjectRef) -> Lookup {
         match self.find(object) {
             Ok((key, service, port)) => self.with_policy(key, service, port),
-            Err(problem) => Lookup {
-                service: None,
-                target: Err(FailReason::InvalidBackend),
-                problem: Some(problem),
-                note: None,
-            },
+            Err((fail, problem)) => {
+                Lookup { service: None, target: Err(fail), problem: Some(problem), note: None }
+            }
         }
     }
 
-    fn find(&self, object: &BackendObjectRef) -> Result<(ObjectKey, &Service, &ServicePort), Problem> {
-        let not_found = |why: String| Problem::new(reason::BACKEND_NOT_FOUND, why);
+    fn find(
+        &self,
+        object: &BackendObjectRef,
+    ) -> Result<(ObjectKey, &Service, &ServicePort), (FailReason, Problem)> {
+        let not_found = |fail, why: String| (fail, Problem::new(reason::BACKEND_NOT_FOUND, why));
+        let invalid = |reason, why: String| (FailReason::InvalidBackend, Problem::new(reason, why));
         if !object.kind.is(Kind::Service) {
             let why = format!("backendRef kind {} is not supported; use a Service", object.kind);
-            return Err(Problem::new(reason::INVALID_KIND, why));
+            return Err(invalid(reason::INVALID_KIND, why));
         }
         let namespace = object.namespace.clone().unwrap_or_else(|| self.namespace.clone());
         let key = ObjectKey::new(namespace, object.name.clone());
         // Routes of a Service need no grant: the client could call the backend itself (GEP-1294).
         if self.domain == Domain::Gateway {
             let from = Referrer { kind: self.kind.kind(), namespace: self.namespace.clone() };
-            from.check(self.reader, Kind::Service, &key)?;
+            from.check(self.reader, Kind::Service, &key).map_err(|p| (FailReason::BackendNotPermitted, p))?;
         }
-        let service =
-            self.reader.service(&key).ok_or_else(|| not_found(format!("Service {key} does not exist")))?;
+        let missing = || not_found(FailReason::BackendNotFound, format!("Service {key} does not exist"));
+        let service = self.reader.service(&key).ok_or_else(missing)?;
         if service.kind == ServiceType::ExternalName {
             // CVE-2021-25740: an ExternalName can point to anything, localhost included.
             let why = format!("Service {key} is of type ExternalName, which may not be a backend");
-            return Err(Problem::new(reason::INVALID_KIND, why));
+            return Err(invalid(reason::INVALID_KIND, why));
         }
-        let number =
-            object.port.ok_or_else(|| not_found(format!("backendRef to Service {key} needs a port")))?;
+        let portless = || {
+            not_found(FailReason::BackendPortNotFound, format!("backendRef to Service {key} needs a port"))
+        };
+        let number = object.port.ok_or_else(portless)?;
         let port = self.find_port(&key, service, number)?;
         Ok((key, service, port))
     }
@@ -80,7 +83,7 @@ impl Backends<'_, '_> {
         key: &ObjectKey,
         service: &'s Service,
         number: u16,
-    ) -> Result<&'s ServicePort, Problem> {
+    ) -> Result<&'s ServicePort, (FailReason, Problem)> {
         let wanted = match self.kind {
             RouteKind::Udp => TransportProtocol::Udp,
             _ => TransportProtocol::Tcp,
@@ -89,12 +92,12 @@ impl Backends<'_, '_> {
         if same_number.peek().is_none() {
             let ports: Vec<_> = service.ports.iter().map(|p| p.port.to_string()).collect();
             let why = format!("Service {key} has no port {number}, only {}", ports.join(", "));
-            return Err(Problem::new(reason::BACKEND_NOT_FOUND, why));
+            return Err((FailReason::BackendPortNotFound, Problem::new(reason::BACKEND_NOT_FOUND, why)));
         }
         same_number.find(|p| p.protocol == wanted).ok_or_else(|| {
             let why =
                 format!("port {number} of Service {key} is not {wanted:?}, as {} needs", self.kind.kind());
-            Problem::new(reason::UNSUPPORTED_PROTOCOL, why)
+            (FailReason::InvalidBackend, Problem::new(reason::UNSUPPORTED_PROTOCOL, why))
         })
     }
 
@@ -118,7 +121,7 @@ impl Backends<'_, '_> {
         let broken = policy.filter(|p| p.tls.is_none());
         let target = match broken {
             // Never in clear where TLS is asked for.
-            Some(_) => Err(FailReason::InvalidBackend),
+            Some(_) => Err(FailReason::BackendTls),
             None => Ok(Arc::new(Backend {
                 key: BackendKey {
                     service: key.clone(),

@@ -77,7 +77,11 @@ fn ports(route: &Route, parent: &ParentRef, key: &ObjectKey, service: &Service) 
         .collect();
     let no_parent = |why: String| Err(Problem::new(reason::NO_MATCHING_PARENT, why));
     if selected.is_empty() {
-        let there: Vec<_> = service.ports.iter().map(|p| format!("{} \"{}\"", p.port, p.name)).collect();
+        let named = |p: &ServicePort| match &*p.name {
+            "" => p.port.to_string(),
+            name => format!("{} \"{name}\"", p.port),
+        };
+        let there: Vec<_> = service.ports.iter().map(named).collect();
         return no_parent(format!(
             "Service {key} has no such TCP port; it has {}",
             if there.is_empty() { "none".to_owned() } else { there.join(", ") }
@@ -87,7 +91,10 @@ fn ports(route: &Route, parent: &ParentRef, key: &ObjectKey, service: &Service) 
     if carried.is_empty() {
         let declared: Vec<_> = selected
             .iter()
-            .map(|p| format!("{} appProtocol {}", p.port, p.app_protocol.as_deref().unwrap_or("")))
+            .map(|p| match p.app_protocol.as_deref() {
+                Some(protocol) => format!("{} appProtocol {protocol}", p.port),
+                None => format!("{} without appProtocol", p.port),
+            })
             .collect();
         return no_parent(format!(
             "no port of Service {key} carries what {} routes: {}",

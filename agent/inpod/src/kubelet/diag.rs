@@ -38,19 +38,19 @@ const LISTENERS_MAX: usize = 64;
 
 /// A socket as the kernel tells of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Told {
+pub(crate) struct Told {
     /// The number in `socket:[…]` of /proc/PID/fd; 0 once no process holds it.
     pub(super) inode: u64,
     /// Who made it, as our user namespace numbers users.
     pub(super) uid: u32,
     state: u8,
-    pub(super) local: SocketAddr,
+    pub(crate) local: SocketAddr,
     remote: SocketAddr,
 }
 
 /// A netlink socket. It speaks of the namespace that it was made in, whoever uses it.
 #[derive(Debug)]
-pub(super) struct Diag(Mutex<Open>);
+pub(crate) struct Diag(Mutex<Open>);
 
 #[derive(Debug)]
 struct Open {
@@ -62,7 +62,7 @@ struct Open {
 
 impl Diag {
     /// Of the calling thread's network namespace.
-    pub(super) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC;
         let protocol = SockProtocol::NetlinkSockDiag;
         let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
@@ -84,7 +84,7 @@ impl Diag {
     }
 
     /// Every listener on a port, at whatever address. Sorted.
-    pub(super) fn listeners(&self, port: u16) -> io::Result<Vec<Told>> {
+    pub(crate) fn listeners(&self, port: u16) -> io::Result<Vec<Told>> {
         let mut found = Vec::new();
         let mut open = self.0.lock();
         for (v4, any) in [(true, IpAddr::from([0; 4])), (false, Ipv6Addr::UNSPECIFIED.into())] {

@@ -8,7 +8,7 @@
 //!
 //! SECURITY.md says what this keeps out, and what it cannot.
 
-mod diag;
+pub(crate) mod diag;
 mod elect;
 mod process;
 

@@ -277,7 +277,7 @@ async fn a_tunnel_leads_to_the_port_that_was_dialled() {
         for (to, expected) in [(other, Some(400)), (dialled, None)] {
             let refused = match tunnel.reserve(false).open(to, &headers).await {
                 Ok(_) => None,
-                Err(OpenError::Refused(status)) => Some(status.as_u16()),
+                Err(OpenError::Refused(status, _)) => Some(status.as_u16()),
                 Err(OpenError::Gone(error)) => panic!("{error}"),
                 Err(OpenError::Silent) => panic!("silent"),
             };

@@ -231,5 +231,5 @@ fn tls<D: Dial>(
         Entrance::Mesh { .. } => None,
     };
     let client = conn.http.backend_tls.get(policy, certificate);
-    client.map(Some).map_err(|why| error(Reason::Invalid(FailReason::InvalidBackend), why))
+    client.map(Some).map_err(|why| error(Reason::Invalid(FailReason::BackendTls), why))
 }

@@ -3,7 +3,7 @@
 //! Each carries `x-weft-reason`, the same word as in logs and metrics, so that an answer of ours is never mistaken for
 //! the application's; its short body names the reason and the trace id. Addresses and causes stay in the log.
 
-use super::{exchange::Exchange, reply::ResponseBody};
+use super::{conn::Entrance, exchange::Exchange, reply::ResponseBody};
 use crate::{
     dial::Dial,
     error::{Blame, ProxyError, Reason, Retryable},
@@ -47,7 +47,12 @@ pub(crate) fn failure<D: Dial>(
     }
     let status = status(error.reason);
     exchange.code = status.as_u16();
-    let text = format!("{}: {}\ntrace: {}\n", error.reason.as_str(), said(error), exchange.trace.trace_id);
+    let text = format!(
+        "{}: {}\ntrace: {}\n",
+        error.reason.as_str(),
+        said(error, in_mesh(&exchange)),
+        exchange.trace.trace_id
+    );
     let mut response = Response::new(ResponseBody::own(text.into(), exchange));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -62,11 +67,13 @@ fn grpc_failure<D: Dial>(mut exchange: Box<Exchange<D>>, error: &ProxyError) -> 
     let code = grpc_code(reason);
     exchange.code = 200;
     exchange.grpc_status = Some(code);
+    let in_mesh = in_mesh(&exchange);
     let mut response = Response::new(ResponseBody::own(Bytes::new(), exchange));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(GRPC_STATUS, code.into());
-    let message = HeaderValue::try_from(said(error)).unwrap_or(HeaderValue::from_static(say(reason)));
+    let message =
+        HeaderValue::try_from(said(error, in_mesh)).unwrap_or(HeaderValue::from_static(say(reason)));
     headers.insert(GRPC_MESSAGE, message);
     headers.insert(REASON_HEADER, HeaderValue::from_static(reason.as_str()));
     response
@@ -113,11 +120,18 @@ const fn grpc_code(reason: Reason) -> u16 {
     }
 }
 
+/// Whether the client is a pod of the mesh, and not anybody at a Gateway.
+fn in_mesh<D: Dial>(exchange: &Exchange<D>) -> bool {
+    matches!(exchange.conn.entrance, Entrance::Mesh { .. })
+}
+
 /// What the client is told. Only in the mesh can there be no endpoint on its own node: that names the Service and the node,
-/// because a policy that somebody wrote is why.
-fn said(error: &ProxyError) -> &str {
+/// because a policy that somebody wrote is why. A pod of the mesh is also told which pod does not listen: it is not the mesh's
+/// fault, and who calls it can look. Clients of a Gateway learn no addresses.
+fn said(error: &ProxyError, in_mesh: bool) -> &str {
     match error.reason {
         Reason::NoLocalEndpoint => &error.detail,
+        Reason::NotListening if in_mesh => &error.detail,
         reason => say(reason),
     }
 }
@@ -129,6 +143,7 @@ const fn say(reason: Reason) -> &'static str {
         Reason::NoEndpoint => "the backend has no ready endpoint",
         Reason::NoLocalEndpoint => "the backend has no ready endpoint on this node",
         Reason::ConnectFailed => "the endpoint refused the connection or cannot be reached",
+        Reason::NotListening => "nothing listens on that port of the endpoint",
         Reason::ConnectTimeout => "the endpoint did not take the connection in time",
         Reason::PeerIdentity => "the endpoint's certificate is not the expected one",
         Reason::TunnelRefused => "the endpoint's agent refused the connection",

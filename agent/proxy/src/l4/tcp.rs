@@ -224,7 +224,8 @@ impl Ended {
     pub fn fail(&mut self, error: &ProxyError) {
         tracing::debug!(peer = %self.peer, direction = self.direction.as_str(), %error, "a connection was refused");
         self.reason = Some(error.reason);
-        self.detail = (error.reason == Reason::Denied).then(|| error.detail.clone());
+        let told = matches!(error.reason, Reason::Denied | Reason::NotListening);
+        self.detail = told.then(|| error.detail.clone());
     }
 
     /// It was copied.

@@ -4,6 +4,7 @@
 
 use super::{
     CONNECTION_WINDOW, DATA_FRAME_BUDGET, FRAME_SIZE, SEND_BUFFER, STREAM_WINDOW,
+    answer::Word,
     connect::{self, canonical},
     handshakes::Socket,
     metered::Metered,
@@ -163,7 +164,7 @@ where
         tokio::select! {
             accepted = connection.accept() => match accepted {
                 // Asked for before our GOAWAY was read: a new tunnel, if there can be one, takes it.
-                Some(Ok((_, mut respond))) if is_over => answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE),
+                Some(Ok((_, mut respond))) if is_over => answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE, None),
                 Some(Ok((request, respond))) => {
                     context.local.share.spawn(serve_stream(context.clone(), request, respond));
                 }
@@ -192,10 +193,13 @@ async fn serve_stream(context: Rc<Tunnel>, request: Request<RecvStream>, mut res
     let begin = Instant::now();
     let to = match destination(&request, context.address, context.port) {
         Ok(to) => to,
-        Err(status) => return answer(&mut respond, status),
+        Err(status) => return answer(&mut respond, status, None),
     };
     let mut ended = Ended::new(Direction::Inbound, "hbone", context.peer, begin);
     ended.source_identity = Some(context.client.clone());
+    // By the address alone it would be anybody's word: the certificate must be that pod's.
+    let known = context.worker.shared.config.load().workloads.get(&context.peer.ip()).cloned();
+    ended.source = known.filter(|workload| workload.identity == *context.client);
     ended.destination_identity = Some(context.own.clone());
     ended.destination = Some(context.local.source.workload.clone());
     ended.endpoint = Some(to);
@@ -211,12 +215,12 @@ async fn serve_connect(
 ) {
     if !context.worker.has_room(&context.local) {
         ended.reason = Some(Reason::Limit);
-        return answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE);
+        return answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE, Some(Word::Limit));
     }
     let Some(_guard) = context.local.share.admit(Kind::In) else {
         context.worker.reached(&budget::CONNECTIONS_IN, Tenant::from(&context.local.source.share));
         ended.reason = Some(Reason::Limit);
-        return answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE);
+        return answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE, Some(Word::Limit));
     };
     let Some(to) = ended.endpoint else { return };
     let limits = &context.worker.shared.limits;
@@ -232,8 +236,13 @@ async fn serve_connect(
     let application = match connected {
         Ok(application) => application,
         Err(error) => {
+            let listening = match error.reason {
+                Reason::NotListening => context.local.source.sockets.listening(to.port()).await,
+                _ => None,
+            };
             ended.fail(&error);
-            return answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE);
+            let word = Word::of(&error, listening.as_deref());
+            return answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE, word);
         }
     };
     let Ok(send) = respond.send_response(Response::new(()), false) else {
@@ -263,9 +272,12 @@ fn destination<B>(request: &Request<B>, local: IpAddr, only: Option<u16>) -> Res
     Ok(to)
 }
 
-fn answer(respond: &mut SendResponse<Bytes>, status: StatusCode) {
+fn answer(respond: &mut SendResponse<Bytes>, status: StatusCode, word: Option<Word>) {
     let mut response = Response::new(());
     *response.status_mut() = status;
+    if let Some(word) = word {
+        word.put(response.headers_mut());
+    }
     // Fails only if the peer has gone.
     let _ = respond.send_response(response, true);
 }

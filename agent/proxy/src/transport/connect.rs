@@ -62,7 +62,7 @@ pub async fn tcp_unless_reset(
     limits: &Limits,
 ) -> Result<Option<TcpStream>, ProxyError> {
     let from = from.map(|ip| SocketAddr::new(ip, 0));
-    in_time(to, limits, async { established(begin(sockets, from, to)?).await }).await
+    in_time(to, limits, Reason::ConnectFailed, async { established(begin(sockets, from, to)?).await }).await
 }
 
 fn unless_reset(to: SocketAddr, connected: Option<TcpStream>) -> Result<TcpStream, ProxyError> {
@@ -79,7 +79,7 @@ fn unless_reset(to: SocketAddr, connected: Option<TcpStream>) -> Result<TcpStrea
 /// the client itself has, the pod's rules say nothing, to nobody's harm. Then the next is tried.
 ///
 /// # Errors
-/// As [`tcp`].
+/// As [`tcp`]; `NotListening` where the pod's kernel refuses.
 pub async fn to_application(
     sockets: &dyn Sockets,
     client: IpAddr,
@@ -106,7 +106,8 @@ pub async fn to_application(
         }
         established(begin(0)?).await
     };
-    unless_reset(to, in_time(to, limits, connecting).await?)
+    // Nobody but the application's own kernel can have refused.
+    unless_reset(to, in_time(to, limits, Reason::NotListening, connecting).await?)
 }
 
 fn next_port() -> u16 {
@@ -120,10 +121,11 @@ fn port(draw: u32) -> u16 {
     u16::try_from(port).unwrap_or(*CLIENT_PORTS.end())
 }
 
-/// `None` if it was accepted, and reset at once.
+/// `None` if it was accepted, and reset at once. `refusal`: what a RST in answer to the SYN means.
 async fn in_time(
     to: SocketAddr,
     limits: &Limits,
+    refusal: Reason,
     connecting: impl Future<Output = io::Result<TcpStream>>,
 ) -> Result<Option<TcpStream>, ProxyError> {
     let deadline = Duration::from_millis(limits.connect_timeout_ms);
@@ -132,9 +134,7 @@ async fn in_time(
         Ok(Err(error)) => match error.kind() {
             // A RST in answer to the SYN would be ConnectionRefused.
             io::ErrorKind::ConnectionReset => return Ok(None),
-            io::ErrorKind::ConnectionRefused => {
-                (Reason::ConnectFailed, "refused, nothing listens there".to_owned())
-            }
+            io::ErrorKind::ConnectionRefused => (refusal, "refused, nothing listens there".to_owned()),
             _ => (Reason::ConnectFailed, error.to_string()),
         },
         Err(_) => (Reason::ConnectTimeout, format!("no answer within {deadline:?}")),
@@ -263,6 +263,6 @@ mod tests {
         std::io::Read::read_exact(&mut accepted, &mut [0]).unwrap();
         drop((listener, accepted));
         let error = to_application(&sockets, client, to, &limits).await.unwrap_err();
-        assert_eq!((error.reason, error.retry), (Reason::ConnectFailed, Retryable::Yes), "{error}");
+        assert_eq!((error.reason, error.retry), (Reason::NotListening, Retryable::Yes), "{error}");
     }
 }

@@ -5,9 +5,11 @@
 //! - [`stream`]: one tunnel stream as bytes; [`tunnel`]: the client's HTTP/2 connection; [`pool`]: which tunnel;
 //! - `pulse`: whether the other end of a tunnel lives;
 //! - [`way`]: to which port of the pod it goes;
+//! - [`answer`]: why the other agent could not connect;
 //! - [`accept`]: the server side; `unproved`: those of its connections whose client is not known yet.
 
 pub mod accept;
+pub mod answer;
 pub mod connect;
 pub mod handshakes;
 pub mod metered;

@@ -4,10 +4,11 @@
 //! port too where tunnels go to the application's own port: see [`super::way`].
 
 use super::{
+    answer::refused,
     connect,
     metered::Metered,
     tls,
-    tunnel::{OpenError, State, StreamGuard, Tunnel, broken, refused},
+    tunnel::{OpenError, State, StreamGuard, Tunnel, broken},
     way::{Way, either, way},
 };
 use crate::{
@@ -141,7 +142,9 @@ impl Tunnels {
             match tokio::time::timeout(patience, guard.open(want.to, want.headers)).await {
                 Ok(Ok(stream)) => return Ok((stream, tunnel)),
                 Ok(Err(OpenError::Silent)) => last = "the tunnel is silent".to_owned(),
-                Ok(Err(OpenError::Refused(status))) => return Err(refused(status, want.to)),
+                Ok(Err(OpenError::Refused(status, word))) => {
+                    return Err(refused(status, word, want.to, &want.workload.pod));
+                }
                 // No byte of the application was sent: always safe on another tunnel.
                 Ok(Err(OpenError::Gone(error))) => last = error.to_string(),
                 Err(_) => {

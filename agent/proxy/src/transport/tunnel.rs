@@ -2,6 +2,7 @@
 
 use super::{
     CONNECTION_WINDOW, DATA_FRAME_BUDGET, FRAME_SIZE, SEND_BUFFER, STREAM_WINDOW,
+    answer::Word,
     pulse::{Heard, Pulse, Wait, watch},
     stream::TunnelStream,
 };
@@ -79,8 +80,8 @@ pub enum OpenError {
     Gone(h2::Error),
     /// The peer gave no sign of life; nothing reached the application that it could not do without.
     Silent,
-    /// The peer's agent answered with this instead of 200.
-    Refused(StatusCode),
+    /// The peer's agent answered with this instead of 200, and said why.
+    Refused(StatusCode, Option<Word>),
 }
 
 impl Tunnel {
@@ -234,7 +235,7 @@ impl StreamGuard {
         };
         let (head, recv) = answer.into_parts();
         if head.status != StatusCode::OK {
-            return Err(OpenError::Refused(head.status));
+            return Err(OpenError::Refused(head.status, Word::read(&head.headers)));
         }
         Ok(TunnelStream::new(send, recv, Some(self)))
     }
@@ -250,19 +251,6 @@ fn connect_request(to: SocketAddr, headers: &HeaderMap) -> Request<()> {
         .unwrap_or_else(|_| unreachable!("an address and port are an authority"));
     *request.headers_mut() = headers.clone();
     request
-}
-
-/// What a peer agent's answer means.
-#[must_use]
-pub fn refused(status: StatusCode, to: SocketAddr) -> ProxyError {
-    let (reason, retry) = match status.as_u16() {
-        // By policy: every endpoint of the workload would say so.
-        401 | 403 => (Reason::Denied, Retryable::No),
-        // The application was not reached, or the pod has gone and its address belongs to another.
-        _ => (Reason::TunnelRefused, Retryable::Yes),
-    };
-    let detail = format!("the agent of {to} answered CONNECT with {}", status.as_u16());
-    ProxyError { reason, blame: Blame::Upstream, retry, detail }
 }
 
 /// A tunnel that broke before it carried anything.

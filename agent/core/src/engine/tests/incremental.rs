@@ -706,6 +706,6 @@ fn a_tls_listener_that_changes_its_mode_gets_another_table() {
         Applied(engine.apply(w.0.clone(), &Feedback::default())).get("infra/g0", 443, "a/")
     };
     assert_eq!(answer(TlsMode::Passthrough), "shop/t shop/web:80=1");
-    assert_eq!(answer(TlsMode::Terminate), "shop/t invalid_backend=1", "never in clear");
+    assert_eq!(answer(TlsMode::Terminate), "shop/t backend_tls=1", "never in clear");
     assert_eq!(answer(TlsMode::Passthrough), "shop/t shop/web:80=1");
 }

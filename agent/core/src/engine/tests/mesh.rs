@@ -51,6 +51,9 @@ fn service_parents() {
     let mut w = shop();
     w.service(Service { kind: ServiceType::Headless, ..service("shop/headless", "", &[80]) });
     w.service(Service { kind: ServiceType::ExternalName, ..service("shop/ext", "", &[80]) });
+    let mut one = service("shop/one", "10.0.0.8", &[80]);
+    one.ports[0].name = "".into();
+    w.service(one);
     w.service(Service { kind: ServiceType::LoadBalancer, ..service("shop/lb", "10.0.0.7", &[80]) });
     use RouteKind::*;
     let cases = [
@@ -60,6 +63,8 @@ fn service_parents() {
         (Http, "Service shop/web#p81", "Accepted ResolvedRefs", ""),
         (Http, "Service shop/web#p81:80", "Accepted=False/NoMatchingParent ResolvedRefs", "443 \"p443\""),
         (Http, "Service shop/web:99", "Accepted=False/NoMatchingParent ResolvedRefs", "no such TCP port"),
+        // E15: "it has 80 \"\"".
+        (Http, "Service shop/one:99", "Accepted=False/NoMatchingParent ResolvedRefs", "port; it has 80"),
         (Http, "Service shop/web:53", "Accepted=False/NoMatchingParent ResolvedRefs", "no such TCP port"),
         (Http, "Service shop/web:82", "Accepted=False/NoMatchingParent ResolvedRefs", "82 appProtocol tcp"),
         (Tcp, "Service shop/web:82", "Accepted ResolvedRefs", ""),
@@ -136,7 +141,7 @@ fn one_route_on_a_gateway_and_a_service() {
         "Accepted ResolvedRefs=False/RefNotPermitted | Accepted ResolvedRefs",
         "grants bind the Gateway only"
     );
-    assert_eq!(out.get("infra/gw", 80, "a/"), "shop/r[0] 500 invalid_backend=1");
+    assert_eq!(out.get("infra/gw", 80, "a/"), "shop/r[0] 500 backend_not_permitted=1");
     assert_eq!(out.mesh("10.0.0.1:80", "shop", "/"), "shop/r[0] other/far:80=1");
 }
 

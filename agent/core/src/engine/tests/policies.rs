@@ -97,7 +97,7 @@ fn policies_by_themselves() {
         match tls(&out, "/") {
             Ok(tls) => assert!(served && tls.is_some(), "{status}"),
             Err(reason) => {
-                assert!(!served && reason == "invalid_backend", "never in clear: {status}");
+                assert!(!served && reason == "backend_tls", "never in clear: {status}");
                 let message = out.message(RouteKind::Http, "shop/r", "Accepted");
                 assert!(message.contains("BackendTLSPolicy shop/p is not valid"), "{message}");
             }
@@ -152,7 +152,7 @@ fn a_passthrough_listener_does_not_wrap_tls_again() {
     w.route(route(RouteKind::Tls, "shop/t", &["Gateway infra/tls"], vec![rule("/", &["web"])]));
     let out = w.apply();
     assert_eq!(out.get("infra/tls", 443, "a.com/"), "shop/t shop/web:80=1");
-    assert_eq!(out.get("infra/tls", 443, "b.com/"), "shop/t invalid_backend=1");
+    assert_eq!(out.get("infra/tls", 443, "b.com/"), "shop/t backend_tls=1");
 }
 
 /// Copied connections speak no TLS of our own: a backend that a policy wants TLS for fails, and the route says so.
@@ -177,10 +177,10 @@ fn copied_connections_never_go_in_clear_where_a_policy_asks_for_tls() {
     let out = w.apply();
     let ports = &out.0.config.gateways[&key("infra/l4")].ports;
     let Some(PortConfig::Tcp(Some(tcp))) = ports.get(&(9000, Transport::Tcp)) else { panic!("{ports:?}") };
-    assert_eq!(answers(tcp), [Err("invalid_backend"), Ok(false)]);
+    assert_eq!(answers(tcp), [Err("backend_tls"), Ok(false)]);
     let Some(PortConfig::Tls(hosts)) = ports.get(&(443, Transport::Tcp)) else { panic!("{ports:?}") };
     let TlsListener::Terminate { routes, .. } = &**hosts.get(Some("a.example")).unwrap() else { panic!() };
-    assert_eq!(answers(routes.get(Some("a.example")).unwrap()), [Err("invalid_backend"), Ok(false)]);
+    assert_eq!(answers(routes.get(Some("a.example")).unwrap()), [Err("backend_tls"), Ok(false)]);
     for kind in [RouteKind::Tcp, RouteKind::Tls] {
         let message = out.message(kind, "shop/copied", "Accepted");
         assert!(message.contains("Connections to backends under a BackendTLSPolicy fail"), "{message}");

@@ -127,15 +127,15 @@ fn backends() {
     let cases: &[(&[&str], &str, &str)] = &[
         (&["web"], "Accepted ResolvedRefs", "shop/web:80=1"),
         (&["web:81=3", "old"], "Accepted ResolvedRefs", "shop/web:81=3 shop/old:80=1"),
-        (&["nope"], "Accepted ResolvedRefs=False/BackendNotFound", "500 invalid_backend=1"),
-        (&["web:99"], "Accepted ResolvedRefs=False/BackendNotFound", "500 invalid_backend=1"),
+        (&["nope"], "Accepted ResolvedRefs=False/BackendNotFound", "500 backend_not_found=1"),
+        (&["web:99"], "Accepted ResolvedRefs=False/BackendNotFound", "500 backend_port_not_found=1"),
         (&["dns:53"], "Accepted ResolvedRefs=False/UnsupportedProtocol", "500 invalid_backend=1"),
         (&["ext"], "Accepted ResolvedRefs=False/InvalidKind", "500 invalid_backend=1"),
-        (&["other/far"], "Accepted ResolvedRefs=False/RefNotPermitted", "500 invalid_backend=1"),
+        (&["other/far"], "Accepted ResolvedRefs=False/RefNotPermitted", "500 backend_not_permitted=1"),
         (
             &["web=3", "nope=1"],
             "Accepted ResolvedRefs=False/BackendNotFound",
-            "shop/web:80=3 500 invalid_backend=1",
+            "shop/web:80=3 500 backend_not_found=1",
         ),
         (&["web=1", "nope=0"], "Accepted ResolvedRefs=False/BackendNotFound", "shop/web:80=1"),
         (&["web=0"], "Accepted ResolvedRefs", "500 no_backend"),
@@ -414,7 +414,7 @@ fn l4_routes() {
             .contains("x.a.com is served by the older TLSRoute shop/t1")
     );
     assert_eq!(out.attached(Kind::Gateway, "infra/l4"), [2, 0, 3]);
-    assert_eq!(out.get("infra/l4", 90, "/"), "shop/first shop/web:80=2 invalid_backend=1");
+    assert_eq!(out.get("infra/l4", 90, "/"), "shop/first shop/web:80=2 backend_not_found=1");
     assert_eq!(out.get("infra/l4", 91, "/"), "no route");
     assert_eq!(out.get("infra/l4", 443, "x.a.com/"), "shop/t1 shop/web:80=1");
     assert_eq!(out.get("infra/l4", 443, "y.a.com/"), "shop/t3 shop/web:80=1");

@@ -193,7 +193,7 @@ async fn answers_other_than_200_are_told_apart() {
                 respond.send_response(response, true).unwrap();
             };
             let (opened, ()) = tokio::join!(tunnel.reserve(false).open(to(), &headers), answering);
-            assert!(matches!(opened, Err(OpenError::Refused(s)) if s == status));
+            assert!(matches!(opened, Err(OpenError::Refused(s, None)) if s == status));
             assert_eq!(tunnel.streams(), 0);
         }
         assert_eq!(tunnel.state(), State::Open);
