@@ -154,7 +154,10 @@ fn tests_by_name() -> Result<std::collections::BTreeSet<String>> {
 #[test]
 fn every_budget_has_a_test_that_floods_it() -> Result<()> {
     let tests = tests_by_name()?;
-    ensure!(tests.contains("every_budget_has_a_test_that_floods_it"), "the search for tests finds not even itself");
+    ensure!(
+        tests.contains("every_budget_has_a_test_that_floods_it"),
+        "the search for tests finds not even itself"
+    );
     for budget in weft_core::budget::ALL {
         ensure!(tests.contains(budget.flood), "budget {}: no test is named {}", budget.name, budget.flood);
     }

@@ -15,6 +15,8 @@ mod client;
 mod convert;
 mod delta;
 mod feedback;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod istio;
 mod parameters;
 mod report;

@@ -139,6 +139,11 @@ impl Table {
     pub(crate) fn len(&self) -> usize {
         self.pods.len() + self.groups.len()
     }
+
+    #[cfg(fuzzing)]
+    pub(crate) fn group_sizes(&self) -> Vec<usize> {
+        self.groups.values().map(Vec::len).collect()
+    }
 }
 
 impl HeldPod {
