@@ -17,7 +17,7 @@ fuzz_target!(|data: &[u8]| {
         );
         return;
     }
-    let messages = std::iter::from_fn(|| (!input.is_empty()).then(|| input.piece()));
+    let messages = std::iter::from_fn(|| (!input.is_empty()).then(|| input.message()));
     if kind == 0 {
         let heard = agent_says(messages);
         let excepts =

@@ -10,6 +10,7 @@ fuzz_target!(
     |data: &[u8]| {
         let held = converse(&sockets::sent(data));
         assert!(held.groups.iter().all(|members| (1..=128).contains(members)), "{held:?}");
-        planted(held.groups.len() > 1 && held.pods > 0, "a pod and two groups");
+        let wide = held.groups.iter().any(|members| *members > 2);
+        planted(wide && held.captured > 0, "a captured pod, and a group of three");
     }
 );

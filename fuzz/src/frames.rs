@@ -91,14 +91,21 @@ pub fn connection(input: &[u8]) -> Vec<u8> {
     let mut input = Bytes(input);
     let mut out = PREFACE.to_vec();
     frame(&mut out, 4, 0, 0, &[]);
+    let mut next = 1;
     while !input.is_empty() {
-        step(&mut input, &mut out);
+        step(&mut input, &mut out, &mut next);
     }
     out
 }
 
-fn step(input: &mut Bytes<'_>, out: &mut Vec<u8>) {
-    let (kind, stream) = (input.byte() % 11, u32::from(input.byte() % 16) * 2 + 1);
+fn step(input: &mut Bytes<'_>, out: &mut Vec<u8>, next: &mut u32) {
+    let (kind, stream) = (input.byte() % 11, input.byte());
+    // Streams begin in order; what belongs to one counts back from the last, or names it.
+    let stream = match stream {
+        _ if kind == 1 => std::mem::replace(next, *next + 2),
+        back @ ..8 => next.saturating_sub(u32::from(back) * 2 + 2) | 1,
+        named => u32::from(named % 16) * 2 + 1,
+    };
     match kind {
         0 => {
             let flags = input.byte();

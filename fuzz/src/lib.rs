@@ -55,6 +55,14 @@ impl<'a> Bytes<'a> {
         self.take(usize::from(length))
     }
 
+    /// What stands before the next `ff 00`, which goes too: so one message more or less leaves the others as they are.
+    pub fn message(&mut self) -> &'a [u8] {
+        let end = self.0.windows(2).position(|two| two == [0xff, 0]);
+        let message = self.take(end.unwrap_or(self.0.len()));
+        self.take(2);
+        message
+    }
+
     /// Whether nothing is left.
     #[must_use]
     pub fn is_empty(&self) -> bool {

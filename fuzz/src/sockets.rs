@@ -20,7 +20,7 @@ pub fn isolate() {
         .expect("a network namespace");
 }
 
-/// Messages: one byte says what comes with each, then its bytes follow, with their length before them.
+/// Messages: one byte says what comes with each, then its bytes follow.
 #[must_use]
 pub fn sent(data: &[u8]) -> Vec<Sent<'_>> {
     let mut input = Bytes(data);
@@ -32,7 +32,7 @@ pub fn sent(data: &[u8]) -> Vec<Sent<'_>> {
             7 => 150,
             few => usize::from(few),
         };
-        all.push(Sent { bytes: input.piece(), framed: mode & 16 == 0, descriptors, netns: mode & 8 == 0 });
+        all.push(Sent { bytes: input.message(), framed: mode & 16 == 0, descriptors, netns: mode & 8 == 0 });
     }
     all
 }
