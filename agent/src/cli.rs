@@ -125,15 +125,12 @@ pub struct RunArgs {
     /// Access log: a file, `-` for standard output, `off`
     #[arg(long, value_name = "FILE")]
     pub access_log: Option<String>,
-    /// Admin address: configuration and certificates as JSON
+    /// Admin address: configuration and certificates as JSON, `/healthz`, `/readyz`. Whoever reaches it may read everything
     #[arg(long, default_value = "127.0.0.1:15000")]
     pub admin: SocketAddr,
-    /// Address of Prometheus metrics (`/metrics`)
-    #[arg(long, default_value = "0.0.0.0:15020")]
+    /// Address of Prometheus metrics (`/metrics`), without TLS. Whoever reaches it may read them: they say who talks to whom
+    #[arg(long, default_value = "127.0.0.1:15020")]
     pub metrics: SocketAddr,
-    /// Address of health (`/healthz`, `/readyz`)
-    #[arg(long, default_value = "0.0.0.0:15021")]
-    pub health: SocketAddr,
     /// Longest time that connections are let finish after SIGTERM, in seconds
     #[arg(long, default_value_t = 25)]
     pub drain_seconds: u64,
@@ -183,18 +180,12 @@ pub struct AgentArgs {
     /// Access log: a file, `-` for standard output, `off`
     #[arg(long, value_name = "FILE")]
     pub access_log: Option<String>,
-    /// Admin address: configuration and certificates as JSON
-    #[arg(long, default_value = "127.0.0.1:15000")]
-    pub admin: SocketAddr,
-    /// Unix socket of the same, and of probes
+    /// Unix socket of every page, for probes and `weft admin`
     #[arg(long, env = "WEFT_ADMIN_SOCKET", value_name = "SOCKET")]
     pub admin_socket: Option<PathBuf>,
-    /// Address of Prometheus metrics (`/metrics`)
+    /// Address of Prometheus metrics (`/metrics`), by TLS, for bearers of a token that may `get` the nonResourceURL /metrics
     #[arg(long, default_value = "[::]:15020")]
     pub metrics: SocketAddr,
-    /// Address of health (`/healthz`, `/readyz`)
-    #[arg(long, default_value = "[::]:15021")]
-    pub health: SocketAddr,
     /// Longest time that connections are let finish after SIGTERM, in seconds
     #[arg(long, env = "WEFT_DRAIN_SECONDS", default_value_t = 25)]
     pub drain_seconds: u64,
@@ -212,13 +203,10 @@ pub struct ControllerArgs {
     /// Address that agents call
     #[arg(long, default_value = "[::]:15012")]
     pub listen: SocketAddr,
-    /// Admin address
-    #[arg(long, default_value = "127.0.0.1:15000")]
-    pub admin: SocketAddr,
-    /// Address of Prometheus metrics (`/metrics`)
+    /// Unix socket of every page, for probes and `weft admin`
+    #[arg(long, env = "WEFT_ADMIN_SOCKET", value_name = "SOCKET")]
+    pub admin_socket: Option<PathBuf>,
+    /// Address of Prometheus metrics (`/metrics`), by TLS, for bearers of a token that may `get` the nonResourceURL /metrics
     #[arg(long, default_value = "[::]:15020")]
     pub metrics: SocketAddr,
-    /// Address of health (`/healthz`, `/readyz`)
-    #[arg(long, default_value = "[::]:15021")]
-    pub health: SocketAddr,
 }

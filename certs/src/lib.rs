@@ -35,6 +35,8 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod anonymous;
+mod bond;
 mod bundle;
 mod ca;
 mod ca_dir;
@@ -56,6 +58,8 @@ mod store;
 mod tls;
 mod verify;
 
+pub use anonymous::{anonymous_certificate, anonymous_client, anonymous_server};
+pub use bond::{Bond, Unbound};
 pub use bundle::{InvalidBundle, TrustBundle};
 pub use ca::{Ca, CaError, CaPem, MAX_TTL, MIN_TTL};
 pub use clock::{Clock, SystemClock, TokioClock};
@@ -66,7 +70,7 @@ pub use issue::{
     Fault, IssueError, IssueFuture, IssueRequest, IssuedCertificate, Issuer, LocalIssuer, Retry,
 };
 pub use leaf::RootInfo;
-pub use server::{ServerCertificate, anonymous_certificate};
+pub use server::ServerCertificate;
 pub use store::{IdentityHandle, IdentityStore, NotReady, StoreConfig};
 pub use tls::{ALPN_H2, ALPN_WEFT, Alpn, crypto_provider};
 pub use verify::{IdentityError, PeerSet, peer_identity};

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use rcgen::{CertificateParams, DistinguishedName, DnType, SanType};
+use rcgen::SanType;
 use rustls::sign::CertifiedKey;
 use weft_core::model::SpiffeId;
 
@@ -27,23 +27,6 @@ impl fmt::Debug for ServerCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServerCertificate").field("validity", &self.validity).finish_non_exhaustive()
     }
-}
-
-/// A new key with a certificate that nobody has issued and that proves nothing, for clients that look at none.
-///
-/// # Errors
-/// When no key can be made.
-pub fn anonymous_certificate() -> Result<Arc<CertifiedKey>, CaError> {
-    let key = SecretKey::generate()?;
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, "weft, for probes");
-    let certificate = params.self_signed(key.pair())?.der().clone();
-    let tls_key = key.tls_key().map_err(|error| CaError::Material {
-        what: "the key for probes".into(),
-        reason: error.to_string(),
-    })?;
-    Ok(Arc::new(CertifiedKey::new(vec![certificate], tls_key)))
 }
 
 impl Ca {

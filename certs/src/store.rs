@@ -11,10 +11,12 @@ use std::{
 };
 
 use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::CertificateDer;
 use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 use weft_core::model::{SpiffeId, Str};
 
 use crate::{
+    bond::{Bond, Unbound},
     bundle::TrustBundle,
     clock::{Clock, SystemClock},
     entry::{Entry, Shared, maintain},
@@ -191,6 +193,15 @@ impl IdentityHandle {
             .client(peers, alpn)
             .inspect_err(|error| tracing::error!(%error, identity = %self.identity(), "no client config"))
             .ok()
+    }
+
+    /// How long a connection of this identity may begin something new, whose peer has shown `chain`; to be asked after each
+    /// handshake, since a resumed one verifies nothing.
+    ///
+    /// # Errors
+    /// When it may not any more.
+    pub fn bond(&self, chain: &[CertificateDer<'_>]) -> Result<Bond, Unbound> {
+        Bond::new(self.held.entry.clone(), chain)
     }
 
     /// Certificate and state for the admin page. No key.

@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
@@ -118,7 +119,12 @@ impl Credentials {
             Some(previous) => previous.ticketer.clone(),
             None => ticketer()?,
         };
-        let server = Arc::new(server_config(settings, &material, &roots, ticketer.clone())?);
+        let bounded = Bounded {
+            tickets: ticketer.clone(),
+            clock: settings.clock.clone(),
+            until: material.facts.validity.not_after,
+        };
+        let server = Arc::new(server_config(settings, &material, &roots, Arc::new(bounded))?);
         let clients = Mutex::new(ClientCache::new(settings.client_configs));
         Ok(Self { material, bundle, server, roots, settings: settings.clone(), ticketer, clients })
     }
@@ -191,6 +197,43 @@ fn ticketer() -> Result<Arc<dyn ProducesTickets>, rustls::Error> {
         aws_lc_rs::Ticketer::new().map(|t| Box::new(Generation(t)) as _).map_err(|_| GetRandomFailed)
     }
     Ok(Arc::new(TicketRotator::new(TICKET_KEY_LIFE, generation)?))
+}
+
+/// Tickets that are good until the certificate ends by which the server was verified when they were given out. Whether the
+/// client's has ended is looked at when a session was resumed ([`crate::Bond`]): what a ticket holds is rustls's.
+#[derive(Debug)]
+struct Bounded {
+    tickets: Arc<dyn ProducesTickets>,
+    clock: Arc<dyn Clock>,
+    until: Timestamp,
+}
+
+impl Bounded {
+    /// Bytes before what a ticket holds: until when it is good, Unix seconds.
+    const STAMP: usize = 8;
+}
+
+impl ProducesTickets for Bounded {
+    fn enabled(&self) -> bool {
+        self.tickets.enabled()
+    }
+
+    fn lifetime(&self) -> u32 {
+        let left = self.until.as_second().saturating_sub(self.clock.now().as_second()).max(0);
+        self.tickets.lifetime().min(u32::try_from(left).unwrap_or(u32::MAX))
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        let mut stamped = self.until.as_second().to_be_bytes().to_vec();
+        stamped.extend_from_slice(plain);
+        self.tickets.encrypt(&stamped)
+    }
+
+    fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
+        let mut plain = self.tickets.decrypt(cipher)?;
+        let until = i64::from_be_bytes(plain.get(..Self::STAMP)?.try_into().ok()?);
+        (self.clock.now().as_second() <= until).then(|| plain.split_off(Self::STAMP))
+    }
 }
 
 /// One generation of ticket keys: `TicketRotator` wants a Box where rustls's ticketer gives an Arc.

@@ -23,7 +23,7 @@ use x509_parser::{
     prelude::{FromDer, X509Certificate},
 };
 
-use crate::{clock::unix_time, issue::IssuedCertificate, tls::crypto_provider};
+use crate::{bundle::TrustBundle, clock::unix_time, issue::IssuedCertificate, tls::crypto_provider};
 
 /// The identities that an endpoint may have: usually one, several while a Service selects pods of two
 /// accounts. Order and repetition do not matter. An empty set accepts nobody.
@@ -134,6 +134,20 @@ pub(crate) fn check_chain(answer: &IssuedCertificate, now: Timestamp) -> Result<
     let algorithms = crypto_provider().signature_verification_algorithms.all;
     let parsed = ParsedCertificate::try_from(leaf)?;
     let roots = answer.bundle.anchors();
+    verify_server_cert_signed_by_trust_anchor(&parsed, &roots, intermediates, unix_time(now), algorithms)
+}
+
+/// Whether a chain that was verified before would be verified by these roots, too.
+pub(crate) fn check_client_chain(
+    chain: &[CertificateDer<'_>],
+    bundle: &TrustBundle,
+    now: Timestamp,
+) -> Result<(), Error> {
+    let Some((leaf, intermediates)) = chain.split_first() else {
+        return Err(Error::NoCertificatesPresented);
+    };
+    let algorithms = crypto_provider().signature_verification_algorithms.all;
+    let (parsed, roots) = (ParsedCertificate::try_from(leaf)?, bundle.anchors());
     verify_server_cert_signed_by_trust_anchor(&parsed, &roots, intermediates, unix_time(now), algorithms)
 }
 

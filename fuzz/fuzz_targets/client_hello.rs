@@ -3,8 +3,12 @@
 
 use libfuzzer_sys::fuzz_target;
 use rustls::server::Acceptor;
+use weft_core::message::head::{Admission, HeadLimits, admits};
 use weft_fuzz::{cuts, planted};
 use weft_proxy::l4::detect::{Detected, Offer, Sni, detect, offers, server_name};
+
+/// As of a port where nobody has said what is spoken.
+const LIMITS: HeadLimits = HeadLimits { bytes: 64 << 10, fields: 128 };
 
 fuzz_target!(|data: &[u8]| {
     let (spoken, name, offer) = (detect(data), server_name(data), offers(data, b"h2"));
@@ -13,6 +17,8 @@ fuzz_target!(|data: &[u8]| {
         assert!(early == Detected::NeedMore || early == spoken, "{early:?}, then {spoken:?}");
         let early = server_name(&data[..end]);
         assert!(early == Sni::NeedMore || early == name, "{early:?}, then {name:?}");
+        let (early, whole) = (admits(&data[..end], LIMITS), admits(data, LIMITS));
+        assert!(early == Admission::NeedMore || early == whole, "{early:?}, then {whole:?}");
         let early = offers(&data[..end], b"h2");
         assert!(early == Offer::NeedMore || early == offer, "{early:?}, then {offer:?}");
     }

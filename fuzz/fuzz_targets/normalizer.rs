@@ -5,58 +5,60 @@ use http::{HeaderMap, Method};
 use libfuzzer_sys::fuzz_target;
 use std::cell::OnceCell;
 use weft_core::{
-    matching::{Entry, Order, RequestHead, RouteTable, host_of, normal_path, split_port},
+    matching::{Entry, Order, RequestHead, RouteTable, host_of, split_port},
+    message::{PathAction, PathRules, is_authority, normal_path},
     model::{Hostname, Match, ObjectKey, PathMatch},
 };
-use weft_fuzz::{Bytes, planted};
+use weft_fuzz::{
+    Bytes,
+    paths::{decoded, resolved},
+    planted,
+};
 
 fuzz_target!(|data: &[u8]| {
     let mut input = Bytes(data);
-    let length = usize::from(input.byte());
+    let (rules, length) = (rules(input.byte()), usize::from(input.byte()));
     let (Ok(authority), Ok(path)) = (std::str::from_utf8(input.take(length)), std::str::from_utf8(input.0))
     else {
         return;
     };
     let host = host_of(authority);
-    assert_eq!(host, host.to_ascii_lowercase());
-    assert!(host.starts_with('[') || !host.contains(':'), "{authority} has the host {host}");
-    let (kept, _) = split_port(authority);
-    assert!(authority.contains(kept), "{authority} has no {kept}");
+    if is_authority(authority.as_bytes()) {
+        assert!(!authority.contains(['@', '/', '?', '#', ' ', '\\']), "{authority}");
+        assert!(host.starts_with('[') || !host.contains(':'), "{authority} has the host {host}");
+        assert_eq!(host, host.to_ascii_lowercase());
+        let (kept, port) = split_port(authority);
+        let again = port.map_or(kept.to_owned(), |port| format!("{kept}:{port}"));
+        assert_eq!(split_port(&again), (kept, port), "{authority}");
+    }
     let path = format!("/{path}");
-    let normal = normal_path(&path);
-    assert_eq!(normal, resolved(&path), "{path}");
-    assert_eq!(normal_path(&normal), normal, "{path}");
+    let Ok(normal) = normal_path(&path, &rules) else { return };
+    if rules.is_default() {
+        assert_eq!(normal, resolved(&decoded(&path)), "{path}");
+    }
+    assert!(normal.starts_with('/'), "{path} becomes {normal}");
+    assert_eq!(normal_path(&normal, &rules).as_deref(), Ok(&*normal), "{path}, again");
+    // What is forwarded leads a server that decodes and resolves it to where it was matched.
+    let read = resolved(&decoded(&normal));
     let found = select(&host, &normal);
-    // A server that resolves dots in what it gets comes to what was matched.
-    assert_eq!(select(&host, &resolved(&normal)), found, "{path}");
+    assert_eq!(select(&host, &read), found, "{path} is forwarded as {normal} and read as {read}");
     let detour = path.len() > normal.len() + 3;
     planted(detour && found == "deep", "a rule of one host, reached by a detour");
 });
 
-/// RFC 3986 §5.2.4, step by step as it is written there; `%2e` is a dot.
-fn resolved(path: &str) -> String {
-    let dots = |segment: &str| match segment.replace("%2e", ".").replace("%2E", ".").as_str() {
-        "." => ".".to_owned(),
-        ".." => "..".to_owned(),
-        _ => segment.to_owned(),
+/// Four settings of three values each.
+fn rules(mut byte: u8) -> PathRules {
+    let mut action = || {
+        let action = [PathAction::Keep, PathAction::Normalize, PathAction::Reject][usize::from(byte % 3)];
+        byte /= 3;
+        action
     };
-    let mut input: String = path[1..].split('/').map(|s| format!("/{}", dots(s))).collect();
-    let mut output = String::new();
-    while !input.is_empty() {
-        if input.starts_with("/./") {
-            input.drain(..2);
-        } else if input == "/." {
-            input = "/".to_owned();
-        } else if input.starts_with("/../") || input == "/.." {
-            input = if input == "/.." { "/".to_owned() } else { input.split_off(3) };
-            output.truncate(output.rfind('/').unwrap_or(0));
-        } else {
-            let end = input[1..].find('/').map_or(input.len(), |at| at + 1);
-            output.push_str(&input[..end]);
-            input.drain(..end);
-        }
+    PathRules {
+        repeated_slashes: action(),
+        escaped_slashes: action(),
+        backslashes: action(),
+        parameters: action(),
     }
-    output
 }
 
 thread_local! {

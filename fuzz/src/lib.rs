@@ -4,6 +4,7 @@
 pub mod frames;
 pub mod loopback;
 pub mod origin;
+pub mod paths;
 pub mod sockets;
 
 use nix::sys::resource::{UsageWho, getrusage};

@@ -1,6 +1,9 @@
 //! The real HTTP server on a thread whose clock stands still, with [`crate::origin`] behind it.
 
-use crate::origin::{self, Log, Seen};
+use crate::{
+    origin::{self, Log, Seen},
+    paths::{decoded, resolved},
+};
 use std::net::SocketAddr;
 use tokio::runtime::{Builder, LocalOptions};
 use weft_proxy::{
@@ -48,9 +51,9 @@ pub fn check(seen: &[Seen], served: &Served) {
 
 /// Where the routes send this target, read as an application would.
 fn belongs(target: &str) -> SocketAddr {
-    let path = target.split('?').next().unwrap_or_default();
+    let path = resolved(&decoded(target.split('?').next().unwrap_or_default()));
     let is_admin = path.strip_prefix("/admin").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    match path {
+    match path.as_str() {
         "/exact" => EXACT.into(),
         _ if is_admin => ADMIN.into(),
         _ => PUBLIC.into(),

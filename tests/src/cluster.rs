@@ -218,16 +218,12 @@ impl Cluster {
         Ok(forward)
     }
 
-    /// A page of a pod, by the API server's proxy.
+    /// A page of an agent or a controller, on its Unix socket: what is on the network is for bearers of a right to it.
     ///
     /// # Errors
-    /// What `kubectl` says.
-    pub fn page(&self, pod: &str, port: u16, path: &str) -> Result<String> {
-        self.kubectl(&[
-            "get",
-            "--raw",
-            &format!("/api/v1/namespaces/{SYSTEM}/pods/{pod}:{port}/proxy/{path}"),
-        ])
+    /// When it does not answer.
+    pub fn page(&self, pod: &str, path: &str) -> Result<String> {
+        self.kubectl(&["-n", SYSTEM, "exec", pod, "--", "weft", "admin", "get", path])
     }
 
     /// The pod of the controller that leads.

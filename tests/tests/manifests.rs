@@ -223,6 +223,48 @@ fn every_object_has_the_recommended_labels_and_the_agents_pod_its_safeguards() -
     Ok(())
 }
 
+/// What a probe asks over the network, anybody there can keep from being answered: 128 half-sent requests to the health port
+/// once had the controller restarted.
+#[test]
+fn no_probe_asks_over_the_network_and_no_port_is_open_for_one() -> Result<()> {
+    let all = kustomize(".")?;
+    for (name, container) in [
+        ("DaemonSet weft-system/weft-agent", "agent"),
+        ("Deployment weft-system/weft-controller", "controller"),
+    ] {
+        let pod = &all[name]["spec"]["template"]["spec"];
+        let containers = pod["containers"].as_array().context("containers")?;
+        let container = containers.iter().find(|c| c["name"] == container).context("the container")?;
+        let socket =
+            container["env"].as_array().into_iter().flatten().find(|e| e["name"] == "WEFT_ADMIN_SOCKET");
+        let socket = socket.and_then(|e| e["value"].as_str()).context("a socket")?;
+        let mounted =
+            |mount: &Value| mount["mountPath"].as_str().is_some_and(|path| socket.starts_with(path));
+        ensure!(container["volumeMounts"].as_array().into_iter().flatten().any(mounted), "{name}: {socket}");
+        for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
+            let command = container[probe]["exec"]["command"].as_array();
+            let command =
+                command.with_context(|| format!("{name}: {probe} is no exec: {}", container[probe]))?;
+            let cli =
+                <weft::cli::Cli as clap::Parser>::try_parse_from(command.iter().filter_map(Value::as_str))?;
+            let weft::cli::Command::Health(args) = cli.command else { bail!("{cli:?}") };
+            assert_eq!(args.socket.to_str(), Some(socket), "{name}: {probe}");
+        }
+        let ports = container["ports"].as_array().into_iter().flatten().map(|p| &p["containerPort"]);
+        assert!(ports.clone().all(|port| *port != 15021), "{name}");
+        // A scraper that goes by annotations is told how.
+        let notes = &all[name]["spec"]["template"]["metadata"]["annotations"];
+        assert_eq!(
+            (&notes["prometheus.io/port"], &notes["prometheus.io/scheme"]),
+            (&json!("15020"), &json!("https"))
+        );
+    }
+    // The right that the pages' guard asks for.
+    let reader = &all["ClusterRole /weft-metrics-reader"]["rules"];
+    assert_eq!(*reader, json!([{"nonResourceURLs": ["/metrics"], "verbs": ["get"]}]));
+    Ok(())
+}
+
 #[test]
 fn the_gateway_apis_definitions_are_never_brought_along() -> Result<()> {
     for name in kustomize(".")?.keys().filter(|name| name.starts_with("CustomResourceDefinition")) {
@@ -285,10 +327,16 @@ fn granted(all: &BTreeMap<String, Value>, name: &str) -> BTreeSet<Right> {
 fn an_agent_may_read_what_it_watches_and_nothing_else_and_no_secret() -> Result<()> {
     let all = kustomize(".")?;
     let granted = granted(&all, "weft-agent");
-    assert_eq!(granted, watched(&Role::Agent { node: "n1".into() }));
-    for (_, resource, verb, _) in &granted {
+    let mut expected = watched(&Role::Agent { node: "n1".into() });
+    // Who asks for its metrics, and whether that one may: questions that store nothing.
+    let questions =
+        [("authentication.k8s.io", "tokenreviews"), ("authorization.k8s.io", "subjectaccessreviews")];
+    expected.extend(questions.map(|(group, resource)| right(group, resource, "create", "*")));
+    assert_eq!(granted, expected);
+    for (group, resource, verb, _) in &granted {
         ensure!(resource != "secrets" && resource != "*", "agents may not read Secrets");
-        ensure!(matches!(verb.as_str(), "list" | "watch"), "agents only read: {verb} {resource}");
+        let asks = verb == "create" && questions.contains(&(group, resource));
+        ensure!(asks || matches!(verb.as_str(), "list" | "watch"), "agents only read: {verb} {resource}");
     }
     // Nobody else's binding gives it more.
     for (name, binding) in all.iter().filter(|(name, _)| name.contains("Binding ")) {
@@ -330,6 +378,7 @@ fn the_controller_may_watch_what_it_watches_and_write_what_it_writes_and_nothing
     add("weft.dev", "workloadslices", &["create", "delete", "list", "patch"], "*");
     add("events.k8s.io", "events", &["create", "patch"], "*");
     add("authentication.k8s.io", "tokenreviews", &["create"], "*");
+    add("authorization.k8s.io", "subjectaccessreviews", &["create"], "*");
     add("", "secrets", &["create"], "*");
     add("", "secrets", &["get", "patch", "update"], "weft-ca");
     add("", "configmaps", &["create"], "*");
@@ -349,6 +398,7 @@ fn the_controller_may_watch_what_it_watches_and_write_what_it_writes_and_nothing
             "workloadslices",
             "events",
             "tokenreviews",
+            "subjectaccessreviews",
             "gateways/finalizers",
         ];
         ensure!(

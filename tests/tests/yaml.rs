@@ -126,7 +126,7 @@ fn errors_make_the_exit_code_one() -> Result<()> {
 #[test]
 fn our_own_examples_are_clean() -> Result<()> {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    for example in ["gateway", "mesh"] {
+    for example in ["gateway", "mesh", "addresses"] {
         let dir = root.join("manifests/examples").join(example);
         let output =
             Command::new(weft_binary()?).args(["run", "--dry-run", "--config"]).arg(&dir).output()?;
@@ -137,7 +137,7 @@ fn our_own_examples_are_clean() -> Result<()> {
             output.status.success() && said.contains("0 errors, 0 warnings") && bad == 0,
             "{example}:\n{said}"
         );
-        ensure!(said.contains("HTTPRoute") && said.contains("Accepted=True"), "{example}:\n{said}");
+        ensure!(said.contains("Gateway") && said.contains("Accepted=True"), "{example}:\n{said}");
     }
     // The settings' example names a Gateway: beside the one of the Gateway's example it must be clean too.
     let both = tempfile::tempdir()?;

@@ -45,6 +45,9 @@ pub enum Denied {
     /// Says no pod or no node, so that nothing can be bound to a node by it.
     #[error("the token is not bound to a pod on a node: {0}")]
     Unbound(String),
+    /// More tokens of this address wait to be checked than may. Retry.
+    #[error("too many tokens of this address are to be checked; try again")]
+    TooMany,
     /// The API server could not be asked. Retry.
     #[error("tokens cannot be checked now: {0}")]
     Unavailable(String),
@@ -60,6 +63,7 @@ impl Denied {
             Self::WrongAudience(_) => "token_wrong_audience",
             Self::Invalid(_) => "token_invalid",
             Self::Unbound(_) => "token_unbound",
+            Self::TooMany => "token_review_too_many",
             Self::Unavailable(_) => "token_review_unavailable",
         }
     }
@@ -68,7 +72,7 @@ impl Denied {
 impl From<&Denied> for Status {
     fn from(denied: &Denied) -> Self {
         match denied {
-            Denied::Unavailable(_) => Self::unavailable(denied.to_string()),
+            Denied::TooMany | Denied::Unavailable(_) => Self::unavailable(denied.to_string()),
             _ => Self::unauthenticated(denied.to_string()),
         }
     }
@@ -79,6 +83,10 @@ pub type AuthFuture<'a> = Pin<Box<dyn Future<Output = Result<Caller, Denied>> + 
 
 /// Finds out who calls.
 pub trait Authenticate: Send + Sync {
+    /// What is known of a token without asking anybody: who it speaks for if that was heard lately, or that it cannot be
+    /// one of ours. None: it must be asked about. Must not block.
+    fn recall(&self, token: &str) -> Option<Result<Caller, Denied>>;
+
     /// Checks a bearer token. The server sets a deadline.
     fn authenticate<'a>(&'a self, token: &'a str) -> AuthFuture<'a>;
 }

@@ -1,6 +1,6 @@
 //! Wire messages to values and back.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use prost::Message;
 use weft_core::{
@@ -21,6 +21,8 @@ use crate::{
 /// Kubernetes' bounds of names.
 const NAMESPACE_MAX: usize = 63;
 const NAME_MAX: usize = 253;
+/// Addresses of one pod; Kubernetes knows two.
+const ADDRESSES_MAX: usize = 16;
 /// Longer texts of a peer are cut: they are for people.
 const TEXT_MAX: usize = 1024;
 
@@ -142,7 +144,8 @@ impl Chunk for wire::Captured {
             }
         };
         let (pod, uid) = (Some(key_to_wire(key)), capture.uid.to_string());
-        push(&mut self.pods, wire::CapturedPod { pod, uid, application })
+        let addresses = capture.addresses.iter().take(ADDRESSES_MAX).map(ToString::to_string).collect();
+        push(&mut self.pods, wire::CapturedPod { pod, uid, application, addresses })
     }
 
     fn unset(&mut self, key: &ObjectKey) -> usize {
@@ -157,7 +160,10 @@ impl Chunk for wire::Captured {
         let pod = |pod: wire::CapturedPod| {
             let size = pod.encoded_len();
             let tunnel = pod.application.map_or(Ok(TunnelPort::Hbone), tunnel)?;
-            Ok((key(pod.pod)?, Capture { uid: text(&pod.uid), tunnel }, size))
+            let parsed = pod.addresses.iter().take(ADDRESSES_MAX).map(|a| a.parse());
+            let addresses: Result<Vec<IpAddr>, _> = parsed.collect();
+            let addresses = addresses.map_err(|_| Malformed::Part { what: "an address" })?;
+            Ok((key(pod.pod)?, Capture { uid: text(&pod.uid), tunnel, addresses }, size))
         };
         let set: Result<_, _> = self.pods.into_iter().map(pod).collect();
         let unset: Result<_, _> = self.removed.into_iter().map(|k| key(Some(k))).collect();
@@ -220,7 +226,7 @@ pub(crate) type MaterialMap = BTreeMap<(MaterialKind, ObjectKey), MaterialValue>
 /// As one map, without labels and annotations.
 pub(crate) fn material_to_map(material: &Material) -> MaterialMap {
     let secrets = material.secrets.iter().map(|(key, secret)| {
-        let value = Secret { meta: bare(&secret.meta), data: secret.data.clone() };
+        let value = Secret { meta: bare(&secret.meta), ..(**secret).clone() };
         ((MaterialKind::Secret, key.clone()), MaterialValue::Secret(Arc::new(value)))
     });
     let config_maps = material.config_maps.iter().map(|(key, map)| {
@@ -257,11 +263,15 @@ impl Chunk for wire::Material {
     type Value = MaterialValue;
 
     fn set(&mut self, id: &Self::Key, value: &MaterialValue) -> usize {
-        let (meta, content, parameters) = match value {
-            MaterialValue::Secret(secret) => (&secret.meta, Some(secret_to_wire(&secret.data)), None),
+        let (meta, broken) = match value {
+            MaterialValue::Secret(secret) => (&secret.meta, &secret.broken),
+            MaterialValue::ConfigMap(map) => (&map.meta, &map.broken),
+        };
+        let (content, parameters) = match value {
+            MaterialValue::Secret(secret) => (Some(secret_to_wire(&secret.data)), None),
             MaterialValue::ConfigMap(map) => {
                 let parameters = map.parameters.as_ref().map(parameters::to_wire);
-                (&map.meta, map.ca.as_ref().map(config_map_to_wire), parameters)
+                (map.ca.as_ref().map(config_map_to_wire), parameters)
             }
         };
         let object = wire::MaterialObject {
@@ -271,6 +281,7 @@ impl Chunk for wire::Material {
             created: meta.created,
             content,
             parameters,
+            broken: broken.as_ref().map(ToString::to_string),
         };
         push(&mut self.objects, object)
     }
@@ -333,10 +344,11 @@ fn material_object(object: wire::MaterialObject) -> Result<MaterialEntry, Malfor
         annotations: Default::default(),
         origin: None,
     };
+    let broken = object.broken.as_deref().map(text);
     let value = match id.0 {
         MaterialKind::Secret => {
             let data = secret_data(object.content);
-            MaterialValue::Secret(Arc::new(Secret { meta, data }))
+            MaterialValue::Secret(Arc::new(Secret { meta, data, broken }))
         }
         MaterialKind::ConfigMap => {
             let ca = match object.content {
@@ -345,7 +357,7 @@ fn material_object(object: wire::MaterialObject) -> Result<MaterialEntry, Malfor
                 Some(wire::Content::Tls(_)) | None => None,
             };
             let parameters = object.parameters.map(parameters::from_wire).transpose()?;
-            MaterialValue::ConfigMap(Arc::new(ConfigMap { meta, ca, parameters }))
+            MaterialValue::ConfigMap(Arc::new(ConfigMap { meta, ca, broken, parameters }))
         }
     };
     Ok((id, value, size))

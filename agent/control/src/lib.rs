@@ -6,6 +6,7 @@
 //!   survives the controller's absence. [`ControlClient::issuer`] asks for certificates by Istio's CA protocol.
 //! - [`Authenticate`] and [`Authorize`] decide who may have what; [`WorldAuthorizer`] gives a node the identities of
 //!   the pods and Gateways on it.
+//! - [`Door`] and [`Quotas`] bound what callers cost before and after it is known who they are.
 //! - [`feedback`] turns reports into what the engine needs to say `Programmed`.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -14,11 +15,13 @@ mod auth;
 mod client;
 mod convert;
 mod delta;
+mod door;
 mod feedback;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod istio;
 mod parameters;
+mod quota;
 mod report;
 mod server;
 mod wire;
@@ -28,7 +31,9 @@ pub use auth::{
 };
 pub use client::{ClientConfig, ClientState, ControlClient, Timing};
 pub use delta::Bounds;
+pub use door::{Budgets, Door, Stranger};
 pub use feedback::{Expected, feedback, placement_hash, watermarks};
+pub use quota::{Quota, Quotas};
 pub use report::{Applied, AppliedGateway, BudgetReached, Captured, Material, Materials, Reached, Watermark};
 pub use server::{AgentReport, Agents, ControlServer, Leading, Limits, ServerConfig};
 

@@ -1,10 +1,13 @@
 //! `WeftGatewayConfig` out of a ConfigMap, as it travels to agents. (Those of the kind itself agents watch.)
 
-use weft_core::model::{AddressMode, GatewaySettings, IpRange, Labels, Str, TrafficPolicy};
-
 use crate::{
     delta::Malformed,
-    wire::{Parameters, Texts},
+    wire::{Clients, Parameters, Texts},
+};
+use std::time::Duration;
+use weft_core::{
+    message::{PathAction, PathRules},
+    model::{AddressMode, ClientRules, GatewaySettings, IpRange, Labels, ProxyProtocol, Str, TrafficPolicy},
 };
 
 /// What was read of a ConfigMap's `config.yaml`, or what is wrong with it.
@@ -33,7 +36,24 @@ pub(crate) fn to_wire(read: &Read) -> Parameters {
             .node_selector
             .as_ref()
             .map(|labels| list(labels.iter().flat_map(label).collect())),
+        paths: settings.paths.map(|paths| {
+            let PathRules { repeated_slashes, escaped_slashes, backslashes, parameters } = paths;
+            let all = [repeated_slashes, escaped_slashes, backslashes, parameters];
+            list(all.into_iter().map(|action| action.as_str().to_owned()).collect())
+        }),
+        stream_idle_ms: settings.stream_idle.map(millis),
+        udp_session_ms: settings.udp_session.map(millis),
+        clients: settings.clients.as_ref().map(|clients| Clients {
+            proxy_protocol: clients.proxy_protocol.as_str().to_owned(),
+            trusted: clients.trusted.iter().map(ToString::to_string).collect(),
+            trust_trace: clients.trust_trace,
+        }),
     }
+}
+
+/// Durations are read from text that knows nothing finer.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Back from the wire.
@@ -54,7 +74,32 @@ pub(crate) fn from_wire(parameters: Parameters) -> Result<Read, Malformed> {
         load_balancer_class: parameters.load_balancer_class.map(Into::into),
         source_ranges: parameters.source_ranges.map(networks).transpose()?,
         node_selector: parameters.node_selector.map(labels).transpose()?,
+        paths: parameters.paths.map(paths).transpose()?,
+        stream_idle: parameters.stream_idle_ms.map(Duration::from_millis),
+        udp_session: parameters.udp_session_ms.map(Duration::from_millis),
+        clients: parameters.clients.map(clients).transpose()?,
     }))
+}
+
+fn paths(list: Texts) -> Result<PathRules, Malformed> {
+    const MALFORMED: Malformed = Malformed::Part { what: "what to do with paths" };
+    let actions: Option<Vec<_>> = list.texts.iter().map(|text| PathAction::parse(text)).collect();
+    let [repeated_slashes, escaped_slashes, backslashes, parameters] =
+        *actions.as_deref().ok_or(MALFORMED)?
+    else {
+        return Err(MALFORMED);
+    };
+    Ok(PathRules { repeated_slashes, escaped_slashes, backslashes, parameters })
+}
+
+fn clients(wire: Clients) -> Result<ClientRules, Malformed> {
+    let network = |text: String| text.parse().map_err(|_| Malformed::Part { what: "a network" });
+    Ok(ClientRules {
+        proxy_protocol: ProxyProtocol::parse(&wire.proxy_protocol)
+            .ok_or(Malformed::Part { what: "a use of the PROXY protocol" })?,
+        trusted: wire.trusted.into_iter().map(network).collect::<Result<_, _>>()?,
+        trust_trace: wire.trust_trace,
+    })
 }
 
 fn ranges(list: Texts) -> Result<Vec<IpRange>, Malformed> {

@@ -182,6 +182,9 @@ pub(crate) struct CapturedPod {
     /// Tunnels may come to the application's own ports. None: to 15008 only, as every agent says that does not know of this.
     #[prost(message, optional, tag = "3")]
     pub(crate) application: Option<ApplicationPorts>,
+    /// Its addresses as they were read inside its network namespace. None: not said.
+    #[prost(string, repeated, tag = "4")]
+    pub(crate) addresses: Vec<String>,
 }
 
 /// The ports of a pod that tunnels may come to: all but some.
@@ -311,6 +314,9 @@ pub(crate) struct MaterialObject {
     /// A ConfigMap's `config.yaml`, read as a `WeftGatewayConfig`; none: it has none.
     #[prost(message, optional, tag = "8")]
     pub(crate) parameters: Option<Parameters>,
+    /// Why what the object holds now cannot be used, when `content` is of before.
+    #[prost(string, optional, tag = "9")]
+    pub(crate) broken: Option<String>,
 }
 
 /// `WeftGatewayConfig` as written: what is absent is left to the layer below.
@@ -337,6 +343,32 @@ pub(crate) struct Parameters {
     /// `nodeSelector`: label and value, one after the other.
     #[prost(message, optional, tag = "7")]
     pub(crate) node_selector: Option<Texts>,
+    /// `paths`: the actions for repeated and escaped slashes, backslashes and parameters, in this order.
+    #[prost(message, optional, tag = "8")]
+    pub(crate) paths: Option<Texts>,
+    /// `streamIdleTimeout`, milliseconds.
+    #[prost(uint64, optional, tag = "9")]
+    pub(crate) stream_idle_ms: Option<u64>,
+    /// `udpSessionTimeout`, milliseconds.
+    #[prost(uint64, optional, tag = "10")]
+    pub(crate) udp_session_ms: Option<u64>,
+    /// `clients`.
+    #[prost(message, optional, tag = "11")]
+    pub(crate) clients: Option<Clients>,
+}
+
+/// `clients` of a `WeftGatewayConfig`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Clients {
+    /// `proxyProtocol`, as written.
+    #[prost(string, tag = "1")]
+    pub(crate) proxy_protocol: String,
+    /// `trustedProxies`, CIDR.
+    #[prost(string, repeated, tag = "2")]
+    pub(crate) trusted: Vec<String>,
+    /// `traceContext` is Trust.
+    #[prost(bool, tag = "3")]
+    pub(crate) trust_trace: bool,
 }
 
 /// A list that may be absent.

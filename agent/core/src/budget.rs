@@ -131,8 +131,154 @@ pub const CONNECTIONS_UNPROVED: Budget = Budget {
     flood: "silent_connections_to_hbone_cost_a_pod_nothing",
 };
 
+/// What the connections of all workloads of a node hold together.
+pub const TRAFFIC_MEMORY: Budget = Budget {
+    name: "traffic-memory",
+    holds: "what connections, tunnels and streams hold, reckoned by kind, and bytes that were read and not written yet",
+    per: Per::Process,
+    bound: 512 << 20,
+    unit: Unit::Bytes,
+    setting: Some("limits.trafficBytes"),
+    held_by: HeldBy::Agent,
+    when_reached: "the workload that holds most gets no new connection, and those of its connections that were quiet for \
+                   longest are ended",
+    flood: "the_largest_workload_yields_when_the_nodes_memory_is_spent",
+};
+
+/// Connections to an agent's or the controller's page on the network whose caller is not known to be let in.
+pub const PAGE_STRANGERS: Budget = Budget {
+    name: "page-strangers",
+    holds: "connections to port 15020 that have not shown a right to the page",
+    per: Per::Process,
+    bound: 64,
+    unit: Unit::Count,
+    setting: None,
+    held_by: HeldBy::Both,
+    when_reached: "the oldest of the address that has the most is closed",
+    flood: "half_sent_requests_keep_nobody_from_the_pages",
+};
+
+/// The same from one address.
+pub const PAGE_STRANGERS_PER_ADDRESS: Budget = Budget {
+    name: "page-strangers-per-address",
+    holds: "connections of one address to port 15020 that have not shown a right to the page",
+    per: Per::Address,
+    bound: 4,
+    unit: Unit::Count,
+    setting: None,
+    held_by: HeldBy::Both,
+    when_reached: "the oldest of that address is closed",
+    flood: "half_sent_requests_keep_nobody_from_the_pages",
+};
+
+/// Questions to the API server about callers of a page, for one address.
+pub const PAGE_REVIEWS: Budget = Budget {
+    name: "page-reviews",
+    holds: "tokens shown at port 15020 about which the API server is asked, after a burst of 32",
+    per: Per::Address,
+    bound: 2,
+    unit: Unit::PerSecond,
+    setting: None,
+    held_by: HeldBy::Both,
+    when_reached: "the request is answered with 429",
+    flood: "worthless_tokens_cost_the_api_server_little_and_scrapers_nothing",
+};
+
+/// Connections to the controller's port for agents that have shown no good token yet.
+pub const AGENT_STRANGERS: Budget = Budget {
+    name: "agent-strangers",
+    holds: "connections to port 15012 that have shown no good token",
+    per: Per::Process,
+    bound: 1024,
+    unit: Unit::Count,
+    setting: None,
+    held_by: HeldBy::Controller,
+    when_reached: "the oldest of the address that has the most is closed",
+    flood: "silent_strangers_keep_no_agent_out",
+};
+
+/// The same from one address.
+pub const AGENT_STRANGERS_PER_ADDRESS: Budget = Budget {
+    name: "agent-strangers-per-address",
+    holds: "connections of one address to port 15012 that have shown no good token",
+    per: Per::Address,
+    bound: 8,
+    unit: Unit::Count,
+    setting: None,
+    held_by: HeldBy::Controller,
+    when_reached: "the oldest of that address is closed",
+    flood: "silent_strangers_keep_no_agent_out",
+};
+
+/// Questions to the API server about agents' tokens, for one address.
+pub const AGENT_REVIEWS: Budget = Budget {
+    name: "agent-reviews",
+    holds: "tokens shown at port 15012 about which the API server is asked, after a burst of 64",
+    per: Per::Address,
+    bound: 8,
+    unit: Unit::PerSecond,
+    setting: None,
+    held_by: HeldBy::Controller,
+    when_reached: "the call is refused and may be tried again",
+    flood: "garbage_tokens_keep_no_agent_waiting",
+};
+
+/// Streams that a client opens only to reset them.
+pub const STREAM_RESETS: Budget = Budget {
+    name: "stream-resets",
+    holds: "streams of an HTTP/2 connection, most of which its client has reset within a second",
+    per: Per::Connection,
+    bound: 500,
+    unit: Unit::Count,
+    setting: None,
+    held_by: HeldBy::Agent,
+    when_reached: "the connection is ended with GOAWAY",
+    flood: "a_flood_of_resets_ends_its_connection_whatever_its_pace",
+};
+
+/// Clients of one UDP listener.
+pub const UDP_SESSIONS: Budget = Budget {
+    name: "udp-sessions",
+    holds: "sessions of one UDP listener on one worker: a client's address and a socket towards its endpoint",
+    per: Per::Workload,
+    bound: 8192,
+    unit: Unit::Count,
+    setting: None,
+    held_by: HeldBy::Agent,
+    when_reached: "one that was never answered is ended, else the one that has been quiet for longest",
+    flood: "five_thousand_udp_sources_a_second_silence_nobody",
+};
+
+/// Those of them whose addresses are of one network.
+pub const UDP_SESSIONS_OF_NETWORK: Budget = Budget {
+    name: "udp-sessions-of-network",
+    holds: "sessions of one UDP listener on one worker whose clients are of one network (IPv4 /24, IPv6 /64)",
+    per: Per::Address,
+    bound: 2048,
+    unit: Unit::Count,
+    setting: None,
+    held_by: HeldBy::Agent,
+    when_reached: "one of the same network is ended, chosen in the same way",
+    flood: "five_thousand_udp_sources_a_second_silence_nobody",
+};
+
 /// All rows, in the order in which they are shown.
-pub static ALL: &[&Budget] = &[&CONNECTIONS_OUT, &CONNECTIONS_IN, &TUNNELS_IN, &CONNECTIONS_UNPROVED];
+pub static ALL: &[&Budget] = &[
+    &CONNECTIONS_OUT,
+    &CONNECTIONS_IN,
+    &TUNNELS_IN,
+    &CONNECTIONS_UNPROVED,
+    &TRAFFIC_MEMORY,
+    &PAGE_STRANGERS,
+    &PAGE_STRANGERS_PER_ADDRESS,
+    &PAGE_REVIEWS,
+    &AGENT_STRANGERS,
+    &AGENT_STRANGERS_PER_ADDRESS,
+    &AGENT_REVIEWS,
+    &STREAM_RESETS,
+    &UDP_SESSIONS,
+    &UDP_SESSIONS_OF_NETWORK,
+];
 
 /// A row by its name.
 #[must_use]

@@ -14,7 +14,7 @@ use crate::{
     shards::Shards,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -37,6 +37,10 @@ pub struct Config {
     /// Networks that pods have their addresses from. An address of theirs that is not among [`Self::workloads`] is a pod
     /// that is not known yet, not a stranger outside the cluster.
     pub pod_cidrs: Arc<[ipnet::IpNet]>,
+    /// Nodes' own addresses within [`Self::pod_cidrs`], where pods share the nodes' network.
+    pub nodes_among_pods: Arc<BTreeSet<IpAddr>>,
+    /// Addresses that several pods claim, none of which has proved it.
+    pub disputed: Shards<IpAddr, ()>,
     /// Addresses of nodes: Gateways call from there.
     pub nodes: Shards<IpAddr, ()>,
     /// The node whose clients this is for.
@@ -44,6 +48,15 @@ pub struct Config {
 }
 
 impl Config {
+    /// Whether an address must be a pod's, known or not: from the pods' networks, or in dispute. The first address of each
+    /// network is the node's own on it, where the network plugin makes a bridge.
+    #[must_use]
+    pub fn is_pods(&self, ip: IpAddr) -> bool {
+        let holds = |cidr: &ipnet::IpNet| cidr.contains(&ip) && cidr.hosts().next() != Some(ip);
+        self.disputed.get(&ip).is_some()
+            || (self.pod_cidrs.iter().any(holds) && !self.nodes_among_pods.contains(&ip))
+    }
+
     /// Why nobody can be sent to this backend: it has no endpoint that could be used from here.
     #[must_use]
     pub fn no_endpoint(&self, backend: &BackendKey) -> String {

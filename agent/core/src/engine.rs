@@ -1,9 +1,11 @@
 //! The pipeline as one value: Snapshots in, Config and conditions out.
 
+mod addresses;
 mod changes;
 mod claims;
 mod lint;
 mod mesh;
+mod networks;
 mod report;
 mod state;
 mod tables;
@@ -116,6 +118,12 @@ impl Engine {
     pub fn set_settings(&mut self, settings: Settings) {
         self.stale |= settings != self.settings;
         self.settings = settings;
+    }
+
+    /// The Snapshot in effect: as applied last, with the last usable content of certificates and CAs that cannot be used.
+    #[must_use]
+    pub const fn snapshot(&self) -> &Snapshot {
+        &self.state.world.snapshot
     }
 
     /// Secrets and ConfigMaps that whoever serves this Gateway needs, as far as references are permitted; also those that

@@ -5,11 +5,14 @@ use crate::{
     error_list::ErrorList,
     netns::{Netns, NetnsError},
     routes::{self, RouteError},
-    ruleset::{self, Mechanism, Mode, Surroundings, probe, removal, ruleset},
+    ruleset::{
+        self, HBONE_PORT, INBOUND_PORT, Mechanism, Mode, OUTBOUND_PORT, Surroundings, probe, removal, ruleset,
+    },
     socket::ipv6_enabled,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::{
+    collections::BTreeSet,
     io::{self, PipeReader, Read, Write},
     os::fd::AsFd,
     path::PathBuf,
@@ -85,8 +88,38 @@ fn apply_here(nft: &Nft, mechanism: Mechanism, config: &CaptureConfig, mode: Mod
     let ipv6 = ipv6_enabled();
     // Routes first: without a mark nobody uses them, without them marked packets leave by eth0.
     routes::add(ipv6)?;
-    let pod = Surroundings { mechanism, ipv6, translated: nft.translates()? };
+    let listening = if config.strict { listening()? } else { BTreeSet::new() };
+    let pod = Surroundings { mechanism, ipv6, translated: nft.translates()?, listening };
     nft.run(&[], &ruleset(config, mode, pod)).map(drop)
+}
+
+/// More ports than these are nobody's application; the rest of them is not looked for.
+const LISTENING_MAX: usize = 4096;
+
+/// TCP ports on which somebody listens in the thread's current namespace, but for ours.
+fn listening() -> io::Result<BTreeSet<u16>> {
+    let mut ports = BTreeSet::new();
+    for table in ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"] {
+        match std::fs::read_to_string(table) {
+            Ok(text) => ports.extend(listening_in(&text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {} // without IPv6
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(ports.into_iter().take(LISTENING_MAX).collect())
+}
+
+/// The ports in state LISTEN of a table as in /proc/net/tcp.
+fn listening_in(table: &str) -> impl Iterator<Item = u16> + '_ {
+    const LISTEN: &str = "0A";
+    let ours = [OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT];
+    let port = |line: &str| {
+        let mut words = line.split_ascii_whitespace().skip(1);
+        let (local, state) = (words.next()?, words.nth(1)?);
+        let port = u16::from_str_radix(local.rsplit_once(':')?.1, 16).ok()?;
+        (state == LISTEN).then_some(port)
+    };
+    table.lines().filter_map(port).filter(move |port| !ours.contains(port))
 }
 
 /// Lets the node's kubelet past a pod's capture until its table is replaced: see [`ruleset::while_away`]. Blocking.

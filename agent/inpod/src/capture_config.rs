@@ -28,6 +28,17 @@ pub struct CaptureConfig {
     /// What its kubelet reaches directly while no agent is there.
     #[serde(default, skip_serializing_if = "WhileAway::is_nothing")]
     pub while_away: WhileAway,
+    /// The pod is strict: connections to it that are older than its capture, and so were never protected, are reset.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub strict: bool,
+    /// Datagrams that nobody in the pod has asked for are dropped: they are never encrypted.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub drop_udp: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// Ports that the node's own addresses reach directly while the node has no agent: those of a permissive pod's declared
@@ -79,7 +90,7 @@ impl CaptureConfig {
             outbound_ports: entries(&known, "weft.dev/exclude-outbound-ports", port, &mut invalid),
             inbound_cidrs: entries(&known, "weft.dev/exclude-inbound-cidrs", cidr, &mut invalid),
             outbound_cidrs: entries(&known, "weft.dev/exclude-outbound-cidrs", cidr, &mut invalid),
-            while_away: WhileAway::default(),
+            ..Self::default()
         };
         (config, invalid)
     }

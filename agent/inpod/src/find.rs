@@ -64,12 +64,24 @@ impl Sandbox {
     /// # Errors
     /// When the namespace cannot be entered or looked at.
     pub fn has_address(&self, ips: &[IpAddr]) -> Result<bool, NetnsError> {
-        let found = self.netns.run(getifaddrs)?.map_err(|e| NetnsError::Open {
-            what: format!("interfaces of process {}", self.pid),
-            source: e.into(),
-        })?;
-        Ok(found.filter_map(|interface| address(&interface)).any(|address| ips.contains(&address)))
+        Ok(addresses_in(&self.netns)?.iter().any(|address| ips.contains(address)))
     }
+}
+
+/// The addresses of the interfaces of a namespace, without link-local ones. Blocking.
+///
+/// # Errors
+/// When the namespace cannot be entered or looked at.
+pub(crate) fn addresses_in(netns: &Netns) -> Result<BTreeSet<IpAddr>, NetnsError> {
+    let found = netns
+        .run(getifaddrs)?
+        .map_err(|e| NetnsError::Open { what: "interfaces of a pod".to_owned(), source: e.into() })?;
+    Ok(found.filter_map(|interface| address(&interface)).filter(is_global).take(NODE_ADDRESSES_MAX).collect())
+}
+
+/// A link-local address is nobody's name on the network.
+const fn is_global(ip: &IpAddr) -> bool {
+    !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
 fn address(interface: &InterfaceAddress) -> Option<IpAddr> {
@@ -78,7 +90,7 @@ fn address(interface: &InterfaceAddress) -> Option<IpAddr> {
     v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
 }
 
-/// More addresses than a node has; what has more is not asked for its probes from the rest.
+/// More addresses than a node or pod has; of what has more the rest is not looked at.
 const NODE_ADDRESSES_MAX: usize = 1024;
 
 /// The addresses from which a process of the node may call a pod: all in the calling thread's network namespace, but for
@@ -92,8 +104,6 @@ pub fn node_addresses() -> io::Result<BTreeSet<IpAddr>> {
             && !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK)
     };
     let found = getifaddrs()?.filter(is_used).filter_map(|interface| address(&interface));
-    // A link-local address is no source for a pod's own.
-    let is_global = |ip: &IpAddr| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
     Ok(found.filter(is_global).take(NODE_ADDRESSES_MAX).collect())
 }
 

@@ -14,6 +14,8 @@
 //! the agent calls the          mangle_prerouting, on lo, the agent's mark: `ct mark 0x111`
 //!   application                  → the application's replies, addressed to the client, get `meta mark 0x111` in
 //!   (from CLIENT to POD:8080)      mangle_output and come back over lo
+//! strict                       unprotected, unprotected_output: what is older than the capture and came to a port on which the
+//!                              application listens is reset, in both directions
 //! guard_input, guard_output    what should have been captured by the above and was not is dropped
 //! later                        a packet that no socket knows goes to the listener that its SYN went to
 //! ```
@@ -100,7 +102,7 @@ pub enum Mode {
 }
 
 /// What the pod and its kernel are like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Surroundings {
     /// How to capture.
     pub mechanism: Mechanism,
@@ -109,6 +111,9 @@ pub struct Surroundings {
     /// Whether redirected connections may live (an agent of an earlier version captured them). With the last NAT chain
     /// goes the kernel's address translation, and with it every such connection.
     pub translated: bool,
+    /// TCP ports on which its application listens now. Of a connection that is older than the capture nothing else tells
+    /// that the pod was called by it; asked for only where the pod is strict.
+    pub listening: BTreeSet<u16>,
 }
 
 /// One transaction that replaces our table by the one described: no packet sees the pod without it.
@@ -120,7 +125,8 @@ pub fn ruleset(config: &CaptureConfig, mode: Mode, pod: Surroundings) -> String 
         Mode::Drain => table.mangle(&[], &[]),
         Mode::Capture => {
             table.exempt(config);
-            table.capture();
+            table.unprotected(config);
+            table.capture(config);
             table.guards();
         }
     }
@@ -218,8 +224,11 @@ impl Table {
         let hook = Some("filter hook prerouting priority -150");
         let mut rules = vec![format!("{FIRST_SYN} goto first_syn")];
         // A redirect needs no such rule: conntrack remembers where the SYN went, and a cookie is good for that port only.
-        if self.tproxy() && !arriving.is_empty() {
+        if self.text.contains("  chain later {") {
             rules.push(format!("{LATER} goto later"));
+        }
+        if self.text.contains("  chain datagrams {") {
+            rules.push("iifname != lo meta l4proto udp goto datagrams".to_owned());
         }
         self.chain("mangle_prerouting", hook, &rules);
         let mut rules = vec!["oifname lo accept".to_owned()]; // it goes where the mark would send it
@@ -230,7 +239,7 @@ impl Table {
         self.chain("mangle_output", Some("route hook output priority -150"), &rules);
     }
 
-    fn capture(&mut self) {
+    fn capture(&mut self, config: &CaptureConfig) {
         let own = format!("tcp dport {{ {OUTBOUND_PORT}, {INBOUND_PORT} }}");
         let mut arriving = vec![
             // Our plaintext ports are reached by capture only: a caller of its own would choose what the agent takes for the
@@ -246,7 +255,7 @@ impl Table {
         match self.pod.mechanism {
             Mechanism::Tproxy => {
                 self.listening();
-                self.later();
+                self.later(config);
                 arriving.extend([
                     "socket wildcard <= 1 goto take".to_owned(),    // a listener
                     "socket transparent <= 1 goto twin".to_owned(), // what is no full socket
@@ -260,12 +269,59 @@ impl Table {
             ]),
             Mechanism::Redirect => {}
         }
-        let leaving = if self.tproxy() {
+        let mut leaving = if self.tproxy() {
             vec![format!("{FIRST_SYN} jump exempt_outbound"), format!("{FIRST_SYN} {}", set_mark("ct"))]
         } else {
             Vec::new()
         };
+        if config.strict {
+            // Not a reset: by one the caller is told.
+            leaving.insert(
+                0,
+                format!(
+                    "tcp flags & rst == 0 tcp sport @older {} jump unprotected_output",
+                    not_marked("ct", LOCAL_MARK)
+                ),
+            );
+        }
         self.mangle(&arriving, &leaving);
+    }
+
+    /// What a strict pod does not take, besides new connections in clear.
+    fn unprotected(&mut self, config: &CaptureConfig) {
+        if config.drop_udp {
+            let mut rules =
+                vec!["iifname lo accept".to_owned(), "ct state established,related accept".to_owned()];
+            rules.extend(
+                exclusions(&config.inbound_ports, &config.inbound_cidrs, "saddr", self.pod.ipv6)
+                    .into_iter()
+                    .map(|rule| rule.replace("tcp dport", "udp dport")),
+            );
+            rules.push("drop".to_owned());
+            self.chain("datagrams", None, &rules);
+        }
+        if !config.strict {
+            return;
+        }
+        let ports = self.pod.listening.iter().map(u16::to_string).collect();
+        self.set("older", "inet_service", ports);
+        if !self.tproxy() {
+            let rules = [
+                "jump exempt_inbound".to_owned(),
+                "ct status & dnat != 0 accept".to_owned(), // captured
+                format!("tcp dport @older {RESET}"),
+            ];
+            self.chain("later", None, &rules);
+        }
+        // The other direction: a server that streams, or whose client only listens. What the agent has accepted in the
+        // application's name is transparent.
+        let mut rules = exclusions(&config.inbound_ports, &config.inbound_cidrs, "daddr", self.pod.ipv6);
+        rules.iter_mut().for_each(|rule| *rule = rule.replace("tcp dport", "tcp sport"));
+        if self.tproxy() {
+            rules.push("socket transparent 1 accept".to_owned());
+        }
+        rules.push(RESET.to_owned());
+        self.chain("unprotected_output", None, &rules);
     }
 
     /// Takes a SYN for which a socket of the application was found.
@@ -292,9 +348,9 @@ impl Table {
     }
 
     /// Packets after the first SYN. `tproxy` leaves one to its connection if there is one, the application's own included.
-    fn later(&mut self) {
+    fn later(&mut self, config: &CaptureConfig) {
         let local = mark_is("meta", LOCAL_MARK);
-        let rules = [
+        let mut rules = vec![
             format!("iifname lo {local} {TCP} tproxy to :{OUTBOUND_PORT} accept"),
             "jump exempt_inbound".to_owned(),
             // What the pod forwards (a VM's, a nested container's) has no socket here, and the kernel drops it if it gets one.
@@ -304,6 +360,10 @@ impl Table {
             // of the application's has an address of its own; what has none is a listener.
             format!("fib daddr type local socket wildcard 1 {RESET}"),
         ];
+        if config.strict {
+            // Neither did our listener take it nor has it a connection that we have: it is older than the capture.
+            rules.push(format!("fib daddr type local tcp dport @older {RESET}"));
+        }
         self.chain("later", None, &rules);
     }
 
@@ -409,6 +469,10 @@ fn exclusions(ports: &BTreeSet<u16>, cidrs: &BTreeSet<IpNet>, side: &str, ipv6: 
 /// The bits 0xfff of the mark are ours; the others belong to the CNI.
 fn mark_is(kind: &str, mark: u32) -> String {
     format!("{kind} mark & 0xfff == {mark:#x}")
+}
+
+fn not_marked(kind: &str, mark: u32) -> String {
+    format!("{kind} mark & 0xfff != {mark:#x}")
 }
 
 fn set_mark(kind: &str) -> String {

@@ -553,3 +553,93 @@ fn only_a_network_namespace_is_taken_for_one() {
     }
     assert!(Socket::new(Domain::IPV4, Type::STREAM, None).is_ok(), "still at home");
 }
+
+/// What is older than the capture, by which excluded from it, and what the agent carries: only the first ends.
+#[test]
+fn a_strict_pods_older_connections_end_and_nothing_else_does() {
+    for mechanism in Mechanism::ALL {
+        let net = Net::new();
+        let excluded = excluding("weft.dev/exclude-inbound-ports", "9090");
+        let (app, kept) = (serve(&net.pod, at(POD4, 8080)), serve(&net.pod, at("0.0.0.0", 9090)));
+        let outside = serve(&net.peer, at(PEER4, 80));
+        let connect_to = |to| (connect(&net.peer, to).unwrap(), ());
+        let (mut old, ()) = connect_to(at(POD4, 8080));
+        let (mut old_app, _) = accept(&app);
+        let (mut listened, ()) = connect_to(at(POD4, 8080));
+        let (mut pushing, _) = accept(&app);
+        let (mut direct, ()) = connect_to(at(POD4, 9090));
+        let (mut direct_app, _) = accept(&kept);
+        let mut called = connect(&net.pod, at(PEER4, 80)).unwrap();
+        let (mut called_peer, _) = accept(&outside);
+
+        let listeners = captured_by(mechanism, &net, &excluded);
+        for (a, b) in
+            [(&mut old, &mut old_app), (&mut listened, &mut pushing), (&mut direct, &mut direct_app)]
+        {
+            assert_talks(a, b);
+        }
+        let mut new = connect(&net.peer, at(POD4, 8080)).unwrap();
+        let (mut ours, _) = accept(&listeners.inbound);
+        assert_talks(&mut new, &mut ours);
+
+        apply_by(mechanism, &net.pod, &CaptureConfig { strict: true, ..excluded.clone() }, Mode::Capture)
+            .unwrap();
+        // The caller says something, and a server whose caller only listens does.
+        old.write_all(b"x").unwrap();
+        assert_reset(&mut old, mechanism);
+        pushing.write_all(b"x").unwrap();
+        assert_reset(&mut pushing, mechanism);
+        listened.set_nonblocking(true).unwrap();
+        let mut byte = [0];
+        assert_eq!(
+            listened.read(&mut byte).map_err(|e| e.kind()),
+            Err(io::ErrorKind::WouldBlock),
+            "{mechanism:?}"
+        );
+        // Captured, excluded, or the pod's own call.
+        assert_talks(&mut new, &mut ours);
+        assert_talks(&mut direct, &mut direct_app);
+        assert_talks(&mut called, &mut called_peer);
+        let mut newer = connect(&net.peer, at(POD4, 8080)).unwrap();
+        let (mut ours, _) = accept(&listeners.inbound);
+        assert_talks(&mut newer, &mut ours);
+    }
+}
+
+fn assert_reset(stream: &mut TcpStream, mechanism: Mechanism) {
+    let error = loop {
+        match stream.read(&mut [0]).expect_err("nothing is answered").kind() {
+            io::ErrorKind::Interrupted => {}
+            kind => break kind,
+        }
+    };
+    assert_eq!(error, io::ErrorKind::ConnectionReset, "{mechanism:?}");
+}
+
+/// B9: UDP is in clear whatever the mode.
+#[test]
+fn datagrams_that_nobody_asked_for_are_dropped_where_that_is_wanted() {
+    let net = Net::new();
+    let bind = |ns: &weft_inpod::Netns, to: SocketAddr| {
+        let socket = ns.run(|| std::net::UdpSocket::bind(to)).unwrap().unwrap();
+        socket.set_read_timeout(Some(NO_ANSWER)).unwrap();
+        socket
+    };
+    let (pod, peer) = (bind(&net.pod, at(POD4, 5000)), bind(&net.peer, at(PEER4, 53)));
+    let asks = bind(&net.pod, at(POD4, 0));
+    let kept = bind(&net.pod, at(POD4, 9090));
+    let mut bytes = [0; 8];
+    for drops in [false, true] {
+        let excluded = excluding("weft.dev/exclude-inbound-ports", "9090");
+        let config = CaptureConfig { strict: true, drop_udp: drops, ..excluded };
+        apply(&net.pod, &config, Mode::Capture).unwrap();
+        peer.send_to(b"unasked", at(POD4, 5000)).unwrap();
+        assert_eq!(pod.recv(&mut bytes).is_err(), drops);
+        peer.send_to(b"direct", at(POD4, 9090)).unwrap();
+        assert!(kept.recv(&mut bytes).is_ok(), "excluded");
+        asks.send_to(b"a query", at(PEER4, 53)).unwrap();
+        let (_, from) = peer.recv_from(&mut bytes).unwrap();
+        peer.send_to(b"answer", from).unwrap();
+        assert!(asks.recv(&mut bytes).is_ok(), "asked for");
+    }
+}

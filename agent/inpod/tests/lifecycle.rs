@@ -218,7 +218,7 @@ async fn a_running_pod_joins_and_leaves() {
     assert_talks(&mut old, &mut old_server);
     let standing = agent.handle.captured();
     let tunnel = weft_core::model::TunnelPort::application([]);
-    let record = Captured { uid: "u".into(), ips: vec![POD4.parse().unwrap()], tunnel };
+    let record = Captured { uid: "u".into(), addresses: vec![POD4.parse().unwrap()], tunnel };
     assert_eq!(**standing.borrow(), BTreeMap::from([(ObjectKey::new("shop", "a"), record)]));
     assert!(agent.handle.last_add().borrow().is_some());
 

@@ -6,6 +6,7 @@ use crate::{
     tracked,
     yaml::Marks,
 };
+use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 use serde_json::Value;
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
@@ -22,6 +23,13 @@ pub struct AgentConfig {
     /// `mtls`: what enrolled pods accept from outside the mesh unless their label says otherwise; `permissive` by
     /// default.
     pub mtls: MtlsMode,
+    /// `strictUdp`: `pass` (the default) or `drop`: whether strict pods take datagrams that they have not asked for. UDP is not
+    /// encrypted in the mesh.
+    pub drop_strict_udp: bool,
+    /// `podCidrs`: the networks that pods have their addresses from, for clusters whose nodes have no `spec.podCIDRs`. An
+    /// unknown address in them is waited for and then refused, since it may be a pod's that must not be spoken to in
+    /// clear. Empty (the default): what nodes say, and what is learned from addresses that agents have read in pods.
+    pub pod_cidrs: Vec<IpNet>,
     /// `tracing`.
     pub tracing: TracingConfig,
     /// `accessLog.output`.
@@ -54,7 +62,11 @@ pub enum AccessLog {
     File(PathBuf),
 }
 
-/// `limits`: each is per pod (share) or per Gateway, so that tenants of a node cannot starve each other.
+/// With less the agent would refuse what an ordinary node asks for.
+const TRAFFIC_BYTES_MIN: u64 = 64 << 20;
+
+/// `limits`: each is per pod (share) or per Gateway, but for `traffic_bytes`, so that tenants of a node
+/// cannot starve each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Limits {
@@ -64,6 +76,9 @@ pub struct Limits {
     pub handshakes: u32,
     /// `requestHeadBytes`: method, path and headers of one request; 64 KiB by default.
     pub request_head_bytes: u32,
+    /// `trafficBytes`: what the connections of all pods and Gateways of the node may hold together, at least 64 MiB;
+    /// 512 MiB by default. The workload that holds most yields.
+    pub traffic_bytes: u64,
     /// `connectTimeout`: to an endpoint; 5s by default.
     #[serde(deserialize_with = "time")]
     pub connect_timeout: Duration,
@@ -75,6 +90,8 @@ impl Default for AgentConfig {
             gateway_addresses: BTreeMap::new(),
             trust_domain: DEFAULT_TRUST_DOMAIN.into(),
             mtls: MtlsMode::default(),
+            drop_strict_udp: false,
+            pod_cidrs: Vec::new(),
             tracing: TracingConfig::default(),
             access_log: AccessLog::default(),
             limits: Limits::default(),
@@ -94,6 +111,7 @@ impl Default for Limits {
             connections: 16_384,
             handshakes: 64,
             request_head_bytes: 64 << 10,
+            traffic_bytes: weft_core::budget::TRAFFIC_MEMORY.bound,
             connect_timeout: Duration::from_secs(5),
         }
     }
@@ -112,6 +130,9 @@ struct Written {
     gateway_addresses: BTreeMap<String, Value>,
     trust_domain: Option<String>,
     mtls: Option<String>,
+    strict_udp: Option<String>,
+    #[serde(default)]
+    pod_cidrs: Vec<String>,
     #[serde(default)]
     tracing: TracingConfig,
     #[serde(default)]
@@ -171,6 +192,9 @@ impl AgentConfig {
             ("gatewayAddresses", "") => self.gateway_addresses.clone_from(&from.gateway_addresses),
             ("trustDomain", _) => self.trust_domain = from.trust_domain.clone(),
             ("mtls", _) => self.mtls = from.mtls,
+            // The strictest, and not what was before: who misspells it wanted something to be kept out.
+            ("strictUdp", _) => self.drop_strict_udp = true,
+            ("podCidrs", _) => self.pod_cidrs.clone_from(&from.pod_cidrs),
             ("tracing", "endpoint") => self.tracing.endpoint.clone_from(&from.tracing.endpoint),
             ("tracing", "samplingRatio") => self.tracing.sampling_ratio = from.tracing.sampling_ratio,
             ("tracing", "attributes") => self.tracing.attributes.clone_from(&from.tracing.attributes),
@@ -179,6 +203,7 @@ impl AgentConfig {
             ("limits", "connections") => self.limits.connections = from.limits.connections,
             ("limits", "handshakes") => self.limits.handshakes = from.limits.handshakes,
             ("limits", "requestHeadBytes") => self.limits.request_head_bytes = from.limits.request_head_bytes,
+            ("limits", "trafficBytes") => self.limits.traffic_bytes = from.limits.traffic_bytes,
             ("limits", "connectTimeout") => self.limits.connect_timeout = from.limits.connect_timeout,
             ("limits", _) => self.limits = from.limits,
             _ => {}
@@ -213,6 +238,11 @@ pub(crate) fn read(value: &Value, marks: &Marks, report: &mut Report) -> Option<
     if !(0.0..=1.0).contains(&ratio) {
         refuse("tracing.samplingRatio", format!("{ratio} is out of range"), "it must be from 0 to 1");
     }
+    let traffic = config.limits.traffic_bytes;
+    if traffic < TRAFFIC_BYTES_MIN {
+        let remedy = "it must be at least 67108864 (64 MiB), and well below the agent's memory limit";
+        refuse("limits.trafficBytes", format!("{traffic} is too little"), remedy);
+    }
     let no_url = |e: &&String| e.parse::<http::Uri>().map_or(true, |u| u.host().is_none());
     if let Some(e) = config.tracing.endpoint.as_ref().filter(no_url) {
         let remedy = "write a URL such as http://127.0.0.1:4317";
@@ -232,6 +262,15 @@ pub(crate) fn read(value: &Value, marks: &Marks, report: &mut Report) -> Option<
             config.trust_domain = domain.into();
         }
     }
+    match written.strict_udp.as_deref() {
+        Some("drop") => config.drop_strict_udp = true,
+        None | Some("pass") => {}
+        Some(other) => refuse("strictUdp", format!("\"{other}\" is neither"), "write pass or drop"),
+    }
+    match pod_cidrs(&written.pod_cidrs) {
+        Ok(cidrs) => config.pod_cidrs = cidrs,
+        Err(reason) => refuse("podCidrs", reason, "write a list such as [\"10.244.0.0/16\"]"),
+    }
     config.access_log = match written.access_log.output.as_deref() {
         None | Some("stdout") => AccessLog::Stdout,
         Some("off") => AccessLog::Off,
@@ -240,6 +279,25 @@ pub(crate) fn read(value: &Value, marks: &Marks, report: &mut Report) -> Option<
     let unaddressed;
     (config.gateway_addresses, unaddressed) = addresses(&written.gateway_addresses, report);
     Some(Reading { config, broken, unaddressed })
+}
+
+/// More networks than these are no pods' networks but a list of pods.
+const POD_CIDRS_MAX: usize = 64;
+
+/// Networks as written; a single one that cannot be read makes the list a wrong one, since it would protect less than it
+/// seems to.
+fn pod_cidrs(written: &[String]) -> Result<Vec<IpNet>, String> {
+    if written.len() > POD_CIDRS_MAX {
+        return Err(format!("{} networks are more than {POD_CIDRS_MAX}", written.len()));
+    }
+    let parse = |text: &String| {
+        text.parse::<IpNet>().map(|net| net.trunc()).map_err(|_| format!("\"{text}\" is no CIDR"))
+    };
+    let nets: Vec<IpNet> = written.iter().map(parse).collect::<Result<_, _>>()?;
+    match nets.iter().find(|net| net.prefix_len() == 0) {
+        Some(all) => Err(format!("{all} is every address, and nobody outside the cluster could be reached")),
+        None => Ok(nets),
+    }
 }
 
 /// The fields as written. One of a wrong type is refused and taken out, and the rest read again: serde stops at the

@@ -47,7 +47,7 @@ pub use problem::{Problem, Severity};
 pub use provision::placements;
 pub use status::{Desired, StatusWriter, WriterConfig, known_in};
 pub use taint::keep_untainted;
-pub use tokens::TokenReviewer;
+pub use tokens::{AccessDenied, AccessReviewer, TokenReviewer};
 pub use trust::{CaCraft, CaTexts, keep_ca};
 pub use watch::*;
 pub use world::World;

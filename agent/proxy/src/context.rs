@@ -5,6 +5,7 @@ use crate::{
     inbound::probe::redirects::Redirects,
     kubelet::{Kubelet, NoKubelet},
     plaintext::PlaintextCallers,
+    share::memory::Memory,
     sticky::StickyClients,
     telemetry::Telemetry,
 };
@@ -16,6 +17,7 @@ use std::{
     sync::Arc,
 };
 use weft_core::{
+    budget::TRAFFIC_MEMORY,
     config::Config,
     model::{ObjectKey, Workload},
 };
@@ -33,6 +35,8 @@ pub struct Shared {
     pub telemetry: Arc<Telemetry>,
     /// Who speaks to permissive pods in clear.
     pub plaintext: PlaintextCallers,
+    /// What the connections of all workloads hold together.
+    pub memory: Arc<Memory>,
     /// Which workloads have reached which of their budgets.
     pub budgets: Budgets,
     /// Knows the kubelet of this node, whose probes strict pods let in.
@@ -61,6 +65,7 @@ impl Shared {
             telemetry,
             plaintext: PlaintextCallers::default(),
             budgets: Budgets::default(),
+            memory: Arc::new(Memory::new(limits.traffic_bytes)),
             kubelet: Arc::new(NoKubelet),
             redirects: Redirects::default(),
             sticky: Arc::default(),
@@ -83,6 +88,8 @@ pub struct Limits {
     pub headers_max: usize,
     /// HTTP/2 streams of one connection.
     pub streams_max: u32,
+    /// Bytes that the connections of all workloads may hold together, over all workers.
+    pub traffic_bytes: u64,
     /// Time for a client to send a request head, for a handshake, for a tunnel's set-up, in milliseconds.
     pub handshake_timeout_ms: u64,
     /// Time for a TCP connect to an endpoint, in milliseconds.
@@ -98,6 +105,7 @@ impl Default for Limits {
             head_bytes_max: 64 * 1024,
             headers_max: 128,
             streams_max: 256,
+            traffic_bytes: TRAFFIC_MEMORY.bound,
             handshake_timeout_ms: 10_000,
             connect_timeout_ms: 5_000,
         }

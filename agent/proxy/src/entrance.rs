@@ -137,6 +137,10 @@ fn begin(
     peer: SocketAddr,
 ) {
     let kind = entrance.kind();
+    if !worker.has_room(local) {
+        reset_on_close(&io);
+        return;
+    }
     let Some(guard) = local.share.admit(kind) else {
         let budget = if kind == Kind::In { &budget::CONNECTIONS_IN } else { &budget::CONNECTIONS_OUT };
         worker.reached(budget, Tenant::from(&local.source.share));
@@ -145,9 +149,11 @@ fn begin(
     };
     let conn = Accepted { worker: worker.clone(), local: local.clone(), io, peer, guard };
     match entrance {
-        Entrance::Outbound => local.share.spawn(outbound::serve(conn)),
-        Entrance::Inbound => local.share.spawn(inbound::serve(conn)),
-        Entrance::Hbone => local.share.spawn(accept::serve(conn, None)),
-        Entrance::Gateway { port, tls } => local.share.spawn(gateway::serve(conn, *port, tls.clone())),
+        Entrance::Outbound => local.share.spawn_connection(outbound::serve(conn)),
+        Entrance::Inbound => local.share.spawn_connection(inbound::serve(conn)),
+        Entrance::Hbone => local.share.spawn_connection(accept::serve(conn, None)),
+        Entrance::Gateway { port, tls } => {
+            local.share.spawn_connection(gateway::serve(conn, *port, tls.clone()))
+        }
     }
 }

@@ -56,6 +56,8 @@ pub enum Reason {
     Timeout,
     /// The client sent something that is not HTTP, or too large (400, 431).
     BadRequest,
+    /// The request's transfer coding is not ours to decode (501).
+    UnknownCoding,
     /// The client went away.
     ClientGone,
     /// Host does not belong to the listener of this TLS connection (421).
@@ -88,6 +90,7 @@ impl Reason {
             Self::PeerSilent => "peer_silent",
             Self::Timeout => "timeout",
             Self::BadRequest => "bad_request",
+            Self::UnknownCoding => "unknown_coding",
             Self::ClientGone => "client_gone",
             Self::Misdirected => "misdirected",
             Self::Denied => "denied",

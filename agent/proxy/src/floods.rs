@@ -5,6 +5,7 @@ use crate::{
     budgets::Reached,
     context::Limits,
     fixtures::{Mesh, TestPod, endpoint, identity, workload},
+    share::Kind,
     tests::{PATIENCE, call, echo, exchange},
 };
 use std::{io, net::SocketAddr, time::Instant};
@@ -150,5 +151,77 @@ async fn tunnels_to_a_pod_are_bounded_and_leave_it_its_own_calls() {
     assert_eq!(open.len(), MAX);
     assert_eq!(reached(&mesh, &budget::TUNNELS_IN, &server), 9 * MAX as u64);
     assert_eq!(exchange(call(&server, to_client).await, b"out").await.unwrap(), b"out");
+    mesh.stop().await;
+}
+
+/// An attacker opens ten times what the node has room for; another pod of the node is served all the while, and its
+/// connection that is in use stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_largest_workload_yields_when_the_nodes_memory_is_spent() {
+    const MAX: usize = 256;
+    let bound = MAX as u64 * Kind::Out.bytes();
+    let mesh = Mesh::with_limits(2, Limits { traffic_bytes: bound, ..Limits::default() });
+    let attacker = mesh.pod("a", "127.10.63.1", MtlsMode::Permissive).await;
+    let victim = mesh.pod("v", "127.10.63.2", MtlsMode::Permissive).await;
+    // Outside the mesh: no tunnels, only the connections themselves.
+    let (to, _) = echo("127.10.63.3", "").await;
+    victim.sockets.going_to(to);
+    let mut kept = held(victim.outbound).await.unwrap();
+
+    let mut open = Vec::new();
+    let mut most = 0;
+    for i in 0..10 * MAX {
+        attacker.sockets.going_to(to);
+        open.extend(held(attacker.outbound).await);
+        most = most.max(mesh.shared.memory.used());
+        if i % 64 == 0 {
+            assert_eq!(exchange(call(&victim, to).await, b"out").await.unwrap(), b"out", "after {i}");
+            kept.write_all(b"x").await.unwrap();
+            kept.read_exact(&mut [0; 1]).await.unwrap();
+        }
+    }
+    assert!(most <= bound + bound / 4, "{most} of {bound} bytes");
+    assert!(reached(&mesh, &budget::TRAFFIC_MEMORY, &attacker) > 0);
+    assert_eq!(reached(&mesh, &budget::TRAFFIC_MEMORY, &victim), 0);
+    drop((open, kept));
+    timeout(PATIENCE, async {
+        while mesh.shared.memory.used() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("all is given back");
+    mesh.stop().await;
+}
+
+/// Who has few connections gets one when somebody else has taken all there is, at the price of the largest's quietest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_small_workload_takes_room_from_the_largest() {
+    const MAX: usize = 64;
+    let bound = MAX as u64 * Kind::Out.bytes();
+    let mesh = Mesh::with_limits(1, Limits { traffic_bytes: bound, ..Limits::default() });
+    let attacker = mesh.pod("a", "127.10.64.1", MtlsMode::Permissive).await;
+    let victim = mesh.pod("v", "127.10.64.2", MtlsMode::Permissive).await;
+    let (to, _) = echo("127.10.64.3", "").await;
+    attacker.sockets.going_to(to);
+    let mut open = Vec::new();
+    while let Ok(io) = held(attacker.outbound).await {
+        open.push(io);
+    }
+    assert_eq!(open.len(), MAX);
+    // All but the first are quiet from now on.
+    let mut busy = open.remove(0);
+    busy.write_all(b"x").await.unwrap();
+    busy.read_exact(&mut [0; 1]).await.unwrap();
+    victim.sockets.going_to(to);
+    let _served = held(victim.outbound).await.expect("room");
+    let mut byte = [0; 1];
+    let oldest = open[0].read(&mut byte);
+    assert!(
+        matches!(timeout(PATIENCE, oldest).await.expect("an end"), Ok(0) | Err(_)),
+        "the quietest is ended"
+    );
+    busy.write_all(b"x").await.unwrap();
+    busy.read_exact(&mut [0; 1]).await.expect("the one that was in use goes on");
     mesh.stop().await;
 }

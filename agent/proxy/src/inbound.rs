@@ -6,19 +6,25 @@ use crate::{
     entrance::Accepted,
     error::{Blame, ProxyError, Reason, Retryable},
     kubelet::NotKubelet,
-    l4::{copy, tcp::Ended},
+    l4::{
+        copy::{self, End},
+        tcp::Ended,
+    },
     telemetry::{Counter, Direction},
     transport::{
         accept,
         connect::{self, canonical, reset_on_close},
     },
+    worker::Worker,
+    workload::LocalWorkload,
 };
 use bytes::Bytes;
 use probe::Asked;
 use std::{
-    iter,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::AsFd,
+    pin::pin,
+    sync::Arc,
     time::{Duration, Instant},
 };
 use weft_core::{
@@ -47,9 +53,7 @@ enum Action {
 ///
 /// `redirected`: where the application has lately sent probes that came to this port.
 fn decide(config: &Config, pod: &Workload, to: SocketAddr, redirected: Vec<Asked>) -> Action {
-    // By any of its addresses: the network plugin may have given it more than Kubernetes lists, and one may be in dispute.
-    let mut addresses = iter::once(to.ip()).chain(pod.ips.iter().copied());
-    let known = addresses.find_map(|ip| config.workloads.get(&ip).filter(|w| w.pod == pod.pod));
+    let known = known(config, pod, Some(to.ip()));
     let (mode, probes) = known.map_or((pod.mode, &pod.probes), |w| (w.mode, &w.probes));
     // Straight to one of our own ports: passed on, it would come back for ever.
     if [OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT].contains(&to.port()) {
@@ -62,6 +66,32 @@ fn decide(config: &Config, pod: &Workload, to: SocketAddr, redirected: Vec<Asked
         MtlsMode::Permissive => Action::Pass { probed: !asks.is_empty() },
         MtlsMode::Strict if asks.is_empty() => Action::Refuse,
         MtlsMode::Strict => Action::Probe(asks),
+    }
+}
+
+/// What the Config knows of a pod. By any of its addresses: the network plugin may have given it more than Kubernetes lists, and
+/// one may be in dispute.
+fn known<'a>(config: &'a Config, pod: &Workload, called: Option<IpAddr>) -> Option<&'a Arc<Workload>> {
+    let mut addresses = called.into_iter().chain(pod.ips.iter().copied());
+    addresses.find_map(|ip| config.workloads.get(&ip).filter(|w| w.pod == pod.pod))
+}
+
+/// What a pod accepts from outside the mesh, at this moment.
+pub(crate) fn mode(config: &Config, pod: &Workload) -> MtlsMode {
+    known(config, pod, None).map_or(pod.mode, |known| known.mode)
+}
+
+/// Completes when a connection in clear that was let in would not be any more.
+async fn revoked(worker: &Worker, local: &LocalWorkload, to: SocketAddr) {
+    loop {
+        let mut told = pin!(local.policy.notified());
+        // Before the look, so that a change in between is not missed.
+        told.as_mut().enable();
+        let action = decide(&worker.shared.config.load(), &local.source.workload, to, Vec::new());
+        if !matches!(action, Action::Pass { .. }) {
+            return;
+        }
+        told.await;
     }
 }
 
@@ -157,8 +187,16 @@ async fn pass(conn: Accepted, to: SocketAddr, arrived: Arrived, probed: bool, en
                 return Served::Tunnel(conn);
             }
             note_caller(&conn, to, probed, ended);
+            let (local, worker) = (conn.local, conn.worker);
+            let revoked = revoked(&worker, &local, to);
+            let of_share = local.share.copying();
             let copied =
-                copy::bidirectional(conn.io, application, Bytes::new(), conn.local.share.copying()).await;
+                copy::bidirectional_while(conn.io, application, Bytes::new(), of_share, revoked).await;
+            if matches!(copied.end, End::Revoked) {
+                worker.telemetry.count(Counter::DeniedPlaintext);
+                let peer = conn.peer;
+                ended.fail(&denied(format!("plaintext from {peer} to {to}, which has become strict")));
+            }
             ended.copied(&copied);
         }
         Err(error) => {

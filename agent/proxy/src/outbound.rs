@@ -1,7 +1,7 @@
 //! 15001: what a captured pod sends. Decides once per connection where it goes, and by which path.
 
 use crate::{
-    context::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, Peer},
+    context::{HBONE_PORT, INBOUND_PORT, Limits, OUTBOUND_PORT, Peer},
     dial::{Upstream, UpstreamIo},
     entrance::Accepted,
     error::{Blame, ProxyError, Reason, Retryable},
@@ -19,15 +19,16 @@ use bytes::{Bytes, BytesMut};
 use std::{
     future::poll_fn,
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     os::fd::AsFd,
-    pin::pin,
+    pin::{Pin, pin},
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::{io::AsyncReadExt, net::TcpStream};
+use tokio::{io::AsyncReadExt, net::TcpStream, time::Sleep};
 use weft_core::{
     config::{AppProtocol, BackendKey, Config, Endpoint, Frontend, MeshRoutes},
+    message::head::{Admission, HeadLimits, admits},
     model::Workload,
 };
 
@@ -61,13 +62,6 @@ enum Action {
 const STRANGER_PATIENCE: Duration = Duration::from_secs(2);
 const STRANGER_LOOK: Duration = Duration::from_millis(20);
 
-/// Whether pods have their addresses from a network that this address is in. The first address of each network is the
-/// node's own on it, where the network plugin makes a bridge.
-fn is_pods(config: &Config, ip: IpAddr) -> bool {
-    let holds = |cidr: &&ipnet::IpNet| cidr.contains(&ip) && cidr.hosts().next() != Some(ip);
-    config.pod_cidrs.iter().any(|cidr| holds(&cidr))
-}
-
 /// Decides, and names the Service if there is one.
 fn decide(
     config: &Config,
@@ -76,7 +70,7 @@ fn decide(
     learned: impl Fn(&BackendKey) -> Option<Class>,
 ) -> (Action, Option<Arc<Frontend>>) {
     // What a Service calls its external address is a pod's all the same, if it is one.
-    let taken = || config.workloads.get(&to.ip()).is_some() || is_pods(config, to.ip());
+    let taken = || config.workloads.get(&to.ip()).is_some() || config.is_pods(to.ip());
     let frontend = config.frontends.get(&to).filter(|f| f.external.is_none() || !taken());
     if let Some(frontend) = frontend {
         if frontend.external.as_ref().is_some_and(|e| !e.admits(&client.ips)) {
@@ -91,7 +85,7 @@ fn decide(
     }
     // A pod's own address is protected (HBONE if it is enrolled) but never routed; all else passes untouched.
     let workload = config.workloads.get(&to.ip()).cloned();
-    if workload.is_none() && is_pods(config, to.ip()) {
+    if workload.is_none() && config.is_pods(to.ip()) {
         return (Action::Stranger, None);
     }
     let endpoint = Endpoint { addr: to, workload, zone: None };
@@ -322,7 +316,8 @@ impl Captured {
                     Detected::Tls => Counter::SniffTls,
                     _ => Counter::SniffOpaque,
                 });
-                if !early.is_empty() {
+                // One head that is not fit to be read says nothing of what others send here.
+                if !early.is_empty() && detect(&early) != Detected::Http1 {
                     worker.learned.set(key, Class::Opaque, now);
                 }
                 match connecting {
@@ -357,14 +352,17 @@ impl Captured {
             }
             tcp::connect(&worker, &local, target, ended).await
         });
-        let mut upstream = None;
+        let (mut upstream, mut slow) = (None, None);
         loop {
             tokio::select! {
                 biased;
                 read = read_some(io, early) => {
                     let ended = read.map_err(|e| refused(Reason::ClientGone, e.to_string()))? == 0;
-                    match detect(early) {
-                        Detected::NeedMore if !ended && early.len() < PEEK_MAX => {}
+                    match recognise(early, &worker.shared.limits) {
+                        Detected::NeedMore if !ended => {
+                            let patience = Duration::from_millis(worker.shared.limits.handshake_timeout_ms);
+                            slow.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+                        }
                         detected @ (Detected::Http1 | Detected::Http2) => {
                             return Ok((First::Client(detected), None));
                         }
@@ -376,6 +374,13 @@ impl Captured {
                         }
                     }
                 }
+                // Half a word of HTTP, and no more of it: whatever it is, nobody has asked us to wait for the rest.
+                () = overdue(&mut slow), if slow.is_some() => {
+                    if upstream.is_none() && !was_http {
+                        upstream = Some(connecting.await?);
+                    }
+                    return Ok((First::Client(Detected::Opaque), upstream));
+                }
                 connected = &mut connecting, if upstream.is_none() => upstream = Some(connected?),
                 spoke = readable(&mut upstream), if upstream.is_some() => {
                     return match upstream {
@@ -386,6 +391,29 @@ impl Captured {
                 }
             }
         }
+    }
+}
+
+/// What the client's first bytes are. HTTP/1 is what its whole head says it is: a head that the codec would refuse is passed
+/// on as bytes, since nobody has asked us to judge it.
+fn recognise(early: &[u8], limits: &Limits) -> Detected {
+    let limits = HeadLimits { bytes: limits.head_bytes_max, fields: limits.headers_max };
+    match (detect(early), early.len() < PEEK_MAX) {
+        (Detected::Http1, _) => match admits(early, limits) {
+            Admission::Http => Detected::Http1,
+            Admission::Bytes => Detected::Opaque,
+            Admission::NeedMore => Detected::NeedMore,
+        },
+        (Detected::NeedMore, false) => Detected::Opaque,
+        (detected, _) => detected,
+    }
+}
+
+/// Until what has begun should have come to its end.
+async fn overdue(slow: &mut Option<Pin<Box<Sleep>>>) {
+    match slow {
+        Some(slow) => slow.as_mut().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::{
     context::{ShareKey, Sockets, Source},
     entrance::{Entrance, accept_loop},
+    inbound,
     worker::{Worker, WorkerGone, Workers},
 };
 use std::{
@@ -104,6 +105,24 @@ impl DataPlane {
         let key = ShareKey::Pod(key.clone());
         let remove = move |worker: Rc<Worker>| async move { worker.retire(&key, grace).await };
         self.workers.run_all(remove).await.map(drop)
+    }
+
+    /// Looks at pods' policies again, after a new Config has taken effect: what a pod has let in under another one is
+    /// decided about anew.
+    ///
+    /// # Errors
+    /// When the process is ending.
+    pub async fn recheck(&self) -> Result<(), WorkerGone> {
+        let recheck = |worker: Rc<Worker>| async move {
+            let config = worker.shared.config.load();
+            for local in worker.workloads() {
+                let mode = inbound::mode(&config, &local.source.workload);
+                if local.mode.replace(mode) != mode {
+                    local.policy.notify_waiters();
+                }
+            }
+        };
+        self.workers.run_all(recheck).await.map(drop)
     }
 
     /// Lets everything end by itself for at most `grace`, then ends the rest.

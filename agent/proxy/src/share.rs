@@ -11,6 +11,7 @@ use crate::{
 use async_task::Task;
 use buffers::Buffers;
 use futures_util::FutureExt;
+use memory::{Account, Memory};
 use scheduler::{Queue, Scheduler};
 use slab::Slab;
 use std::{
@@ -28,6 +29,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 pub mod buffers;
 mod fair;
+pub mod memory;
 pub mod scheduler;
 pub mod timing;
 pub(crate) mod turn;
@@ -44,16 +46,36 @@ pub struct Share {
     /// Tasks ready to run. Shared with their wakers, which may be called on any thread.
     queue: Arc<Queue>,
     /// Every task that has not ended, so that [`Share::close`] can end it; `None` once closed.
-    tasks: RefCell<Option<Slab<Task<()>>>>,
+    tasks: RefCell<Option<Slab<Running>>>,
+    /// Polls of connections' tasks so far: when one ran last.
+    polls: Rc<Cell<u64>>,
     limits: ShareLimits,
     handshakes: Arc<Semaphore>,
     /// By [`Kind`].
     connections: [Cell<usize>; 4],
     idle: Notify,
-    load: Arc<AtomicUsize>,
+    load: Arc<Load>,
+    account: Arc<Account>,
     drain: Drain,
     buffers: Rc<Buffers>,
     counters: Counters,
+}
+
+/// A task that has not ended.
+#[derive(Debug)]
+struct Running {
+    _task: Task<()>,
+    /// Of a connection: when it ran last, in polls of its share.
+    ran: Option<Rc<Cell<u64>>>,
+}
+
+/// What a worker's shares count together.
+#[derive(Debug, Default)]
+pub struct Load {
+    /// Open connections of the worker.
+    pub connections: AtomicUsize,
+    /// What the process's connections hold.
+    pub memory: Arc<Memory>,
 }
 
 /// What bounds a share on one worker.
@@ -113,20 +135,23 @@ impl Share {
         key: ShareKey,
         limits: ShareLimits,
         drain: Drain,
-        load: Arc<AtomicUsize>,
+        load: Arc<Load>,
     ) -> Rc<Self> {
+        let account = load.memory.account(&key);
         Rc::new(Self {
             key,
             _scheduler: scheduler.clone(),
             queue: scheduler.queue(),
             tasks: RefCell::new(Some(Slab::new())),
+            polls: Rc::default(),
             limits,
             handshakes: Arc::new(Semaphore::new(limits.handshakes_max)),
             connections: Default::default(),
             idle: Notify::new(),
             load,
             drain,
-            buffers: Buffers::new(limits.buffered_max),
+            buffers: Buffers::new(limits.buffered_max, Some(account.clone())),
+            account,
             counters: Counters::default(),
         })
     }
@@ -147,6 +172,12 @@ impl Share {
     #[must_use]
     pub const fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// What its workload holds on all workers.
+    #[must_use]
+    pub const fn account(&self) -> &Arc<Account> {
+        &self.account
     }
 
     /// What its copied connections hold.
@@ -176,6 +207,31 @@ impl Share {
     /// Runs a task of one of the share's connections. A panic ends that task only. After [`Share::close`] the task
     /// is dropped unrun.
     pub fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
+        self.start_task(task, None);
+    }
+
+    /// As [`Self::spawn`], of a connection that [`Self::shed`] may end.
+    pub fn spawn_connection(self: &Rc<Self>, connection: impl Future<Output = ()> + 'static) {
+        let ran = Rc::new(Cell::new(self.polls.get()));
+        let task = Stamped { task: connection, polls: self.polls.clone(), ran: ran.clone() };
+        self.start_task(task, Some(ran));
+    }
+
+    /// Ends connections that hold about `bytes`: those that ran least lately.
+    pub fn shed(&self, bytes: u64) {
+        let mut ended = Vec::new();
+        if let Some(tasks) = self.tasks.borrow_mut().as_mut() {
+            let mut connections: Vec<(u64, usize)> =
+                tasks.iter().filter_map(|(id, running)| Some((running.ran.as_ref()?.get(), id))).collect();
+            connections.sort_unstable();
+            let count = usize::try_from(bytes / Kind::Out.bytes()).unwrap_or(usize::MAX).max(1);
+            ended.extend(connections.into_iter().take(count).filter_map(|(_, id)| tasks.try_remove(id)));
+        }
+        // Dropped here, outside of the borrow: what they hold may look at the share.
+        drop(ended);
+    }
+
+    fn start_task(self: &Rc<Self>, task: impl Future<Output = ()> + 'static, ran: Option<Rc<Cell<u64>>>) {
         let mut tasks = self.tasks.borrow_mut();
         let Some(tasks) = tasks.as_mut() else { return };
         let slot = tasks.vacant_entry();
@@ -191,13 +247,13 @@ impl Share {
         });
         let queue = self.queue.clone();
         let (runnable, task) = async_task::spawn_local(guarded, move |ready| queue.push(ready));
-        slot.insert(task);
+        slot.insert(Running { _task: task, ran });
         runnable.schedule();
     }
 
     fn forget(&self, id: usize) {
         let task = self.tasks.borrow_mut().as_mut().and_then(|tasks| tasks.try_remove(id));
-        if let Some(task) = task {
+        if let Some(Running { _task: task, .. }) = task {
             task.detach();
         }
     }
@@ -214,7 +270,7 @@ impl Share {
         if !self.take(kind) {
             return None;
         }
-        self.load.fetch_add(1, Ordering::Relaxed);
+        self.load.connections.fetch_add(1, Ordering::Relaxed);
         add(&self.counters.connections, 1);
         Some(ConnectionGuard { share: self.clone(), kind })
     }
@@ -228,6 +284,7 @@ impl Share {
             return false;
         }
         open.set(open.get() + 1);
+        self.account.take(kind.bytes());
         true
     }
 
@@ -308,6 +365,41 @@ pub enum Kind {
     Unproved,
 }
 
+impl Kind {
+    /// What a connection is reckoned to hold, in bytes: its buffers and its tasks', and for a tunnel those of TLS and HTTP/2.
+    /// Little of it is there while the connection lies idle.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        match self {
+            Self::Out | Self::In => 8 << 10,
+            Self::Unproved => 16 << 10,
+            Self::Tunnel => 48 << 10,
+        }
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// A connection's task that notes when it runs.
+    struct Stamped<F> {
+        #[pin]
+        task: F,
+        polls: Rc<Cell<u64>>,
+        ran: Rc<Cell<u64>>,
+    }
+}
+
+impl<F: Future<Output = ()>> Future for Stamped<F> {
+    type Output = ();
+
+    fn poll(self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<()> {
+        let this = self.project();
+        let now = this.polls.get() + 1;
+        this.polls.set(now);
+        this.ran.set(now);
+        this.task.poll(cx)
+    }
+}
+
 /// One open connection.
 #[derive(Debug)]
 pub struct ConnectionGuard {
@@ -328,6 +420,7 @@ impl ConnectionGuard {
         let before = std::mem::replace(&mut self.kind, kind);
         let open = &self.share.connections[before as usize];
         open.set(open.get() - 1);
+        self.share.account.give(before.bytes());
         Some(self)
     }
 }
@@ -336,7 +429,8 @@ impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         let open = &self.share.connections[self.kind as usize];
         open.set(open.get() - 1);
-        self.share.load.fetch_sub(1, Ordering::Relaxed);
+        self.share.account.give(self.kind.bytes());
+        self.share.load.connections.fetch_sub(1, Ordering::Relaxed);
         if self.share.connections() == 0 {
             self.share.idle.notify_waiters();
         }

@@ -136,6 +136,45 @@ async fn a_client_that_speaks_first_is_passed_on() {
     mesh.stop().await;
 }
 
+/// C9, C10, C13, C17 on a port where nobody has said what is spoken: what the codec would refuse is bytes before anything is
+/// answered, whole and as it came, and the port is not taken for another because of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_codec_would_refuse_is_bytes_where_nobody_declared_http() {
+    let mesh = Mesh::start(1);
+    let client = mesh.pod("a", "127.10.44.1", MtlsMode::Strict).await;
+    let server = mesh.pod("b", "127.10.44.2", MtlsMode::Strict).await;
+    let (addr, _clients) = echo("127.10.44.2", "").await;
+    let to = mesh.service("any", AppProtocol::Unknown, &[endpoint(addr, Some(&server.workload))]);
+    for request in [
+        "GET http://x.test#a HTTP/1.1\r\nHost: x.test\r\n\r\n",
+        "GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET * HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET hxxp://x/ HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: <script>\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a@b\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        "GET / HTTP/1.1\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+        "GET / HTTP/1.1\nHost: a\n\n",
+        // Ends before it is a head.
+        "GET / HTTP/1.1\r\nHost: a\r\n",
+    ] {
+        let answer = exchange(call(&client, to).await, request.as_bytes()).await.unwrap();
+        assert_eq!(String::from_utf8_lossy(&answer), request);
+        // In two pieces, too: the verdict waits for the whole head.
+        let mut io = call(&client, to).await;
+        io.write_all(&request.as_bytes()[..9]).await.unwrap();
+        tokio::task::yield_now().await;
+        assert_eq!(exchange(io, &request.as_bytes()[9..]).await.unwrap(), request.as_bytes());
+    }
+    // And what it takes is HTTP as before: the echo is no answer to that.
+    let answer = exchange(call(&client, to).await, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 502"), "{}", String::from_utf8_lossy(&answer));
+    mesh.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refusal_is_a_reset() {
     let mesh = Mesh::start(1);
@@ -555,5 +594,27 @@ async fn an_agent_that_does_not_answer_is_given_up() {
         tunnels.try_recv().unwrap();
     }
     assert!(tunnels.try_recv().is_err());
+    mesh.stop().await;
+}
+
+/// B5: with its root gone a tunnel takes nothing new; what runs on it goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_of_a_root_that_is_gone_takes_nothing_new() {
+    let mesh = Mesh::start(1);
+    let client = mesh.pod("a", "127.10.31.1", MtlsMode::Strict).await;
+    let server = mesh.pod("b", "127.10.31.2", MtlsMode::Strict).await;
+    let (addr, _clients) = echo("127.10.31.2", "").await;
+    let to = mesh.service("db", AppProtocol::Opaque, &[endpoint(addr, Some(&server.workload))]);
+    let mut running = call(&client, to).await;
+    let mut talk = async || {
+        let mut got = [0; 4];
+        running.write_all(b"ping").await.unwrap();
+        timeout(PATIENCE, running.read_exact(&mut got)).await.unwrap().unwrap();
+    };
+    talk().await;
+    let other = weft_certs::Ca::create("cluster.local", jiff::Timestamp::now()).unwrap();
+    mesh.store.set_trust_bundle(other.bundle().clone());
+    assert_call_reset(&client, to).await;
+    talk().await;
     mesh.stop().await;
 }

@@ -10,7 +10,7 @@ use crate::{
     drain::Drain,
     http::HttpWorker,
     loads::Loads,
-    share::{Share, ShareLimits, scheduler::Scheduler},
+    share::{Load, Share, ShareLimits, memory::Room, scheduler::Scheduler},
     telemetry::{Counter, WorkerTelemetry},
     transport::{handshakes::Handshakes, way::Detours},
     workload::LocalWorkload,
@@ -22,7 +22,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -32,7 +32,7 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 use tokio_util::sync::CancellationToken;
-use weft_core::budget::Budget;
+use weft_core::budget::{self, Budget};
 
 /// Commands that may wait for a worker.
 const COMMANDS_MAX: usize = 1024;
@@ -133,6 +133,34 @@ impl Worker {
         local.forget_upstreams();
     }
 
+    /// Whether a workload may have another connection, as far as the node's memory goes. The workload that holds most of it
+    /// yields, on every worker.
+    pub(crate) fn has_room(&self, local: &LocalWorkload) -> bool {
+        let account = local.share.account();
+        match account.memory().room(account) {
+            Room::Enough => return true,
+            Room::None => {
+                self.reached(&budget::TRAFFIC_MEMORY, Tenant::from(&local.source.share));
+                return false;
+            }
+            Room::After(largest, bytes) => {
+                self.reached(&budget::TRAFFIC_MEMORY, Tenant::from(&largest));
+                let each = bytes / self.peers.count() as u64;
+                for worker in 0..self.peers.count() {
+                    let largest = largest.clone();
+                    let shed = move |worker: &Rc<Self>| {
+                        if let Some(local) = worker.workload(&largest) {
+                            local.share.shed(each);
+                        }
+                    };
+                    // A worker that has no room for the command will hear it the next time.
+                    let _ = self.peers.try_run(worker, Box::new(shed));
+                }
+            }
+        }
+        true
+    }
+
     /// Notes that a workload has reached one of its budgets.
     pub(crate) fn reached(&self, budget: &'static Budget, by: Tenant) {
         self.telemetry.count(Counter::LimitRefused);
@@ -196,8 +224,8 @@ pub(crate) struct Peers {
 #[derive(Debug)]
 struct Handle {
     commands: mpsc::Sender<Command>,
-    /// Open connections.
-    load: Arc<AtomicUsize>,
+    /// What its shares count together.
+    load: Arc<Load>,
     /// Commands given back because the queue was full.
     refused: AtomicU64,
 }
@@ -220,7 +248,7 @@ impl Peers {
     /// The worker that should take a connection accepted on `home`: another one only if it is clearly less busy,
     /// because handing over costs a wake-up.
     pub(crate) fn place(&self, home: usize) -> usize {
-        let load = |i: usize| self.handles[i].load.load(Ordering::Relaxed);
+        let load = |i: usize| self.handles[i].load.connections.load(Ordering::Relaxed);
         let least = (0..self.handles.len()).min_by_key(|&i| load(i)).unwrap_or(home);
         if load(least) + 4 < load(home) { least } else { home }
     }
@@ -248,7 +276,8 @@ impl Workers {
         let mut queues = Vec::new();
         for _ in 0..count.max(1) {
             let (commands, queue) = mpsc::channel(COMMANDS_MAX);
-            handles.push(Handle { commands, load: Arc::default(), refused: AtomicU64::new(0) });
+            let load = Load { memory: shared.memory.clone(), ..Load::default() };
+            handles.push(Handle { commands, load: Arc::new(load), refused: AtomicU64::new(0) });
             queues.push(queue);
         }
         let stop = CancellationToken::new();
@@ -274,7 +303,7 @@ impl Workers {
     /// Open connections of each worker.
     #[must_use]
     pub fn loads(&self) -> Vec<usize> {
-        self.peers.handles.iter().map(|h| h.load.load(Ordering::Relaxed)).collect()
+        self.peers.handles.iter().map(|h| h.load.connections.load(Ordering::Relaxed)).collect()
     }
 
     /// Hand-overs of connections that did not happen because a worker's queue was full; each was served where it was

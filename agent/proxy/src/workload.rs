@@ -11,7 +11,9 @@ use crate::{
     share::Share,
     transport::{pool::Tunnels, unproved::Unproved},
 };
-use std::rc::Rc;
+use std::{cell::Cell, rc::Rc};
+use tokio::sync::Notify;
+use weft_core::model::MtlsMode;
 
 /// A pod or a Gateway on one worker. `Io` is what its upstream connections are made of; tests use another.
 pub struct LocalWorkload<Io = UpstreamIo> {
@@ -25,6 +27,10 @@ pub struct LocalWorkload<Io = UpstreamIo> {
     pub(crate) pool: Rc<HttpPool<Io>>,
     /// Tunnels to it whose client has not shown a certificate yet.
     pub(crate) unproved: Unproved,
+    /// What it accepted in clear when that was looked at last.
+    pub(crate) mode: Cell<MtlsMode>,
+    /// Told when that is another.
+    pub(crate) policy: Notify,
 }
 
 impl<Io: 'static> LocalWorkload<Io> {
@@ -32,6 +38,8 @@ impl<Io: 'static> LocalWorkload<Io> {
     #[must_use]
     pub fn new(source: Source, share: Rc<Share>) -> Rc<Self> {
         Rc::new(Self {
+            mode: Cell::new(source.workload.mode),
+            policy: Notify::new(),
             source: Rc::new(source),
             share,
             tunnels: Tunnels::default(),

@@ -1,4 +1,11 @@
 //! Pages for people and probes: metrics, health, status, certificates. Small, on the control runtime.
+//!
+//! In a cluster all of them are on a Unix socket of the pod's own, where probes and `weft admin` ask; on the network are only
+//! `/metrics`, for whom the API server lets read it, and `/leaving`, which names nobody.
+
+mod listen;
+
+pub(super) use self::listen::{serve, serve_socket, serve_when_free};
 
 use super::{
     metrics,
@@ -6,41 +13,24 @@ use super::{
     report,
     world::{Seen, generations},
 };
-use anyhow::{Context, Result};
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::Full;
-use hyper::{body::Incoming, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::body::Incoming;
 use parking_lot::Mutex;
 use serde_json::json;
-use socket2::{Domain, Socket, Type};
 use std::{
-    io,
-    net::{Ipv4Addr, SocketAddr},
-    path::Path,
+    collections::BTreeMap,
+    net::IpAddr,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, UnixListener},
-    sync::{OwnedSemaphorePermit, Semaphore},
-};
-use tokio_util::sync::CancellationToken;
+use weft_control::{Budgets, Denied};
+use weft_core::budget;
+use weft_k8s::{AccessDenied, AccessReviewer};
 use weft_proxy::telemetry::Telemetry;
-
-/// Connections at once on each address; more wait in the accept queue.
-const CONNECTIONS_MAX: usize = 64;
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Connections that wait to be accepted.
-const BACKLOG: i32 = 1024;
-/// Between two tries of an address that another agent still has.
-const BIND_PAUSE: Duration = Duration::from_millis(250);
 
 /// What the pages show.
 pub(super) struct Pages {
@@ -56,17 +46,23 @@ pub(super) struct Pages {
     pub(super) node: OnceLock<Arc<NodePage>>,
     /// Metrics beside the data plane's.
     pub(super) more: OnceLock<metrics::More>,
+    /// Who may read what is on the network, in a cluster; once there is a way to its API server.
+    pub(super) access: OnceLock<AccessReviewer>,
+    /// Connections whose caller nobody knows.
+    strangers: weft_control::Door,
+    /// Readers about whom too much would have been asked.
+    put_off: AtomicU64,
 }
 
 /// Whom an address is for: what anybody on the network may ask of the node is less than what its operator sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Door {
-    /// Every page.
+    /// Every page, for whoever reaches it: a Unix socket, the loopback.
     Admin,
-    /// `/metrics`.
+    /// `/metrics`, for whoever reaches it: the loopback of a machine without a cluster.
     Metrics,
-    /// `/healthz`, `/readyz`, `/leaving`.
-    Health,
+    /// A node's or a pod's network, by TLS: `/leaving`, and `/metrics` for whom the API server lets.
+    Network,
 }
 
 impl Door {
@@ -74,126 +70,79 @@ impl Door {
         match self {
             Self::Admin => true,
             Self::Metrics => path == "/metrics",
-            Self::Health => matches!(path, "/healthz" | "/readyz" | "/leaving"),
+            Self::Network => matches!(path, "/metrics" | "/leaving"),
         }
     }
-}
 
-/// Listens at an address. `[::]` means both families, whatever the node makes of it by itself (`net.ipv6.bindv6only`), and IPv4
-/// alone where the kernel has nothing else: who asks an agent has its pod's first address, which is of either.
-///
-/// # Errors
-/// When the address cannot be bound.
-fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
-    let every = addr.is_ipv6() && addr.ip().is_unspecified();
-    match open(addr) {
-        Err(error) if every && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
-            open(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), addr.port()))
-        }
-        done => done,
+    /// Whether the page is small and for everybody on the network.
+    fn tells_anybody(self, path: &str) -> bool {
+        self == Self::Network && path == "/leaving"
     }
-}
-
-fn open(addr: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
-    socket.set_reuse_address(true)?;
-    if addr.is_ipv6() {
-        socket.set_only_v6(!addr.ip().is_unspecified())?;
-    }
-    socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
-}
-
-/// Binds an address and serves its pages on it until `stop`.
-///
-/// # Errors
-/// When the address cannot be bound.
-pub(super) async fn serve(
-    (door, addr): (Door, SocketAddr),
-    pages: Arc<Pages>,
-    stop: CancellationToken,
-) -> Result<()> {
-    let listener = listen(addr).with_context(|| format!("cannot listen on {addr}"))?;
-    tokio::spawn(stop.clone().run_until_cancelled_owned(accept((door, listener), pages, stop)));
-    Ok(())
-}
-
-/// Serves an address as soon as it is free, and says once that it is not: while one agent replaces another, both are on the
-/// node's network, and the old one gives its addresses up when it begins to drain.
-pub(super) fn serve_when_free((door, addr): (Door, SocketAddr), pages: Arc<Pages>, stop: CancellationToken) {
-    tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
-        let mut said = false;
-        let listener = loop {
-            match listen(addr) {
-                Ok(listener) => break listener,
-                Err(error) if !std::mem::replace(&mut said, true) => {
-                    tracing::info!("{addr}: {error}; waiting until it is free");
-                }
-                Err(_) => {}
-            }
-            tokio::time::sleep(BIND_PAUSE).await;
-        };
-        accept((door, listener), pages, stop).await;
-    }));
-}
-
-/// Serves every page on a Unix socket, which is this process's alone: probes and `weft admin` ask there.
-///
-/// # Errors
-/// When the socket cannot be made.
-pub(super) fn serve_socket(path: &Path, pages: Arc<Pages>, stop: CancellationToken) -> Result<()> {
-    let _ = std::fs::remove_file(path); // of a container that ran here before
-    let listener =
-        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
-    tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
-        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        loop {
-            let Ok(permit) = room.clone().acquire_owned().await else { return };
-            match listener.accept().await {
-                Ok((stream, _)) => converse((Door::Admin, stream), pages.clone(), stop.clone(), permit),
-                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
-            }
-        }
-    }));
-    Ok(())
-}
-
-async fn accept((door, listener): (Door, TcpListener), pages: Arc<Pages>, stop: CancellationToken) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let Ok(permit) = room.clone().acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => converse((door, stream), pages.clone(), stop.clone(), permit),
-            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await, // out of descriptors: let some go
-        }
-    }
-}
-
-fn converse<S>(
-    (door, stream): (Door, S),
-    pages: Arc<Pages>,
-    stop: CancellationToken,
-    permit: OwnedSemaphorePermit,
-) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let service = service_fn(move |request| {
-        let pages = pages.clone();
-        async move { Ok::<_, std::convert::Infallible>(pages.answer(door, &request)) }
-    });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service);
-    tokio::spawn(stop.run_until_cancelled_owned(async move {
-        let _ = connection.await; // the client's trouble
-        drop(permit);
-    }));
 }
 
 impl Pages {
+    /// Pages of a process that is not ready yet.
+    pub(super) fn new(
+        telemetry: Arc<Telemetry>,
+        seen: Arc<Mutex<Seen>>,
+        identities: Option<weft_certs::IdentityStore>,
+    ) -> Self {
+        let strangers =
+            Budgets { all: &budget::PAGE_STRANGERS, address: &budget::PAGE_STRANGERS_PER_ADDRESS };
+        Self {
+            telemetry,
+            seen,
+            identities,
+            ready: AtomicBool::new(false),
+            node: OnceLock::new(),
+            more: OnceLock::new(),
+            access: OnceLock::new(),
+            strangers: weft_control::Door::new(strangers),
+            put_off: AtomicU64::new(0),
+        }
+    }
+
+    /// How often each budget of readers was reached, by its name.
+    pub(super) fn reached(&self) -> BTreeMap<&'static str, u64> {
+        let reviews = (budget::PAGE_REVIEWS.name, self.put_off.load(Ordering::Relaxed));
+        self.strangers.reached().into_iter().chain([reviews]).collect()
+    }
+
+    /// Whether who asks may have the page; else the answer that it gets instead.
+    async fn admit(&self, request: &Request<Incoming>, from: IpAddr) -> Result<(), Response<Full<Bytes>>> {
+        let Some(access) = self.access.get() else {
+            return Err(text(StatusCode::SERVICE_UNAVAILABLE, "no way to the API server yet\n"));
+        };
+        let token = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let token = token.and_then(|value| {
+            let (scheme, token) = value.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+        });
+        let denied = match token {
+            None => AccessDenied::Unknown(Denied::Missing),
+            Some(token) => match access.may_get(token, request.uri().path(), from).await {
+                Ok(()) => return Ok(()),
+                Err(denied) => denied,
+            },
+        };
+        let status = match &denied {
+            AccessDenied::Forbidden { .. } => StatusCode::FORBIDDEN,
+            AccessDenied::Unknown(Denied::Unavailable(_)) => StatusCode::SERVICE_UNAVAILABLE,
+            AccessDenied::Unknown(Denied::TooMany) => {
+                self.put_off.fetch_add(1, Ordering::Relaxed);
+                StatusCode::TOO_MANY_REQUESTS
+            }
+            AccessDenied::Unknown(_) => StatusCode::UNAUTHORIZED,
+        };
+        tracing::debug!(%from, page = request.uri().path(), %denied, "page refused");
+        let mut response = Response::new(Full::new(Bytes::from(format!("{denied}\n"))));
+        *response.status_mut() = status;
+        if status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        Err(response)
+    }
+
     fn answer(&self, door: Door, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         match request.uri().path() {
             path if !door.shows(path) => text(StatusCode::NOT_FOUND, "no such page\n"),
@@ -223,7 +172,7 @@ impl Pages {
             metrics::append(&mut body, kind.is_openmetrics(), more);
         }
         let mut response = Response::new(Full::new(Bytes::from(body)));
-        response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind.as_str()));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind.as_str()));
         response
     }
 
@@ -247,7 +196,7 @@ impl Pages {
 
 fn page(value: serde_json::Value) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(value.to_string() + "\n")));
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
@@ -258,50 +207,4 @@ fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cli::{Cli, Command};
-    use clap::Parser as _;
-    use std::net::{IpAddr, Ipv6Addr};
-
-    /// Of 127.0.0.1 and ::1, where one is let in that dials the port of a listener at this address.
-    async fn check(ip: IpAddr, expected: [bool; 2]) {
-        let listener = listen(SocketAddr::new(ip, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let dial = async |to: IpAddr| tokio::net::TcpStream::connect((to, port)).await.is_ok();
-        let found = [dial(Ipv4Addr::LOCALHOST.into()).await, dial(Ipv6Addr::LOCALHOST.into()).await];
-        assert_eq!(found, expected, "{ip}");
-    }
-
-    /// Where a node's first address is of IPv6 the chart's pre-delete hook asks at that one, and no agent listened there: `helm
-    /// uninstall` failed.
-    #[tokio::test]
-    async fn an_agent_answers_at_addresses_of_either_family() {
-        let Command::Agent(args) = Cli::try_parse_from(["weft", "agent", "--node=n1"]).unwrap().command
-        else {
-            panic!("not an agent");
-        };
-        check(args.health.ip(), [true, true]).await;
-        check(args.metrics.ip(), [true, true]).await;
-        // What is to be for one alone stays so.
-        check(args.admin.ip(), [true, false]).await;
-        check(Ipv4Addr::UNSPECIFIED.into(), [true, false]).await;
-        check(Ipv6Addr::LOCALHOST.into(), [false, true]).await;
-    }
-
-    #[test]
-    fn status_and_certificates_are_for_the_operator_only() {
-        let check = |door: Door, pages: &[&str]| {
-            let all =
-                ["/", "/metrics", "/healthz", "/readyz", "/leaving", "/status", "/node", "/certificates"];
-            let shown: Vec<_> = all.into_iter().filter(|page| door.shows(page)).collect();
-            assert_eq!(shown, pages, "{door:?}");
-        };
-        check(
-            Door::Admin,
-            &["/", "/metrics", "/healthz", "/readyz", "/leaving", "/status", "/node", "/certificates"],
-        );
-        check(Door::Metrics, &["/metrics"]);
-        check(Door::Health, &["/healthz", "/readyz", "/leaving"]);
-    }
-}
+mod tests;

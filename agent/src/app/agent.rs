@@ -21,7 +21,9 @@ use weft_certs::{IdentityStore, StoreConfig};
 use weft_cni::install::InstallConfig;
 use weft_control::{ClientConfig, ControlClient};
 use weft_inpod::Announcer;
-use weft_k8s::{ClusterHandle, ClusterInputs, ClusterOptions, ClusterProvider, Role, WatchState};
+use weft_k8s::{
+    AccessReviewer, ClusterHandle, ClusterInputs, ClusterOptions, ClusterProvider, Role, WatchState,
+};
 
 /// Before the first world nothing can be served; the operator is told this often what is awaited.
 const WAITING_NOTICE: Duration = Duration::from_secs(10);
@@ -55,6 +57,7 @@ async fn in_cluster(args: AgentArgs) -> Result<()> {
         system_namespace: args.namespace.clone(),
         ..ClusterOptions::new(Role::Agent { node: args.node.as_str().into() })
     };
+    let access = AccessReviewer::new(client.clone());
     let provider =
         ClusterProvider::start(client, options, ClusterInputs { material, captured: captured_rx })?;
     let worlds = first_world(&provider).await?;
@@ -96,7 +99,8 @@ async fn in_cluster(args: AgentArgs) -> Result<()> {
         plugin,
         workers: args.workers,
         access_log: args.access_log,
-        doors: [(Door::Admin, args.admin), (Door::Metrics, args.metrics), (Door::Health, args.health)],
+        doors: vec![(Door::Network, args.metrics)],
+        access: Some(access),
         admin_socket: args.admin_socket,
         drain: Duration::from_secs(args.drain_seconds),
         identities: Some(identities),

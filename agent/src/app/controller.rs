@@ -23,10 +23,7 @@ use parking_lot::Mutex;
 use std::{
     collections::BTreeSet,
     process::ExitCode,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 use tokio::{
@@ -40,8 +37,8 @@ use weft_certs::Ca;
 use weft_control::{Agents, ControlServer, Leading, ServerConfig, WorldAuthorizer};
 use weft_core::model::{Str, gateway_object_name};
 use weft_k8s::{
-    CaCraft, CaTexts, ClusterInputs, ClusterOptions, ClusterProvider, Leadership, LeaseConfig, Role,
-    TokenReviewer, WatchState, World,
+    AccessReviewer, CaCraft, CaTexts, ClusterInputs, ClusterOptions, ClusterProvider, Leadership,
+    LeaseConfig, Role, TokenReviewer, WatchState, World,
 };
 use weft_proxy::telemetry::{self, Telemetry, TelemetryConfig};
 
@@ -81,6 +78,7 @@ async fn control(args: ControllerArgs) -> Result<()> {
     let stop = CancellationToken::new();
     let pages = open_pages(&args, &telemetry, &stop).await?;
     let client = weft_k8s::client().await?;
+    let _ = pages.access.set(AccessReviewer::new(client.clone())); // set once, here
     let options =
         ClusterOptions { system_namespace: args.namespace.clone(), ..ClusterOptions::new(Role::Controller) };
     let provider = ClusterProvider::start(client.clone(), options, ClusterInputs::none())?;
@@ -126,9 +124,14 @@ async fn control(args: ControllerArgs) -> Result<()> {
     let (progress, events) = duties.counts();
     let counted = metrics::Controller { progress, events, server: server.clone(), watched: watched.clone() };
     let seen = pages.seen.clone();
+    // The pages hold it.
+    let shown = Arc::downgrade(&pages);
     let more: metrics::More = Box::new(move |out| {
         metrics::controller(&counted, out);
         metrics::process(&seen.lock().clone(), out);
+        let mut reached = counted.server.reached();
+        reached.extend(shown.upgrade().map(|pages| pages.reached()).unwrap_or_default());
+        metrics::budgets(&reached, &[], out);
     });
     let _ = pages.more.set(more); // set once, here
     let replica = Replica { args, telemetry, pages, stop, server, watched, _tasks: tasks };
@@ -150,17 +153,12 @@ async fn open_pages(
     telemetry: &Arc<Telemetry>,
     stop: &CancellationToken,
 ) -> Result<Arc<Pages>> {
-    let pages = Arc::new(Pages {
-        telemetry: telemetry.clone(),
-        seen: Arc::new(Mutex::new(Seen::default())),
-        identities: None,
-        ready: AtomicBool::new(false),
-        node: OnceLock::new(),
-        more: OnceLock::new(),
-    });
-    for at in [(Door::Admin, args.admin), (Door::Metrics, args.metrics), (Door::Health, args.health)] {
-        admin::serve(at, pages.clone(), stop.clone()).await?;
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let pages = Arc::new(Pages::new(telemetry.clone(), seen, None));
+    if let Some(path) = &args.admin_socket {
+        admin::serve_socket(path, pages.clone(), stop.clone())?;
     }
+    admin::serve((Door::Network, args.metrics), pages.clone(), stop.clone()).await?;
     Ok(pages)
 }
 

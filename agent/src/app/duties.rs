@@ -82,7 +82,7 @@ impl Duties {
             )
             .mending(lives.clone()),
             provisioner: Provisioner::start(client.clone(), ProvisionerOptions::default()),
-            slices: SlicePublisher::start(client, SliceOptions::default()),
+            slices: SlicePublisher::start(client, SliceOptions::default(), Some(events)),
             materials,
             serving,
             expected: BTreeMap::new(),

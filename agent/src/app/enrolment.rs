@@ -36,6 +36,8 @@ pub(super) struct WorldEnrolment {
     patience: RwLock<Option<Duration>>,
     /// What pods accept that no label speaks of.
     default_mode: RwLock<MtlsMode>,
+    /// Whether strict pods take no datagrams from outside.
+    drop_udp: AtomicBool,
     /// The node's own addresses.
     addresses: RwLock<BTreeSet<IpAddr>>,
     changed: watch::Sender<u64>,
@@ -50,6 +52,7 @@ impl WorldEnrolment {
             leaving: AtomicBool::new(false),
             patience: RwLock::new(None),
             default_mode: RwLock::default(),
+            drop_udp: AtomicBool::new(false),
             addresses: RwLock::default(),
             changed: watch::Sender::new(0),
         })
@@ -80,6 +83,13 @@ impl WorldEnrolment {
     pub(super) fn set_default_mode(&self, mode: MtlsMode) {
         let differs = std::mem::replace(&mut *self.default_mode.write(), mode) != mode;
         if differs {
+            self.changed.send_modify(|version| *version += 1);
+        }
+    }
+
+    /// Whether strict pods take no datagrams from outside. To be told before the world in which it is so.
+    pub(super) fn set_drop_udp(&self, drop: bool) {
+        if self.drop_udp.swap(drop, Ordering::AcqRel) != drop {
             self.changed.send_modify(|version| *version += 1);
         }
     }
@@ -190,7 +200,10 @@ impl Enrolment for WorldEnrolment {
         for problem in invalid {
             tracing::warn!("Pod {namespace}/{name}: {problem}; that entry is captured");
         }
-        capture.while_away = self.while_away(pod, world.namespaces.get(namespace).map(|n| &**n));
+        let namespace = world.namespaces.get(namespace).map(|n| &**n);
+        capture.while_away = self.while_away(pod, namespace);
+        capture.strict = Workload::mode(pod, namespace, *self.default_mode.read()) == MtlsMode::Strict;
+        capture.drop_udp = capture.strict && self.drop_udp.load(Ordering::Acquire);
         Decision::Enrolled(capture)
     }
 

@@ -2,9 +2,9 @@
 
 use super::{node::NodePage, world::Seen};
 use std::{
+    collections::BTreeMap,
     fmt::{Display, Write as _},
     sync::Arc,
-    time::Instant,
 };
 use tokio::sync::watch;
 use weft_control::ControlServer;
@@ -162,7 +162,6 @@ pub(super) fn agent(page: &NodePage, out: &mut Text) {
     out.gauge("weft_controller_connected", "Whether the stream to the controller stands.", connected);
     let callers = page.shared.plaintext.list().len();
     out.gauge("weft_plaintext_callers", "Pairs of caller and permissive pod seen in clear.", callers);
-    budgets(&page.shared.budgets.list(None, Instant::now()), out);
     let forgotten = page.shared.plaintext.forgotten();
     out.counter(
         "weft_plaintext_callers_forgotten",
@@ -172,12 +171,15 @@ pub(super) fn agent(page: &NodePage, out: &mut Text) {
     );
 }
 
-/// Who has reached which budget.
-fn budgets(reached: &[Reached], out: &mut Text) {
+/// Budgets that were reached: of the process, by their names, and of workloads, with theirs.
+pub(super) fn budgets(own: &BTreeMap<&'static str, u64>, workloads: &[Reached], out: &mut Text) {
     const NAME: &str = "weft_budget_reached";
-    let help = "What was refused or displaced because a workload had used up a budget (docs/budgets.md).";
+    let help = "What was refused or displaced because a budget was used up (docs/budgets.md).";
     out.family(if out.open { NAME } else { "weft_budget_reached_total" }, help, "counter");
-    for Reached { budget, by, times } in reached {
+    for (budget, times) in own {
+        out.line("weft_budget_reached_total", &[("budget", budget)], times);
+    }
+    for Reached { budget, by, times } in workloads {
         let labels = [
             ("budget", budget.name),
             ("kind", by.kind),

@@ -20,10 +20,7 @@ use parking_lot::{Mutex, RwLock};
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 use tokio::{
@@ -39,7 +36,7 @@ use weft_core::{
     model::{Capture, ObjectKey, Snapshot},
 };
 use weft_inpod::{ManagerConfig, ManagerHandle, PodManager};
-use weft_k8s::{AgentConfig, World};
+use weft_k8s::{AccessReviewer, AgentConfig, World};
 use weft_proxy::{
     context::{Limits, Shared},
     pods::DataPlane,
@@ -96,7 +93,9 @@ pub(super) struct Options {
     /// A file, `-`, `off`; else as the configuration says.
     pub(super) access_log: Option<String>,
     /// Pages and where they are.
-    pub(super) doors: [(Door, SocketAddr); 3],
+    pub(super) doors: Vec<(Door, SocketAddr)>,
+    /// Who may read those on the network; in a cluster.
+    pub(super) access: Option<AccessReviewer>,
     /// A Unix socket with every page, which no other agent of the node has.
     pub(super) admin_socket: Option<PathBuf>,
     /// Longest time that connections are let finish.
@@ -154,6 +153,7 @@ pub(super) async fn serve(options: Options, mut worlds: watch::Receiver<Arc<Worl
         cluster.follow_captured(manager.captured(), |pod| Capture {
             uid: pod.uid.as_str().into(),
             tunnel: pod.tunnel.clone(),
+            addresses: pod.addresses.clone(),
         });
     }
     let leaving = agent.tell_node(&worlds, node.as_ref());
@@ -194,14 +194,11 @@ impl Agent {
         let plane = Arc::new(DataPlane::new(Workers::start(workers, shared.clone())?));
         let identities = options.identities.take();
         let enrolment = WorldEnrolment::new(&options.node);
-        let pages = Arc::new(Pages {
-            telemetry: telemetry.clone(),
-            seen: Arc::new(Mutex::new(Seen::default())),
-            identities,
-            ready: AtomicBool::new(false),
-            node: OnceLock::new(),
-            more: OnceLock::new(),
-        });
+        let pages = Pages::new(telemetry.clone(), Arc::new(Mutex::new(Seen::default())), identities);
+        if let Some(access) = options.access.take() {
+            let _ = pages.access.set(access); // set once, here
+        }
+        let pages = Arc::new(pages);
         Ok(Self {
             options,
             started: config.clone(),
@@ -293,9 +290,13 @@ impl Agent {
             on_node,
         });
         let (shown, seen) = (page.clone(), self.pages.seen.clone());
+        // The pages hold it.
+        let pages = Arc::downgrade(&self.pages);
         let more: metrics::More = Box::new(move |out| {
             metrics::agent(&shown, out);
             metrics::process(&seen.lock().clone(), out);
+            let own = pages.upgrade().map(|p| p.reached()).unwrap_or_default();
+            metrics::budgets(&own, &shown.shared.budgets.list(None, std::time::Instant::now()), out);
         });
         let _ = self.pages.more.set(more); // set once, here
         let _ = self.pages.node.set(page);
@@ -306,6 +307,9 @@ impl Agent {
     async fn publish(&self, pipeline: &mut Pipeline, gateways: &mut Gateways, update: Update) {
         let start = Instant::now();
         self.shared.config.store(update.config.clone());
+        if self.plane.recheck().await.is_err() {
+            tracing::debug!("the workers have ended: nothing is looked at again");
+        }
         if let Some(cluster) = &self.options.cluster {
             let config = (!pipeline.leaving()).then_some(&*update.config);
             cluster.hold_addresses(config, pipeline.snapshot()).await;
@@ -482,9 +486,9 @@ impl Agent {
         if let Some(path) = &self.options.admin_socket {
             admin::serve_socket(path, self.pages.clone(), self.stop.clone())?;
         }
-        for at in self.options.doors {
+        for at in self.options.doors.iter().copied() {
             if self.options.cluster.is_some() {
-                admin::serve_when_free(at, self.pages.clone(), self.doors.clone());
+                admin::serve_when_free(at, self.pages.clone(), self.doors.clone())?;
             } else {
                 admin::serve(at, self.pages.clone(), self.stop.clone()).await?;
             }
@@ -522,6 +526,7 @@ fn limits(config: &AgentConfig) -> Limits {
         connections_max: size(given.connections),
         handshakes_max: size(given.handshakes),
         head_bytes_max: size(given.request_head_bytes),
+        traffic_bytes: given.traffic_bytes,
         connect_timeout_ms: u64::try_from(given.connect_timeout.as_millis()).unwrap_or(u64::MAX),
         ..Limits::default()
     }

@@ -70,6 +70,7 @@ pub(super) fn settings(agent: &AgentConfig, placed: bool, node: Option<Str>) -> 
         default_addresses: vec![EVERY_ADDRESS],
         placed,
         node,
+        pod_cidrs: agent.pod_cidrs.clone(),
     }
 }
 
@@ -107,6 +108,7 @@ impl Pipeline {
         let start = Instant::now();
         self.enrolment.set_leaving(self.world.uninstall, self.world.drain);
         self.enrolment.set_default_mode(self.world.agent.mtls);
+        self.enrolment.set_drop_udp(self.world.agent.drop_strict_udp);
         self.enrolment.update(&self.world.snapshot);
         self.cost.telling += start.elapsed();
         update
@@ -147,7 +149,7 @@ impl Pipeline {
 
     /// The world in effect.
     pub(super) fn snapshot(&self) -> &Snapshot {
-        &self.world.snapshot
+        self.engine.snapshot()
     }
 
     /// Whether Weft is being uninstalled.

@@ -5,10 +5,13 @@ use anyhow::Context as _;
 use futures_util::{FutureExt as _, future::BoxFuture};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, api::AttachParams};
+use rustls::crypto::aws_lc_rs;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{io::AsyncReadExt as _, net::TcpStream};
+use tokio_rustls::TlsConnector;
+use weft_certs::anonymous_client;
 
 /// Longest wait for an agent's page.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -153,7 +156,7 @@ impl AskAgent for ByExec {
 }
 
 /// Where an agent tells anybody on the node's network how far its leaving is.
-const LEAVING_PORT: u16 = 15021;
+const LEAVING_PORT: u16 = 15020;
 
 /// Asks the agent's page `/leaving`, whatever page is asked for: from within the cluster that needs no right to run programs
 /// in agents' pods, which would be a right to everything on every node.
@@ -176,6 +179,9 @@ async fn leaving(client: &Client, pod: &str) -> anyhow::Result<Value> {
     let address = pods.get(pod).await?.status.and_then(|s| s.pod_ip).context("it has no address yet")?;
     let at = SocketAddr::new(address.parse()?, LEAVING_PORT);
     let stream = TcpStream::connect(at).await.with_context(|| at.to_string())?;
+    // The agent's certificate is its own: what is asked is no secret, and no token goes with the question.
+    let tls = anonymous_client(Arc::new(aws_lc_rs::default_provider()), &[b"http/1.1"])?;
+    let stream = TlsConnector::from(Arc::new(tls)).connect(at.ip().into(), stream).await?;
     Ok(serde_json::from_slice(&super::ask::page(stream, "/leaving").await?)?)
 }
 

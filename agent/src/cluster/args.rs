@@ -87,7 +87,7 @@ pub struct UninstallArgs {
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub drain: Duration,
     /// Take pods, nodes and statuses out of the mesh and end the controller, but leave the installed objects: what the Helm
-    /// chart's pre-delete hook runs. Asks agents by their page on the nodes' network (port 15021)
+    /// chart's pre-delete hook runs. Asks agents by their page on the nodes' network (port 15020)
     #[arg(long, conflicts_with = "purge")]
     pub leave_only: bool,
     /// How long each step may take, beside the drain

@@ -1,4 +1,4 @@
-//! Asks the agent of this pod over its Unix socket: probes, and what `weft status` gets by exec.
+//! Asks the agent or controller of this pod over its Unix socket: probes, and what `weft status` gets by exec.
 
 use super::args::{AdminArgs, AdminCommand, HealthArgs};
 use anyhow::{Context as _, Result, ensure};
@@ -48,7 +48,7 @@ fn block_on<T>(what: impl Future<Output = Result<T>>) -> Result<T> {
 async fn get(socket: &Path, path: &str) -> Result<Bytes> {
     let stream = UnixStream::connect(socket)
         .await
-        .with_context(|| format!("{}: no agent listens there", socket.display()))?;
+        .with_context(|| format!("{}: nobody listens there", socket.display()))?;
     page(stream, path).await
 }
 

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use std::process::ExitCode;
 
 mod codes;
+mod identity;
 mod mesh;
 mod platform;
 

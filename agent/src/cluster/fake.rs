@@ -75,7 +75,7 @@ impl Default for Fake {
 
 /// A node on which agents can be.
 pub(super) fn node(name: &str) -> Value {
-    json!({"metadata": {"name": name}, "status": {"nodeInfo": {
+    json!({"metadata": {"name": name}, "spec": {"podCIDRs": ["10.244.1.0/24"]}, "status": {"nodeInfo": {
         "operatingSystem": "linux", "kernelVersion": "6.1.0-18-amd64", "architecture": "amd64"}}})
 }
 

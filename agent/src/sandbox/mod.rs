@@ -362,7 +362,7 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Reads a page of a node's agent (`/metrics` on 15020, `/config` on 15000, `/readyz` on 15021).
+    /// Reads a page of a node's agent (`/metrics` on 15020, every page on 15000).
     ///
     /// # Errors
     /// When the agent does not answer 200.
@@ -428,7 +428,7 @@ impl Sandbox {
         let start = Instant::now();
         loop {
             check_interrupt()?;
-            if self.agent_page(node, 15021, "/readyz").is_ok() {
+            if self.agent_page(node, 15000, "/readyz").is_ok() {
                 return Ok(());
             }
             if !agent.is_running() || start.elapsed() > self.options.patience.unwrap_or(READY) {

@@ -383,3 +383,57 @@ fn handles_come_and_go_on_many_threads() {
     drop(kept);
     assert!(store.shared.identities.lock().is_empty());
 }
+
+fn chain(of: Option<&[CertificateDer<'_>]>) -> Vec<CertificateDer<'static>> {
+    of.unwrap().iter().map(|der| der.clone().into_owned()).collect()
+}
+
+/// B5: an expired certificate kept its tunnel for new streams.
+#[tokio::test(start_paused = true)]
+async fn a_connection_begins_nothing_new_when_a_certificate_has_ended() {
+    let (tester, store) = tester(ca(start()));
+    let (web, cart) = (store.acquire(id("web")), store.acquire(id("cart")));
+    ready(&web).await;
+    ready(&cart).await;
+    let (_, server) = connect(&web, &cart).await.unwrap();
+    let by_web = chain(server.get_ref().1.peer_certificates());
+    let bond = cart.bond(&by_web).unwrap();
+    assert!(bond.holds());
+    // Renewed on both sides: what runs goes on, as long as the certificates it was begun with are good.
+    tokio::time::sleep(HOUR * 20).await;
+    assert!(tester.asked.load(Ordering::Relaxed) >= 4 && bond.holds());
+    let over = |margin| tokio::time::timeout(HOUR * 24, bond.ended(margin));
+    let before = Instant::now();
+    over(HOUR).await.unwrap();
+    assert!(bond.holds(), "who begins stops earlier");
+    over(Duration::ZERO).await.unwrap();
+    assert!(!bond.holds());
+    let left = before.elapsed();
+    assert!(left >= HOUR * 3 && left <= HOUR * 5, "{left:?}");
+    // A session of then is not resumed for it.
+    assert!(matches!(cart.bond(&by_web), Err(Unbound::Ended(who)) if who.ends_with("/web")));
+    assert_eq!(cart.bond(&[]).unwrap_err(), Unbound::Unreadable);
+}
+
+/// B5: so did one whose root was taken out of the bundle.
+#[tokio::test(start_paused = true)]
+async fn a_connection_begins_nothing_new_when_its_root_is_gone() {
+    let (old, new) = (ca(start()), ca(start()));
+    let both = old.bundle().with(new.bundle());
+    let (_tester, store) = tester(old);
+    let (web, cart) = (store.acquire(id("web")), store.acquire(id("cart")));
+    ready(&web).await;
+    ready(&cart).await;
+    let (_, server) = connect(&web, &cart).await.unwrap();
+    let bond = Arc::new(cart.bond(&chain(server.get_ref().1.peer_certificates())).unwrap());
+    let waiting = tokio::spawn({
+        let bond = bond.clone();
+        async move { bond.ended(Duration::ZERO).await }
+    });
+    store.set_trust_bundle(both);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(bond.holds() && !waiting.is_finished(), "a root more changes nothing");
+    store.set_trust_bundle(new.bundle().clone());
+    waiting.await.unwrap();
+    assert!(!bond.holds());
+}

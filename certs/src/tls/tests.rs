@@ -258,3 +258,31 @@ fn client_configs_are_cached_up_to_a_bound() {
     let weft = party.client(&peers(1), Alpn::Weft).unwrap();
     assert_eq!((&first.alpn_protocols[0][..], &weft.alpn_protocols[0][..]), (ALPN_H2, ALPN_WEFT));
 }
+
+/// B5: a session ticket outlived its certificate by hours.
+#[test]
+fn a_ticket_is_good_as_long_as_the_certificate() {
+    #[derive(Debug)]
+    struct Set(Mutex<Timestamp>);
+    impl Clock for Set {
+        fn now(&self) -> Timestamp {
+            *self.0.lock()
+        }
+    }
+    let clock = Arc::new(Set(Mutex::new(now())));
+    let until = now() + SignedDuration::from_secs(600);
+    let tickets = Bounded { tickets: ticketer().unwrap(), clock: clock.clone(), until };
+    assert!(tickets.enabled());
+    assert_eq!(tickets.lifetime(), 600);
+    let ticket = tickets.encrypt(b"a session").unwrap();
+    *clock.0.lock() = until;
+    assert_eq!(tickets.decrypt(&ticket).as_deref(), Some(&b"a session"[..]));
+    *clock.0.lock() = until + SignedDuration::from_secs(1);
+    assert_eq!((tickets.decrypt(&ticket), tickets.lifetime()), (None, 0));
+    // Another certificate's, of the same keys, is another matter.
+    let renewed =
+        Bounded { until: until + SignedDuration::from_hours(24), tickets: tickets.tickets.clone(), clock };
+    assert_eq!(renewed.decrypt(&ticket), None);
+    assert_eq!(renewed.lifetime(), tickets.tickets.lifetime());
+    assert_eq!(tickets.decrypt(b"garbage"), None);
+}

@@ -1,5 +1,6 @@
 //! The API server, asked fast: many requests at once.
 
+use crate::cluster::Cluster;
 use anyhow::{Context, Result, bail, ensure};
 use futures_util::{AsyncBufReadExt as _, StreamExt as _, TryStreamExt as _, stream};
 use http::{Method, Request};
@@ -38,12 +39,18 @@ impl Object {
 
 /// A client that may do everything.
 #[derive(Clone)]
-pub(super) struct Api(weft_k8s::Client);
+pub(super) struct Api(weft_k8s::Client, Cluster);
 
 impl Api {
     /// From KUBECONFIG.
-    pub(super) async fn new() -> Result<Self> {
-        Ok(Self(weft_k8s::client().await?))
+    pub(super) async fn new(cluster: Cluster) -> Result<Self> {
+        Ok(Self(weft_k8s::client().await?, cluster))
+    }
+
+    /// What one of Weft's pods counts; none when it does not answer.
+    pub(super) async fn metrics(&self, pod: &str) -> Option<String> {
+        let (cluster, pod) = (self.1.clone(), pod.to_owned());
+        tokio::task::spawn_blocking(move || cluster.page(&pod, "metrics").ok()).await.ok()?
     }
 
     /// Sends a request and gives the answer's text.

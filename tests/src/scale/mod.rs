@@ -78,7 +78,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     );
     let cluster = Cluster::from_env()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let api = runtime.block_on(Api::new())?;
+    let api = runtime.block_on(Api::new(cluster.clone()))?;
     let size = Size { namespaces: args.namespaces, services: args.services, routes: args.routes };
     let world = Arc::new(World::new(size, cluster.is_bed().then_some(POOL)));
     let scale = Scale { args, cluster: &cluster, runtime: &runtime, api: &api, world };

@@ -54,10 +54,7 @@ pub(super) async fn sample(api: &Api) -> Result<Vec<Sample>> {
             continue;
         }
         // One that is just ending does not answer.
-        let Ok(page) = api.text(Method::GET, &format!("{PODS}/{name}:15020/proxy/metrics"), None).await
-        else {
-            continue;
-        };
+        let Some(page) = api.metrics(&name).await else { continue };
         let series = parse(&page);
         let who = match part.as_str() {
             "agent" => format!("agent {node}"),

@@ -225,7 +225,7 @@ impl<'a> Ca<'a> {
 
     /// How many calls were refused, by reason.
     fn refused(&self) -> Result<BTreeMap<String, u64>> {
-        let page = self.cluster.page(&self.leader, 15020, "metrics")?;
+        let page = self.cluster.page(&self.leader, "metrics")?;
         let one = |line: &str| {
             let (reason, count) =
                 line.strip_prefix("weft_agent_calls_refused_total{reason=\"")?.split_once("\"} ")?;

@@ -238,7 +238,7 @@ impl Route<'_> {
         self.cluster.wait("another leader that has compared every status", || {
             let leader = self.cluster.leader()?;
             ensure!(leader != old, "{old} leads");
-            let page = self.cluster.page(&leader, 15020, "metrics")?;
+            let page = self.cluster.page(&leader, "metrics")?;
             let surveys =
                 page.lines().find_map(|l| l.strip_prefix("weft_status_work_total{what=\"surveys\"} "));
             let queued = page.lines().find_map(|l| l.strip_prefix("weft_status_queued "));

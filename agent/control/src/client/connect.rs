@@ -54,11 +54,21 @@ pub(crate) async fn connect(
     server_name: &str,
     within: Duration,
 ) -> Result<Channel, ConnectError> {
+    let stream = timeout(within, dial(address)).await.map_err(|_| ConnectError::Late { address, within })?;
+    let stream = stream.map_err(|source| ConnectError::Tcp { address, source })?;
+    over((stream, address), roots, server_name, within).await
+}
+
+/// TLS and HTTP/2 over a connection to `address`.
+pub(crate) async fn over(
+    (stream, address): (TcpStream, SocketAddr),
+    roots: &TrustBundle,
+    server_name: &str,
+    within: Duration,
+) -> Result<Channel, ConnectError> {
     let late = |_| ConnectError::Late { address, within };
     let tls = TlsConnector::from(tls_config(roots)?);
     let name = ServerName::try_from(server_name.to_owned()).map_err(|e| ConnectError::Tls(e.to_string()))?;
-    let stream = timeout(within, dial(address)).await.map_err(late)?;
-    let stream = stream.map_err(|source| ConnectError::Tcp { address, source })?;
     // Only makes small messages faster.
     let _ = stream.set_nodelay(true);
     let stream = timeout(within, tls.connect(name, stream)).await.map_err(late)?;

@@ -6,7 +6,7 @@ mod issuer;
 mod session;
 
 #[cfg(test)]
-pub(crate) use self::connect::connect;
+pub(crate) use self::connect::{connect, over};
 
 use std::{
     fmt,

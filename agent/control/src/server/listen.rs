@@ -1,4 +1,5 @@
-//! Accepting: TCP, then TLS within a deadline, both bounded, in all and by address.
+//! Accepting: TCP, then TLS within a deadline. Who comes is a stranger and bounded as such, until a call shows a good token;
+//! connections of the known are bounded apart, in all and by address.
 
 use std::{
     collections::HashMap,
@@ -17,25 +18,27 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinSet,
-    time::timeout,
+    time::{Instant, timeout_at},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::transport::server::Connected;
 use weft_certs::HandshakeFailure;
 
-use super::Shared;
+use super::{Shared, standing::Standing};
+use crate::door::Stranger;
 
 /// The pause after a failed accept: out of descriptors, say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Connections that have their TLS and wait to be served.
 const QUEUE: usize = 64;
 
-/// A connection, and its place among those that we allow.
+/// A connection, which ends when its standing says so.
 pub(super) struct Connection {
     stream: TlsStream<TcpStream>,
-    _place: OwnedSemaphorePermit,
-    _of_address: Place,
+    standing: Arc<Standing>,
+    closing: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 /// Accepts until stopped.
@@ -47,58 +50,86 @@ pub(super) fn accept(
 ) -> ReceiverStream<io::Result<Connection>> {
     let (ready, connections) = mpsc::channel(QUEUE);
     helpers.spawn(async move {
-        let limits = shared.config.limits;
         let acceptor = TlsAcceptor::from(tls);
-        let places = Arc::new(Semaphore::new(limits.connections));
-        let addresses = Addresses::default();
-        let mut handshakes = JoinSet::new();
+        let mut strangers = JoinSet::new();
         loop {
             let accepted = tokio::select! {
                 () = shared.stop.cancelled() => break,
-                Some(_) = handshakes.join_next() => continue,
+                Some(_) = strangers.join_next() => continue,
                 accepted = listener.accept() => accepted,
             };
-            let (stream, peer) = match accepted {
-                Ok(accepted) => accepted,
+            match accepted {
+                Ok((stream, peer)) => {
+                    let stranger = shared.door.enter(peer.ip().to_canonical());
+                    strangers.spawn(receive(
+                        shared.clone(),
+                        acceptor.clone(),
+                        (stream, stranger),
+                        ready.clone(),
+                    ));
+                }
                 Err(error) => {
                     tracing::warn!(%error, "accept failed");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
                 }
-            };
-            let place = places.clone().try_acquire_owned().ok();
-            let of_address = addresses.take(peer.ip().to_canonical(), limits.connections_per_address);
-            let (Some(_place), Some(_of_address)) = (place, of_address) else {
-                shared.counters.count("dropped_too_many_connections");
-                continue;
-            };
-            let (acceptor, ready, shared) = (acceptor.clone(), ready.clone(), shared.clone());
-            handshakes.spawn(async move {
-                match handshake(&acceptor, stream, limits.step).await {
-                    // An error: the server has stopped.
-                    Ok(stream) => drop(ready.send(Ok(Connection { stream, _place, _of_address })).await),
-                    Err(reason) => {
-                        shared.counters.count("dropped_handshake");
-                        tracing::debug!(%peer, %reason, "handshake failed");
-                    }
-                }
-            });
+            }
         }
     });
     ReceiverStream::new(connections)
 }
 
+/// Sees a stranger through: the handshake, then until it is known or has to go.
+async fn receive(
+    shared: Arc<Shared>,
+    acceptor: TlsAcceptor,
+    (stream, stranger): (TcpStream, Stranger),
+    ready: mpsc::Sender<io::Result<Connection>>,
+) {
+    let limits = shared.config.limits;
+    let arrived = Instant::now();
+    let made = tokio::select! {
+        made = handshake(&acceptor, stream, arrived + limits.step) => made,
+        () = stranger.displaced() => {
+            shared.counters.count("dropped_displaced");
+            return;
+        }
+    };
+    let stream = match made {
+        Ok(stream) => stream,
+        Err(reason) => {
+            shared.counters.count("dropped_handshake");
+            tracing::debug!(peer = %stranger.address(), %reason, "handshake failed");
+            return;
+        }
+    };
+    let displaced = stranger.when_displaced();
+    let standing = Standing::of(stranger);
+    let closing = Box::pin(standing.closing());
+    // An error: the server has stopped.
+    let _ = ready.send(Ok(Connection { stream, standing: standing.clone(), closing })).await;
+    if let Some(why) = standing.watch(displaced, arrived + limits.stranger).await {
+        shared.counters.count(why);
+    }
+}
+
 async fn handshake(
     acceptor: &TlsAcceptor,
     stream: TcpStream,
-    within: Duration,
+    until: Instant,
 ) -> Result<TlsStream<TcpStream>, String> {
     // Small messages must not wait for each other; a failure only makes them slower.
     let _ = stream.set_nodelay(true);
-    match timeout(within, acceptor.accept(stream)).await {
+    match timeout_at(until, acceptor.accept(stream)).await {
         Ok(done) => done.map_err(|error| HandshakeFailure::from_io(&error).to_string()),
         Err(_) => Err("it took too long".to_owned()),
     }
+}
+
+/// Connections of those who are known.
+pub(super) struct Places {
+    all: Arc<Semaphore>,
+    addresses: Addresses,
+    per_address: usize,
 }
 
 /// Connections by address.
@@ -106,7 +137,19 @@ async fn handshake(
 struct Addresses(Arc<Mutex<HashMap<IpAddr, usize>>>);
 
 /// One connection of an address; given back on drop.
-struct Place(Addresses, IpAddr);
+pub(super) struct Place(Addresses, IpAddr);
+
+impl Places {
+    pub(super) fn new(all: usize, per_address: usize) -> Self {
+        Self { all: Arc::new(Semaphore::new(all)), addresses: Addresses::default(), per_address }
+    }
+
+    /// One of all, and one of this address.
+    pub(super) fn take(&self, address: IpAddr) -> Option<(OwnedSemaphorePermit, Place)> {
+        let place = self.all.clone().try_acquire_owned().ok()?;
+        Some((place, self.addresses.take(address, self.per_address)?))
+    }
+}
 
 impl Addresses {
     fn take(&self, address: IpAddr, bound: usize) -> Option<Place> {
@@ -133,24 +176,37 @@ impl Drop for Place {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = ();
+    type ConnectInfo = Arc<Standing>;
 
-    fn connect_info(&self) {}
+    fn connect_info(&self) -> Self::ConnectInfo {
+        self.standing.clone()
+    }
+}
+
+impl Connection {
+    /// The stream, as long as the connection is not to end.
+    fn stream(self: Pin<&mut Self>, cx: &mut Context<'_>) -> io::Result<Pin<&mut TlsStream<TcpStream>>> {
+        let this = self.get_mut();
+        if this.closing.as_mut().poll(cx).is_ready() {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        Ok(Pin::new(&mut this.stream))
+    }
 }
 
 impl AsyncRead for Connection {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
+        self.stream(cx)?.poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+        self.stream(cx)?.poll_write(cx, buf)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        self.stream(cx)?.poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

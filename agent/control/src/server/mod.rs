@@ -3,11 +3,11 @@
 mod agents;
 mod certificate;
 mod listen;
-mod quota;
 mod session;
 mod sign;
+mod standing;
 
-use std::{collections::BTreeMap, convert::Infallible, fmt, io, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, fmt, io, net::IpAddr, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::{
@@ -21,13 +21,18 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Status, body::Body, metadata::MetadataMap};
 use tonic_prost::ProstCodec;
 use weft_certs::{Ca, Clock, SystemClock};
-use weft_core::model::{SpiffeId, Str};
+use weft_core::{
+    budget,
+    model::{SpiffeId, Str},
+};
 
-use self::{agents::Registry, certificate::Resolver, quota::Quotas};
+use self::{agents::Registry, certificate::Resolver, listen::Places, standing::Standing};
 use crate::{
     auth::{Authenticate, Authorize, Caller, Denied, Refusal},
     delta::Bounds,
+    door::{Budgets, Door},
     istio,
+    quota::{Quota, Quotas},
     report::Materials,
     wire,
 };
@@ -37,14 +42,16 @@ pub use self::agents::{AgentReport, Agents};
 /// Bounds and times of a server.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at once. 12,000.
+    /// Connections of agents at once. 12,000. Those of strangers have budgets of their own.
     pub connections: usize,
-    /// Connections at once from one address: an agent needs one, and one more while it is replaced. 16.
+    /// The same from one address: an agent needs one, and one more while it is replaced. 16.
     pub connections_per_address: usize,
     /// HTTP/2 streams at once on a connection. 64.
     pub streams: u32,
     /// For TLS and for the token check, each. 10 s.
     pub step: Duration,
+    /// How long a connection may stand on which no call has shown a good token. 15 s.
+    pub stranger: Duration,
     /// How long a request for a Gateway's identity may come before the world says that the node serves it. 2 s.
     pub early: Duration,
     /// For a stream's first message. 10 s.
@@ -76,6 +83,7 @@ impl Default for Limits {
             connections_per_address: 16,
             streams: 64,
             step: Duration::from_secs(10),
+            stranger: Duration::from_secs(15),
             early: Duration::from_secs(2),
             hello: Duration::from_secs(10),
             send: Duration::from_secs(30),
@@ -164,9 +172,21 @@ impl ControlServer {
         let shared = Shared {
             leading: watch::Sender::new(Leading::default()),
             registry: Registry::new(limits.gone),
-            quotas: Quotas::new(limits),
+            quotas: Quotas::new(Quota {
+                at_once: limits.signing_per_node,
+                waiting: limits.waiting_per_node,
+                burst: limits.burst_per_node,
+                rate: limits.rate_per_node,
+            }),
+            door: Door::new(Budgets {
+                all: &budget::AGENT_STRANGERS,
+                address: &budget::AGENT_STRANGERS_PER_ADDRESS,
+            }),
+            places: Places::new(limits.connections, limits.connections_per_address),
+            reviews: Quotas::new(REVIEWS),
             authentications: Semaphore::new(AUTHENTICATIONS),
             counters: Counters::default(),
+            logged: Quotas::new(LOGGED),
             resolver: Arc::new(Resolver::default()),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -194,6 +214,20 @@ impl ControlServer {
     #[must_use]
     pub fn counters(&self) -> BTreeMap<String, u64> {
         self.shared.counters.0.lock().clone()
+    }
+
+    /// Strangers, and tokens that are asked about now.
+    #[cfg(test)]
+    pub(crate) fn under_way(&self) -> (usize, usize) {
+        (self.shared.door.strangers(), AUTHENTICATIONS - self.shared.authentications.available_permits())
+    }
+
+    /// How often each budget of strangers was reached, by its name.
+    #[must_use]
+    pub fn reached(&self) -> BTreeMap<&'static str, u64> {
+        let refused = self.shared.counters.0.lock().get("refused_token_review_too_many").copied();
+        let reviews = (budget::AGENT_REVIEWS.name, refused.unwrap_or_default());
+        self.shared.door.reached().into_iter().chain([reviews]).collect()
     }
 
     /// Serves until `stop`, then ends every stream and waits up to [`Limits::step`] for connections to close.
@@ -252,6 +286,12 @@ impl fmt::Debug for ControlServer {
 
 /// Token checks at once: each costs a question to the API server.
 const AUTHENTICATIONS: usize = 32;
+/// Those of one address. An agent asks for many certificates at once with a token that nobody knows yet: all but the first
+/// calls wait, and find it known.
+const REVIEWS: Quota =
+    Quota { at_once: 2, waiting: 128, burst: 64, rate: budget::AGENT_REVIEWS.size() as u32 };
+/// Refusals of strangers that are logged one after another, and how many a second after that; all are counted.
+const LOGGED: Quota = Quota { at_once: 0, waiting: 0, burst: 64, rate: 1 };
 /// The largest message from an agent, in bytes: a chunk and one large entry.
 const UP_MAX: usize = 2 << 20;
 /// The largest certificate request, in bytes.
@@ -261,9 +301,13 @@ struct Shared {
     config: ServerConfig,
     leading: watch::Sender<Leading>,
     registry: Registry,
-    quotas: Quotas,
+    quotas: Quotas<Str>,
+    door: Door,
+    places: Places,
+    reviews: Quotas<IpAddr>,
     authentications: Semaphore,
     counters: Counters,
+    logged: Quotas<()>,
     resolver: Arc<Resolver>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -291,7 +335,11 @@ async fn dispatch(shared: Arc<Shared>, request: http::Request<Body>) -> http::Re
     if path != wire::CONNECT && path != istio::CREATE_CERTIFICATE {
         return Status::unimplemented(format!("there is no {path}")).into_http();
     }
-    let caller = match admit(&shared, request.headers()).await {
+    // The server puts it there, for every connection that it has accepted.
+    let Some(standing) = request.extensions().get::<Arc<Standing>>().cloned() else {
+        return Status::internal("a call without a connection").into_http();
+    };
+    let caller = match admit(&shared, request.headers(), &standing).await {
         Ok(caller) => caller,
         Err(status) => return status.into_http(),
     };
@@ -313,25 +361,32 @@ async fn dispatch(shared: Arc<Shared>, request: http::Request<Body>) -> http::Re
 type Downs = ReceiverStream<Result<wire::Down, Status>>;
 
 /// Lets an agent in: we lead, its token is good, and its service account is one of agents.
-async fn admit(shared: &Shared, headers: &http::HeaderMap) -> Result<Caller, Status> {
+async fn admit(shared: &Shared, headers: &http::HeaderMap, standing: &Standing) -> Result<Caller, Status> {
     let leading = shared.leading.borrow().clone();
     if !leading.leader {
         return Err(not_leading(&leading));
     }
-    let caller = authenticate(shared, headers).await.map_err(|denied| {
+    let caller = authenticate(shared, headers, standing.address()).await.map_err(|denied| {
         shared.counters.count(&format!("refused_{}", denied.reason()));
-        tracing::warn!(reason = denied.reason(), %denied, "call refused");
+        if shared.logged.charge(&()) {
+            tracing::warn!(reason = denied.reason(), from = %standing.address(), %denied, "call refused");
+        }
+        standing.refused();
         Status::from(&denied)
     })?;
     let account = (&caller.namespace, &caller.service_account);
     if !shared.config.agents.iter().any(|(namespace, name)| (namespace, name) == account) {
         let refusal = Refusal::NotAnAgent(format!("{}/{}", caller.namespace, caller.service_account));
+        standing.refused();
         return Err(shared.refuse(&caller, None, &refusal));
     }
+    standing.known(shared)?;
     Ok(caller)
 }
 
-async fn authenticate(shared: &Shared, headers: &http::HeaderMap) -> Result<Caller, Denied> {
+/// Whose call it is: from memory, without waiting for anybody; else the API server is asked, which costs, so that one
+/// address may have a few such questions only.
+async fn authenticate(shared: &Shared, headers: &http::HeaderMap, from: IpAddr) -> Result<Caller, Denied> {
     let metadata = MetadataMap::from_headers(headers.clone());
     let token = metadata.get("authorization").and_then(|value| value.to_str().ok());
     let token = token.and_then(|value| {
@@ -339,11 +394,23 @@ async fn authenticate(shared: &Shared, headers: &http::HeaderMap) -> Result<Call
         scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
     });
     let token = token.filter(|token| !token.is_empty()).ok_or(Denied::Missing)?;
+    let who = &shared.config.authenticate;
+    if let Some(known) = who.recall(token) {
+        return known;
+    }
     let late = |_| Denied::Unavailable("no answer in time".to_owned());
     let check = async {
+        let _turn = shared.reviews.wait(&from).await.ok_or(Denied::TooMany)?;
+        // Another call with this token may have been answered meanwhile.
+        if let Some(known) = who.recall(token) {
+            return known;
+        }
+        if !shared.reviews.charge(&from) {
+            return Err(Denied::TooMany);
+        }
         // The semaphore is never closed.
         let _slot = shared.authentications.acquire().await.ok();
-        shared.config.authenticate.authenticate(token).await
+        who.authenticate(token).await
     };
     timeout(shared.config.limits.step, check).await.map_err(late)?
 }

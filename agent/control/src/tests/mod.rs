@@ -4,6 +4,8 @@ mod cache;
 mod deciding;
 mod hostile;
 mod signing;
+mod stolen;
+mod strangers;
 mod streams;
 mod wire_format;
 
@@ -55,15 +57,28 @@ impl Running {
         self.server.counters().get(what).copied().unwrap_or(0)
     }
 
-    async fn until_counted(&self, what: &str, at_least: u64) {
-        let counted = async {
-            while self.count(what) < at_least {
+    /// Connections that nobody is known to have made.
+    fn strangers(&self) -> usize {
+        self.server.under_way().0
+    }
+
+    fn reviews_under_way(&self) -> usize {
+        self.server.under_way().1
+    }
+
+    async fn until(&self, what: &str, done: impl Fn(&Self) -> bool) {
+        let waited = async {
+            while !done(self) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        if timeout(SOON, counted).await.is_err() {
-            panic!("{what} is not {at_least}: {:?}", self.server.counters());
+        if timeout(SOON, waited).await.is_err() {
+            panic!("not yet: {what}; {:?}", self.server.counters());
         }
+    }
+
+    async fn until_counted(&self, what: &str, at_least: u64) {
+        self.until(&format!("{what} is {at_least}"), |running| running.count(what) >= at_least).await;
     }
 }
 
@@ -84,6 +99,11 @@ impl Bench {
     /// A leading server. Servers that follow each other share the listening socket, so that nobody else can have the
     /// port in between.
     fn serve(&self, limits: Limits) -> Running {
+        self.serve_with(limits, Arc::new(Tokens))
+    }
+
+    /// The same with another judge of tokens.
+    fn serve_with(&self, limits: Limits, authenticate: Arc<dyn Authenticate>) -> Running {
         let authorize = WorldAuthorizer {
             worlds: self.worlds.subscribe(),
             snapshot: |snapshot: &Snapshot| snapshot,
@@ -92,7 +112,7 @@ impl Bench {
             trust_domain: "cluster.local".into(),
         };
         let (ca, materials) = (self.ca.subscribe(), self.materials.subscribe());
-        let config = ServerConfig::new("cluster.local", ca, Arc::new(Tokens), Arc::new(authorize), materials);
+        let config = ServerConfig::new("cluster.local", ca, authenticate, Arc::new(authorize), materials);
         let server = ControlServer::new(ServerConfig { limits, ..config });
         server.set_leading(Leading { leader: true, holder: "us".into() });
         let listener = tokio::net::TcpListener::from_std(self.listener.try_clone().unwrap()).unwrap();
@@ -159,6 +179,10 @@ fn new_ca() -> Ca {
 struct Tokens;
 
 impl Authenticate for Tokens {
+    fn recall(&self, _token: &str) -> Option<Result<Caller, Denied>> {
+        None
+    }
+
     fn authenticate<'a>(&'a self, token: &'a str) -> AuthFuture<'a> {
         let answer = match token {
             "expired" => Err(Denied::Expired),
@@ -209,13 +233,14 @@ fn pod(key: &str, account: &str, node: &str) -> Pod {
         finished: false,
         probes: Arc::default(),
         captured: None,
+        proved: Vec::new(),
         tunnel: TunnelPort::default(),
     }
 }
 
 /// A capture whose pod's agent looks for tunnels on the application's ports.
 fn capture(uid: &str) -> Capture {
-    Capture { uid: uid.into(), tunnel: TunnelPort::application([]) }
+    Capture { uid: uid.into(), tunnel: TunnelPort::application([]), addresses: vec![[10, 1, 0, 1].into()] }
 }
 
 fn gateway(of: &str, generation: i64) -> Gateway {
@@ -238,12 +263,12 @@ fn secret(of: &str) -> Arc<Secret> {
         key: PrivateKey::new(KEY_BYTES.to_vec()),
         names: vec!["shop.example".into()],
     };
-    Arc::new(Secret { meta: meta(of), data: SecretData::Tls(Arc::new(pair)) })
+    Arc::new(Secret { meta: meta(of), data: SecretData::Tls(Arc::new(pair)), broken: None })
 }
 
 fn config_map(of: &str, certificate: Vec<u8>) -> Arc<ConfigMap> {
     let ca = Some(Ok(CaBundle(Arc::new(vec![certificate]))));
-    Arc::new(ConfigMap { meta: meta(of), ca, parameters: None })
+    Arc::new(ConfigMap { meta: meta(of), ca, broken: None, parameters: None })
 }
 
 fn material(secrets: &[&str], config_maps: &[&str]) -> Material {

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 use prost::Message;
 use weft_core::{
     config::Transport,
-    model::{AddressMode, GatewaySettings, IpRange, TrafficPolicy},
+    message::{PathAction, PathRules},
+    model::{AddressMode, ClientRules, GatewaySettings, IpRange, ProxyProtocol, TrafficPolicy},
 };
 
 use super::*;
@@ -57,11 +58,15 @@ fn everything_of_material_travels_but_labels_and_annotations() {
     let broken = SecretData::Invalid("no key".into());
     let ca = SecretData::Ca(CaBundle(Arc::new(vec![b"root".to_vec()])));
     for (of, data) in [("infra/broken", broken), ("infra/roots", ca)] {
-        all.secrets.insert(key(of), Arc::new(Secret { meta: meta(of), data }));
+        all.secrets.insert(
+            key(of),
+            Arc::new(Secret { meta: meta(of), data, broken: Some("renewed with garbage".into()) }),
+        );
     }
-    let invalid = ConfigMap { meta: meta("infra/bad"), ca: Some(Err("no PEM".into())), parameters: None };
+    let invalid =
+        ConfigMap { meta: meta("infra/bad"), ca: Some(Err("no PEM".into())), broken: None, parameters: None };
     all.config_maps.insert(key("infra/bad"), Arc::new(invalid));
-    let empty = ConfigMap { meta: meta("infra/empty"), ca: None, parameters: None };
+    let empty = ConfigMap { meta: meta("infra/empty"), ca: None, broken: None, parameters: None };
     all.config_maps.insert(key("infra/empty"), Arc::new(empty));
     let mirror = travel::<wire::Material>(&material_to_map(&Material::default()), &material_to_map(&all));
     assert_eq!(material_from_map(mirror.entries()), all);
@@ -87,6 +92,18 @@ fn parameters_of_config_maps_travel_field_by_field() {
         load_balancer_class: Some("metal".into()),
         source_ranges: Some(vec!["192.0.2.0/24".parse().unwrap(), "::/0".parse().unwrap()]),
         node_selector: Some(labels.into()),
+        paths: Some(PathRules {
+            repeated_slashes: PathAction::Normalize,
+            escaped_slashes: PathAction::Reject,
+            ..PathRules::default()
+        }),
+        stream_idle: Some(Duration::ZERO),
+        udp_session: Some(Duration::from_millis(90_500)),
+        clients: Some(ClientRules {
+            proxy_protocol: ProxyProtocol::Required,
+            trusted: vec!["192.0.2.0/24".parse().unwrap()],
+            trust_trace: true,
+        }),
     };
     // Empty is not absent: it overrides what the class says.
     let (pool, source_ranges, node_selector) = (Some(vec![]), Some(vec![]), Some(BTreeMap::new()));
@@ -111,7 +128,8 @@ fn an_agent_that_does_not_know_of_application_ports_says_15008() {
     let pod = wire::Key { namespace: "shop".into(), name: "web".into() };
     let check = |application: Option<Vec<u32>>, expected: Option<TunnelPort>| {
         let application = application.map(|except| wire::ApplicationPorts { except });
-        let said = wire::CapturedPod { pod: Some(pod.clone()), uid: "u".into(), application };
+        let said =
+            wire::CapturedPod { pod: Some(pod.clone()), uid: "u".into(), application, addresses: Vec::new() };
         let chunk = wire::Captured { full: true, pods: vec![said], ..wire::Captured::default() };
         let mut mirror = Mirror::<wire::Captured>::new(NO_BOUNDS);
         let complete = mirror.take(chunk).is_ok();
@@ -207,7 +225,10 @@ fn some_pods() -> impl Strategy<Value = crate::Captured> {
         proptest::collection::vec(1u16.., 0..4).prop_map(TunnelPort::application),
     ];
     let entry = (0u8..12, 0u8..3, tunnel).prop_map(|(name, uid, tunnel)| {
-        (key(&format!("ns/p{name}")), Capture { uid: format!("u{uid}").into(), tunnel })
+        (
+            key(&format!("ns/p{name}")),
+            Capture { uid: format!("u{uid}").into(), tunnel, addresses: vec![[10, 1, 0, uid].into()] },
+        )
     });
     proptest::collection::vec(entry, 0..10).prop_map(|entries| entries.into_iter().collect())
 }

@@ -25,8 +25,8 @@ pub(super) struct Changes {
     pub(super) pods: BTreeSet<ObjectKey>,
     /// Addresses that nodes have lost or won, in this order.
     pub(super) node_ips: Vec<(IpAddr, bool)>,
-    /// The nodes' pod networks differ.
-    pub(super) pod_cidrs: bool,
+    /// What pods' networks are made from differs.
+    pub(super) networks: bool,
     /// Services whose frontends depend on what changed.
     pub(super) services: BTreeSet<ObjectKey>,
     /// Services whose endpoints depend on what changed.
@@ -47,7 +47,8 @@ impl Changes {
 
 /// Replaces the Snapshot of a World, keeps its indexes, and says what changed. `here` is the node whose clients are
 /// served.
-pub(super) fn replace(world: &mut World, new: Snapshot, here: Option<&str>) -> Changes {
+pub(super) fn replace(world: &mut World, mut new: Snapshot, here: Option<&str>) -> Changes {
+    keep_last_good(&world.snapshot, &mut new);
     let old = std::mem::replace(&mut world.snapshot, new);
     let new = &world.snapshot;
     let mut c = Changes::default();
@@ -111,6 +112,23 @@ pub(super) fn replace(world: &mut World, new: Snapshot, here: Option<&str>) -> C
     c
 }
 
+/// A certificate or CA bundle that is renewed with something that cannot be used: what was there before stays in use.
+/// (A deleted object is no renewal. ClusterTrustBundles, of which GEP-5075 forbids this, are not read at all.)
+fn keep_last_good(old: &Snapshot, new: &mut Snapshot) {
+    let mut secrets = Vec::new();
+    diff(&old.secrets, &new.secrets, |key, was, is| {
+        let kept = was.zip(is).and_then(|(was, is)| is.keeping(was));
+        secrets.extend(kept.map(|kept| (key.clone(), Arc::new(kept))));
+    });
+    new.secrets.extend(secrets);
+    let mut maps = Vec::new();
+    diff(&old.config_maps, &new.config_maps, |key, was, is| {
+        let kept = was.zip(is).and_then(|(was, is)| is.keeping(was));
+        maps.extend(kept.map(|kept| (key.clone(), Arc::new(kept))));
+    });
+    new.config_maps.extend(maps);
+}
+
 /// Kinds of which a unit reads whole objects by name.
 fn read_whole(old: &Snapshot, new: &Snapshot, c: &mut Changes) {
     diff(&old.grants, &new.grants, |key, _, _| {
@@ -132,7 +150,8 @@ fn read_whole(old: &Snapshot, new: &Snapshot, c: &mut Changes) {
 
 fn nodes(old: &Snapshot, new: &Snapshot, c: &mut Changes) {
     diff(&old.nodes, &new.nodes, |_, was, is| {
-        c.pod_cidrs |= was.map(|n| &n.pod_cidrs) != is.map(|n| &n.pod_cidrs);
+        let told = |n: Option<&Arc<Node>>| n.map(|n| (n.pod_cidrs.clone(), n.addresses.clone()));
+        c.networks |= told(was) != told(is);
         let addresses = |n: Option<&Arc<Node>>| n.map(|n| n.addresses.clone()).unwrap_or_default();
         let (was, is) = (addresses(was), addresses(is));
         c.node_ips.extend(was.iter().filter(|ip| !is.contains(ip)).map(|ip| (*ip, false)));

@@ -38,4 +38,9 @@ impl<K: Hash + Eq, R: Ord, V> Claims<K, R, V> {
     pub(super) fn first(&self, key: &K) -> Option<&V> {
         Some(&self.claims.get(key)?.first()?.1)
     }
+
+    /// All claims, the first by rank first.
+    pub(super) fn of(&self, key: &K) -> &[(R, V)] {
+        self.claims.get(key).map_or(&[], Vec::as_slice)
+    }
 }

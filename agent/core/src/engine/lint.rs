@@ -142,6 +142,10 @@ impl<'a> DeadReferences<'a> {
         if parent.kind.is(Kind::Gateway) {
             return self.gateway(&key, &at);
         }
+        if &*parent.kind.kind == "Service" {
+            // What is left out means the group of Gateways.
+            return Some(format!("{at}: kind Service needs its own group beside it: add `group: \"\"`"));
+        }
         if !parent.kind.is(Kind::ListenerSet) {
             let kind = &parent.kind;
             return Some(format!("{at}: Weft serves no {kind}; name a Gateway, a ListenerSet or a Service"));

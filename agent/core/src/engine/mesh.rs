@@ -1,7 +1,9 @@
 //! The stages that keep what is looked up by address: frontends, workloads, endpoints.
 
 use super::{
+    addresses::{Holder, PodRank, Standing, holder, rank},
     changes::Changes,
+    networks::{PodNetworks, Told, block},
     state::{Claimed, EndpointKeys, State, Touched},
 };
 use crate::{
@@ -10,7 +12,6 @@ use crate::{
     resolve::{Settings, Slot},
 };
 use std::{
-    cmp::Reverse,
     collections::{BTreeSet, HashMap},
     hash::Hash,
     net::IpAddr,
@@ -73,12 +74,38 @@ impl State {
             };
             changes.endpoints.extend(self.services_by_ip.get(&ip).into_iter().flatten().cloned());
         }
-        if changes.pod_cidrs {
-            let nodes = self.world.snapshot.nodes.values();
-            let all: BTreeSet<_> = nodes.flat_map(|n| n.pod_cidrs.iter().copied()).collect();
-            self.config.pod_cidrs = all.into_iter().collect();
+    }
+
+    /// Says anew from which networks pods have their addresses, when what that depends on has changed.
+    pub(super) fn note_networks(&mut self, settings: &Settings, stale: bool, touched: &mut Touched) {
+        if !stale {
+            return;
+        }
+        let nodes = || self.world.snapshot.nodes.values();
+        let cidrs: BTreeSet<_> = nodes().flat_map(|n| n.pod_cidrs.iter().copied()).collect();
+        let addresses: Vec<&[IpAddr]> = nodes().map(|n| &*n.addresses).collect();
+        let PodNetworks { nets, nodes } = PodNetworks::new(Told {
+            configured: &settings.pod_cidrs,
+            cidrs: &cidrs,
+            proved: &self.proved_blocks,
+            nodes: &addresses,
+        });
+        if nets != self.config.pod_cidrs || nodes != self.config.nodes_among_pods {
+            (self.config.pod_cidrs, self.config.nodes_among_pods) = (nets, nodes);
             touched.config = true;
         }
+    }
+
+    /// Counts the addresses of enrolled pods in each block (in files nobody says what was read); true when there is a block more or less.
+    fn count_proof(&mut self, ip: IpAddr, rank: &PodRank, is: bool) -> bool {
+        let Some(block) = block(ip).filter(|_| rank.0 <= Standing::Enrolled) else { return false };
+        let count = self.proved_blocks.entry(block).or_default();
+        *count = if is { *count + 1 } else { count.saturating_sub(1) };
+        let (first, none) = (is && *count == 1, *count == 0);
+        if none {
+            self.proved_blocks.remove(&block);
+        }
+        first || none
     }
 
     pub(super) fn derive_workloads(
@@ -87,41 +114,63 @@ impl State {
         changes: &mut Changes,
         touched: &mut Touched,
     ) {
+        let snapshot = self.world.snapshot.clone();
+        let told = !self.host_pods.is_empty();
         for key in &changes.pods {
-            let mut dirty: BTreeSet<IpAddr> = BTreeSet::new();
-            if let Some((rank, old)) = self.workload_keys.remove(key) {
-                for ip in &old.ips {
-                    self.workloads.withdraw(ip, &rank);
-                    dirty.insert(*ip);
-                }
+            let pod = snapshot.pods.get(key);
+            if pod.is_some_and(|p| p.host_network && (settings.node.is_none() || p.node != settings.node)) {
+                self.host_pods.insert(key.clone());
+            } else {
+                self.host_pods.remove(key);
             }
-            let snapshot = &self.world.snapshot;
+            let mut dirty: BTreeSet<IpAddr> = BTreeSet::new();
+            for (ip, rank) in self.workload_keys.remove(key).unwrap_or_default() {
+                self.workloads.withdraw(&ip, &rank);
+                changes.networks |= self.count_proof(ip, &rank, false);
+                dirty.insert(ip);
+            }
             // Of finished pods the address may be another's; pods in their node's network share its address.
-            let pod = snapshot.pods.get(key).filter(|p| !p.finished && !p.host_network);
-            if let Some(pod) = pod {
+            if let Some(pod) = pod.filter(|p| !p.finished && !p.host_network) {
                 let namespace = snapshot.namespaces.get(&key.namespace).map(|n| &**n);
                 let workload =
                     Workload::derive(pod, namespace, &settings.trust_domain, settings.default_mode);
-                let (rank, workload) = ((Reverse(pod.meta.created), key.clone()), Arc::new(workload));
+                let workload = Arc::new(workload);
+                let mut keys = Vec::with_capacity(workload.ips.len());
                 for ip in &workload.ips {
+                    let rank = rank(pod, &workload, *ip, settings.node.as_ref());
                     self.workloads.put(*ip, rank.clone(), workload.clone());
+                    changes.networks |= self.count_proof(*ip, &rank, true);
+                    keys.push((*ip, rank));
                     dirty.insert(*ip);
                 }
-                self.workload_keys.insert(key.clone(), (rank, workload));
+                self.workload_keys.insert(key.clone(), keys);
             }
             changes.endpoints.extend(self.services_by_pod.get(key).into_iter().flatten().cloned());
             for ip in dirty {
-                let (new, old) = (self.workloads.first(&ip), self.config.workloads.get(&ip));
-                if new == old {
+                let (new, disputed) = match holder(&self.workloads, ip) {
+                    Holder::Pod(workload) => (Some(workload), false),
+                    Holder::Disputed => (None, true),
+                    Holder::Free => (None, false),
+                };
+                let was_disputed = self.config.disputed.get(&ip).is_some();
+                if new == self.config.workloads.get(&ip) && disputed == was_disputed {
                     continue;
                 }
                 touched.config = true;
+                if disputed {
+                    self.config.disputed.insert(ip, ());
+                } else if was_disputed {
+                    self.config.disputed.remove(&ip);
+                }
                 match new.cloned() {
                     Some(workload) => self.config.workloads.insert(ip, workload),
                     None => self.config.workloads.remove(&ip),
                 };
                 changes.endpoints.extend(self.services_by_ip.get(&ip).into_iter().flatten().cloned());
             }
+        }
+        if told == self.host_pods.is_empty() {
+            changes.endpoints.extend(self.services_by_pod.values().flatten().cloned());
         }
     }
 
@@ -174,17 +223,24 @@ impl State {
     }
 
     fn find(&self, ip: IpAddr, pod: Option<&ObjectKey>) -> EndpointSource {
-        let known = self.workloads.first(&ip);
+        let holder = holder(&self.workloads, ip);
         let Some(pod) = pod else {
-            return known.cloned().map_or(EndpointSource::Plain, EndpointSource::Workload);
+            return match holder {
+                Holder::Pod(workload) => EndpointSource::Workload(workload.clone()),
+                Holder::Disputed => EndpointSource::Unknown,
+                Holder::Free => EndpointSource::Plain,
+            };
         };
-        match known {
-            Some(workload) if workload.pod == *pod => EndpointSource::Workload(workload.clone()),
-            Some(_) => EndpointSource::Unknown,
-            None => match self.world.snapshot.pods.get(pod) {
+        match holder {
+            Holder::Pod(workload) if workload.pod == *pod => EndpointSource::Workload(workload.clone()),
+            Holder::Pod(_) | Holder::Disputed => EndpointSource::Unknown,
+            Holder::Free => match self.world.snapshot.pods.get(pod) {
                 Some(pod) if pod.host_network => EndpointSource::Plain,
-                // Pods in their node's network share its address. Of other nodes' pods only those with an address of their own are told of.
-                None if self.config.nodes.get(&ip).is_some() => EndpointSource::Plain,
+                // A controller of the version before tells of no pod in its node's network, which shares the node's address. What a
+                // node says of its own addresses proves nothing, so it is not looked at where pods are told of.
+                None if self.host_pods.is_empty() && self.config.nodes.get(&ip).is_some() => {
+                    EndpointSource::Plain
+                }
                 _ => EndpointSource::Unknown,
             },
         }

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     compile::Verdict,
-    model::{Kind, ObjectKey, ObjectRef},
+    model::{Kind, ObjectKey, ObjectRef, Str},
     resolve::{
         Domain, ListenerId, ResolvedPolicy, RouteId, Slot, listener_label, policies_of, policy_targets,
         resolve_class,
@@ -30,10 +30,28 @@ impl Slots for RouteSlots<'_> {
     }
 
     fn idle(&self, slot: &Slot) -> Option<String> {
-        let Slot::Listener { gateway, id } = slot else { return None };
+        let (gateway, id) = match slot {
+            Slot::Listener { gateway, id } => (gateway, id),
+            Slot::Port { service, consumer, .. } => return self.nobody_calls(service, consumer.as_ref()),
+        };
         let listener = self.state.gateways.get(gateway)?.listeners.iter().find(|l| l.attach.id == *id)?;
         let problem = listener.accepted.as_ref().and(listener.servable.as_ref()).err()?;
         Some(format!("listener {} cannot serve, {}", listener_label(&listener.attach), problem.message))
+    }
+}
+
+impl RouteSlots<'_> {
+    /// E9: a route on a Service had no effect and said nothing when nobody who calls is in the mesh.
+    fn nobody_calls(&self, service: &ObjectKey, consumer: Option<&Str>) -> Option<String> {
+        let clients = &self.state.clients;
+        let of = match consumer {
+            Some(namespace) if clients.contains_key(namespace) => return None,
+            None if !clients.is_empty() => return None,
+            Some(namespace) => format!("of namespace {namespace}, whose calls alone it is for,"),
+            None => "that could call".to_owned(),
+        };
+        let join = consumer.unwrap_or(&service.namespace);
+        Some(format!("no pod {of} is in the mesh yet (weft join {join})"))
     }
 }
 

@@ -2,7 +2,10 @@
 
 use super::RequestHead;
 use crate::model::{HeaderMatch, Match, Pattern, QueryMatch, ValueMatch};
-use http::{HeaderMap, HeaderName, header::COOKIE};
+use http::{
+    HeaderName,
+    header::{COOKIE, HOST},
+};
 use std::borrow::Cow;
 
 /// Leaves out header and query matches whose name was there before: "only the first entry MUST be considered".
@@ -26,12 +29,19 @@ pub(super) fn holds(matcher: &Match, head: &RequestHead<'_>) -> bool {
     #[cfg(test)]
     super::words::steps::add();
     matcher.method.as_ref().is_none_or(|m| m == head.method)
-        && matcher.headers.iter().all(|h| header(h, head.headers))
+        && matcher.headers.iter().all(|h| header(h, head))
         && matcher.query.iter().all(|q| query(q, head.query.unwrap_or_default()))
 }
 
-fn header(wanted: &HeaderMatch, headers: &HeaderMap) -> bool {
-    let mut lines = headers.get_all(&wanted.name).iter().map(http::HeaderValue::as_bytes);
+fn header(wanted: &HeaderMatch, head: &RequestHead<'_>) -> bool {
+    if wanted.name == HOST {
+        let authority = head.authority.map(str::as_bytes);
+        return authority.is_some_and(|a| match &wanted.value {
+            ValueMatch::Exact(value) => value.as_bytes().eq_ignore_ascii_case(a),
+            ValueMatch::Regex(pattern) => pattern.is_match(a),
+        });
+    }
+    let mut lines = head.headers.get_all(&wanted.name).iter().map(http::HeaderValue::as_bytes);
     match (&wanted.value, lines.next(), lines.next()) {
         (_, None, _) => false,
         (ValueMatch::Exact(value), Some(only), None) => value.as_bytes() == only,

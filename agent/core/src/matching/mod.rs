@@ -17,10 +17,11 @@
 //!
 //! What is compared:
 //! - **host**: lower case, without port and trailing dot ([`host_of`]);
-//! - **path**: as received, case-sensitive, after [`normal_path`] has resolved dot segments (the caller forwards what
-//!   was matched, as Istio does, so `/public/../admin` meets the rules of `/admin`). Nothing is decoded: `/a%2Fb` is one
-//!   segment, and `%61` is not `a`. Empty segments count: `/a//b` is matched by the prefix `/a`, not by `/a/b`;
-//! - **header**: all lines of a name joined by `,` (RFC 9110 §5.3), cookies by `; ` (RFC 9113 §8.2.3);
+//! - **path**: case-sensitive, as [`crate::message::normal_path`] writes it: the caller forwards what was matched, so
+//!   `/public/../admin` and `/%61dmin` meet the rules of `/admin`, and no backend sees anything else. A table whose rules
+//!   ask for no path ([`RouteTable::reads_paths`]) needs none of that. `/a%2Fb` is one segment. Empty segments count: `/a//b`
+//!   is matched by the prefix `/a`, not by `/a/b`. The values of rules are written in the same way;
+//! - **header**: `Host` is the authority, in HTTP/2 too; else all lines of a name joined by `,` (RFC 9110 §5.3), cookies by `; ` (RFC 9113 §8.2.3);
 //! - **query**: the first parameter of the name, `+` and `%xx` decoded; one without `=` is the empty value.
 //!
 //! Nothing here allocates for a request, but for patterns on repeated headers and encoded query values.
@@ -29,7 +30,6 @@ mod authority;
 mod condition;
 mod grpc;
 mod host;
-mod normal;
 mod path;
 mod precedence;
 mod table;
@@ -38,7 +38,6 @@ mod words;
 
 pub use authority::{host_of, split_port};
 pub use host::HostMap;
-pub use normal::normal_path;
 pub use table::{Entry, Order, RequestHead, RouteTable, Selected, Shadowed};
 
 #[cfg(test)]

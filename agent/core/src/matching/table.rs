@@ -4,11 +4,14 @@ use super::{
     condition::keep_first_names,
     host::HostMap,
     path::PathIndex,
-    precedence::{compare, path_rank},
+    precedence::{PathRank, compare, path_rank},
 };
-use crate::model::{Hostname, Match, ObjectKey, PathMatch};
+use crate::{
+    message::{PathRules, normal_path},
+    model::{Hostname, Match, ObjectKey, PathMatch},
+};
 use http::{HeaderMap, Method};
-use std::collections::HashMap;
+use std::{borrow::Cow, collections::HashMap};
 
 /// What matching looks at.
 #[derive(Clone, Copy, Debug)]
@@ -17,7 +20,9 @@ pub struct RequestHead<'a> {
     pub host: Option<&'a str>,
     /// Method.
     pub method: &'a Method,
-    /// Path as [`super::normal_path`] gives it: percent-encoded as received, no dot segments.
+    /// `Host` or `:authority`, as received: what a match on the header `Host` is compared with.
+    pub authority: Option<&'a str>,
+    /// Path as [`crate::message::normal_path`] writes it, where [`RouteTable::reads_paths`].
     pub path: &'a str,
     /// Query without `?`.
     pub query: Option<&'a str>,
@@ -60,6 +65,7 @@ pub struct RouteTable<P> {
     /// In the order of precedence. Those of one hostname stand together, and in there those of one path.
     entries: Vec<Entry<P>>,
     index: HostMap<PathIndex>,
+    reads_paths: bool,
 }
 
 /// What was selected.
@@ -94,7 +100,7 @@ impl<'a, P> Selected<'a, P> {
 
 impl<P> Default for RouteTable<P> {
     fn default() -> Self {
-        Self { entries: Vec::new(), index: HostMap::default() }
+        Self { entries: Vec::new(), index: HostMap::default(), reads_paths: false }
     }
 }
 
@@ -105,6 +111,7 @@ impl<P> RouteTable<P> {
     pub fn build(mut entries: Vec<Entry<P>>) -> Self {
         for entry in &mut entries {
             keep_first_names(&mut entry.matcher);
+            write_normally(&mut entry.matcher);
         }
         entries.sort_by(compare);
         let mut start = 0;
@@ -114,7 +121,14 @@ impl<P> RouteTable<P> {
             (of_host[0].hostname.clone(), index)
         });
         let index = HostMap::build(hosts);
-        Self { entries, index }
+        let reads_paths = entries.iter().any(|e| path_rank(e.matcher.path.as_ref()) != PathRank::Any);
+        Self { entries, index, reads_paths }
+    }
+
+    /// Whether any rule asks for a path other than `/`. Without one a request's target is nobody's matter.
+    #[must_use]
+    pub const fn reads_paths(&self) -> bool {
+        self.reads_paths
     }
 
     /// The rule for a request, if any.
@@ -144,6 +158,15 @@ impl<P> RouteTable<P> {
             }
         }
         shadowed
+    }
+}
+
+/// Brings the path of a rule into the form that those of requests have.
+fn write_normally(matcher: &mut Match) {
+    if let Some(PathMatch::Exact(path) | PathMatch::Prefix(path)) = &mut matcher.path
+        && let Ok(Cow::Owned(normal)) = normal_path(path, &PathRules::default())
+    {
+        *path = normal.into();
     }
 }
 

@@ -1,8 +1,12 @@
-//! `WeftGatewayConfig`: how a Gateway gets its addresses.
+//! `WeftGatewayConfig`: how a Gateway gets its addresses, and how it treats its clients.
 
 use super::{Labels, Meta, Str};
+use crate::message::PathRules;
 use ipnet::IpNet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 /// A `WeftGatewayConfig` of `weft.dev`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,10 +32,18 @@ pub struct GatewaySettings {
     pub source_ranges: Option<Vec<IpNet>>,
     /// `nodeSelector`.
     pub node_selector: Option<Labels>,
+    /// `paths`.
+    pub paths: Option<PathRules>,
+    /// `streamIdleTimeout`.
+    pub stream_idle: Option<Duration>,
+    /// `udpSessionTimeout`.
+    pub udp_session: Option<Duration>,
+    /// `clients`.
+    pub clients: Option<ClientRules>,
 }
 
 /// What is in effect for one Gateway.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GatewayParameters {
     /// Where addresses come from.
     pub mode: AddressMode,
@@ -45,6 +57,83 @@ pub struct GatewayParameters {
     pub source_ranges: Vec<IpNet>,
     /// Labels that a node must have to serve.
     pub node_selector: Labels,
+    /// Ways to write a path that servers read differently.
+    pub paths: PathRules,
+    /// How long a stream of a client may carry nothing, in either direction; `None` for ever.
+    pub stream_idle: Option<Duration>,
+    /// How long a UDP session that was answered may carry nothing.
+    pub udp_session: Duration,
+    /// Who a client is, and what of its word counts.
+    pub clients: ClientRules,
+}
+
+impl Default for GatewayParameters {
+    fn default() -> Self {
+        Self {
+            mode: AddressMode::default(),
+            pool: Vec::new(),
+            traffic_policy: TrafficPolicy::default(),
+            load_balancer_class: None,
+            source_ranges: Vec::new(),
+            node_selector: Labels::default(),
+            paths: PathRules::default(),
+            stream_idle: Some(STREAM_IDLE),
+            udp_session: UDP_SESSION,
+            clients: ClientRules::default(),
+        }
+    }
+}
+
+/// `streamIdleTimeout` where nothing is said.
+pub const STREAM_IDLE: Duration = Duration::from_secs(300);
+/// `udpSessionTimeout` where nothing is said (RFC 4787 REQ-5).
+pub const UDP_SESSION: Duration = Duration::from_secs(120);
+
+/// `clients` of a `WeftGatewayConfig`: what stands between clients and a Gateway, and what is believed of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientRules {
+    /// `proxyProtocol`.
+    pub proxy_protocol: ProxyProtocol,
+    /// `trustedProxies`: whose `Forwarded`, `X-Forwarded-*` and PROXY headers are believed.
+    pub trusted: Vec<IpNet>,
+    /// `traceContext: Trust`: the client's `traceparent` decides whether a request is sampled.
+    pub trust_trace: bool,
+}
+
+impl ClientRules {
+    /// Whether what this peer says of whom it speaks for is believed.
+    #[must_use]
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.trusted.iter().any(|net| net.contains(&peer))
+    }
+}
+
+/// Whether connections begin with a header of the PROXY protocol (versions 1 and 2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ProxyProtocol {
+    /// They do not.
+    #[default]
+    Off,
+    /// Those of trusted proxies must; others are ended.
+    Required,
+}
+
+impl ProxyProtocol {
+    /// As written.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "Off",
+            Self::Required => "Required",
+        }
+    }
+
+    /// From what is written.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Off, Self::Required].into_iter().find(|m| m.as_str() == text)
+    }
 }
 
 impl GatewayParameters {
@@ -62,6 +151,12 @@ impl GatewayParameters {
         if mode == AddressMode::AddressPool && pool.is_empty() {
             return Err("addressMode is AddressPool, but no addressPool is given".to_owned());
         }
+        let clients = pick(layers, |s| &s.clients).unwrap_or_default();
+        if clients.proxy_protocol == ProxyProtocol::Required && clients.trusted.is_empty() {
+            return Err(
+                "clients.proxyProtocol is Required, but no clients.trustedProxies are given".to_owned()
+            );
+        }
         Ok(Self {
             mode,
             pool,
@@ -69,6 +164,11 @@ impl GatewayParameters {
             load_balancer_class: pick(layers, |s| &s.load_balancer_class),
             source_ranges: pick(layers, |s| &s.source_ranges).unwrap_or_default(),
             node_selector: pick(layers, |s| &s.node_selector).unwrap_or_default(),
+            paths: pick(layers, |s| &s.paths).unwrap_or_default(),
+            stream_idle: Some(pick(layers, |s| &s.stream_idle).unwrap_or(STREAM_IDLE))
+                .filter(|d| !d.is_zero()),
+            udp_session: pick(layers, |s| &s.udp_session).unwrap_or(UDP_SESSION),
+            clients,
         })
     }
 }

@@ -8,8 +8,26 @@ use std::{fmt, sync::Arc};
 pub struct Secret {
     /// Metadata.
     pub meta: Meta,
-    /// What it holds.
+    /// What it holds; where that cannot be used, what it held last that could.
     pub data: SecretData,
+    /// Why what it holds now cannot be used, when `data` is of before.
+    pub broken: Option<Str>,
+}
+
+impl Secret {
+    /// This version of a Secret after the one before: a renewal that cannot be used takes away nothing.
+    #[must_use]
+    pub(crate) fn keeping(&self, before: &Self) -> Option<Self> {
+        let SecretData::Invalid(why) = &self.data else { return None };
+        let usable = !matches!(before.data, SecretData::Invalid(_));
+        // One that was deleted and made anew owes nothing to the old one.
+        let same = self.meta.uid == before.meta.uid;
+        (usable && same).then(|| Self {
+            meta: self.meta.clone(),
+            data: before.data.clone(),
+            broken: Some(why.clone()),
+        })
+    }
 }
 
 /// What a Secret holds.
@@ -81,8 +99,22 @@ pub struct CaBundle(pub Arc<Vec<Vec<u8>>>);
 pub struct ConfigMap {
     /// Metadata.
     pub meta: Meta,
-    /// `data["ca.crt"]` when it is there: its certificates, or why they cannot be used.
+    /// `data["ca.crt"]` when it is there: its certificates, or why they cannot be used. Where they cannot, those of before
+    /// that could.
     pub ca: Option<Result<CaBundle, Str>>,
+    /// Why the `ca.crt` that is there now cannot be used, when `ca` is of before.
+    pub broken: Option<Str>,
     /// `data["config.yaml"]` when it is there: the settings of a `WeftGatewayConfig`, or what is wrong with them.
     pub parameters: Option<Result<GatewaySettings, Str>>,
+}
+
+impl ConfigMap {
+    /// As [`Secret::keeping`], for `ca.crt`.
+    #[must_use]
+    pub(crate) fn keeping(&self, before: &Self) -> Option<Self> {
+        let Some(Err(why)) = &self.ca else { return None };
+        let usable = matches!(before.ca, Some(Ok(_)));
+        let same = self.meta.uid == before.meta.uid;
+        (usable && same).then(|| Self { ca: before.ca.clone(), broken: Some(why.clone()), ..self.clone() })
+    }
 }

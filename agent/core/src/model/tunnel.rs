@@ -1,7 +1,7 @@
 //! Where tunnels to a pod arrive.
 
 use super::{Labels, Str};
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 /// Annotation of a pod in files: with `15008`, tunnels come to that port only. For pods behind an agent that is not ours.
 /// In a cluster the pod's agent says where they may come, and the annotation has no meaning.
@@ -19,6 +19,9 @@ pub struct Capture {
     pub uid: Str,
     /// Where tunnels to it may come.
     pub tunnel: TunnelPort,
+    /// The addresses that the agent read inside the pod's network namespace. Empty: it has not said (an agent of the
+    /// version before, or one that has just started).
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Where tunnels to a captured pod may come.

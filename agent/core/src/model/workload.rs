@@ -30,6 +30,9 @@ pub struct Pod {
     pub host_network: bool,
     /// Whether its traffic is captured, as its node's agent says; `None` where nobody says (files): then the label decides.
     pub captured: Option<bool>,
+    /// Those of [`Self::ips`] that are proved: read by its node's agent inside the captured network namespace, and in a
+    /// cluster granted to no other pod before. `status.podIPs` alone is what a kubelet says, and proves nothing.
+    pub proved: Vec<IpAddr>,
     /// Where tunnels to it may come, as its node's agent says; not looked at where nobody says.
     pub tunnel: TunnelPort,
     /// Finished (`status.phase` Succeeded or Failed): its IPs may belong to another pod by now.

@@ -45,7 +45,10 @@ pub(super) fn termination(
     let mut certificates = Vec::new();
     for reference in refs {
         match certificate(reader, owner, reference, reason::INVALID_CERTIFICATE_REF) {
-            Ok(pair) => certificates.push(pair),
+            Ok(Found { value, stale }) => {
+                certificates.push(value);
+                out.refs.extend(stale);
+            }
             Err(p) => out.refs.push(p),
         }
     }
@@ -84,7 +87,10 @@ fn client_validation(
     let (mut roots, mut problems) = (Vec::new(), Vec::new());
     for reference in &validation.ca_refs {
         match client_ca(reader, &owner, reference) {
-            Ok(ca) => roots.extend(ca.0.iter().cloned()),
+            Ok(Found { value, stale }) => {
+                roots.extend(value.0.iter().cloned());
+                problems.extend(stale);
+            }
             Err(p) => problems.push(p),
         }
     }
@@ -111,7 +117,7 @@ fn client_ca(
     reader: &Reader<'_>,
     owner: &Referrer,
     reference: &ObjectReference,
-) -> Result<CaBundle, Problem> {
+) -> Result<Found<CaBundle>, Problem> {
     let kind =
         [Kind::ConfigMap, Kind::Secret].into_iter().find(|k| reference.kind.is(*k)).ok_or_else(|| {
             let why = format!("caCertificateRef kind {} is not supported; use a ConfigMap", reference.kind);
@@ -119,7 +125,7 @@ fn client_ca(
         })?;
     let key = target(owner, reference);
     owner.check(reader, kind, &key)?;
-    ca_bundle(reader, kind == Kind::Secret, &key).map_err(|why| Problem::new(reason::INVALID_CA_REF, why))
+    ca_bundle(reader, kind == Kind::Secret, &key, reason::INVALID_CA_REF)
 }
 
 /// A Secret with a key pair. `invalid` is the reason for every failure but a missing grant.
@@ -128,7 +134,7 @@ pub(super) fn certificate(
     owner: &Referrer,
     reference: &ObjectReference,
     invalid: &'static str,
-) -> Result<Arc<KeyPair>, Problem> {
+) -> Result<Found<Arc<KeyPair>>, Problem> {
     let key = target(owner, reference);
     if !reference.kind.is(Kind::Secret) {
         let why = format!("certificateRef kind {} is not supported; use a Secret", reference.kind);
@@ -138,10 +144,26 @@ pub(super) fn certificate(
     let secret =
         reader.secret(&key).ok_or_else(|| Problem::new(invalid, format!("Secret {key} does not exist")))?;
     match &secret.data {
-        SecretData::Tls(pair) => Ok(pair.clone()),
+        SecretData::Tls(pair) => {
+            let stale =
+                secret.broken.as_ref().map(|why| still_used(invalid, &format!("Secret {key}: {why}")));
+            Ok(Found { value: pair.clone(), stale })
+        }
         SecretData::Ca(_) => Err(Problem::new(invalid, format!("Secret {key} has no tls.crt and tls.key"))),
         SecretData::Invalid(why) => Err(Problem::new(invalid, format!("Secret {key}: {why}"))),
     }
+}
+
+/// Something that a reference leads to.
+pub(super) struct Found<T> {
+    pub(super) value: T,
+    /// It is of before: what the object holds now cannot be used.
+    pub(super) stale: Option<Problem>,
+}
+
+/// What was valid before is still in use.
+pub(super) fn still_used(reason: &'static str, why: &str) -> Problem {
+    Problem::new(reason, format!("{why}; what it held before stays in use until it is corrected"))
 }
 
 fn target(owner: &Referrer, reference: &ObjectReference) -> ObjectKey {

@@ -29,7 +29,7 @@ pub(crate) fn resolve_gateway(reader: &Reader<'_>, key: &ObjectKey) -> Option<Re
         .map(|r| certificate(reader, &owner, r, reason::INVALID_CLIENT_CERTIFICATE_REF));
     let (client_certificate, refs) = match client {
         None => (None, Ok(())),
-        Some(Ok(pair)) => (Some(pair), Ok(())),
+        Some(Ok(found)) => (Some(found.value), found.stale.map_or(Ok(()), Err)),
         Some(Err(problem)) => (None, Err(problem)),
     };
     let sets: Vec<_> = reader

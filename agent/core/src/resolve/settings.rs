@@ -1,6 +1,7 @@
 //! What resolution needs beside the Snapshot.
 
 use crate::model::{MtlsMode, ObjectKey, Str};
+use ipnet::IpNet;
 use std::{collections::BTreeMap, net::IpAddr};
 
 /// What resolution needs beside the Snapshot.
@@ -19,4 +20,6 @@ pub struct Settings {
     /// The node whose clients the Config is for, since what they reach depends on where they are; `None` where no clients
     /// are served (the controller).
     pub node: Option<Str>,
+    /// Networks that pods have their addresses from, where the administrator says so; empty: they are learned.
+    pub pod_cidrs: Vec<IpNet>,
 }

@@ -1,6 +1,10 @@
 //! BackendTLSPolicy (GEP-1897).
 
-use super::{Problem, Reader, ResolvedPolicy, reason};
+use super::{
+    Problem, Reader, ResolvedPolicy,
+    certificates::{Found, still_used},
+    reason,
+};
 use crate::{
     config::BackendTls,
     model::{BackendTlsPolicy, CaBundle, Kind, ObjectKey, ObjectReference, SecretData, Str},
@@ -61,7 +65,10 @@ fn bundle(
     let (mut certificates, mut problems) = (Vec::new(), Vec::new());
     for reference in refs {
         match ca(reader, namespace, reference) {
-            Ok(ca) => certificates.extend(ca.0.iter().cloned()),
+            Ok(Found { value, stale }) => {
+                certificates.extend(value.0.iter().cloned());
+                problems.extend(stale);
+            }
             Err(p) => problems.push(p),
         }
     }
@@ -69,30 +76,41 @@ fn bundle(
     (bundle, Problem::join(problems))
 }
 
-fn ca(reader: &Reader<'_>, namespace: &Str, reference: &ObjectReference) -> Result<CaBundle, Problem> {
+fn ca(reader: &Reader<'_>, namespace: &Str, reference: &ObjectReference) -> Result<Found<CaBundle>, Problem> {
     let key = ObjectKey::new(namespace.clone(), reference.name.clone());
     if !reference.kind.is(Kind::ConfigMap) && !reference.kind.is(Kind::Secret) {
         let why = format!("caCertificateRef kind {} is not supported; use a ConfigMap", reference.kind);
         return Err(Problem::new(reason::INVALID_KIND, why));
     }
-    ca_bundle(reader, reference.kind.is(Kind::Secret), &key)
-        .map_err(|why| Problem::new(reason::INVALID_CA_REF, why))
+    ca_bundle(reader, reference.kind.is(Kind::Secret), &key, reason::INVALID_CA_REF)
 }
 
-/// `ca.crt` of a ConfigMap (or Secret).
-pub(super) fn ca_bundle(reader: &Reader<'_>, secret: bool, key: &ObjectKey) -> Result<CaBundle, String> {
-    if secret {
-        let found = reader.secret(key).ok_or_else(|| format!("Secret {key} does not exist"))?;
-        return match &found.data {
+/// `ca.crt` of a ConfigMap (or Secret). `invalid` is the reason for every failure.
+pub(super) fn ca_bundle(
+    reader: &Reader<'_>,
+    secret: bool,
+    key: &ObjectKey,
+    invalid: &'static str,
+) -> Result<Found<CaBundle>, Problem> {
+    let kind = if secret { "Secret" } else { "ConfigMap" };
+    let missing = || Problem::new(invalid, format!("{kind} {key} does not exist"));
+    let (content, broken) = if secret {
+        let found = reader.secret(key).ok_or_else(missing)?;
+        let content = match &found.data {
             SecretData::Ca(bundle) => Ok(bundle.clone()),
-            SecretData::Tls(_) => Err(format!("Secret {key} has no ca.crt")),
-            SecretData::Invalid(why) => Err(format!("Secret {key}: {why}")),
+            SecretData::Tls(_) => Err(format!("{kind} {key} has no ca.crt")),
+            SecretData::Invalid(why) => Err(format!("{kind} {key}: {why}")),
         };
-    }
-    let found = reader.config_map(key).ok_or_else(|| format!("ConfigMap {key} does not exist"))?;
-    match &found.ca {
-        Some(Ok(bundle)) => Ok(bundle.clone()),
-        Some(Err(why)) => Err(format!("ConfigMap {key}: {why}")),
-        None => Err(format!("ConfigMap {key} has no ca.crt")),
-    }
+        (content, &found.broken)
+    } else {
+        let found = reader.config_map(key).ok_or_else(missing)?;
+        let content = match &found.ca {
+            Some(Ok(bundle)) => Ok(bundle.clone()),
+            Some(Err(why)) => Err(format!("{kind} {key}: {why}")),
+            None => Err(format!("{kind} {key} has no ca.crt")),
+        };
+        (content, &found.broken)
+    };
+    let stale = broken.as_ref().map(|why| still_used(invalid, &format!("{kind} {key}: {why}")));
+    content.map(|value| Found { value, stale }).map_err(|why| Problem::new(invalid, why))
 }

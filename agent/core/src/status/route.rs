@@ -11,7 +11,8 @@ use std::collections::BTreeSet;
 pub(crate) trait Slots {
     /// What there is to say about the route at a slot.
     fn verdict(&self, slot: &Slot) -> Option<&Verdict>;
-    /// Why a slot serves nobody at the moment, whoever is attached to it.
+    /// Why a slot serves nobody at the moment, whoever is attached to it: a listener that cannot serve, a Service that nobody
+    /// calls through the mesh.
     fn idle(&self, slot: &Slot) -> Option<String>;
 }
 
@@ -64,7 +65,9 @@ fn accepted(parent: &ResolvedParent, rules: &ResolvedRules, slots: &impl Slots) 
     sentences.extend(rejections.iter().map(|p| format!("Not on every listener or port: {}.", p.message)));
     sentences.extend(verdicts.iter().flat_map(|v| v.notes.iter().cloned()));
     let idle = parent.attachments.iter().map(|a| slots.idle(&a.slot)).collect::<Option<Vec<_>>>();
-    if let Some(idle) = idle {
+    if let Some(mut idle) = idle {
+        // Each port of a Service says the same.
+        idle.dedup();
         // Acceptance is not about serving; but who reads only this must not be led to think that it serves.
         sentences.push(format!("Gets no traffic now: {}.", idle.join("; ")));
     }

@@ -3,8 +3,8 @@
 //! | outcome | without `retry` | with `retry` |
 //! |---|---|---|
 //! | nobody was reached | up to [`UNREACHED_TRIES`] endpoints, at once | until `attempts` |
-//! | refused unprocessed | the same | until `attempts` |
-//! | a kept connection had gone stale | the same, if idempotent; then on a new connection | until `attempts`, if idempotent |
+//! | refused unprocessed | up to [`REFUSALS_MAX`] times, whatever the method | the same, beside `attempts` |
+//! | a kept connection had gone stale | as where nobody was reached, if idempotent; then on a new connection | until `attempts`, if idempotent |
 //! | the peer went silent before an answer | once, at once, if idempotent | until `attempts`, if idempotent |
 //! | reset or closed after sending, before an answer | once, at once, if the method is safe | until `attempts`, if idempotent |
 //! | `backendRequest` timeout | never | until `attempts`, any method |
@@ -12,7 +12,8 @@
 //!
 //! v1.6.1 says that resets SHOULD be retried when there is a `retry` stanza; we hold that to idempotent methods
 //! (RFC 9110 §9.2.2), as the text on the API's main branch asks. A request whose body is gone is retried only where
-//! nothing of it was sent. `attempts: 0` switches all of it off.
+//! nothing of it was sent. `attempts: 0` switches all of it off, but for what the peer says that it did not process (RFC 9113
+//! §6.8, §8.7): that is no retry, since nobody has seen the request yet, and counts as none.
 
 use crate::model::Retry;
 use http::{Method, StatusCode};
@@ -79,6 +80,8 @@ pub struct Attempt {
     pub repeat: Repeat,
     /// How many tries have ended in [`Outcome::Reset`], this one included.
     pub resets: u32,
+    /// How many tries have ended in [`Outcome::Refused`], this one included: they do not count as tries.
+    pub refusals: u32,
     /// What is left until the request's deadline ([`super::Deadlines::remaining`]).
     pub remaining: Option<Duration>,
     /// Uniform draw, for jitter.
@@ -112,13 +115,19 @@ pub fn has_tries(policy: Option<&Retry>, tries: u32) -> bool {
     policy.map_or(tries < UNREACHED_TRIES, |p| tries <= p.attempts)
 }
 
+/// How often a request is sent again because nobody has looked at it. A server that ends its connections after so many
+/// requests refuses what was on its way, and the next connection may be as old; one that refuses always is too busy.
+pub const REFUSALS_MAX: u32 = 8;
+/// So many of them at once: the connection was at its end. The others wait, each twice as long.
+const REFUSALS_AT_ONCE: u32 = 2;
+
 /// Decides. Never more than `attempts` retries, never a wait that ends after the request's deadline. Without a policy a
 /// second retry is for an endpoint that was not asked yet: whoever calls knows whether there is one.
 #[must_use]
 pub fn decide(policy: Option<&Retry>, attempt: &Attempt) -> Decision {
     let wanted = match attempt.outcome {
         Outcome::Unreached => true,
-        Outcome::Refused => attempt.replayable,
+        Outcome::Refused => return after_refusal(attempt),
         Outcome::Stale | Outcome::Silent => attempt.replayable && attempt.repeat.is_idempotent(),
         Outcome::Reset if policy.is_some() => attempt.replayable && attempt.repeat.is_idempotent(),
         // A server that ends resets what waits in its accept queue, and nobody can tell that from a request that it had begun
@@ -131,20 +140,33 @@ pub fn decide(policy: Option<&Retry>, attempt: &Attempt) -> Decision {
     };
     // Each time it would be waited for a node's silence.
     let once = policy.is_none() && attempt.outcome == Outcome::Silent && attempt.tries > 1;
-    if !wanted || once || !has_tries(policy, attempt.tries) {
+    if !wanted || once || !has_tries(policy, attempt.tries - attempt.refusals) {
         return Decision::Stop;
     }
-    let after = policy.map_or(Duration::ZERO, |p| wait(p, attempt));
+    within(attempt, policy.map_or(Duration::ZERO, |p| wait(p, attempt)))
+}
+
+/// Another try, if there is time for one.
+fn within(attempt: &Attempt, after: Duration) -> Decision {
     match attempt.remaining {
         Some(left) if left <= after => Decision::Stop,
         _ => Decision::Retry { after },
     }
 }
 
+fn after_refusal(attempt: &Attempt) -> Decision {
+    if !attempt.replayable || attempt.refusals > REFUSALS_MAX {
+        return Decision::Stop;
+    }
+    let later = attempt.refusals.saturating_sub(REFUSALS_AT_ONCE);
+    within(attempt, if later == 0 { Duration::ZERO } else { DEFAULT_BACKOFF * (1 << (later - 1).min(8)) })
+}
+
 /// `backoff` is the least time between tries (v1.6.1): doubled with each retry, and up to half of it on top.
 fn wait(policy: &Retry, attempt: &Attempt) -> Duration {
-    let growth =
-        1_u32.checked_shl(attempt.tries.saturating_sub(1)).map_or(MAX_GROWTH, |g| g.clamp(1, MAX_GROWTH));
+    let growth = 1_u32
+        .checked_shl((attempt.tries - attempt.refusals).saturating_sub(1))
+        .map_or(MAX_GROWTH, |g| g.clamp(1, MAX_GROWTH));
     let base = policy.backoff.unwrap_or(DEFAULT_BACKOFF).saturating_mul(growth);
     let half = u64::try_from(base.as_nanos() / 2).unwrap_or(u64::MAX);
     let jitter = (u128::from(attempt.draw) * u128::from(half)) >> 64;

@@ -15,6 +15,7 @@ use futures_util::FutureExt;
 use std::{
     collections::{BTreeMap, HashMap},
     io,
+    net::IpAddr,
     os::fd::OwnedFd,
     panic::AssertUnwindSafe,
     sync::Arc,
@@ -62,6 +63,8 @@ pub(super) struct Manager {
     kit: Arc<Kit>,
     pods: Pods,
     sandboxes: HashMap<String, Sandbox>,
+    /// What was read in each sandbox's namespace, also while work has the sandbox.
+    addresses: HashMap<String, Vec<IpAddr>>,
     waiting: HashMap<Ticket, Waiting>,
     next_ticket: Ticket,
     /// Ends with an event.
@@ -99,6 +102,7 @@ impl Manager {
             kit: Arc::new(kit),
             pods: Pods::default(),
             sandboxes: HashMap::new(),
+            addresses: HashMap::new(),
             waiting: HashMap::new(),
             next_ticket: 0,
             work: JoinSet::new(),
@@ -152,7 +156,8 @@ impl Manager {
         // First, so that whoever waits for counts finds the pods that they count.
         let standing = self.pods.standing().map(|(record, tunnel)| {
             let key = ObjectKey::new(record.namespace.as_str(), record.name.as_str());
-            (key, Captured { uid: record.uid.clone(), ips: record.ips.clone(), tunnel })
+            let addresses = self.addresses.get(&record.container_id).cloned().unwrap_or_default();
+            (key, Captured { uid: record.uid.clone(), addresses, tunnel })
         });
         let standing: BTreeMap<ObjectKey, Captured> = standing.collect();
         self.shown.captured.send_if_modified(|shown| {
@@ -325,6 +330,7 @@ impl Manager {
             Action::Forget { id } => {
                 // The holder first: what it keeps outlives us.
                 self.tell(&id, Request::Remove(id.clone()));
+                self.addresses.remove(&id);
                 if let Some(event) = self.sandboxes.remove(&id).and_then(work::farewell) {
                     self.emit(event);
                 }
@@ -367,6 +373,7 @@ impl Manager {
             return;
         };
         if let Some((id, sandbox)) = sandbox {
+            self.addresses.insert(id.clone(), sandbox.addresses.clone());
             self.sandboxes.insert(id, sandbox);
         }
         if let Event::CaptureEnded { id, result: Err(reason) }

@@ -221,8 +221,8 @@ pub struct Counts {
 pub struct Captured {
     /// `metadata.uid`; empty when the runtime did not say.
     pub uid: String,
-    /// Its addresses, as its network plugin reported them.
-    pub ips: Vec<IpAddr>,
+    /// Its addresses, as they were read inside its network namespace; empty until this agent has captured it.
+    pub addresses: Vec<IpAddr>,
     /// Where tunnels to it may come.
     pub tunnel: TunnelPort,
 }

@@ -4,6 +4,7 @@ use super::{CapturedPod, PodEvent};
 use crate::{
     apply::{apply, let_nobody_past, remove},
     capture_config::CaptureConfig,
+    find::addresses_in,
     holder::{HeldPod, HolderError, HolderLink, PodRecord, Posted, Request},
     netns::Netns,
     ns_thread::NetnsThread,
@@ -11,11 +12,14 @@ use crate::{
     socket::Listeners,
     stash::PodSockets,
 };
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::timeout,
 };
+
+/// Addresses of one pod that are told.
+const ADDRESSES_MAX: usize = 16;
 
 /// How long the data plane may leave its event queue full.
 const EVENT_DEADLINE: Duration = Duration::from_secs(5);
@@ -48,6 +52,8 @@ pub(super) struct Sandbox {
     /// Whether they may be those of an agent before, and a holder may have let the node's kubelet past them.
     past_capture: bool,
     served: Served,
+    /// What was read in its namespace when it was captured last.
+    pub(super) addresses: Vec<IpAddr>,
 }
 
 /// What the data plane knows of the pod.
@@ -62,13 +68,21 @@ impl Sandbox {
     /// `runs`: it was there before, with a table perhaps, of which a holder that has ended with its agent tells nothing. One
     /// that is being made has none.
     pub(super) const fn new(record: PodRecord, netns: Netns, runs: bool) -> Self {
-        Self { record, netns, listeners: None, captured: false, past_capture: runs, served: Served::No }
+        Self {
+            record,
+            netns,
+            listeners: None,
+            captured: false,
+            past_capture: runs,
+            served: Served::No,
+            addresses: Vec::new(),
+        }
     }
 
     /// As the holder has it.
     pub(super) fn found(held: HeldPod) -> Self {
         let HeldPod { record, netns, listeners, captured, past_capture } = held;
-        Self { record, netns, listeners, captured, past_capture, served: Served::No }
+        Self { record, netns, listeners, captured, past_capture, served: Served::No, addresses: Vec::new() }
     }
 
     /// A copy for the holder. Listeners that cannot be duplicated are left out: the holder opens its own.
@@ -102,7 +116,26 @@ pub(super) async fn capture(kit: &Kit, sandbox: &mut Sandbox, config: &CaptureCo
     serve(kit, sandbox).await?;
     sandbox.captured = true;
     set_rules(kit, sandbox, config.clone(), Mode::Capture).await?;
+    read_addresses(kit, sandbox).await;
     kit.link.ask(Request::SetCaptured(id, true)).await.map(drop).map_err(text)
+}
+
+/// Reads which of the addresses that its network plugin gave it the pod has: what the mesh takes for proved. An address that the
+/// pod's own program has added is none of them.
+async fn read_addresses(kit: &Kit, sandbox: &mut Sandbox) {
+    let netns = sandbox.netns.clone();
+    let read = kit.rules.run(netns.clone(), move || addresses_in(&netns)).await;
+    match read.map_err(text).and_then(|read| read.map_err(text)) {
+        Ok(mut found) => {
+            let given = &sandbox.record.ips;
+            found.retain(|ip| if given.is_empty() { !ip.is_loopback() } else { given.contains(ip) });
+            sandbox.addresses = found.into_iter().take(ADDRESSES_MAX).collect();
+        }
+        // Without proof the pod is served all the same: only who claims its address too is not told apart from it.
+        Err(reason) => {
+            tracing::warn!(sandbox = %sandbox.record.container_id, %reason, "cannot read a pod's addresses");
+        }
+    }
 }
 
 /// Hands the pod to the data plane, once, and waits until it is served.

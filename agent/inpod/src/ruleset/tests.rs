@@ -1,6 +1,7 @@
 use super::*;
 
-const TPROXY: Surroundings = Surroundings { mechanism: Mechanism::Tproxy, ipv6: true, translated: false };
+const TPROXY: Surroundings =
+    Surroundings { mechanism: Mechanism::Tproxy, ipv6: true, translated: false, listening: BTreeSet::new() };
 
 fn rules(config: &CaptureConfig, mode: Mode, pod: Surroundings) -> String {
     ruleset(config, mode, pod)
@@ -18,14 +19,19 @@ fn all() -> impl Iterator<Item = Surroundings> {
             mechanism,
             ipv6,
             translated,
+            listening: BTreeSet::from([8080]),
         })
     })
 }
 
+fn both() -> impl Iterator<Item = (Surroundings, Mode)> {
+    all().flat_map(|pod| [(pod.clone(), Mode::Capture), (pod, Mode::Drain)])
+}
+
 #[test]
 fn the_table_is_replaced_in_one_transaction() {
-    for (pod, mode) in all().flat_map(|pod| [(pod, Mode::Capture), (pod, Mode::Drain)]) {
-        let text = rules(&CaptureConfig::default(), mode, pod);
+    for (pod, mode) in both() {
+        let text = rules(&CaptureConfig::default(), mode, pod.clone());
         assert!(text.starts_with("add table inet weft\ndelete table inet weft\ntable inet weft {\n"));
         assert!(text.ends_with("  }\n}\n"), "{text}");
     }
@@ -34,8 +40,10 @@ fn the_table_is_replaced_in_one_transaction() {
 /// Every chain that is jumped to is there, and no chain is there that nobody calls.
 #[test]
 fn chains_fit_together() {
-    for (pod, mode) in all().flat_map(|pod| [(pod, Mode::Capture), (pod, Mode::Drain)]) {
-        let text = rules(&CaptureConfig::default(), mode, pod);
+    let strict = CaptureConfig { strict: true, drop_udp: true, ..CaptureConfig::default() };
+    let configs = [CaptureConfig::default(), strict];
+    for ((pod, mode), config) in both().flat_map(|of| configs.clone().map(|config| (of.clone(), config))) {
+        let text = rules(&config, mode, pod.clone());
         let made: BTreeSet<&str> =
             text.lines().filter_map(|l| l.strip_prefix("  chain ")?.strip_suffix(" {")).collect();
         let words: Vec<&str> = text.split_whitespace().collect();
@@ -50,7 +58,7 @@ fn chains_fit_together() {
 #[test]
 fn capture_and_guard_share_their_exemptions() {
     for pod in all() {
-        let text = rules(&CaptureConfig::default(), Mode::Capture, pod);
+        let text = rules(&CaptureConfig::default(), Mode::Capture, pod.clone());
         assert!(chain(&text, "first_syn").contains(&"jump exempt_inbound"), "{text}");
         assert_eq!(chain(&text, "not_taken")[0], "jump exempt_inbound");
         assert_eq!(chain(&text, "not_taken").last(), Some(&"drop"));
@@ -65,7 +73,7 @@ fn capture_and_guard_share_their_exemptions() {
 fn addresses_are_translated_only_where_they_must_be() {
     for pod in all() {
         for mode in [Mode::Capture, Mode::Drain] {
-            let text = rules(&CaptureConfig::default(), mode, pod);
+            let text = rules(&CaptureConfig::default(), mode, pod.clone());
             let tproxy = pod.mechanism == Mechanism::Tproxy;
             assert_eq!(text.contains("type nat"), !tproxy || pod.translated, "{pod:?} {mode:?}");
             assert_eq!(text.contains("redirect"), !tproxy && mode == Mode::Capture, "{pod:?} {mode:?}");
@@ -77,7 +85,7 @@ fn addresses_are_translated_only_where_they_must_be() {
 #[test]
 fn a_dead_port_is_refused_where_the_kernel_can_tell() {
     for pod in all() {
-        let text = rules(&CaptureConfig::default(), Mode::Capture, pod);
+        let text = rules(&CaptureConfig::default(), Mode::Capture, pod.clone());
         let refuses = chain(&text, "first_syn").last() == Some(&RESET);
         assert_eq!(refuses, pod.mechanism != Mechanism::Redirect, "{text}");
     }
@@ -85,8 +93,8 @@ fn a_dead_port_is_refused_where_the_kernel_can_tell() {
 
 #[test]
 fn what_answers_a_syn_cookie_goes_where_its_syn_went() {
-    for (pod, mode) in all().flat_map(|pod| [(pod, Mode::Capture), (pod, Mode::Drain)]) {
-        let text = rules(&CaptureConfig::default(), mode, pod);
+    for (pod, mode) in both() {
+        let text = rules(&CaptureConfig::default(), mode, pod.clone());
         let goes =
             chain(&text, "mangle_prerouting").contains(&"tcp flags & (syn | rst | ack) == ack goto later");
         assert_eq!(goes, pod.mechanism == Mechanism::Tproxy && mode == Mode::Capture, "{text}");
@@ -131,13 +139,39 @@ fn exclusions_become_accepts() {
     assert!(!without_ipv6.contains("ip6"), "an IPv6 rule in a pod without IPv6");
 }
 
+/// B4: connections that are older than the join never pass our ports.
+#[test]
+fn a_strict_pods_older_connections_are_reset_both_ways() {
+    let (mut config, _) = CaptureConfig::from_annotations([
+        ("weft.dev/exclude-inbound-ports", "9090"),
+        ("weft.dev/exclude-inbound-cidrs", "10.9.0.0/16"),
+    ]);
+    for pod in all() {
+        let text = rules(&config, Mode::Capture, pod.clone());
+        assert!(!text.contains("older") && !text.contains("unprotected"), "{text}");
+    }
+    config.strict = true;
+    for pod in all() {
+        let text = rules(&config, Mode::Capture, pod.clone());
+        assert!(text.contains("set older { type inet_service; elements = { 8080 } }"), "{text}");
+        let later = chain(&text, "later");
+        assert!(later.contains(&"jump exempt_inbound"), "{text}");
+        let last = later.last().unwrap();
+        assert!(last.ends_with(&format!("tcp dport @older {RESET}")), "{text}");
+        let output = chain(&text, "unprotected_output");
+        assert_eq!(output[..2], ["tcp sport { 9090 } accept", "ip daddr 10.9.0.0/16 accept"]);
+        assert_eq!(output.last(), Some(&RESET));
+        assert!(!rules(&config, Mode::Drain, pod).contains("older"));
+    }
+}
+
 #[test]
 fn a_table_says_who_gets_past_it_while_no_agent_is_there() {
     let node = ["10.0.0.1", "fd00::1"].map(|ip| ip.parse().unwrap());
     let away = WhileAway::new([8080, 80].into(), node.into());
     let config = CaptureConfig { while_away: away, ..CaptureConfig::default() };
     let check = |config: &CaptureConfig, pod: Surroundings, expected: &[&str]| {
-        let text = rules(config, Mode::Capture, pod);
+        let text = rules(config, Mode::Capture, pod.clone());
         let sets: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("  set ")).collect();
         assert_eq!(sets, expected);
         // Nobody, as long as no holder has added a rule.

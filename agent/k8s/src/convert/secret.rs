@@ -35,10 +35,10 @@ pub(super) fn secret(cx: &mut Cx<'_>) -> Option<Secret> {
     let complete = cx.report.rejections() == 0;
     let data = read(&kind, &data);
     if let (SecretData::Invalid(reason), TLS_TYPE, true) = (&data, kind.as_str(), complete) {
-        let remedy = "listeners that use it cannot serve TLS";
+        let remedy = "listeners that use it serve TLS with what it held before, or not at all";
         cx.report.unserved("data", &**reason, remedy);
     }
-    Some(Secret { meta, data })
+    Some(Secret { meta, data, broken: None })
 }
 
 pub(super) fn config_map(cx: &mut Cx<'_>) -> Option<ConfigMap> {
@@ -48,11 +48,15 @@ pub(super) fn config_map(cx: &mut Cx<'_>) -> Option<ConfigMap> {
     let pem = data.remove("ca.crt");
     let ca = pem.map(|pem| bundle("ca.crt", pem.as_bytes()));
     if let Some(Err(reason)) = &ca {
-        cx.report.unserved("data[ca.crt]", &**reason, "policies that use it trust nothing");
+        cx.report.unserved(
+            "data[ca.crt]",
+            &**reason,
+            "policies that use it trust what it held before, or nothing",
+        );
     }
     // Whether it is meant for a Gateway is known where it is named: nothing is said of it here.
     let parameters = data.remove("config.yaml").map(|text| parameters::read_text(&text));
-    Some(ConfigMap { meta, ca, parameters })
+    Some(ConfigMap { meta, ca, broken: None, parameters })
 }
 
 fn read(kind: &str, data: &BTreeMap<String, Vec<u8>>) -> SecretData {

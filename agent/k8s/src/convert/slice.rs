@@ -50,6 +50,8 @@ struct Entry {
     captured: bool,
     #[serde(default)]
     application_ports: Option<ApplicationPorts>,
+    #[serde(default, rename = "provedIPs")]
+    proved_ips: Vec<IpAddr>,
     #[serde(default)]
     mtls: String,
     #[serde(default)]
@@ -102,11 +104,13 @@ fn pod(entry: Entry, namespace: &Str, names: &mut Names) -> Pod {
             annotations: Labels::new(),
             origin: None,
         },
-        ips: entry.ips,
         service_account: names.get(entry.service_account),
         node: (!entry.node.is_empty()).then(|| names.get(entry.node)),
         host_network: entry.host_network,
         captured: Some(entry.captured),
+        // Of what the pod no longer has, nothing is proved.
+        proved: entry.proved_ips.into_iter().filter(|ip| entry.ips.contains(ip)).collect(),
+        ips: entry.ips,
         tunnel: entry
             .application_ports
             .map_or(TunnelPort::Hbone, |ports| TunnelPort::application(ports.except)),

@@ -47,6 +47,7 @@ pub(super) fn pod(cx: &mut Cx<'_>) -> Option<Pod> {
         node: spec.node_name.filter(|n| !n.is_empty()).map(Str::from),
         host_network: spec.host_network.unwrap_or(false),
         captured: None,
+        proved: Vec::new(),
         tunnel: TunnelPort::default(),
         finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
         probes,

@@ -262,8 +262,10 @@ fn event(happening: &Happening, instance: &str, at: Timestamp) -> (Sent, Value) 
     prefix = &prefix[..prefix.floor_char_boundary(230)];
     let name = format!("{}.{:x}", prefix.trim_end_matches(['.', '-']), at.as_nanosecond());
     let mut regarding = json!({
-        // The core group has no name.
-        "apiVersion": format!("{}/{version}", object.kind.group()).trim_start_matches('/'),
+        "apiVersion": match object.kind.group() {
+            "" => version.to_string(),
+            group => format!("{group}/{version}"),
+        },
         "kind": object.kind.as_str(),
         "name": *object.key.name,
         "uid": **uid,

@@ -234,6 +234,17 @@ fn a_broken_setting_costs_only_itself() {
             "tracing: {attributes: {a.b/c: [d]}}",
             "tracing.attributes.a.b/c: expected text, found a list".to_owned(),
         ),
+        ("strictUdp: deny", "strictUdp: \"deny\" is neither; write pass or drop".to_owned()),
+        (
+            "podCidrs: [\"10.244.0.0/16\", 10.0.0.0]",
+            "podCidrs: \"10.0.0.0\" is no CIDR; write a list such as [\"10.244.0.0/16\"]".to_owned(),
+        ),
+        (
+            "podCidrs: [\"::/0\"]",
+            "podCidrs: ::/0 is every address, and nobody outside the cluster could be reached; write a list such as \
+             [\"10.244.0.0/16\"]"
+                .to_owned(),
+        ),
         (
             "trustDomain: A B",
             "trustDomain: \"A B\" is no trust domain; use lower-case letters, digits, -, . and _ (SPIFFE)"
@@ -241,7 +252,7 @@ fn a_broken_setting_costs_only_itself() {
         ),
     ] {
         let good = format!(
-            "{AGENT}gatewayAddresses: {{shop/gw: 127.0.0.2}}\ntrustDomain: good.org\nmtls: strict\n\
+            "{AGENT}gatewayAddresses: {{shop/gw: 127.0.0.2}}\ntrustDomain: good.org\nmtls: strict\npodCidrs: [10.9.0.0/16]\n\
              limits: {{connections: 7}}\ntracing: {{samplingRatio: 0.5, attributes: {{a: b}}}}\n"
         );
         let dir = dir(&[("a.yaml", &good), ("g.yaml", GATEWAY)]);
@@ -259,6 +270,9 @@ fn a_broken_setting_costs_only_itself() {
         let (was, is) = (format!("{:#?}", first.agent), format!("{:#?}", world.agent));
         let kept = match field {
             "mtls" => "mtls: Strict",
+            "podCidrs" => "10.9.0.0/16",
+            // A wrong security setting takes its strictest meaning.
+            "strictUdp" => "drop_strict_udp: true",
             "gatewayAddresses" => "127.0.0.2",
             "limits" => "connections: 7",
             "trustDomain" => "good.org",

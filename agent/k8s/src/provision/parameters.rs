@@ -10,8 +10,12 @@ use crate::{
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use std::{collections::BTreeMap, net::IpAddr};
-use weft_core::model::{AddressMode, GatewaySettings, IpRange, Str, TrafficPolicy};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use weft_core::{
+    message::{PathAction, PathRules},
+    model::{AddressMode, ClientRules, GatewaySettings, IpRange, ProxyProtocol, Str, TrafficPolicy},
+    timing::parse_duration,
+};
 
 /// The `spec` as written.
 #[derive(Deserialize)]
@@ -23,6 +27,27 @@ struct Written {
     load_balancer_class: Option<String>,
     source_ranges: Option<Vec<String>>,
     node_selector: Option<BTreeMap<String, String>>,
+    paths: Option<WrittenPaths>,
+    stream_idle_timeout: Option<String>,
+    udp_session_timeout: Option<String>,
+    clients: Option<WrittenClients>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WrittenPaths {
+    repeated_slashes: Option<String>,
+    escaped_slashes: Option<String>,
+    backslashes: Option<String>,
+    parameters: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WrittenClients {
+    trusted_proxies: Option<Vec<String>>,
+    proxy_protocol: Option<String>,
+    trace_context: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -103,13 +128,7 @@ fn read(spec: &Value, report: &mut Report) -> Option<GatewaySettings> {
         let why = ("is no traffic policy", "write Local or Cluster");
         accept(policy, "externalTrafficPolicy", &text, why, report)
     });
-    let sources = written.source_ranges.map(|all| {
-        let one = |(i, text): (usize, String)| {
-            let why = ("is no network", "write a CIDR such as 192.0.2.0/24");
-            accept(network(&text), &path::index("sourceRanges", i), &text, why, report)
-        };
-        all.into_iter().enumerate().filter_map(one).collect()
-    });
+    let sources = written.source_ranges.map(|all| networks(all, "sourceRanges", report));
     if written.load_balancer_class.as_deref() == Some("") {
         report.reject("loadBalancerClass", "is empty", "leave it out for the cluster's default");
     }
@@ -122,7 +141,66 @@ fn read(spec: &Value, report: &mut Report) -> Option<GatewaySettings> {
         node_selector: written
             .node_selector
             .map(|s| s.into_iter().map(|(k, v)| (Str::from(k), Str::from(v))).collect()),
+        paths: written.paths.map(|p| paths(p, report)),
+        stream_idle: written.stream_idle_timeout.and_then(|t| duration(&t, "streamIdleTimeout", report)),
+        udp_session: written.udp_session_timeout.and_then(|t| {
+            let session = duration(&t, "udpSessionTimeout", report)?;
+            let why = ("is no time to live", "write a duration of a second or more such as 2m");
+            let session = Some(session).filter(|s| *s >= Duration::from_secs(1));
+            accept(session, "udpSessionTimeout", &t, why, report)
+        }),
+        clients: written.clients.map(|c| clients(c, report)),
     })
+}
+
+/// Networks, or addresses.
+fn networks(all: Vec<String>, field: &str, report: &mut Report) -> Vec<IpNet> {
+    let one = |(i, text): (usize, String)| {
+        let why = ("is no network", "write a CIDR such as 192.0.2.0/24");
+        accept(network(&text), &path::index(field, i), &text, why, report)
+    };
+    all.into_iter().enumerate().filter_map(one).collect()
+}
+
+fn duration(text: &str, field: &str, report: &mut Report) -> Option<Duration> {
+    let why = ("is no duration", "write one such as 30s, 5m or 1h30m");
+    accept(parse_duration(text).ok(), field, text, why, report)
+}
+
+/// What cannot be read is refused with its object, so its value here counts for nobody.
+fn paths(written: WrittenPaths, report: &mut Report) -> PathRules {
+    let mut action = |text: Option<String>, field: &str| {
+        let why = ("is no action", "write Keep, Normalize or Reject");
+        let read = |text: String| accept(PathAction::parse(&text), field, &text, why, report);
+        text.and_then(read).unwrap_or_default()
+    };
+    PathRules {
+        repeated_slashes: action(written.repeated_slashes, "paths.repeatedSlashes"),
+        escaped_slashes: action(written.escaped_slashes, "paths.escapedSlashes"),
+        backslashes: action(written.backslashes, "paths.backslashes"),
+        parameters: action(written.parameters, "paths.parameters"),
+    }
+}
+
+fn clients(written: WrittenClients, report: &mut Report) -> ClientRules {
+    let proxy_protocol = written.proxy_protocol.and_then(|text| {
+        let why = ("is no such choice", "write Off or Required");
+        accept(ProxyProtocol::parse(&text), "clients.proxyProtocol", &text, why, report)
+    });
+    let trust_trace = written.trace_context.and_then(|text| {
+        let trust = match text.as_str() {
+            "Trust" => Some(true),
+            "Sample" => Some(false),
+            _ => None,
+        };
+        let why = ("is no such choice", "write Sample or Trust");
+        accept(trust, "clients.traceContext", &text, why, report)
+    });
+    ClientRules {
+        proxy_protocol: proxy_protocol.unwrap_or_default(),
+        trusted: networks(written.trusted_proxies.unwrap_or_default(), "clients.trustedProxies", report),
+        trust_trace: trust_trace.unwrap_or_default(),
+    }
 }
 
 fn pool(written: WrittenPool, report: &mut Report) -> Vec<IpRange> {

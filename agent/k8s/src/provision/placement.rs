@@ -96,6 +96,7 @@ fn placed<'a>(
     addresses.retain(|a| seen.insert(a.clone()));
     let written = annotations.get(PROBLEM).and_then(|p| parse_problem(p));
     let problem = written.or_else(|| match mode {
+        AddressMode::LoadBalancer if addresses.is_empty() => Some(no_balancer(&service.meta.key)),
         AddressMode::LoadBalancer => not_as_asked(gateway, &addresses),
         _ => None,
     });
@@ -146,12 +147,18 @@ fn bind(
     }
 }
 
+/// E12: who has no load balancer waited for ever, and did not know for what.
+fn no_balancer(service: &ObjectKey) -> (PlacementReason, Str) {
+    let message = format!(
+        "Service {service} waits for the cluster's load balancer, which has given it no address. Where there is none, set \
+         addressMode to HostPort or AddressPool in a WeftGatewayConfig that the Gateway names in \
+         spec.infrastructure.parametersRef (example: manifests/examples/addresses/addresses.yaml)"
+    );
+    (PlacementReason::AddressNotAssigned, message.into())
+}
+
 /// A load balancer may give another address than the one that was asked for.
 fn not_as_asked(gateway: &Gateway, given: &[PlacementAddress]) -> Option<(PlacementReason, Str)> {
-    // None yet: "not assigned" says it.
-    if given.is_empty() {
-        return None;
-    }
     let missing: Vec<String> = requested(gateway)
         .filter(|ip| !given.contains(&PlacementAddress::Ip(*ip)))
         .map(|ip| ip.to_string())

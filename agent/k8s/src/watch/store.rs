@@ -18,6 +18,7 @@ use crate::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::IpAddr,
     ops::Bound,
     sync::Arc,
 };
@@ -370,7 +371,9 @@ fn keep_same<T: PartialEq>(before: &Objects<T>, now: &Objects<T>) -> Objects<T> 
 fn with_capture(pod: &Arc<Pod>, captured: &Captured) -> Arc<Pod> {
     let capture = captured.get(&pod.meta.key).filter(|capture| capture.uid == pod.meta.uid);
     let tunnel = capture.map_or(TunnelPort::Hbone, |capture| capture.tunnel.clone());
-    Arc::new(Pod { captured: Some(capture.is_some()), tunnel, ..(**pod).clone() })
+    let read = |ip: &&IpAddr| capture.is_some_and(|capture| capture.addresses.contains(ip));
+    let proved = pod.ips.iter().filter(read).copied().collect();
+    Arc::new(Pod { captured: Some(capture.is_some()), tunnel, proved, ..(**pod).clone() })
 }
 
 /// The settings of a document, over the last good ones.

@@ -543,7 +543,7 @@ async fn pods_of_other_nodes_come_from_slices() {
     let uid = world.snapshot.pods[&key("own")].meta.uid.clone();
     captured_tx.send_replace(Arc::new(BTreeMap::from([(
         key("own"),
-        Capture { uid, tunnel: TunnelPort::application([9100]) },
+        Capture { uid, tunnel: TunnelPort::application([9100]), addresses: Vec::new() },
     )])));
     let captured = bed.world("captured", |w| w.snapshot.pods[&key("own")].captured == Some(true)).await;
     assert_eq!(captured.snapshot.pods[&key("own")].tunnel, TunnelPort::application([9100]));

@@ -2,7 +2,9 @@
 //!
 //! 5,000 agents cannot each watch 100,000 pods, and an EndpointSlice does not say a pod's service account.
 
+mod dispute;
 mod plan;
+mod proofs;
 mod publisher;
 
 #[cfg(test)]
@@ -12,4 +14,5 @@ pub use plan::{
     ApplicationPorts, Captured, SLICE_CAPACITY, Slice, SliceChange, Slices, Workload, plan_slices,
     read_slice, slice_body,
 };
+pub use proofs::{Conflict, conflicts};
 pub use publisher::{SliceOptions, SlicePublisher};

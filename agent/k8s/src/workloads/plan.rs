@@ -1,5 +1,6 @@
 //! Pods to slices. Pure.
 
+use super::proofs::proofs;
 use crate::{
     pack::{Packed, pack},
     provision::{MANAGED_BY, MANAGER},
@@ -45,12 +46,23 @@ pub struct Workload {
     /// Where tunnels to it may come besides 15008, as its node's agent says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub application_ports: Option<ApplicationPorts>,
+    /// Those of `ips` that its node's agent read inside its network namespace, and that no other pod had proved before.
+    #[serde(default, rename = "provedIPs", skip_serializing_if = "Vec::is_empty")]
+    pub proved_ips: Vec<IpAddr>,
     /// `strict` or `permissive`, when a label says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtls: Option<Str>,
     /// What telemetry calls it.
     #[serde(default)]
     pub app: Str,
+    /// Whether it is in its node's network: published since what a node says of its addresses does not tell.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub host_network: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// The ports of a pod that tunnels may come to: all but some.
@@ -102,9 +114,11 @@ impl SliceChange {
 #[must_use]
 pub fn plan_slices(world: &Snapshot, captured: &Captured, existing: &Slices) -> Vec<SliceChange> {
     let mut wanted: BTreeMap<Str, BTreeMap<Str, Workload>> = BTreeMap::new();
+    let proofs = proofs(world, captured, existing);
     for (key, pod) in &world.pods {
         let known = entry_of(existing, key);
-        if let Some(workload) = workload(world, pod, captured, known) {
+        if let Some(mut workload) = workload(world, pod, captured, known) {
+            workload.proved_ips.extend(pod.ips.iter().filter(|ip| proofs.get(ip) == Some(key)));
             wanted.entry(key.namespace.clone()).or_default().insert(key.name.clone(), workload);
         }
     }
@@ -147,11 +161,11 @@ fn entry_of<'a>(slices: &'a Slices, pod: &ObjectKey) -> Option<&'a Workload> {
     slices.get(&pod.namespace)?.values().find_map(|s| s.workloads.get(&pod.name))
 }
 
-/// The entry of a pod; none for one that is not on the network by an address of its own: not yet, no longer (its address
-/// may be another pod's by now), or never (host network).
+/// The entry of a pod; none for one that is not on the network: not yet, or no longer (its address may be another pod's by
+/// now).
 fn workload(world: &Snapshot, pod: &Pod, captured: &Captured, known: Option<&Workload>) -> Option<Workload> {
     let node = pod.node.as_ref()?;
-    if pod.ips.is_empty() || pod.finished || pod.host_network {
+    if pod.ips.is_empty() || pod.finished {
         return None;
     }
     let (key, uid) = (&pod.meta.key, &pod.meta.uid);
@@ -178,8 +192,10 @@ fn workload(world: &Snapshot, pod: &Pod, captured: &Captured, known: Option<&Wor
         enrolled: CoreWorkload::wants_mesh(pod, namespace),
         captured,
         application_ports,
+        proved_ips: Vec::new(),
         mtls: label(MTLS_LABEL).filter(|m| matches!(&**m, "strict" | "permissive")),
         app: app_name(&pod.meta.annotations, &pod.meta.labels, &key.name),
+        host_network: pod.host_network,
     })
 }
 

@@ -1,8 +1,15 @@
 //! Carries slices out: one task, only while this controller leads. Each slice is written at most once in an interval, the
 //! first change at once; many pods that change within it cost one write.
 
-use super::plan::{Captured, Slice, SliceChange, Slices, plan_slices, read_slice, slice_body};
-use crate::provision::{MANAGED_BY, MANAGER, in_words};
+use super::{
+    dispute::Disputes,
+    plan::{Captured, Slice, SliceChange, Slices, plan_slices, read_slice, slice_body},
+    proofs::conflicts,
+};
+use crate::{
+    events::Recorder,
+    provision::{MANAGED_BY, MANAGER, in_words},
+};
 use futures_util::{StreamExt, stream};
 use kube::{
     Api, Client,
@@ -70,12 +77,14 @@ struct Work {
 
 impl SlicePublisher {
     /// Starts the task; it writes nothing before [`SlicePublisher::set_leader`].
+    ///
+    /// `events`: where pods are told that claim an address which another one has proved.
     #[must_use]
-    pub fn start(client: Client, options: SliceOptions) -> Self {
+    pub fn start(client: Client, options: SliceOptions, events: Option<Recorder>) -> Self {
         let (work, work_in) = watch::channel(None);
         let (leader, leader_in) = watch::channel(false);
         let stop = CancellationToken::new();
-        let runner = Runner { client, options, work: work_in, leader: leader_in };
+        let runner = Runner { client, options, events, work: work_in, leader: leader_in };
         let task = tokio::spawn(runner.run(stop.clone()));
         Self { work, leader, stop, task: Some(task) }
     }
@@ -119,6 +128,7 @@ impl Drop for SlicePublisher {
 struct Runner {
     client: Client,
     options: SliceOptions,
+    events: Option<Recorder>,
     work: watch::Receiver<Option<Arc<Work>>>,
     leader: watch::Receiver<bool>,
 }
@@ -141,6 +151,7 @@ struct Reign {
     listed: Option<Instant>,
     /// Nodes whose agents report.
     reporting: BTreeSet<Str>,
+    disputes: Disputes,
 }
 
 impl Reign {
@@ -257,7 +268,9 @@ impl Runner {
             }
             reign.next.insert(id(&change), (at, failures));
         }
-        wake
+        let told = conflicts(&work.world, &reign.slices);
+        let more = reign.disputes.hear(Instant::now(), told, self.events.as_ref());
+        wake.into_iter().chain(more).min()
     }
 
     /// The slices as they are.
@@ -341,7 +354,7 @@ async fn write(client: &Client, change: &SliceChange, known: &Known) -> Result<K
         let params = PatchParams::apply(MANAGER).force();
         let mut body = slice_body(change, &known.version);
         let mut applied = api.patch(&name, &params, &Patch::Apply(&body)).await;
-        if applied.as_ref().is_err_and(is_not_in_schema) && forget_application_ports(&mut body) {
+        if applied.as_ref().is_err_and(is_not_in_schema) && forget_what_is_new(&mut body) {
             applied = api.patch(&name, &params, &Patch::Apply(&body)).await;
         }
         return match applied {
@@ -373,10 +386,19 @@ fn is_not_in_schema(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.message.contains("field not declared in schema"))
 }
 
-/// Leaves out what the version before did not have: tunnels come to 15008 then. False if there was none.
-fn forget_application_ports(body: &mut Value) -> bool {
-    let entries = body["workloads"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut);
-    entries.filter_map(|entry| entry.remove("applicationPorts")).count() > 0
+/// Leaves out what earlier versions did not have: tunnels come to 15008 then, no address is proved, and of pods in their
+/// node's network nothing is told. False if there was none.
+fn forget_what_is_new(body: &mut Value) -> bool {
+    let Some(entries) = body["workloads"].as_array_mut() else { return false };
+    let all = entries.len();
+    entries.retain(|entry| entry["hostNetwork"] != true);
+    let fewer = entries.len() < all;
+    let entries = entries.iter_mut().filter_map(Value::as_object_mut);
+    let forget = |entry: &mut serde_json::Map<String, Value>| {
+        ["applicationPorts", "provedIPs"].map(|field| entry.remove(field).is_some()).contains(&true)
+    };
+    let forgot = entries.map(forget).filter(|forgot| *forgot).count() > 0;
+    forgot || fewer
 }
 
 fn resource() -> ApiResource {

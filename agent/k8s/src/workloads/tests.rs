@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use weft_core::model::{Capture, ObjectKey, Snapshot, Str, TunnelPort};
+use weft_core::model::{Capture, ObjectKey, Pod, Snapshot, Str, TunnelPort};
 
 fn add(world: &mut Snapshot, text: &str) {
     let (documents, errors) = yaml::read(text);
@@ -43,7 +43,7 @@ fn pod(world: &mut Snapshot, (namespace, name): (&str, &str), meta: &str, status
 }
 
 fn capture(uid: &str, tunnel: TunnelPort) -> Capture {
-    Capture { uid: uid.into(), tunnel }
+    Capture { uid: uid.into(), tunnel, addresses: Vec::new() }
 }
 
 /// What the slices are after the changes.
@@ -119,6 +119,7 @@ fn entries_say_what_agents_need() {
             "plain/weft-0 c 10.1.0.2,fd00::2 sa false false strict c",
             "shop/weft-0 a 10.1.0.1 sa true true - cart",
             "shop/weft-0 b 10.1.0.1 sa false false permissive b",
+            "shop/weft-0 host 10.1.0.9 default false false - host",
         ]
     );
     // Until a node has reported, what was published of its pods stays; not for another pod of the name.
@@ -170,6 +171,109 @@ fn slices_say_where_tunnels_come_while_the_agent_does() {
     check(None, TunnelPort::application([9100]));
     check(Some(TunnelPort::application([])), TunnelPort::application([]));
     check(Some(TunnelPort::Hbone), TunnelPort::Hbone);
+}
+
+/// A pod of a node, with the address 10.1.0.1.
+fn pod_on(world: &mut Snapshot, name: &str, node: &str, created: u8) {
+    add(
+        world,
+        &format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, uid: uid-{name}, \
+             creationTimestamp: \"2026-01-01T00:00:0{created}Z\"}}\nspec: {{nodeName: {node}, containers: []}}\n\
+             status: {{podIP: 10.1.0.1}}\n"
+        ),
+    );
+}
+
+/// What agents report: `name node` of each pod that has read 10.1.0.1; `name node -` of an agent that does not say.
+fn reports(text: &str) -> Captured {
+    let mut out = Captured::new();
+    for line in text.split(';').map(str::trim).filter(|l| !l.is_empty()) {
+        let words: Vec<&str> = line.split(' ').collect();
+        let addresses = if words.len() > 2 { Vec::new() } else { vec![[10, 1, 0, 1].into()] };
+        let pods = Arc::make_mut(out.entry(words[1].into()).or_default());
+        let uid = format!("uid-{}", words[0]).into();
+        if words[0] != "nobody" {
+            let capture = Capture { uid, tunnel: TunnelPort::Hbone, addresses };
+            pods.insert(ObjectKey::new("shop", words[0]), capture);
+        }
+    }
+    out
+}
+
+/// B1: who has proved an address first keeps it until it is released.
+#[test]
+fn a_proof_stays_until_it_is_released() {
+    let mut world = Snapshot::default();
+    namespace(&mut world, "shop", "weft.dev/mesh: enabled");
+    pod_on(&mut world, "a", "n1", 1);
+    let mut slices = Slices::new();
+    let mut check = |world: &Snapshot, reported: &str, expected: &[&str], disputed: &[&str]| {
+        let changes = plan_slices(world, &reports(reported), &slices);
+        done(&mut slices, &changes);
+        let all = slices.values().flat_map(BTreeMap::values).flat_map(|s| s.workloads.values());
+        let proved: Vec<&str> = all.filter(|w| !w.proved_ips.is_empty()).map(|w| &*w.name).collect();
+        assert_eq!(proved, expected, "{reported}");
+        let conflicts = super::conflicts(world, &slices);
+        let claimants: Vec<&str> = conflicts.iter().map(|c| &*c.claimant.name).collect();
+        assert_eq!(claimants, disputed, "{reported}");
+        assert_eq!(plan_slices(world, &reports(reported), &slices), [], "{reported}");
+    };
+    check(&world, "", &[], &[]);
+    check(&world, "a n1", &["a"], &[]);
+    // The node's agent has just started and has not read it yet; and the leader, which has not heard of the node.
+    check(&world, "a n1 -", &["a"], &[]);
+    check(&world, "", &["a"], &[]);
+    // A newer Pod object of another node repeats the address; then its agent says that it has read it.
+    pod_on(&mut world, "forged", "n9", 9);
+    check(&world, "a n1", &["a"], &["forged"]);
+    check(&world, "a n1; forged n9", &["a"], &["forged"]);
+    check(&world, "forged n9", &["a"], &["forged"]);
+    check(&world, "nobody n1; forged n9", &["forged"], &["a"]);
+    // The first is captured again: now it is the one that comes later, and it is said.
+    check(&world, "a n1; forged n9", &["forged"], &["a"]);
+    // Another pod of the name has proved nothing by that.
+    world.pods.remove(&ObjectKey::new("shop", "forged"));
+    check(&world, "a n1", &["a"], &[]);
+    world.pods.remove(&ObjectKey::new("shop", "a"));
+    pod_on(&mut world, "next", "n2", 9);
+    check(&world, "nobody n1; next n2", &["next"], &[]);
+}
+
+proptest! {
+    /// However nodes report: an address is proved by one pod at most, only by one whose agent has read it, and who had it and
+    /// still has it keeps it.
+    #[test]
+    fn an_address_is_proved_by_one_pod_that_keeps_it(
+        rounds in proptest::collection::vec(proptest::collection::vec(0u8..3, 4), 1..8),
+    ) {
+        let mut world = Snapshot::default();
+        namespace(&mut world, "shop", "");
+        (0..4u8).for_each(|i| pod_on(&mut world, &format!("p{i}"), &format!("n{i}"), i));
+        let (mut slices, mut holder) = (Slices::new(), None::<String>);
+        for round in rounds {
+            // 0: its agent does not capture it; 1: it has read the address; 2: it does not say.
+            let line = |(i, state): (usize, &u8)| match state {
+                0 => format!("nobody n{i}"),
+                1 => format!("p{i} n{i}"),
+                _ => format!("p{i} n{i} -"),
+            };
+            let text: Vec<String> = round.iter().enumerate().map(line).collect();
+            let changes = plan_slices(&world, &reports(&text.join("; ")), &slices);
+            done(&mut slices, &changes);
+            let all = slices.values().flat_map(BTreeMap::values).flat_map(|s| s.workloads.values());
+            let proved: Vec<String> =
+                all.filter(|w| !w.proved_ips.is_empty()).map(|w| w.name.to_string()).collect();
+            prop_assert!(proved.len() <= 1, "{:?}", proved);
+            let state = |name: &str| round[usize::from(name.as_bytes()[1] - b'0')];
+            match (&holder, proved.first()) {
+                (Some(was), is) if state(was) != 0 => prop_assert_eq!(is, Some(was), "it has not released it"),
+                (_, Some(is)) => prop_assert_eq!(state(is), 1, "its agent has read it"),
+                (_, None) => prop_assert!(round.iter().all(|state| *state != 1)),
+            }
+            holder = proved.first().cloned();
+        }
+    }
 }
 
 #[test]
@@ -246,7 +350,7 @@ fn names(api: &FakeApi, slice: &str) -> Vec<String> {
 #[tokio::test]
 async fn slices_are_published_by_the_leader() {
     let api = FakeApi::new();
-    let publisher = SlicePublisher::start(api.client(), options());
+    let publisher = SlicePublisher::start(api.client(), options(), None);
     let mut world = Snapshot::default();
     namespace(&mut world, "shop", "");
     pod(&mut world, ("shop", "a"), "", "");
@@ -282,7 +386,7 @@ async fn slices_are_published_by_the_leader() {
 #[tokio::test]
 async fn what_others_wrote_into_a_slice_is_read_before_it_is_written_over() {
     let api = FakeApi::new();
-    let publisher = SlicePublisher::start(api.client(), options());
+    let publisher = SlicePublisher::start(api.client(), options(), None);
     publisher.set_leader(true);
     let mut world = Snapshot::default();
     namespace(&mut world, "shop", "weft.dev/mesh: enabled");
@@ -312,7 +416,7 @@ async fn what_others_wrote_into_a_slice_is_read_before_it_is_written_over() {
 #[tokio::test]
 async fn the_pods_of_a_cleaned_node_are_captured_again_for_their_peers() {
     let api = FakeApi::new();
-    let publisher = SlicePublisher::start(api.client(), options());
+    let publisher = SlicePublisher::start(api.client(), options(), None);
     publisher.set_leader(true);
     let mut world = Snapshot::default();
     namespace(&mut world, "shop", "weft.dev/mesh: enabled");
@@ -342,7 +446,7 @@ async fn the_pods_of_a_cleaned_node_are_captured_again_for_their_peers() {
 async fn a_definition_of_the_version_before_stops_no_slice() {
     let api = FakeApi::new();
     api.undeclare("applicationPorts");
-    let publisher = SlicePublisher::start(api.client(), options());
+    let publisher = SlicePublisher::start(api.client(), options(), None);
     let mut world = Snapshot::default();
     namespace(&mut world, "shop", "");
     pod(&mut world, ("shop", "a"), "", "");
@@ -366,7 +470,7 @@ async fn a_definition_of_the_version_before_stops_no_slice() {
 async fn a_slice_is_written_once_an_interval() {
     let api = FakeApi::new();
     let options = SliceOptions { interval: Duration::from_secs(1), ..SliceOptions::default() };
-    let publisher = SlicePublisher::start(api.client(), options);
+    let publisher = SlicePublisher::start(api.client(), options, None);
     publisher.set_leader(true);
     let mut world = Snapshot::default();
     namespace(&mut world, "shop", "");
@@ -382,4 +486,42 @@ async fn a_slice_is_written_once_an_interval() {
     let seconds = started.elapsed().as_secs_f64();
     assert!(writes >= 4 && (writes as f64) <= seconds + 2.0, "{writes} writes in {seconds} s");
     publisher.stop().await;
+}
+
+/// A stolen node's agent says that it has captured another node's pods, or that it has not: neither is believed.
+#[test]
+fn a_node_speaks_for_its_own_pods_only() {
+    let mut world = Snapshot::default();
+    namespace(&mut world, "shop", "weft.dev/mesh: enabled");
+    pod(&mut world, ("shop", "own"), "", "");
+    pod(&mut world, ("shop", "other"), "", "podIPs: [{ip: 10.1.1.1}]");
+    let other = ObjectKey::new("shop", "other");
+    let elsewhere = Pod { node: Some("n2".into()), ..Pod::clone(&world.pods[&other]) };
+    world.pods.insert(other, Arc::new(elsewhere));
+    let says = |pods: &[&str]| {
+        let one = |name: &&str| {
+            (ObjectKey::new("shop", *name), capture(&format!("uid-{name}"), TunnelPort::default()))
+        };
+        Arc::new(pods.iter().map(one).collect::<BTreeMap<_, _>>())
+    };
+    // What n1 and n2 say; none: it has not said yet. Then whether each is captured in the end.
+    let check = |first: Option<&[&str]>, second: Option<&[&str]>, before: &[&str], expected: [bool; 2]| {
+        let mut slices = Slices::default();
+        let nodes = Captured::from([("n1".into(), says(before)), ("n2".into(), says(before))]);
+        done(&mut slices, &plan_slices(&world, &nodes, &Slices::default()));
+        let said = [("n1", first), ("n2", second)];
+        let captured: Captured =
+            said.into_iter().filter_map(|(node, pods)| Some((node.into(), says(pods?)))).collect();
+        let changes = plan_slices(&world, &captured, &slices);
+        done(&mut slices, &changes);
+        let is =
+            |name: &str| slices["shop"].values().any(|s| s.workloads.get(name).is_some_and(|w| w.captured));
+        assert_eq!([is("own"), is("other")], expected, "{first:?} {second:?} after {before:?}");
+    };
+    let lie: &[&str] = &["own", "other", "ghost"];
+    check(Some(lie), Some(&[]), &[], [true, false]);
+    check(Some(lie), None, &[], [true, false]);
+    check(Some(&[]), None, &["own", "other"], [false, true]);
+    check(Some(&[]), Some(&["other"]), &["own", "other"], [false, true]);
+    check(Some(&[]), Some(&["own"]), &[], [false, false]);
 }

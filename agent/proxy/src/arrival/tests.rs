@@ -269,7 +269,9 @@ async fn a_tunnel_leads_to_the_port_that_was_dialled() {
     server.sockets.going_to(dialled);
     let tls = shake(&mesh, &client, &server).await;
     let (tunnel, driver) =
-        Tunnel::establish(tls, Rc::new(server.workload.identity.clone()), None).await.unwrap();
+        Tunnel::establish(tls, Rc::new(server.workload.identity.clone()), None, std::future::pending())
+            .await
+            .unwrap();
     let asking = async {
         let headers = HeaderMap::new();
         for (to, expected) in [(other, Some(400)), (dialled, None)] {

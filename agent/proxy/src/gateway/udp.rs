@@ -23,14 +23,13 @@ use std::{
     time::Duration,
 };
 use tokio::{net::UdpSocket, sync::Notify, time::Instant};
-use weft_core::config::{Backend, Config, Endpoint, L4Rule, PortConfig, Transport};
+use weft_core::{
+    budget,
+    config::{Backend, Config, Endpoint, L4Rule, PortConfig, Transport},
+    model::UDP_SESSION,
+    sessions::{Patience, Sessions},
+};
 
-/// Sessions of one socket. Each holds a descriptor.
-const SESSIONS_MAX: usize = 8192;
-/// A session with one question only ends after this silence: DNS clients ask each question from a new port.
-const IDLE_SHORT: Duration = Duration::from_secs(5);
-/// Any other session.
-const IDLE_LONG: Duration = Duration::from_secs(60);
 /// Largest datagram.
 const DATAGRAM_MAX: usize = 65_535;
 /// Datagrams moved in one turn.
@@ -38,7 +37,22 @@ const BURST: usize = 32;
 /// After a failed receive the loop waits this long.
 const PAUSE: Duration = Duration::from_millis(50);
 
-type Sessions = Rc<RefCell<HashMap<SocketAddr, Rc<Session>>>>;
+/// The sessions of one socket, and who of them yields. Each holds a descriptor.
+#[derive(Default)]
+struct Table {
+    sessions: HashMap<SocketAddr, Rc<Session>>,
+    places: Sessions,
+}
+
+impl Table {
+    /// The session of this client, unless another has taken its place.
+    fn end(&mut self, client: SocketAddr, session: &Rc<Session>) {
+        if self.sessions.get(&client).is_some_and(|s| Rc::ptr_eq(s, session)) {
+            self.sessions.remove(&client);
+            self.places.end(client);
+        }
+    }
+}
 
 /// Receives on one socket, on one worker.
 pub(super) struct Receiver {
@@ -47,7 +61,7 @@ pub(super) struct Receiver {
     socket: Rc<UdpSocket>,
     port: u16,
     ticket: Ticket,
-    sessions: Sessions,
+    table: Rc<RefCell<Table>>,
 }
 
 /// One client's datagrams.
@@ -59,6 +73,8 @@ struct Session {
     version: Cell<u64>,
     touched: Cell<Instant>,
     questions: Cell<u64>,
+    answers: Cell<u64>,
+    patience: Patience,
     received: Cell<u64>,
     sent: Cell<u64>,
     /// The configuration has moved on: another session takes its place.
@@ -73,7 +89,7 @@ impl Receiver {
         port: u16,
         ticket: Ticket,
     ) -> Self {
-        Self { worker, local, socket: Rc::new(socket), port, ticket, sessions: Sessions::default() }
+        Self { worker, local, socket: Rc::new(socket), port, ticket, table: Rc::default() }
     }
 
     /// Until the ticket or the share's drain says stop; sessions go on.
@@ -110,9 +126,18 @@ impl Receiver {
 
     fn forward(&self, peer: SocketAddr, datagram: &[u8]) {
         let config = self.worker.shared.config.load();
-        let session = self.session(&config, peer).or_else(|| self.begin(&config, peer));
-        let Some(session) = session else { return };
-        session.touched.set(Instant::now());
+        let now = Instant::now();
+        let session = match self.session(&config, peer) {
+            Some(session) => {
+                self.table.borrow_mut().places.asked(peer, now.into_std());
+                session
+            }
+            None => match self.begin(&config, peer) {
+                Some(session) => session,
+                None => return,
+            },
+        };
+        session.touched.set(now);
         session.questions.set(session.questions.get() + 1);
         // Not tokio's `try_send`, which refuses until the runtime has heard of the new socket. What does not fit is
         // lost, as anywhere on a datagram's way.
@@ -123,12 +148,12 @@ impl Receiver {
 
     /// The client's session, if the Config would still send it where it goes.
     fn session(&self, config: &Config, peer: SocketAddr) -> Option<Rc<Session>> {
-        let session = self.sessions.borrow().get(&peer).cloned()?;
+        let session = self.table.borrow().sessions.get(&peer).cloned()?;
         if session.version.get() == config.version || self.fits(config, &session) {
             session.version.set(config.version);
             return Some(session);
         }
-        self.sessions.borrow_mut().remove(&peer);
+        self.table.borrow_mut().end(peer, &session);
         session.over.notify_one();
         None
     }
@@ -151,8 +176,7 @@ impl Receiver {
 
     fn begin(&self, config: &Config, peer: SocketAddr) -> Option<Rc<Session>> {
         let rule = self.rule(config)?;
-        let room = self.sessions.borrow().len() < SESSIONS_MAX;
-        let Some(guard) = room.then(|| self.local.share.admit(Kind::Out)).flatten() else {
+        let Some(guard) = self.local.share.admit(Kind::Out) else {
             self.worker.telemetry.count(Counter::LimitRefused);
             return None;
         };
@@ -180,13 +204,34 @@ impl Receiver {
             version: Cell::new(config.version),
             touched: Cell::new(Instant::now()),
             questions: Cell::new(0),
+            answers: Cell::new(0),
+            patience: self.patience(config),
             received: Cell::new(0),
             sent: Cell::new(0),
             over: Notify::new(),
         });
-        self.sessions.borrow_mut().insert(peer, session.clone());
+        self.make_room(peer);
+        self.table.borrow_mut().sessions.insert(peer, session.clone());
         self.local.share.spawn(self.answer(session.clone(), peer, ended, guard));
         Some(session)
+    }
+
+    /// A session that begins takes the place of one that yields, where there is no room.
+    fn make_room(&self, peer: SocketAddr) {
+        let mut table = self.table.borrow_mut();
+        let Some(displaced) = table.places.begin(peer, Instant::now().into_std()) else { return };
+        if let Some(session) = table.sessions.remove(&displaced.client) {
+            session.over.notify_one();
+        }
+        let budget =
+            if displaced.of_network { &budget::UDP_SESSIONS_OF_NETWORK } else { &budget::UDP_SESSIONS };
+        self.worker.reached(budget, self.local.share.key().into());
+    }
+
+    fn patience(&self, config: &Config) -> Patience {
+        let gateway = config.gateways.get(&self.local.source.workload.pod);
+        let answered = gateway.map_or(UDP_SESSION, |g| g.parameters.udp_session);
+        Patience { answered, well_known: self.port < 1024 }
     }
 
     fn choose<'c>(
@@ -215,7 +260,7 @@ impl Receiver {
         mut ended: Ended,
         guard: ConnectionGuard,
     ) -> impl Future<Output = ()> + use<> {
-        let (worker, socket, sessions) = (self.worker.clone(), self.socket.clone(), self.sessions.clone());
+        let (worker, socket, table) = (self.worker.clone(), self.socket.clone(), self.table.clone());
         let (ticket, drain) = (self.ticket.clone(), self.local.share.drain().clone());
         async move {
             let _open = worker.telemetry.connection_opened(Direction::Gateway);
@@ -224,12 +269,9 @@ impl Receiver {
                 () = ticket.close.cancelled() => Some(Reason::NoRoute),
                 () = drain.expired() => Some(Reason::Draining),
                 () = session.over.notified() => None,
-                failed = session.carry(&socket, peer) => failed,
+                failed = session.carry(&socket, peer, &table) => failed,
             };
-            let mut sessions = sessions.borrow_mut();
-            if sessions.get(&peer).is_some_and(|s| Rc::ptr_eq(s, &session)) {
-                sessions.remove(&peer);
-            }
+            table.borrow_mut().end(peer, &session);
             ended.received = session.received.get();
             ended.sent = session.sent.get();
             ended.record(&worker);
@@ -243,14 +285,17 @@ impl Receiver {
 
 impl Session {
     /// Until silence (`None`) or a failure.
-    async fn carry(&self, socket: &UdpSocket, peer: SocketAddr) -> Option<Reason> {
+    async fn carry(&self, socket: &UdpSocket, peer: SocketAddr, table: &RefCell<Table>) -> Option<Reason> {
         loop {
             tokio::select! {
                 readable = self.upstream.readable() => {
                     if readable.and_then(|()| self.copy(socket, peer)).is_err() {
                         return Some(Reason::ConnectFailed);
                     }
-                    self.touched.set(Instant::now());
+                    let now = Instant::now();
+                    self.touched.set(now);
+                    self.answers.set(self.answers.get() + 1);
+                    table.borrow_mut().places.answered(peer, now.into_std());
                     tokio::task::yield_now().await;
                 }
                 () = tokio::time::sleep_until(self.deadline()) => {
@@ -263,7 +308,7 @@ impl Session {
     }
 
     fn deadline(&self) -> Instant {
-        self.touched.get() + if self.questions.get() > 1 { IDLE_LONG } else { IDLE_SHORT }
+        self.touched.get() + self.patience.of(self.questions.get(), self.answers.get())
     }
 
     fn copy(&self, socket: &UdpSocket, peer: SocketAddr) -> io::Result<()> {
@@ -308,10 +353,12 @@ mod tests {
         model::ObjectKey,
     };
 
-    /// DNS asks once from each port; anything else goes on.
+    /// C15: a quiet client keeps its endpoint; DNS asks once from each port.
     #[tokio::test(start_paused = true)]
-    async fn a_quiet_session_ends_after_five_seconds_or_a_minute() {
-        for (questions, silence) in [(1, IDLE_SHORT), (2, IDLE_LONG)] {
+    async fn a_quiet_session_ends_after_five_seconds_or_two_minutes() {
+        for (questions, answers, well_known, silence) in
+            [(1, 0, false, 5), (1, 1, true, 5), (2, 0, false, 60), (1, 1, false, 120), (2, 1, true, 120)]
+        {
             let bind = async || UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
             let (upstream, socket) = (bind().await, bind().await);
             let service = ObjectKey::new("shop", "dns");
@@ -325,13 +372,16 @@ mod tests {
                 version: Cell::new(0),
                 touched: Cell::new(Instant::now()),
                 questions: Cell::new(questions),
+                answers: Cell::new(answers),
+                patience: Patience { answered: UDP_SESSION, well_known },
                 received: Cell::new(0),
                 sent: Cell::new(0),
                 over: Notify::new(),
             };
             let begin = Instant::now();
-            assert!(session.carry(&socket, addr).await.is_none());
+            assert!(session.carry(&socket, addr, &RefCell::default()).await.is_none());
             let lived = begin.elapsed();
+            let silence = Duration::from_secs(silence);
             assert!(lived >= silence && lived < silence + Duration::from_secs(1), "{questions}: {lived:?}");
         }
     }

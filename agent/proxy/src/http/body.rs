@@ -13,12 +13,20 @@ use std::{
     io,
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
+use weft_core::{message, model::HeaderModifier};
 
 /// A request whose body is larger than this is never sent twice.
 pub(crate) const REPLAY_BYTES_MAX: usize = 64 * 1024;
+/// Nor is one of which more than this was sent over HTTP/2 when the peer says that it did not look at it, where no policy asks
+/// for retries.
+pub(crate) const REFUSED_BYTES_MAX: usize = 16 * 1024;
+/// How long a body is waited for that a failed try still holds.
+const GIVE_BACK_MAX: Duration = Duration::from_secs(1);
 /// Frames that a mirror may lag behind before it is cut.
 pub(crate) const MIRROR_FRAMES_MAX: usize = 16;
 
@@ -50,16 +58,29 @@ pub(crate) enum RequestBody {
     /// None.
     Empty,
     /// The client's.
-    Stream {
-        /// Where it comes from.
-        body: Incoming,
-        /// What is known about it so far, shared with the exchange.
-        upload: Rc<Upload>,
-    },
-    /// What a try before has sent.
-    Replay(VecDeque<Piece>),
+    Stream(ClientBody),
+    /// What a try before has sent, and what it had not come to.
+    Replay(VecDeque<Piece>, Option<ClientBody>),
     /// A mirror's copy.
     Copy(mpsc::Receiver<Piece>),
+}
+
+/// A client's body. A try that ends before it has taken all of it gives it back.
+#[derive(Debug)]
+pub(crate) struct ClientBody {
+    /// Where it comes from; none once it was given back.
+    body: Option<Incoming>,
+    /// What is known about it so far, shared with the exchange.
+    upload: Rc<Upload>,
+}
+
+impl Drop for ClientBody {
+    fn drop(&mut self) {
+        if self.upload.replay.borrow().is_some() && !self.upload.complete.get() {
+            *self.upload.rest.borrow_mut() = self.body.take();
+        }
+        self.upload.given_back.notify_one();
+    }
 }
 
 /// What is known about a client's body while it is sent.
@@ -69,12 +90,34 @@ pub(crate) struct Upload {
     complete: Cell<bool>,
     failed: Cell<Option<Reason>>,
     replay: RefCell<Option<Replay>>,
+    /// What of it a try that has ended did not take.
+    rest: RefCell<Option<Incoming>>,
+    given_back: Notify,
+    trailers: RefCell<Option<TrailerRules>>,
     mirrors: RefCell<Vec<mpsc::Sender<Piece>>>,
 }
 
-#[derive(Debug, Default)]
+/// What happens with a request's trailers where a rule has read its head: what a trailer may not have goes, and so does
+/// whatever the rule's filters have decided of a header. A server that joins both must not find there what was taken away.
+#[derive(Clone, Debug)]
+pub(crate) struct TrailerRules(pub(crate) [Option<Arc<HeaderModifier>>; 2]);
+
+impl TrailerRules {
+    fn apply(&self, trailers: &mut HeaderMap) {
+        message::trailers(trailers);
+        for modifier in self.0.iter().flatten() {
+            let HeaderModifier { set, add, remove } = &**modifier;
+            for name in set.iter().chain(add).map(|(name, _)| name).chain(remove) {
+                trailers.remove(name);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
 struct Replay {
     bytes: usize,
+    bytes_max: usize,
     pieces: VecDeque<Piece>,
 }
 
@@ -89,9 +132,22 @@ impl Upload {
         self.failed.get()
     }
 
-    /// Remembers it from here on, up to [`REPLAY_BYTES_MAX`].
-    pub(crate) fn remember(&self) {
-        *self.replay.borrow_mut() = Some(Replay::default());
+    /// Remembers it from here on, up to so many bytes.
+    pub(crate) fn remember(&self, bytes_max: usize) {
+        *self.replay.borrow_mut() = Some(Replay { bytes: 0, bytes_max, pieces: VecDeque::new() });
+    }
+
+    /// Until a try that has failed lets go of it, which may come a moment after its failure.
+    pub(crate) async fn given_back(&self) {
+        let is_due = self.replay.borrow().is_some() && !self.complete.get() && self.rest.borrow().is_none();
+        if is_due {
+            let _ = tokio::time::timeout(GIVE_BACK_MAX, self.given_back.notified()).await;
+        }
+    }
+
+    /// Its trailers are read as the rule says.
+    pub(crate) fn filter_trailers(&self, rules: Option<TrailerRules>) {
+        *self.trailers.borrow_mut() = rules;
     }
 
     /// Gives up what was remembered.
@@ -104,11 +160,15 @@ impl Upload {
         self.mirrors.borrow_mut().push(mirror);
     }
 
-    /// The whole of it once more, if it has been read to its end within the bound.
-    pub(crate) fn again(&self) -> Option<RequestBody> {
+    /// The whole of it once more, if all that was read of it is within the bound, and the rest was given back.
+    pub(crate) fn again(self: &Rc<Self>) -> Option<RequestBody> {
         let replay = self.replay.borrow();
-        let replay = replay.as_ref().filter(|_| self.complete.get())?;
-        Some(RequestBody::Replay(replay.pieces.clone()))
+        let pieces = replay.as_ref()?.pieces.clone();
+        if self.complete.get() {
+            return Some(RequestBody::Replay(pieces, None));
+        }
+        let body = self.rest.borrow_mut().take()?;
+        Some(RequestBody::Replay(pieces, Some(ClientBody { body: Some(body), upload: Rc::clone(self) })))
     }
 
     fn note(&self, piece: Piece) {
@@ -122,7 +182,7 @@ impl Upload {
         if let Piece::Data(data) = &piece {
             memory.bytes += data.len();
         }
-        if memory.bytes > REPLAY_BYTES_MAX {
+        if memory.bytes > memory.bytes_max {
             *replay = None;
         } else {
             memory.pieces.push_back(piece);
@@ -151,7 +211,7 @@ impl RequestBody {
             return (Self::Empty, None);
         }
         let upload = Rc::new(Upload::default());
-        (Self::Stream { body, upload: Rc::clone(&upload) }, Some(upload))
+        (Self::Stream(ClientBody { body: Some(body), upload: Rc::clone(&upload) }), Some(upload))
     }
 }
 
@@ -165,8 +225,11 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut *self {
             Self::Empty => Poll::Ready(None),
-            Self::Stream { body, upload } => poll_stream(body, upload, cx),
-            Self::Replay(pieces) => Poll::Ready(pieces.pop_front().and_then(into_frame).map(Ok)),
+            Self::Stream(client) => client.poll(cx),
+            Self::Replay(pieces, rest) => match (pieces.pop_front(), rest) {
+                (None, Some(client)) => client.poll(cx),
+                (piece, _) => Poll::Ready(piece.and_then(into_frame).map(Ok)),
+            },
             Self::Copy(pieces) => match ready!(pieces.poll_recv(cx)) {
                 Some(piece) => Poll::Ready(into_frame(piece).map(Ok)),
                 // The sender went away before the end: the copy must not look complete.
@@ -178,8 +241,8 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Stream { body, .. } => body.is_end_stream(),
-            Self::Replay(pieces) => pieces.is_empty(),
+            Self::Stream(client) => client.body.as_ref().is_none_or(Body::is_end_stream),
+            Self::Replay(pieces, rest) => pieces.is_empty() && rest.is_none(),
             Self::Copy(_) => false,
         }
     }
@@ -187,9 +250,19 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
-            Self::Stream { body, .. } => body.size_hint(),
-            Self::Replay(pieces) => SizeHint::with_exact(pieces.iter().map(length).sum()),
+            Self::Stream(client) => client.body.as_ref().map_or_else(SizeHint::default, Body::size_hint),
+            Self::Replay(pieces, None) => SizeHint::with_exact(pieces.iter().map(length).sum()),
+            Self::Replay(_, Some(_)) => SizeHint::default(),
             Self::Copy(_) => SizeHint::default(),
+        }
+    }
+}
+
+impl ClientBody {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut self.body {
+            Some(body) => poll_stream(body, &self.upload, cx),
+            None => Poll::Ready(None),
         }
     }
 }
@@ -200,10 +273,13 @@ fn poll_stream(
     cx: &mut Context<'_>,
 ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
     let next = match ready!(Pin::new(&mut *body).poll_frame(cx)) {
-        Some(Ok(frame)) => {
+        Some(Ok(mut frame)) => {
             if let Some(data) = frame.data_ref() {
                 upload.note(Piece::Data(data.clone()));
-            } else if let Some(trailers) = frame.trailers_ref() {
+            } else if let Some(trailers) = frame.trailers_mut() {
+                if let Some(rules) = &*upload.trailers.borrow() {
+                    rules.apply(trailers);
+                }
                 upload.note(Piece::Trailers(trailers.clone()));
             }
             // A body of known length is not polled again after its last byte.

@@ -14,9 +14,14 @@ use std::{
     cell::{Cell, RefCell},
     net::SocketAddr,
     rc::Rc,
+    time::{Duration, Instant},
 };
 use tokio::sync::oneshot;
-use weft_core::model::{ObjectKey, Str};
+use weft_core::{
+    budget,
+    model::{ObjectKey, Str},
+    timing::Resets,
+};
 
 /// How a connection came in: what finds its route table.
 #[derive(Clone, Debug)]
@@ -87,8 +92,16 @@ pub(crate) struct Conn<D: Dial> {
     pub(crate) begun: Cell<u64>,
     /// Reads from the client, as far as they are counted.
     pub(crate) reads: Rc<Cell<u64>>,
+    /// Writes to the client under HTTP/1.1.
+    pub(crate) writes: Rc<Cell<u64>>,
+    /// An HTTP/1.1 client has ended its side while an answer is due.
+    pub(crate) half_closed: Cell<bool>,
     /// [`Self::reads`] when the last exchange ended: more than that is the beginning of another head.
     pub(crate) reads_done: Cell<u64>,
+    /// How the streams of an HTTP/2 client have ended.
+    pub(crate) resets: Cell<Resets>,
+    /// Most of them were reset at once: the connection must end.
+    pub(crate) flooded: Cell<bool>,
     /// Set by an exchange whose answer was 101, for the connection's task.
     pub(crate) upgraded: RefCell<Option<Upgraded<D>>>,
 }
@@ -112,9 +125,24 @@ impl<D: Dial> Conn<D> {
             active: Cell::new(0),
             begun: Cell::new(0),
             reads: Rc::default(),
+            writes: Rc::default(),
+            half_closed: Cell::new(false),
             reads_done: Cell::new(0),
+            resets: Cell::default(),
+            flooded: Cell::new(false),
             upgraded: RefCell::default(),
         })
+    }
+
+    /// A stream of an HTTP/2 client has ended.
+    pub(crate) fn stream_ended(&self, lived: Duration, reset: bool) {
+        let mut resets = self.resets.get();
+        let flood = resets.ended(lived, reset);
+        self.resets.set(resets);
+        if flood && !self.flooded.replace(true) {
+            let by = self.share.key().into();
+            self.http.shared.budgets.reached(&budget::STREAM_RESETS, by, Instant::now());
+        }
     }
 
     pub(crate) const fn direction_of(conn: &HttpConn<D>) -> Direction {

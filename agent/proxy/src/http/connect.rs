@@ -5,7 +5,7 @@ use super::{
     body::RequestBody,
     conn::Conn,
     io::MaybeTls,
-    pool::{H1Conn, H2Conn},
+    pool::{H1Conn, H2Conn, Life},
     respond::error,
     upgrade::Handoff,
 };
@@ -68,6 +68,7 @@ pub(crate) async fn http2<D: Dial>(
     conn: &Conn<D>,
     endpoint: &Endpoint,
     tls: Option<&BackendTlsClient>,
+    life: Rc<Life>,
 ) -> Result<Rc<H2Conn>, ProxyError> {
     let Upstream { io, info } = dial(conn, endpoint, tls, Protocol::Http2).await?;
     let limits = &conn.http.shared.limits;
@@ -92,7 +93,7 @@ pub(crate) async fn http2<D: Dial>(
         }
         ended
     }));
-    Ok(H2Conn::new(sender, info, allowed))
+    Ok(H2Conn::new(sender, info, allowed, life))
 }
 
 async fn dial<D: Dial>(

@@ -4,6 +4,7 @@
 use super::{
     body::{RequestBody, Upload},
     conn::{Conn, Entrance},
+    filters,
     io::MaybeTls,
     pool::{H1Conn, Key, Stream},
 };
@@ -15,7 +16,7 @@ use crate::{
 };
 use bytes::Bytes;
 use futures_util::future::Either;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, request::Parts};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, request::Parts};
 use hyper::{body::Incoming, client::conn::TrySendError, upgrade::OnUpgrade};
 use std::{pin::Pin, rc::Rc, sync::Arc, time::Instant};
 use tokio::{sync::oneshot, time::Sleep};
@@ -59,11 +60,21 @@ impl<Io> Lease<Io> {
         }
     }
 
+    /// The request that was sent was not looked at. `unsent`: it never left.
+    pub(crate) fn refused(&self, unsent: bool) {
+        if let Self::H2(stream) = self {
+            stream.0.refused(unsent);
+        }
+    }
+
     /// Sends a request.
     pub(crate) fn send(
         &mut self,
-        request: Request<RequestBody>,
+        mut request: Request<RequestBody>,
     ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<Io> {
+        if !self.is_h2() {
+            filters::frame_h1(&mut request);
+        }
         match self {
             Self::H1(_, h1) => Either::Left(h1.sender.try_send_request(request)),
             Self::H2(stream) => Either::Right(stream.0.sender.clone().try_send_request(request)),
@@ -79,6 +90,8 @@ pub(crate) struct Exchange<D: Dial> {
     /// What the client asked, for telemetry, when somebody wants it.
     head: Option<RequestHead>,
     span: RequestSpan,
+    /// Of an HTTP/2 client.
+    is_stream: bool,
     _active: ActiveRequest,
     /// Content is gRPC: errors are told in its way.
     pub(crate) grpc: bool,
@@ -101,6 +114,8 @@ pub(crate) struct Exchange<D: Dial> {
     pub(crate) tries: u32,
     /// Tries that were reset before an answer.
     pub(crate) resets: u32,
+    /// Tries that the peer has not looked at.
+    pub(crate) refusals: u32,
 
     pub(crate) code: u16,
     pub(crate) grpc_status: Option<u16>,
@@ -159,6 +174,7 @@ impl<D: Dial> Exchange<D> {
             trace,
             head,
             span,
+            is_stream: parts.version == Version::HTTP_2,
             _active: telemetry.request_started(conn.direction()),
             grpc: is_grpc(&parts.headers),
             origin: None,
@@ -172,6 +188,7 @@ impl<D: Dial> Exchange<D> {
             attempt: Attempt::new(started),
             tries: 0,
             resets: 0,
+            refusals: 0,
             code: 0,
             grpc_status: None,
             reason: None,
@@ -185,6 +202,11 @@ impl<D: Dial> Exchange<D> {
     pub(crate) fn inject_trace(&mut self, headers: &mut HeaderMap) {
         self.attempt.span = self.conn.http.telemetry.try_span(&self.span);
         self.attempt.span.inject(&self.trace, headers);
+    }
+
+    /// Tries that a peer may have looked at.
+    pub(crate) const fn counted(&self) -> u32 {
+        self.tries - self.refusals
     }
 
     /// A try has failed; the next one starts from nothing.
@@ -279,6 +301,9 @@ impl<D: Dial> Drop for Exchange<D> {
         self.end_try_span(Some(self.code), self.reason);
         let span = std::mem::take(&mut self.span);
         self.conn.http.telemetry.finish(&self.record(), span);
+        if self.is_stream {
+            self.conn.stream_ended(self.started.elapsed(), self.reason == Some(Reason::ClientGone));
+        }
         self.conn.active.set(self.conn.active.get() - 1);
         self.conn.reads_done.set(self.conn.reads.get());
     }

@@ -4,11 +4,12 @@
 use super::{conn::Conn, exchange::Exchange, route};
 use crate::{dial::Dial, error::Reason};
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version,
+    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version,
     header::{self, CONNECTION, FORWARDED, HOST, LOCATION, ORIGIN, TE, TRANSFER_ENCODING, UPGRADE},
     request::Parts,
     uri::{Authority, PathAndQuery, Scheme, Uri},
 };
+use http_body::Body;
 use weft_core::{
     config::{FilterChain, HttpRule},
     filter,
@@ -73,9 +74,9 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
             .iter()
-            .filter_map(|v| v.to_str().ok())
-            .flat_map(|v| v.split(','))
-            .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+            // As bytes: one octet that is not ASCII must not hide the names next to it.
+            .flat_map(|v| v.as_bytes().split(|b| *b == b','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
             // These frame or address the message: nobody may have them removed (request smuggling, host confusion).
             .filter(|name| ![HOST, header::CONTENT_LENGTH, TRANSFER_ENCODING].contains(name))
             .collect();
@@ -236,6 +237,19 @@ pub(crate) fn for_h1(parts: &mut Parts, fallback_host: impl FnOnce() -> Option<H
     parts.version = Version::HTTP_11;
 }
 
+/// Says how long a body is whose end nobody knows yet, whatever the method (RFC 9112 §6.3): hyper takes it that GET and HEAD
+/// have none, and would send none.
+pub(crate) fn frame_h1<B: Body>(request: &mut Request<B>) {
+    let body = request.body();
+    if body.is_end_stream()
+        || body.size_hint().exact().is_some()
+        || request.headers().contains_key(header::CONTENT_LENGTH)
+    {
+        return;
+    }
+    request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+}
+
 /// Shapes a request for an HTTP/2 upstream: `:scheme`, `:authority`, no `Host`.
 pub(crate) fn for_h2(parts: &mut Parts, tls: bool) {
     let authority = match parts.uri.authority() {
@@ -243,6 +257,8 @@ pub(crate) fn for_h2(parts: &mut Parts, tls: bool) {
         None => parts.headers.get(HOST).and_then(|h| Authority::try_from(h.as_bytes()).ok()),
     };
     parts.headers.remove(HOST);
+    // Of a try over HTTP/1.1.
+    parts.headers.remove(TRANSFER_ENCODING);
     let mut uri = http::uri::Parts::default();
     uri.path_and_query = parts.uri.path_and_query().cloned().or(Some(PathAndQuery::from_static("/")));
     if authority.is_some() {

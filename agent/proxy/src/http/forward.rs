@@ -2,7 +2,7 @@
 //! answer on.
 
 use super::{
-    body::RequestBody,
+    body::{REFUSED_BYTES_MAX, REPLAY_BYTES_MAX, RequestBody},
     conn::{Conn, Upgraded},
     connect::{self, Protocol},
     exchange::{Exchange, Lease},
@@ -83,15 +83,24 @@ struct Failure {
 
 async fn forward<D: Dial>(
     mut exchange: Box<Exchange<D>>,
-    plan: Plan,
+    mut plan: Plan,
     mut parts: Parts,
     body: Incoming,
 ) -> Response<ResponseBody<D>> {
     let (body, upload) = RequestBody::new(body);
     exchange.upload = upload;
+    if let Some(upload) = &exchange.upload {
+        upload.filter_trailers(plan.trailers.take());
+    }
     parts.extensions.clear();
-    if let (Some(upload), true) = (&exchange.upload, retry_policy(&exchange).is_some()) {
-        upload.remember();
+    let memory = match (retry_policy(&exchange), plan.way.protocol) {
+        (Some(_), _) => Some(REPLAY_BYTES_MAX),
+        // An HTTP/2 peer may say that it did not look at a request.
+        (None, Protocol::Http2) => Some(REFUSED_BYTES_MAX),
+        (None, Protocol::Http1) => None,
+    };
+    if let (Some(upload), Some(bytes_max)) = (&exchange.upload, memory) {
+        upload.remember(bytes_max);
     }
     if !plan.mirrors.is_empty() {
         mirror::start(&exchange, &plan.mirrors, &parts);
@@ -109,13 +118,16 @@ async fn forward<D: Dial>(
             in_flight.blamed(&failure.error, fault, Instant::now());
         }
         exchange.resets += u32::from(failure.outcome == Outcome::Reset);
+        exchange.refusals += u32::from(failure.outcome == Outcome::Refused);
         let decision = next(&exchange, &plan, &failure, repeat, &tried);
         exchange.try_failed(failure.error.reason, failure.code);
         let (Decision::Retry { after }, Some((parts, body))) = (decision, failure.again) else {
             return respond::failure(exchange, &failure.error);
         };
         exchange.conn.http.telemetry.count(Counter::Retries);
-        tried.extend(exchange.attempt.endpoint().map(|e| e.addr));
+        if failure.outcome != Outcome::Refused {
+            tried.extend(exchange.attempt.endpoint().map(|e| e.addr));
+        }
         if !after.is_zero() {
             tokio::time::sleep(after).await;
         }
@@ -156,8 +168,8 @@ fn next<D: Dial>(
         return Decision::Stop;
     }
     // Where nobody else is, a silent one would only be waited for again, and whoever was not reached twice is not there.
-    let asked_all = retry_policy(exchange).is_none() && exchange.tries > 1;
-    if failure.outcome == Outcome::Silent || asked_all {
+    let asked_all = retry_policy(exchange).is_none() && exchange.counted() > 1;
+    if failure.outcome == Outcome::Silent || (asked_all && failure.outcome != Outcome::Refused) {
         let at = exchange.attempt.endpoint().map(|e| e.addr);
         if !at.is_some_and(|at| may_turn(exchange, &plan.backend, at, tried)) {
             return Decision::Stop;
@@ -169,6 +181,7 @@ fn next<D: Dial>(
         replayable: failure.again.is_some(),
         repeat,
         resets: exchange.resets,
+        refusals: exchange.refusals,
         remaining: plan.deadlines.remaining(Instant::now()),
         draw: exchange.conn.http.draw(),
     };
@@ -190,7 +203,7 @@ async fn send<D: Dial>(
         return Err(Failure { outcome: Outcome::Reset, error, code: None, again: None }.into());
     };
     let retries = retry_policy(exchange).map_or(0, |r| r.attempts);
-    exchange.spare = (exchange.tries <= retries).then(|| outgoing.parts.clone());
+    exchange.spare = (exchange.counted() <= retries).then(|| outgoing.parts.clone());
     let deadline = plan.deadlines.of_try(now);
     let mut sleep = deadline.map(|d| Box::pin(tokio::time::sleep_until(d.at.into())));
     let sent = {
@@ -284,7 +297,8 @@ async fn send_to<D: Dial>(
     // A kept connection may have gone stale, a server or a node have ended, an HTTP/2 peer may refuse a stream: all may be sent
     // again.
     let safe = matches!(body, RequestBody::Empty) && (repeat.is_idempotent() || (!kept && lease.is_h2()));
-    if exchange.spare.is_none() && safe && has_tries(retry_policy(exchange), exchange.tries) {
+    let again = lease.is_h2() || (safe && has_tries(retry_policy(exchange), exchange.counted()));
+    if exchange.spare.is_none() && again {
         exchange.spare = Some(parts.clone());
     }
     if let (true, Lease::H1(_, h1)) = (plan.upgrade, &lease) {
@@ -299,7 +313,12 @@ async fn send_to<D: Dial>(
     }
     match sent {
         Some(Ok(response)) => finish_try(exchange, plan, response, repeat),
-        Some(Err(failed)) => Err(broken(exchange, failed, kept).into()),
+        Some(Err(failed)) => {
+            if let (true, Some(upload)) = (refused(failed.error()), &exchange.upload) {
+                upload.given_back().await;
+            }
+            Err(broken(exchange, failed, kept).into())
+        }
         None => {
             let error =
                 error(Reason::PeerSilent, format!("no sign of life from the node of {}", endpoint.addr));
@@ -331,7 +350,7 @@ fn may_turn<D: Dial>(
 ) -> bool {
     let http = &exchange.conn.http;
     let config = http.shared.config.load();
-    has_tries(retry_policy(exchange), exchange.tries)
+    has_tries(retry_policy(exchange), exchange.counted())
         && config.endpoints.get(&backend.key).is_some_and(|set| {
             let (share, client) = (exchange.conn.share.key(), exchange.conn.peer.ip());
             let choice = Choice { backend, set, share, client, tried };
@@ -403,7 +422,7 @@ async fn lease_new<D: Dial>(
             H2Turn::Wait(dialing) => dialing.done().await?,
             H2Turn::Dial(turn) => {
                 telemetry.count(Counter::PoolMissHttp);
-                return match connect::http2(conn, endpoint, way.tls.as_deref()).await {
+                return match connect::http2(conn, endpoint, way.tls.as_deref(), conn.pool.life(&key)).await {
                     Ok(new) => Ok(conn.pool.add_h2(&conn.share, key, &new)),
                     Err(error) => {
                         turn.fail(&error);
@@ -463,6 +482,9 @@ fn broken<D: Dial>(
     };
     let outcome = if unsent.is_some() || refused(cause) {
         // Not a byte of it was sent, or the peer says that it did not look at it.
+        if let Some(lease) = &exchange.attempt.lease {
+            lease.refused(unsent.is_some());
+        }
         Outcome::Refused
     } else if kept && !cause.is_parse() {
         Outcome::Stale

@@ -1,8 +1,8 @@
 //! Byte streams: one that may be TLS, and one with bytes that were read too early.
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     io,
     pin::Pin,
     rc::Rc,
@@ -139,27 +139,89 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Prefixed<Io> {
     }
 }
 
-/// A stream that counts its reads, so that a watchdog can tell a slow request head from an idle connection.
+/// Bytes of a client's that may be read before anybody has asked for them, while one looks whether it is still there.
+const AHEAD_MAX: usize = 64;
+
+/// A client's stream under HTTP/1.1. It counts reads and writes, so that a watchdog can tell a slow request head from an
+/// idle connection; and it can be looked at while hyper, which has a whole request, reads nothing: [`Watch`].
 pub(crate) struct Watched<Io> {
-    /// The stream.
-    pub(crate) io: Io,
+    stream: Rc<RefCell<Ahead<Io>>>,
     reads: Rc<Cell<u64>>,
+    writes: Rc<Cell<u64>>,
+}
+
+/// Looks at a [`Watched`] stream from outside.
+pub(crate) struct Watch<Io>(Rc<RefCell<Ahead<Io>>>);
+
+/// A stream, and what was read of it too early.
+struct Ahead<Io> {
+    io: Io,
+    read: BytesMut,
+    ended: bool,
+}
+
+/// What became of a client that waits for an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Client {
+    /// It is there, as far as is known.
+    There,
+    /// It has said that it sends nothing more. It may well read (RFC 9112 §9.6), or be gone: TCP has one word for both.
+    HalfClosed,
+    /// Its connection is broken.
+    Gone,
 }
 
 impl<Io> Watched<Io> {
-    /// Counts into `reads`.
-    pub(crate) const fn new(io: Io, reads: Rc<Cell<u64>>) -> Self {
-        Self { io, reads }
+    /// Counts reads and writes.
+    pub(crate) fn new(io: Io, reads: Rc<Cell<u64>>, writes: Rc<Cell<u64>>) -> (Self, Watch<Io>) {
+        let stream = Rc::new(RefCell::new(Ahead { io, read: BytesMut::new(), ended: false }));
+        (Self { stream: Rc::clone(&stream), reads, writes }, Watch(stream))
+    }
+}
+
+impl<Io> Watch<Io> {
+    /// The stream, and what was read of it but not asked for. `None` while the [`Watched`] lives.
+    pub(crate) fn into_parts(self) -> Option<(Bytes, Io)> {
+        let Ahead { io, read, .. } = Rc::into_inner(self.0)?.into_inner();
+        Some((read.freeze(), io))
+    }
+}
+
+impl<Io: AsyncRead + Unpin> Watch<Io> {
+    /// Looks whether the client is still there, and registers for its going. What it sends meanwhile is kept, up to
+    /// [`AHEAD_MAX`] bytes; beyond that nothing is known until somebody reads.
+    pub(crate) fn look(&self, cx: &mut Context<'_>) -> Client {
+        let mut ahead = self.0.borrow_mut();
+        while !ahead.ended && ahead.read.is_empty() {
+            let mut space = [0; AHEAD_MAX];
+            let mut buf = ReadBuf::new(&mut space);
+            match Pin::new(&mut ahead.io).poll_read(cx, &mut buf) {
+                Poll::Pending => break,
+                Poll::Ready(Err(_)) => return Client::Gone,
+                Poll::Ready(Ok(())) => {
+                    ahead.ended = buf.filled().is_empty();
+                    ahead.read.extend_from_slice(buf.filled());
+                    // Whoever waits for a request's body has been overtaken, and must look again.
+                    cx.waker().wake_by_ref();
+                }
+            }
+        }
+        if ahead.ended { Client::HalfClosed } else { Client::There }
     }
 }
 
 impl<Io: AsyncRead + Unpin> AsyncRead for Watched<Io> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut ahead = self.stream.borrow_mut();
+        let read = if !ahead.read.is_empty() {
+            let n = ahead.read.len().min(buf.remaining());
+            buf.put_slice(&ahead.read.split_to(n));
+            Poll::Ready(Ok(()))
+        } else if ahead.ended {
+            Poll::Ready(Ok(()))
+        } else {
+            Pin::new(&mut ahead.io).poll_read(cx, buf)
+        };
         if read.is_ready() {
             self.reads.set(self.reads.get() + 1);
         }
@@ -167,28 +229,39 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Watched<Io> {
     }
 }
 
+impl<Io: AsyncWrite + Unpin> Watched<Io> {
+    fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.writes.set(self.writes.get() + 1);
+        }
+        written
+    }
+}
+
 impl<Io: AsyncWrite + Unpin> AsyncWrite for Watched<Io> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream.borrow_mut().io).poll_write(cx, buf);
+        self.wrote(written)
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream.borrow_mut().io).poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream.borrow_mut().io).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.stream.borrow_mut().io).poll_write_vectored(cx, bufs);
+        self.wrote(written)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        self.stream.borrow().io.is_write_vectored()
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{
     backend_tls::BackendTlsClient,
+    body::TrailerRules,
     conn::{Conn, Entrance},
     connect::Protocol,
     exchange::Exchange,
@@ -16,8 +17,11 @@ use crate::{
 use http::{HeaderValue, Method, Response, StatusCode, Version, request::Parts};
 use std::{rc::Rc, sync::Arc};
 use weft_core::{
-    config::{Action, AppProtocol, Backend, Config, FailReason, HttpBackend, HttpRule, MirrorTarget},
+    config::{
+        Action, AppProtocol, Backend, Config, FailReason, FilterChain, HttpBackend, HttpRule, MirrorTarget,
+    },
     filter,
+    message::{self, Refusal},
     model::{RouteKind, Timeouts},
     timing::Deadlines,
 };
@@ -29,6 +33,8 @@ pub(crate) struct Plan {
     /// The client asks for another protocol.
     pub(crate) upgrade: bool,
     pub(crate) mirrors: Vec<Arc<MirrorTarget>>,
+    /// What a rule and its backendRef do with headers, where a rule was found: trailers must not undo it.
+    pub(crate) trailers: Option<TrailerRules>,
     pub(crate) deadlines: Deadlines,
 }
 
@@ -48,20 +54,35 @@ pub(crate) enum Step {
 
 /// Decides, and brings the head into the shape that the backend gets.
 pub(crate) fn plan<D: Dial>(exchange: &mut Exchange<D>, parts: &mut Parts) -> Result<Step, ProxyError> {
-    if parts.method == Method::CONNECT || !route::well_formed(parts) {
-        return Err(error(Reason::BadRequest, "CONNECT, or not exactly one Host"));
-    }
-    route::resolve_dots(parts);
     let conn = Rc::clone(&exchange.conn);
+    let at_gateway = matches!(conn.entrance, Entrance::Gateway(_));
+    if parts.method == Method::CONNECT {
+        return Err(error(Reason::BadRequest, "CONNECT"));
+    }
+    message::check(parts).map_err(|why| refused(&conn, why))?;
+    if at_gateway {
+        message::check_authority(parts).map_err(|why| refused(&conn, why))?;
+    }
     let config = conn.http.shared.config.load();
     let client = &conn.source.workload.pod.namespace;
-    let (found, frontend) =
+    let (place, frontend) =
         route::find(&config, &conn.entrance, client, parts).map_err(|reason| error(reason, ""))?;
     exchange.frontend = frontend.cloned();
+    if place.reads() && !at_gateway {
+        message::check_authority(parts).map_err(|why| refused(&conn, why))?;
+    } else if !route::well_formed(parts) {
+        return Err(refused(&conn, Refusal::Authority));
+    }
     let upgrade = exchange.tunnel.is_some() || filters::wants_upgrade(parts);
     filters::normalize(parts, upgrade);
+    let (found, path) = place.select(parts)?;
+    if let Some(path) = path
+        && !route::replace_path(parts, path)
+    {
+        return Ok(Step::Answer(uri_too_long(exchange, Reason::BadRequest)));
+    }
     filters::forwarded(&conn, parts);
-    let mut mirrors = Vec::new();
+    let (mut mirrors, mut trailers) = (Vec::new(), None);
     let (backend, timeouts) = match found {
         Found::Service(backend) => (Arc::clone(backend), Timeouts::default()),
         Found::Opaque(rule) => {
@@ -75,6 +96,8 @@ pub(crate) fn plan<D: Dial>(exchange: &mut Exchange<D>, parts: &mut Parts) -> Re
                 Applied::Answer(response) => return Ok(Step::Answer(response)),
                 Applied::To(target) => {
                     mirrors = copies(&conn, rule, target);
+                    let of = |filters: &FilterChain| filters.request_headers.clone();
+                    trailers = Some(TrailerRules([of(&rule.filters), of(&target.filters)]));
                     (Arc::clone(target.target.as_ref().map_err(|e| invalid(*e))?), rule.timeouts)
                 }
             }
@@ -85,7 +108,7 @@ pub(crate) fn plan<D: Dial>(exchange: &mut Exchange<D>, parts: &mut Parts) -> Re
     let protocol = if upgrade { Protocol::Http1 } else { speak(&backend, kind, exchange, parts.version) };
     let way = Way { protocol, tls: tls(&config, &conn, &backend)? };
     let deadlines = Deadlines::start(&timeouts, exchange.started);
-    Ok(Step::Forward(Plan { backend, way, upgrade, mirrors, deadlines }))
+    Ok(Step::Forward(Plan { backend, way, upgrade, mirrors, trailers, deadlines }))
 }
 
 enum Applied<'r> {
@@ -119,13 +142,26 @@ fn apply<'r, D: Dial>(
     Ok(Applied::To(target))
 }
 
-/// The rewritten target is no valid URI any more: the client's was too long already.
+/// What makes a message ambiguous makes its connection so: nobody knows where the next one begins.
+fn refused<D: Dial>(conn: &Conn<D>, why: Refusal) -> ProxyError {
+    if matches!(why, Refusal::Length | Refusal::Coding) {
+        conn.closing.set(true);
+    }
+    let reason = if why == Refusal::Coding { Reason::UnknownCoding } else { Reason::BadRequest };
+    error(reason, why.to_string())
+}
+
 fn too_long<'r, D: Dial>(exchange: &mut Exchange<D>, reason: Reason) -> Applied<'r> {
+    Applied::Answer(uri_too_long(exchange, reason))
+}
+
+/// The rewritten target is no valid URI any more: the client's was too long already.
+fn uri_too_long<D: Dial>(exchange: &mut Exchange<D>, reason: Reason) -> Response<()> {
     exchange.reason = Some(reason);
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::URI_TOO_LONG;
     response.headers_mut().insert(REASON_HEADER, HeaderValue::from_static(reason.as_str()));
-    Applied::Answer(response)
+    response
 }
 
 fn invalid(reason: FailReason) -> ProxyError {

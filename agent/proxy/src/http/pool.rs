@@ -34,6 +34,11 @@ const STREAMS_MAX: usize = 100;
 /// may be slow, which costs one more connection, or gone, which nothing else would say: see [`super::connect::http2`].
 const SILENT_MAX: Duration = Duration::from_secs(5);
 
+/// Requests that one HTTP/2 connection carries at most: half of the stream ids that there are (RFC 9113 §5.1.1).
+const LIFE_MAX: u64 = 1 << 29;
+/// No server is taken to want a new connection more often than after so many requests.
+const LIFE_MIN: u64 = 16;
+
 /// What a kept connection is good for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
@@ -73,6 +78,11 @@ pub(crate) struct H2Conn {
     /// How many streams the peer allows now; kept up to date by the connection's task.
     pub(crate) streams_allowed: Rc<Cell<usize>>,
     streams: Cell<usize>,
+    /// Streams that have been opened, but for those that the peer has not looked at.
+    served: Cell<u64>,
+    /// Whether the peer has said of any that it did not look at it.
+    cut_short: Cell<bool>,
+    life: Rc<Life>,
     used: Cell<Instant>,
     /// Since when requests have been sent without an answer to any of them. A tunnel looks for signs of life by itself:
     /// always `None` there.
@@ -85,12 +95,16 @@ impl H2Conn {
         sender: http2::SendRequest<RequestBody>,
         info: UpstreamInfo,
         streams_allowed: Rc<Cell<usize>>,
+        life: Rc<Life>,
     ) -> Rc<Self> {
         Rc::new(Self {
             sender,
             info,
             streams_allowed,
             streams: Cell::new(0),
+            served: Cell::new(0),
+            cut_short: Cell::new(false),
+            life,
             used: Cell::new(Instant::now()),
             unanswered: Cell::default(),
         })
@@ -101,16 +115,63 @@ impl H2Conn {
         self.unanswered.set(None);
     }
 
+    /// A request was not looked at: the connection is at its end, or its peer too busy.
+    pub(crate) fn refused(&self, unsent: bool) {
+        self.served.set(self.served.get().saturating_sub(1));
+        if !unsent {
+            self.cut_short.set(true);
+        }
+    }
+
+    /// Near its end: a server that takes so many requests on a connection would refuse the next.
+    fn is_spent(&self) -> bool {
+        self.served.get() >= self.life.streams()
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_spent() && self.streams.get() == 0
+    }
+
     fn is_silent(&self) -> bool {
         self.unanswered.get().is_some_and(|since| since.elapsed() > SILENT_MAX)
     }
 
     fn has_room(&self) -> bool {
-        self.streams.get() < self.streams_allowed.get().clamp(1, STREAMS_MAX)
+        self.streams.get() < self.streams_allowed.get().clamp(1, STREAMS_MAX) && !self.is_spent()
     }
 
     fn is_idle_since(&self, before: Instant) -> bool {
         self.streams.get() == 0 && self.used.get() < before
+    }
+}
+
+impl Drop for H2Conn {
+    fn drop(&mut self) {
+        if self.cut_short.get() {
+            self.life.ended_after(self.served.get());
+        }
+    }
+}
+
+/// How many requests a server takes on one HTTP/2 connection, learned from those that it has cut short: nginx ends each after
+/// `keepalive_requests`. A server that is stopped does so too, at any number; what two connections in a row have in common
+/// is a setting.
+#[derive(Debug, Default)]
+pub(crate) struct Life {
+    last: Cell<Option<u64>>,
+    settled: Cell<Option<u64>>,
+}
+
+impl Life {
+    fn ended_after(&self, streams: u64) {
+        let again = self.last.replace(Some(streams)) == Some(streams);
+        if again && streams >= LIFE_MIN {
+            self.settled.set(Some(streams));
+        }
+    }
+
+    fn streams(&self) -> u64 {
+        self.settled.get().unwrap_or(LIFE_MAX)
     }
 }
 
@@ -120,6 +181,7 @@ pub(crate) struct Stream(pub(crate) Rc<H2Conn>);
 impl Stream {
     fn open(conn: &Rc<H2Conn>) -> Self {
         conn.streams.set(conn.streams.get() + 1);
+        conn.served.set(conn.served.get() + 1);
         if conn.info.tunnel.is_none() && conn.unanswered.get().is_none() {
             conn.unanswered.set(Some(Instant::now()));
         }
@@ -153,6 +215,7 @@ struct Shared {
     conns: Vec<Rc<H2Conn>>,
     /// A connection that is being made, for all who wait for it.
     dialing: Option<Rc<Dialing>>,
+    life: Rc<Life>,
 }
 
 /// A connection in the making.
@@ -267,7 +330,7 @@ impl<Io: 'static> Pool<Io> {
     pub(crate) fn h2(&self, key: &Key, endpoint: &Endpoint) -> H2Turn {
         let mut h2 = self.h2.borrow_mut();
         let shared = h2.entry(*key).or_default();
-        shared.conns.retain(|c| !c.sender.is_closed() && fits(&c.info, endpoint));
+        shared.conns.retain(|c| !c.sender.is_closed() && fits(&c.info, endpoint) && !c.is_over());
         let fit = shared.conns.iter().filter(|c| c.has_room() && !c.is_silent());
         if let Some(conn) = fit.max_by_key(|c| c.streams.get()) {
             return H2Turn::Stream(Stream::open(conn));
@@ -281,6 +344,11 @@ impl<Io: 'static> Pool<Io> {
         let dialing = Rc::new(Dialing::default());
         shared.dialing = Some(Rc::clone(&dialing));
         H2Turn::Dial(DialTurn(dialing))
+    }
+
+    /// How long connections to an endpoint live.
+    pub(crate) fn life(&self, key: &Key) -> Rc<Life> {
+        Rc::clone(&self.h2.borrow_mut().entry(*key).or_default().life)
     }
 
     /// Adds a new connection and opens its first stream.

@@ -20,7 +20,11 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 pub(crate) fn error(reason: Reason, detail: impl Into<String>) -> ProxyError {
     let blame = match reason {
         Reason::NoRoute | Reason::Invalid(_) | Reason::NoEndpoint | Reason::NoLocalEndpoint => Blame::Config,
-        Reason::BadRequest | Reason::ClientGone | Reason::Misdirected | Reason::Denied => Blame::Downstream,
+        Reason::BadRequest
+        | Reason::UnknownCoding
+        | Reason::ClientGone
+        | Reason::Misdirected
+        | Reason::Denied => Blame::Downstream,
         Reason::Limit | Reason::NoCertificate | Reason::Draining => Blame::Agent,
         _ => Blame::Upstream,
     };
@@ -90,6 +94,7 @@ const fn status(reason: Reason) -> StatusCode {
         Reason::UpstreamReset | Reason::UpstreamProtocol => StatusCode::BAD_GATEWAY,
         Reason::Timeout | Reason::PeerSilent => StatusCode::GATEWAY_TIMEOUT,
         Reason::BadRequest | Reason::ClientGone => StatusCode::BAD_REQUEST,
+        Reason::UnknownCoding => StatusCode::NOT_IMPLEMENTED,
         Reason::Misdirected => StatusCode::MISDIRECTED_REQUEST,
         Reason::Denied => StatusCode::FORBIDDEN,
         _ => StatusCode::SERVICE_UNAVAILABLE,
@@ -99,7 +104,7 @@ const fn status(reason: Reason) -> StatusCode {
 /// The codes of gRPC's own mapping from HTTP, but for what it would call UNKNOWN (grpc/doc/http-grpc-status-mapping.md).
 const fn grpc_code(reason: Reason) -> u16 {
     match reason {
-        Reason::NoRoute => 12,
+        Reason::NoRoute | Reason::UnknownCoding => 12,
         Reason::Timeout => 4,
         Reason::BadRequest => 13,
         Reason::ClientGone => 1,
@@ -132,6 +137,7 @@ const fn say(reason: Reason) -> &'static str {
         Reason::PeerSilent => "the endpoint's node went silent before it answered",
         Reason::Timeout => "the route's timeout passed",
         Reason::BadRequest => "the request is not valid HTTP",
+        Reason::UnknownCoding => "the request has a transfer coding other than chunked",
         Reason::ClientGone => "the client went away",
         Reason::Misdirected => "this connection was made for another host",
         Reason::Denied => "denied",

@@ -1,15 +1,19 @@
 //! From a request's head to the rule that serves it. Pure: a Config and a head in, a reference or a reason out.
 
-use super::conn::{Entrance, GatewayEntrance};
-use crate::error::Reason;
-use http::{HeaderMap, Uri, Version, header, request::Parts, uri::PathAndQuery};
+use super::{
+    conn::{Entrance, GatewayEntrance},
+    respond::error,
+};
+use crate::error::{ProxyError, Reason};
+use http::{Uri, Version, header, request::Parts, uri::PathAndQuery};
 use std::{borrow::Cow, net::SocketAddr, sync::Arc};
 use weft_core::{
     config::{
         Backend, Config, Frontend, HttpListener, HttpRule, L4Rule, MeshRoutes, PortConfig, TlsListener,
         Transport,
     },
-    matching::{HostMap, RequestHead, RouteTable, host_of, normal_path},
+    matching::{HostMap, RequestHead, RouteTable, host_of},
+    message::{PathRules, normal_path},
 };
 
 /// What serves a request.
@@ -31,7 +35,7 @@ pub(crate) fn authority(parts: &Parts) -> Option<&str> {
     }
 }
 
-/// RFC 9112 §3.2: exactly one `Host` in HTTP/1.1, at most one in 1.0, and it is text.
+/// What is asked of a request that nobody reads (RFC 9112 §3.2): exactly one `Host` in HTTP/1.1, at most one in 1.0, and it is text.
 pub(crate) fn well_formed(parts: &Parts) -> bool {
     let mut hosts = parts.headers.get_all(header::HOST).iter();
     match (hosts.next(), hosts.next()) {
@@ -41,53 +45,71 @@ pub(crate) fn well_formed(parts: &Parts) -> bool {
     }
 }
 
-/// Resolves dot segments, so that what is matched is what the backend sees.
-pub(crate) fn resolve_dots(parts: &mut Parts) {
-    let Cow::Owned(mut path) = normal_path(parts.uri.path()) else { return };
+/// What a request's connection leads to, before anything but its authority is looked at.
+pub(crate) enum Place<'c> {
+    /// Rules, and what is done with paths before they are asked.
+    Rules(&'c RouteTable<Arc<HttpRule>>, PathRules),
+    /// No rule: see [`Found`].
+    Plain(Found<'c>),
+}
+
+impl<'c> Place<'c> {
+    /// Whether anybody reads the request, so that it must have one reading only.
+    pub(crate) const fn reads(&self) -> bool {
+        matches!(self, Self::Rules(..))
+    }
+
+    /// The rule that serves the request, and the path in the form in which it was matched, if that is not the form in
+    /// which it came.
+    pub(crate) fn select(self, parts: &Parts) -> Result<(Found<'c>, Option<String>), ProxyError> {
+        let (table, rules) = match self {
+            Self::Plain(found) => return Ok((found, None)),
+            Self::Rules(table, rules) => (table, rules),
+        };
+        let path = if table.reads_paths() || !rules.is_default() {
+            normal_path(parts.uri.path(), &rules).map_err(|e| error(Reason::BadRequest, e.to_string()))?
+        } else {
+            Cow::Borrowed(parts.uri.path())
+        };
+        let authority = authority(parts);
+        let host = authority.map(host_of).filter(|h| !h.is_empty());
+        let head = RequestHead {
+            host: host.as_deref(),
+            authority,
+            method: &parts.method,
+            path: &path,
+            query: parts.uri.query(),
+            headers: &parts.headers,
+        };
+        let selected = table.select(&head).ok_or_else(|| error(Reason::NoRoute, ""))?;
+        let found = Found::Rule(&selected.entry.policy, selected.prefix());
+        Ok((found, if let Cow::Owned(path) = path { Some(path) } else { None }))
+    }
+}
+
+/// Forwards the path that was matched, and no other. `false`: with it, the target is too long.
+#[must_use]
+pub(crate) fn replace_path(parts: &mut Parts, mut path: String) -> bool {
     if let Some(query) = parts.uri.query() {
         path.push('?');
         path.push_str(query);
     }
     let mut uri = parts.uri.clone().into_parts();
-    uri.path_and_query = PathAndQuery::try_from(path).ok();
-    if let Ok(uri) = Uri::from_parts(uri) {
-        parts.uri = uri;
-    }
+    let Ok(target) = PathAndQuery::try_from(path) else { return false };
+    uri.path_and_query = Some(target);
+    Uri::from_parts(uri).map(|uri| parts.uri = uri).is_ok()
 }
 
-/// Finds what serves the request. `client` is the namespace of the client's pod.
+/// Finds whose rules are asked. `client` is the namespace of the client's pod.
 pub(crate) fn find<'c>(
     config: &'c Config,
     entrance: &Entrance,
     client: &str,
     parts: &Parts,
-) -> Result<(Found<'c>, Option<&'c Arc<Frontend>>), Reason> {
-    let host = authority(parts).map(host_of).filter(|h| !h.is_empty());
-    let head = Request { host: host.as_deref(), uri: &parts.uri, headers: &parts.headers, parts };
+) -> Result<(Place<'c>, Option<&'c Arc<Frontend>>), Reason> {
     match entrance {
-        Entrance::Mesh { frontend } => mesh(config, *frontend, client, &head),
-        Entrance::Gateway(gateway) => Ok((self::gateway(config, gateway, &head)?, None)),
-    }
-}
-
-struct Request<'a> {
-    host: Option<&'a str>,
-    uri: &'a Uri,
-    headers: &'a HeaderMap,
-    parts: &'a Parts,
-}
-
-impl Request<'_> {
-    fn select<'c>(&self, table: &'c RouteTable<Arc<HttpRule>>) -> Result<Found<'c>, Reason> {
-        let head = RequestHead {
-            host: self.host,
-            method: &self.parts.method,
-            path: self.uri.path(),
-            query: self.uri.query(),
-            headers: self.headers,
-        };
-        let selected = table.select(&head).ok_or(Reason::NoRoute)?;
-        Ok(Found::Rule(&selected.entry.policy, selected.prefix()))
+        Entrance::Mesh { frontend } => mesh(config, *frontend, client),
+        Entrance::Gateway(gateway) => Ok((self::gateway(config, gateway, parts)?, None)),
     }
 }
 
@@ -95,31 +117,28 @@ fn mesh<'c>(
     config: &'c Config,
     frontend: SocketAddr,
     client: &str,
-    request: &Request<'_>,
-) -> Result<(Found<'c>, Option<&'c Arc<Frontend>>), Reason> {
+) -> Result<(Place<'c>, Option<&'c Arc<Frontend>>), Reason> {
     // The Service was deleted while the connection stayed: nothing is behind its address any more.
     let frontend = config.frontends.get(&frontend).ok_or(Reason::NoEndpoint)?;
-    let found = match frontend.routes_for(client) {
-        None | Some(MeshRoutes::Tls(_)) => Found::Service(&frontend.default),
-        Some(MeshRoutes::Tcp(rule)) => Found::Opaque(rule),
-        Some(MeshRoutes::Http(table)) => request.select(table)?,
+    let place = match frontend.routes_for(client) {
+        None | Some(MeshRoutes::Tls(_)) => Place::Plain(Found::Service(&frontend.default)),
+        Some(MeshRoutes::Tcp(rule)) => Place::Plain(Found::Opaque(rule)),
+        Some(MeshRoutes::Http(table)) => Place::Rules(table, PathRules::default()),
     };
-    Ok((found, Some(frontend)))
+    Ok((place, Some(frontend)))
 }
 
-fn gateway<'c>(
-    config: &'c Config,
-    entrance: &GatewayEntrance,
-    request: &Request<'_>,
-) -> Result<Found<'c>, Reason> {
+fn gateway<'c>(config: &'c Config, entrance: &GatewayEntrance, parts: &Parts) -> Result<Place<'c>, Reason> {
+    let host = authority(parts).map(host_of).filter(|h| !h.is_empty());
+    let host = host.as_deref();
     let gateway = config.gateways.get(&entrance.gateway).ok_or(Reason::NoRoute)?;
     let listener = match (gateway.ports.get(&(entrance.port, Transport::Tcp)), &entrance.tls) {
-        (Some(PortConfig::Http(hosts)), None) => hosts.get(request.host).ok_or(Reason::NoRoute)?,
-        (Some(PortConfig::Tls(hosts)), Some(tls)) => https(hosts, tls.sni.as_deref(), request)?,
+        (Some(PortConfig::Http(hosts)), None) => hosts.get(host).ok_or(Reason::NoRoute)?,
+        (Some(PortConfig::Tls(hosts)), Some(tls)) => https(hosts, tls.sni.as_deref(), (host, parts.version))?,
         // The port has changed its protocol while the connection stayed.
         _ => return Err(Reason::NoRoute),
     };
-    request.select(&listener.table)
+    Ok(Place::Rules(&listener.table, gateway.parameters.paths))
 }
 
 /// The listener of a request inside TLS: the one that the handshake chose. A host of another listener is never served
@@ -127,17 +146,17 @@ fn gateway<'c>(
 fn https<'c>(
     hosts: &'c HostMap<Arc<TlsListener>>,
     sni: Option<&str>,
-    request: &Request<'_>,
+    (host, version): (Option<&str>, Version),
 ) -> Result<&'c Arc<HttpListener>, Reason> {
     let of = |host: Option<&str>| match hosts.get(host).map(|l| &**l) {
         Some(TlsListener::Https { http, .. }) => Some(http),
         _ => None,
     };
-    let owner = of(request.host);
+    let owner = of(host);
     match (of(sni), owner) {
         (Some(by_sni), Some(owner)) if Arc::ptr_eq(by_sni, owner) => Ok(owner),
         // Only an HTTP/2 client reuses connections for other hosts, and knows what to do about 421.
-        (_, Some(_)) if request.parts.version == Version::HTTP_2 => Err(Reason::Misdirected),
+        (_, Some(_)) if version == Version::HTTP_2 => Err(Reason::Misdirected),
         _ => Err(Reason::NoRoute),
     }
 }

@@ -3,7 +3,7 @@
 use super::{
     conn::{Conn, Entrance, HttpConn},
     forward::handle,
-    io::{Prefixed, Watched},
+    io::{Client, Prefixed, Watched},
     upgrade,
 };
 use crate::{context::Limits, dial::Dial, drain::Drain};
@@ -39,6 +39,12 @@ use tokio::{
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// A client's connection may lie idle this long.
 const IDLE_MAX: Duration = Duration::from_secs(600);
+/// A client that has ended its side and takes no byte of its answer is waited for this long: as long as the kernel keeps the
+/// state of a socket that nobody holds any more (`tcp_fin_timeout`). To TCP, a client that reads on and one that has given
+/// up are the same, and a server that answers nothing must not gather the requests of all who have given up.
+const HALF_CLOSED_MAX: Duration = Duration::from_secs(60);
+/// How long a client that floods us has for an orderly end.
+const FLOOD_MAX: Duration = Duration::from_secs(1);
 /// Receive window of one stream: what an upstream that does not read may hold here.
 const STREAM_WINDOW: u32 = 1 << 20;
 /// Receive window of a connection: several streams' worth, so that one that nobody reads does not stop the others.
@@ -141,16 +147,26 @@ where
         })
     };
     let limits = &conn.http.shared.limits;
+    let (io, watch) = Watched::new(io, Rc::clone(&conn.reads), Rc::clone(&conn.writes));
     let mut http = http1::Builder::new()
+        // Who sends a request and then FIN is answered (RFC 9112 §9.6).
+        .half_close(true)
         .max_headers(limits.headers_max)
         .max_header_size(limits.head_bytes_max)
         // The watchdog looks after slow heads: hyper's timer costs an allocation for each request.
         .header_read_timeout(None)
-        .serve_connection(TokioIo::new(Watched::new(io, Rc::clone(&conn.reads))), service);
+        .serve_connection(TokioIo::new(io), service);
     let mut ending = Ending::new(&conn, true);
     let ended = poll_fn(|cx| {
         if let Poll::Ready(ended) = Pin::new(&mut http).poll(cx) {
             return Poll::Ready(ended.is_ok());
+        }
+        if conn.active.get() > 0 {
+            match watch.look(cx) {
+                Client::There => {}
+                Client::HalfClosed => conn.half_closed.set(true),
+                Client::Gone => return Poll::Ready(false),
+            }
         }
         match ending.poll(&conn, cx) {
             Poll::Ready(End::Soon) => {
@@ -165,8 +181,10 @@ where
     .await;
     let upgraded = conn.upgraded.borrow_mut().take();
     if let (Some(upgraded), true) = (upgraded, ended) {
-        let parts = http.into_parts();
-        upgrade::relay(Prefixed::new(parts.read_buf, parts.io.into_inner().io), upgraded).await;
+        let read = http.into_parts().read_buf;
+        if let Some((ahead, io)) = watch.into_parts() {
+            upgrade::relay(Prefixed::new(read, Prefixed::new(ahead, io)), upgraded).await;
+        }
     }
 }
 
@@ -201,6 +219,9 @@ where
     poll_fn(|cx| {
         if http.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
+        }
+        if conn.flooded.get() {
+            ending.flooded();
         }
         match ending.poll(&conn, cx) {
             Poll::Ready(End::Soon) => {
@@ -243,8 +264,12 @@ enum Stage {
     Serving,
     /// HTTP/1.1: one more request is waited for.
     Lingering,
+    /// Its client floods us.
+    Flooded,
     /// Ends at the next boundary of a message.
     Ending,
+    /// Ends at the next boundary of a message, if that comes soon.
+    EndingFlood,
     /// Ended.
     Over,
 }
@@ -263,6 +288,8 @@ struct Ending {
     http1: bool,
     /// At the last tick, a head was due or had begun.
     partial: bool,
+    /// How long a client that has ended its side has taken nothing, and its writes at the last tick.
+    deaf: (Duration, u64),
 }
 
 impl Ending {
@@ -278,6 +305,16 @@ impl Ending {
             begun: 0,
             http1,
             partial: false,
+            deaf: (Duration::ZERO, 0),
+        }
+    }
+
+    /// The connection must end soon: its client floods us. A client that does not take part in an orderly end has a second.
+    fn flooded(&mut self) {
+        if self.stage == Stage::Serving {
+            self.stage = Stage::Flooded;
+            self.next = Box::pin(std::future::ready(()));
+            self.nudge.due.store(true, Ordering::Release);
         }
     }
 
@@ -317,7 +354,11 @@ impl Ending {
                     end = Some(End::Soon);
                     Stage::Ending
                 }
-                Stage::Ending | Stage::Over => {
+                Stage::Flooded => {
+                    end = Some(End::Soon);
+                    Stage::EndingFlood
+                }
+                Stage::Ending | Stage::EndingFlood | Stage::Over => {
                     end = Some(End::Now);
                     Stage::Over
                 }
@@ -334,7 +375,7 @@ impl Ending {
         self.begun = begun;
         if busy {
             (self.idle, self.partial) = (Duration::ZERO, false);
-            return None;
+            return self.is_deaf(conn).then_some(End::Now);
         }
         self.idle += self.tick;
         let partial = self.http1 && (begun == 0 || conn.reads.get() > conn.reads_done.get());
@@ -344,6 +385,16 @@ impl Ending {
         self.partial = partial;
         (self.idle >= IDLE_MAX).then_some(End::Soon)
     }
+
+    /// Whether the client has ended its side, and has taken nothing for too long.
+    fn is_deaf<D: Dial>(&mut self, conn: &Conn<D>) -> bool {
+        let writes = conn.writes.get();
+        let (silent, before) = self.deaf;
+        let silent =
+            if conn.half_closed.get() && writes == before { silent + self.tick } else { Duration::ZERO };
+        self.deaf = (silent, writes);
+        silent >= HALF_CLOSED_MAX
+    }
 }
 
 /// Waits for the step of the drain that ends `stage`.
@@ -351,6 +402,7 @@ async fn after(stage: Stage, drain: Drain) {
     match stage {
         Stage::Serving => drain.draining().await,
         Stage::Lingering => drain.lingered().await,
-        Stage::Ending | Stage::Over => drain.expired().await,
+        Stage::EndingFlood => sleep(FLOOD_MAX).await,
+        Stage::Flooded | Stage::Ending | Stage::Over => drain.expired().await,
     }
 }

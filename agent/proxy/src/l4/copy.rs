@@ -53,6 +53,8 @@ pub enum End {
     Quiet,
     /// The drain's deadline passed; both were reset.
     Expired,
+    /// It is not admitted any more; both were reset.
+    Revoked,
 }
 
 /// Copies until both directions have ended. `early` was read from the downstream before; what waits to be written
@@ -61,7 +63,18 @@ pub async fn bidirectional<D: Pipe, U: Pipe>(
     downstream: D,
     upstream: U,
     early: Bytes,
+    of_share: (&Drain, &Rc<Buffers>),
+) -> Copied {
+    bidirectional_while(downstream, upstream, early, of_share, std::future::pending()).await
+}
+
+/// The same, until `revoked` completes: then both sides are reset, whatever is under way.
+pub async fn bidirectional_while<D: Pipe, U: Pipe>(
+    downstream: D,
+    upstream: U,
+    early: Bytes,
     (drain, buffers): (&Drain, &Rc<Buffers>),
+    revoked: impl Future<Output = ()>,
 ) -> Copied {
     let mut up = Flow::new(buffers);
     let mut talk = Talk::default();
@@ -72,6 +85,7 @@ pub async fn bidirectional<D: Pipe, U: Pipe>(
     let copied = tokio::select! {
         biased;
         end = poll_fn(|cx| both.poll(cx)) => Ok(end),
+        () = revoked => Ok(End::Revoked),
         () = drain.draining() => Err(()),
     };
     let end = match copied {

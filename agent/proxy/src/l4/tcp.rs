@@ -236,6 +236,7 @@ impl Ended {
             End::Downstream(_) => Some(Reason::ClientGone),
             End::Upstream(_) => Some(Reason::UpstreamReset),
             End::Quiet | End::Expired => Some(Reason::Draining),
+            End::Revoked => Some(Reason::Denied),
         };
     }
 

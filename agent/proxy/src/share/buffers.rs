@@ -5,22 +5,25 @@
 //! are small ([`crate::l4::pipe::READ_MIN`]). Nobody waits for the budget: one whose peers do not read at all must not
 //! stop its other connections.
 
-use std::{cell::Cell, rc::Rc};
+use super::memory::Account;
+use std::{cell::Cell, rc::Rc, sync::Arc};
 
 /// The budget of one share.
 #[derive(Debug)]
 pub struct Buffers {
     max: usize,
     held: Cell<usize>,
+    /// Of the workload; none in tests of a connection alone.
+    account: Option<Arc<Account>>,
     peak: Cell<usize>,
     squeezed: Cell<u64>,
 }
 
 impl Buffers {
-    /// A budget of `max` bytes.
+    /// A budget of `max` bytes, which count in the workload's `account`.
     #[must_use]
-    pub fn new(max: usize) -> Rc<Self> {
-        Rc::new(Self { max, held: Cell::new(0), peak: Cell::new(0), squeezed: Cell::new(0) })
+    pub fn new(max: usize, account: Option<Arc<Account>>) -> Rc<Self> {
+        Rc::new(Self { max, held: Cell::new(0), account, peak: Cell::new(0), squeezed: Cell::new(0) })
     }
 
     /// Bytes held now.
@@ -65,6 +68,13 @@ impl Held {
     /// It holds `bytes` from now on.
     pub(crate) fn set(&mut self, bytes: usize) {
         let Self { buffers, bytes: before } = self;
+        if bytes == *before {
+            return;
+        }
+        if let Some(account) = &buffers.account {
+            account.take(bytes as u64);
+            account.give(*before as u64);
+        }
         let held = buffers.held.get() - *before + bytes;
         buffers.held.set(held);
         buffers.peak.set(buffers.peak.get().max(held));

@@ -182,7 +182,11 @@ impl<'a> Line<'a> {
         if let Some(identity) = identity {
             self.display(names[0], identity);
         }
-        if let Some(workload) = workload {
+        let Some(workload) = workload else { return };
+        if side == "source" && identity.is_none() {
+            // Nobody proved it: another field, so that no query takes it for who it was.
+            self.display("source_by_address", &workload.pod);
+        } else {
             self.text(names[1], &workload.pod.namespace);
             self.text(names[2], &workload.pod.name);
             self.text(names[3], &workload.app);

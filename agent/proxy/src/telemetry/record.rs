@@ -89,6 +89,11 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
         .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
 }
 
+/// The identity of who is served here. Of who calls a pod in clear only the address is known, and anybody may have it.
+fn own(direction: Direction, source: Option<&Arc<Workload>>) -> Option<&SpiffeId> {
+    source.filter(|_| direction != Direction::Inbound).map(|workload| &workload.identity)
+}
+
 /// A request that is over. Given once to [`super::WorkerTelemetry::finish`].
 #[derive(Clone, Copy, Debug)]
 pub struct RequestRecord<'a> {
@@ -106,7 +111,7 @@ pub struct RequestRecord<'a> {
     pub client: Option<SocketAddr>,
     /// The pod that asks, if it is one.
     pub source: Option<&'a Arc<Workload>>,
-    /// The client's verified identity; the source's own when left out.
+    /// The client's identity by its certificate. When left out, that of a source which this agent serves.
     pub source_identity: Option<&'a SpiffeId>,
     /// The rule that matched.
     pub rule: Option<&'a Arc<HttpRule>>,
@@ -159,9 +164,10 @@ impl<'a> RequestRecord<'a> {
         }
     }
 
-    /// The client's identity, verified or its own agent's knowledge.
+    /// The client's identity, as far as it is proved: by a certificate, or because it is a pod or Gateway of this agent, whose
+    /// certificate it holds.
     pub(super) fn client_identity(&self) -> Option<&'a SpiffeId> {
-        self.source_identity.or_else(|| self.source.map(|w| &w.identity))
+        self.source_identity.or_else(|| own(self.direction, self.source))
     }
 
     /// Whether this went wrong on our side or behind us: always logged, whatever the sampling.
@@ -185,9 +191,10 @@ pub struct ConnectionRecord<'a> {
     pub protocol: &'static str,
     /// The other end.
     pub peer: SocketAddr,
-    /// The pod that connected, if it is one.
+    /// The pod that connected, if it is one. Of a caller in clear ([`Direction::Inbound`] without an identity): the pod that is
+    /// known to have its address.
     pub source: Option<&'a Arc<Workload>>,
-    /// Its verified identity; the source's own when left out.
+    /// Its identity by its certificate. When left out, that of a source which this agent serves: not of a caller in clear.
     pub source_identity: Option<&'a SpiffeId>,
     /// The rule that took it.
     pub rule: Option<&'a RuleId>,
@@ -236,8 +243,9 @@ impl<'a> ConnectionRecord<'a> {
         }
     }
 
-    /// The client's identity, verified or its own agent's knowledge.
+    /// The client's identity, as far as it is proved: by a certificate, or because it is a pod or Gateway of this agent, whose
+    /// certificate it holds.
     pub(super) fn client_identity(&self) -> Option<&'a SpiffeId> {
-        self.source_identity.or_else(|| self.source.map(|w| &w.identity))
+        self.source_identity.or_else(|| own(self.direction, self.source))
     }
 }

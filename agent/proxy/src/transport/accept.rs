@@ -33,10 +33,15 @@ use std::{
 };
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
+use weft_certs::Bond;
 use weft_core::{budget, model::SpiffeId};
 
 /// The bytes of a tunnel.
 type TlsIo = Metered<TlsStream<Metered<Socket>>>;
+
+/// What is known of a tunnel once its client has shown its certificate: how it is spoken, who it is, how long it takes new
+/// streams.
+type Proved = (Connection<TlsIo, Bytes>, Rc<SpiffeId>, Bond);
 
 /// Streams that a peer may have open on one tunnel. Our own clients use 100, ztunnel's too.
 const STREAMS_MAX: u32 = 200;
@@ -62,23 +67,23 @@ async fn serve_tunnel(conn: Accepted, dialled: Option<SocketAddr>) -> Result<(),
         None => io.local_addr().map(canonical).map_err(|e| tunnel::broken(peer, &e))?.ip(),
     };
     let port = dialled.map(|to| to.port());
-    let (mut connection, client, _guard) = Box::pin(prove(&worker, &local, io, peer, guard)).await?;
+    let ((mut connection, client, bond), _guard) = Box::pin(prove(&worker, &local, io, peer, guard)).await?;
     worker.telemetry.count(Counter::HandshakeTunnelServerOk);
     let _open = worker.telemetry.tunnel_opened(TunnelSide::Server);
     let own = Rc::new(local.source.workload.identity.clone());
-    let context = Rc::new(Tunnel { worker, local, client, own, peer, address, port });
+    let context = Rc::new(Tunnel { worker, local, client, own, bond, peer, address, port });
     accept_streams(&mut connection, &context).await;
     Ok(())
 }
 
-/// The client's handshakes, TLS and HTTP/2: from here on it is known who it is, and it counts as a connection to the pod.
+/// The client's handshakes, TLS and HTTP/2: from here on it is known who it is, and it counts as a tunnel to the pod.
 async fn prove(
     worker: &Worker,
     local: &LocalWorkload,
     io: TcpStream,
     peer: SocketAddr,
     guard: ConnectionGuard,
-) -> Result<(Connection<TlsIo, Bytes>, Rc<SpiffeId>, ConnectionGuard), ProxyError> {
+) -> Result<(Proved, ConnectionGuard), ProxyError> {
     let (place, displaced) = local.unproved.enter(peer.ip());
     if displaced.is_some() {
         worker.reached(&budget::CONNECTIONS_UNPROVED, Tenant::from(&local.source.share));
@@ -91,7 +96,7 @@ async fn prove(
         worker.reached(&budget::TUNNELS_IN, Tenant::from(&local.source.share));
         return Err(limit("too many tunnels to this pod"));
     };
-    Ok((proved.0, proved.1, guard))
+    Ok((proved, guard))
 }
 
 fn limit(detail: &str) -> ProxyError {
@@ -108,16 +113,16 @@ async fn handshakes(
     local: &LocalWorkload,
     io: TcpStream,
     peer: SocketAddr,
-) -> Result<(Connection<TlsIo, Bytes>, Rc<SpiffeId>), ProxyError> {
+) -> Result<Proved, ProxyError> {
     let source = &local.source;
     let identity = source.identity.as_ref().ok_or_else(|| tls::no_certificate(&source.workload.identity))?;
-    let (tls, client) = tls::accept(worker, identity, io, &local.share).await?;
+    let (tls, client, bond) = tls::accept(worker, identity, io, &local.share).await?;
     let handshake = http2().handshake::<_, Bytes>(Metered(tls));
     let deadline = Duration::from_millis(worker.shared.limits.handshake_timeout_ms);
     let connection = tokio::time::timeout(deadline, handshake).await;
     let connection =
         connection.map_err(|e| tunnel::broken(peer, &e))?.map_err(|e| tunnel::broken(peer, &e))?;
-    Ok((connection, client))
+    Ok((connection, client, bond))
 }
 
 /// How a tunnel's HTTP/2 is spoken.
@@ -141,6 +146,8 @@ struct Tunnel {
     client: Rc<SpiffeId>,
     /// Who the client verified us to be.
     own: Rc<SpiffeId>,
+    /// How long it takes new streams.
+    bond: Bond,
     peer: SocketAddr,
     /// The pod's address that it came to.
     address: IpAddr,
@@ -155,10 +162,14 @@ where
     let drain = context.local.share.drain();
     let lost = tunnel::peer_lost(connection.ping_pong());
     tokio::pin!(lost);
-    let mut going_away = false;
+    let over = context.bond.ended(Duration::ZERO);
+    tokio::pin!(over);
+    let (mut going_away, mut is_over) = (false, false);
     loop {
         tokio::select! {
             accepted = connection.accept() => match accepted {
+                // Asked for before our GOAWAY was read: a new tunnel, if there can be one, takes it.
+                Some(Ok((_, mut respond))) if is_over => answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE),
                 Some(Ok((request, respond))) => {
                     context.local.share.spawn(serve_stream(context.clone(), request, respond));
                 }
@@ -172,6 +183,10 @@ where
                 // GOAWAY: the peer opens its next streams on a new tunnel, those of this one go on.
                 connection.graceful_shutdown();
                 going_away = true;
+            }
+            () = &mut over, if !is_over => {
+                connection.graceful_shutdown();
+                (going_away, is_over) = (true, true);
             }
             () = drain.expired() => return,
             () = &mut lost => return,
@@ -200,6 +215,10 @@ async fn serve_connect(
     mut respond: SendResponse<Bytes>,
     ended: &mut Ended,
 ) {
+    if !context.worker.has_room(&context.local) {
+        ended.reason = Some(Reason::Limit);
+        return answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE);
+    }
     let Some(_guard) = context.local.share.admit(Kind::In) else {
         context.worker.reached(&budget::CONNECTIONS_IN, Tenant::from(&context.local.source.share));
         ended.reason = Some(Reason::Limit);

@@ -263,6 +263,9 @@ impl Tunnels {
     }
 }
 
+/// A tunnel takes no new streams from this long before one of its certificates ends: the other end refuses them then.
+const BEFORE_END: Duration = Duration::from_secs(5);
+
 /// Opens a tunnel for `entry` and drives it until it ends.
 async fn open(
     worker: Rc<Worker>,
@@ -336,7 +339,7 @@ async fn establish(
     // Before the turn: endpoints that do not answer at all must not keep the pod from the others. Where the application's
     // port is refused or a NetworkPolicy drops it, 15008 is not tried: that would be a way around the policy.
     let first = tcp(key.way).await?;
-    let (tls, came) = match key.way {
+    let ((tls, bond), came) = match key.way {
         Way::Hbone => (shake(Way::Hbone, first).await?, Way::Hbone),
         Way::Application(_) => {
             let again = async || shake(key.way, tcp(key.way).await?).await;
@@ -350,7 +353,8 @@ async fn establish(
         tracing::debug!(to = %to(key.way), "its agent takes tunnels on 15008 only");
     }
     let identity = Rc::new(key.identity.clone());
-    Tunnel::establish(Metered(tls), identity, node).await.map_err(|error| broken(to(came), &error))
+    let over = async move { bond.ended(BEFORE_END).await };
+    Tunnel::establish(Metered(tls), identity, node, over).await.map_err(|error| broken(to(came), &error))
 }
 
 fn slow(key: &TunnelKey, deadline: Duration) -> ProxyError {

@@ -11,7 +11,7 @@ use rustls_pki_types::ServerName;
 use std::{net::IpAddr, rc::Rc, time::Duration};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
-use weft_certs::{Alpn, HandshakeFailure, IdentityHandle, PeerSet, peer_identity};
+use weft_certs::{Alpn, Bond, HandshakeFailure, IdentityHandle, PeerSet, Unbound, peer_identity};
 use weft_core::model::SpiffeId;
 
 /// What TLS may hold unsent: large enough that one write of the tunnel becomes one batch of records.
@@ -38,7 +38,7 @@ pub async fn connect(
     source: &Source,
     expected: Expected<'_>,
     io: TcpStream,
-) -> Result<client::TlsStream<Metered<Socket>>, ProxyError> {
+) -> Result<(client::TlsStream<Metered<Socket>>, Bond), ProxyError> {
     let peers = PeerSet::one(expected.identity.clone());
     let config = source.identity.as_ref().and_then(|identity| identity.client_config(&peers, expected.alpn));
     let config = config.ok_or_else(|| no_certificate(&source.workload.identity))?;
@@ -48,7 +48,10 @@ pub async fn connect(
     let mut stream =
         timed(handshake, &worker.shared.limits).await?.map_err(|error| failed(Blame::Upstream, &error))?;
     stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
-    Ok(stream)
+    let identity = source.identity.as_ref().ok_or_else(|| no_certificate(&source.workload.identity))?;
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let bond = identity.bond(chain).map_err(|error| ended(Blame::Upstream, &error))?;
+    Ok((stream, bond))
 }
 
 /// Accepts as `identity`; gives the connection and who is at the other end.
@@ -60,7 +63,7 @@ pub async fn accept(
     identity: &IdentityHandle,
     io: TcpStream,
     share: &Rc<Share>,
-) -> Result<(server::TlsStream<Metered<Socket>>, Rc<SpiffeId>), ProxyError> {
+) -> Result<(server::TlsStream<Metered<Socket>>, Rc<SpiffeId>, Bond), ProxyError> {
     let config = identity.server_config().ok_or_else(|| no_certificate(identity.identity()))?;
     let accepting = async {
         // A connection that says nothing needs no turn.
@@ -81,7 +84,9 @@ pub async fn accept(
                 detail: "the client's certificate carries no SPIFFE identity".to_owned(),
             }
         })?;
-    Ok((stream, Rc::new(peer)))
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let bond = identity.bond(chain).map_err(|error| ended(Blame::Downstream, &error))?;
+    Ok((stream, Rc::new(peer), bond))
 }
 
 /// Bounds a handshake.
@@ -107,6 +112,11 @@ fn failed(blame: Blame, error: &std::io::Error) -> ProxyError {
         retry: Retryable::Yes,
         detail: HandshakeFailure::from_io(error).to_string(),
     }
+}
+
+/// A handshake that resumed a session of certificates that are not good any more. The next one resumes nothing.
+fn ended(blame: Blame, error: &Unbound) -> ProxyError {
+    ProxyError { reason: Reason::PeerIdentity, blame, retry: Retryable::Yes, detail: error.to_string() }
 }
 
 /// The identity that was needed has no certificate yet.

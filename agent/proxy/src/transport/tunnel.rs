@@ -85,7 +85,8 @@ pub enum OpenError {
 
 impl Tunnel {
     /// Speaks HTTP/2 on a verified connection. Gives the tunnel and the future that drives it, which the caller
-    /// must run until it ends. `node` is told whether its tunnels answer.
+    /// must run until it ends. `node` is told whether its tunnels answer. With `over` it takes no new streams; those it has
+    /// go on.
     ///
     /// # Errors
     /// When the connection fails or the peer does not speak HTTP/2.
@@ -93,6 +94,7 @@ impl Tunnel {
         io: IO,
         identity: Rc<SpiffeId>,
         node: Option<Rc<Node>>,
+        over: impl Future<Output = ()> + 'static,
     ) -> Result<(Rc<Self>, impl Future<Output = ()> + 'static), h2::Error>
     where
         IO: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -126,7 +128,7 @@ impl Tunnel {
                 // What has come in is read before its absence is judged.
                 biased;
                 end = connection => end.err().map(|error| error.to_string()),
-                () = keep_alive(ping, &kept, node.as_deref()) => Some("no answer to PING".to_owned()),
+                () = keep_alive(ping, &kept, node.as_deref(), over) => Some("no answer to PING".to_owned()),
             };
             kept.retire();
             if let Some(error) = end {
@@ -273,8 +275,13 @@ pub(crate) fn broken(peer: SocketAddr, error: &dyn std::error::Error) -> ProxyEr
     }
 }
 
-/// Returns when the peer no longer answers. Retires a tunnel that is not used.
-async fn keep_alive(ping: Option<PingPong>, tunnel: &Tunnel, node: Option<&Node>) {
+/// Returns when the peer no longer answers. Retires a tunnel that is not used, or whose certificates are `over`.
+async fn keep_alive(
+    ping: Option<PingPong>,
+    tunnel: &Tunnel,
+    node: Option<&Node>,
+    over: impl Future<Output = ()>,
+) {
     let retire_idle = async {
         loop {
             tokio::time::sleep(PING_INTERVAL).await;
@@ -283,9 +290,15 @@ async fn keep_alive(ping: Option<PingPong>, tunnel: &Tunnel, node: Option<&Node>
             }
         }
     };
+    let retire_over = async {
+        over.await;
+        tunnel.retire();
+        std::future::pending::<()>().await;
+    };
     tokio::select! {
         () = watch(ping, &tunnel.pulse, node) => {}
         () = retire_idle => {}
+        () = retire_over => {}
     }
 }
 

@@ -79,6 +79,7 @@ fn pod(name: &str, ip: &str) -> Pod {
         node: Some("here".into()),
         host_network: false,
         captured: None,
+        proved: Vec::new(),
         tunnel: weft_core::model::TunnelPort::default(),
         finished: false,
         probes: Arc::default(),
@@ -160,7 +161,8 @@ async fn running_pods_join_and_gone_ones_are_forgotten() {
     timeout(PATIENCE, captured.wait_for(|c| !c.is_empty())).await.unwrap().unwrap();
     let found = captured.borrow().clone();
     assert_eq!(found.keys().collect::<Vec<_>>(), [&pods[0].meta.key]);
-    assert_eq!((found[&pods[0].meta.key].uid.as_str(), &found[&pods[0].meta.key].ips), ("ua", &pods[0].ips));
+    let one = &found[&pods[0].meta.key];
+    assert_eq!((one.uid.as_str(), &one.addresses), ("ua", &pods[0].ips));
     timeout(PATIENCE, missing.wait_for(|m| m.len() == 1)).await.unwrap().unwrap();
     assert_eq!(manager.records().await[0].container_id, "boxua");
 

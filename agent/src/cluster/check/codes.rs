@@ -55,6 +55,8 @@ pub(super) const CODES: &[Code] = &[
     code("WEFT-C040", "Pods are captured by a redirect, which slows down many new connections; without `nft_socket` a probe of a dead port succeeds, too", "Load the kernel modules `nft_tproxy`, `nft_socket` and `nft_fib_inet`"),
     code("WEFT-C041", "An annotation that excludes traffic has an entry that cannot be read, which is captured", "Correct the entry in the pod's template: a port from 1 to 65535, or a CIDR"),
     code("WEFT-C042", "A node's kubelet is not recognised, so that the probes of strict pods there fail", "End what holds the kubelet's port beside it, which is named; the agent needs `hostPID` and CAP_SYS_PTRACE"),
+    code("WEFT-C060", "A pod claims an address that another pod has proved to have: a kubelet that does not tell the truth, or a pod's end that was not noted", "Look at the node that is named; delete the pod"),
+    code("WEFT-C061", "Nodes have no `spec.podCIDRs`, so that pods' networks are learned, and an unknown address near a pod's is refused", "`podCidrs` of the `AgentConfig`"),
     code("WEFT-C070", "A pod or Gateway has used up a budget on a node, which refuses what is beyond it", "Look at who asks for so much; `docs/budgets.md` lists all budgets, and which setting raises one"),
 ];
 
@@ -65,7 +67,12 @@ mod tests {
 
     #[test]
     fn every_code_that_a_check_can_print_is_in_the_register_once() {
-        let sources = [include_str!("../check.rs"), include_str!("mesh.rs"), include_str!("platform.rs")];
+        let sources = [
+            include_str!("../check.rs"),
+            include_str!("mesh.rs"),
+            include_str!("platform.rs"),
+            include_str!("identity.rs"),
+        ];
         let printed: BTreeSet<&str> =
             sources.iter().flat_map(|source| source.split('"')).filter(|w| w.starts_with("WEFT-C")).collect();
         let listed: BTreeSet<&str> = CODES.iter().map(|code| code.id).collect();

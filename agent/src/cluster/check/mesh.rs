@@ -35,6 +35,7 @@ pub(super) fn installed(report: &mut Report<'_>) {
     taints(report);
     pods(report);
     policies(report);
+    identity::addresses(report);
 }
 
 fn running(report: &mut Report<'_>) {

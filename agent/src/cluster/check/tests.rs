@@ -248,6 +248,27 @@ fn each_thing_that_is_wrong_with_an_installation_has_its_finding() {
     check("WEFT-C038", Level::Warning, &policy(15008));
 }
 
+/// B1, B10: nobody was told.
+#[test]
+fn whose_an_address_is_and_where_pods_are_is_said() {
+    let mut facts = installed();
+    assert_eq!(level(&facts, Want::All, "WEFT-C060"), None);
+    let slice = |namespace: &str, workload: Value| json!({"metadata": {"namespace": namespace, "name": "weft-0"}, "workloads": [workload]});
+    facts.slices.push(slice(
+        "a",
+        json!({"name": "a", "uid": "a", "ips": ["10.1.0.1"], "provedIPs": ["10.1.0.1"], "node": "n1"}),
+    ));
+    assert_eq!(level(&facts, Want::All, "WEFT-C060"), None);
+    facts.slices.push(slice("b", json!({"name": "forged", "uid": "b", "ips": ["10.1.0.1"], "node": "n9"})));
+    assert_eq!(level(&facts, Want::All, "WEFT-C060"), Some(Level::Error));
+    assert_eq!(level(&facts, Want::All, "WEFT-C061"), None);
+    facts.nodes[0]["spec"] = json!({});
+    assert_eq!(level(&facts, Want::All, "WEFT-C061"), Some(Level::Info));
+    let settings = "apiVersion: weft.dev/v1alpha1\nkind: AgentConfig\npodCidrs: [10.244.0.0/16]\n";
+    facts.config = Some(json!({"metadata": {}, "data": {"config.yaml": settings}}));
+    assert_eq!(level(&facts, Want::All, "WEFT-C061"), None);
+}
+
 /// Only the access log said why probes of strict pods were refused.
 #[test]
 fn a_kubelet_that_is_not_recognised_is_an_error_where_pods_are_strict() {

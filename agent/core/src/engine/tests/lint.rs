@@ -103,6 +103,22 @@ fn a_parent_ref_to_nothing_is_named() {
     }
 }
 
+/// E9: no status, no Event, and a hint in the wrong direction.
+#[test]
+fn a_service_without_its_group_is_told_what_is_missing() {
+    let mut without = parent("Service cart");
+    without.kind.group = GATEWAY_GROUP.into();
+    check(
+        |w| {
+            w.service(service("shop/cart", "10.0.0.1", &[80]));
+            w.route(Route { parents: vec![without], ..http_route("shop/r", &[], vec![]) });
+        },
+        &[
+            "HTTPRoute shop/r: spec.parentRefs[0]: kind Service needs its own group beside it: add `group: \"\"`",
+        ],
+    );
+}
+
 #[test]
 fn a_parent_of_somebody_else_is_named() {
     let class = "GatewayClass \"istio\" is served by istio.io/gateway-controller, not by Weft; classes that Weft serves: \

@@ -3,6 +3,7 @@
 
 use super::world::*;
 use crate::{
+    config::{PortConfig, TlsListener, TlsTermination, Transport},
     engine::{Engine, Feedback},
     model::*,
 };
@@ -54,8 +55,12 @@ fn each_gateway_gets_what_it_may_use_and_no_more() {
         w.secret(of, key_pair(of));
     }
     w.ca("infra/clients-ca", Some(Ok(ca_bundle("clients"))));
-    let settings_of =
-        ConfigMap { meta: meta("infra/of-edge"), ca: None, parameters: Some(Ok(GatewaySettings::default())) };
+    let settings_of = ConfigMap {
+        meta: meta("infra/of-edge"),
+        ca: None,
+        broken: None,
+        parameters: Some(Ok(GatewaySettings::default())),
+    };
     w.0.config_maps.insert(key("infra/of-edge"), settings_of.into());
     w.ca("shop/backend-ca", Some(Ok(ca_bundle("backend"))));
     w.service(service("shop/web", "10.0.0.1", &[80]));
@@ -98,4 +103,78 @@ fn each_gateway_gets_what_it_may_use_and_no_more() {
     w.0.grants.clear();
     engine.apply(w.0.clone(), &Feedback::default());
     assert!(!names(engine.gateway_material(&key("infra/edge"))).contains(&"Secret other/granted".to_owned()));
+}
+
+/// D1: a renewal with another's key closed the listener: 110 of 110 requests failed.
+#[test]
+fn a_broken_renewal_leaves_the_last_good_certificate_in_use() {
+    let mut w = world();
+    let validation =
+        FrontendValidation { ca_refs: vec![object(Kind::ConfigMap, "clients-ca")], insecure_fallback: false };
+    w.gateway(Gateway {
+        frontend_tls: Some(FrontendTls { default: Some(validation), per_port: Vec::new() }),
+        ..gateway("infra/edge", vec![https("a", 443, "", "own")])
+    });
+    let mut engine = Engine::new(settings());
+    let broken = || SecretData::Invalid("tls.key does not belong to the first certificate of tls.crt".into());
+    let mut check = |w: &World, listener: &str, served: Option<(&str, &str)>, said: &[&str]| {
+        let out = Applied(engine.apply(w.0.clone(), &Feedback::default()));
+        assert_eq!(out.listener("infra/edge", "a"), listener);
+        let gateway = &out.0.config.gateways[&key("infra/edge")];
+        let serving = gateway.ports.get(&(443, Transport::Tcp)).and_then(|port| match port {
+            PortConfig::Tls(tls) => match tls.get(Some("x")).map(|l| &**l) {
+                Some(TlsListener::Https { tls, .. }) => Some(tls.clone()),
+                _ => None,
+            },
+            _ => None,
+        });
+        let names = |tls: &TlsTermination| {
+            let roots = &tls.client_ca.as_ref().expect("asks for certificates").roots;
+            (tls.certificates[0].names[0].to_string(), String::from_utf8(roots.0[0].clone()).expect("a name"))
+        };
+        let served = served.map(|(a, b)| (a.to_owned(), b.to_owned()));
+        assert_eq!(serving.map(|tls| names(&tls)), served);
+        let status = out.listeners(Kind::Gateway, "infra/edge");
+        let message = &find(&status[0].conditions, "ResolvedRefs").message;
+        assert!(said.iter().all(|word| message.contains(word)), "{message}");
+    };
+    const GOOD: &str = "Accepted ResolvedRefs Programmed";
+    const STALE: &str = "Accepted ResolvedRefs=False/InvalidCertificateRef Programmed";
+    // Never usable so far: closed.
+    w.ca("infra/clients-ca", Some(Ok(ca_bundle("ca-1"))));
+    w.secret("infra/own", broken());
+    check(&w, "Accepted ResolvedRefs=False/InvalidCertificateRef Programmed=False/Invalid", None, &[]);
+    w.secret("infra/own", key_pair("one"));
+    check(&w, GOOD, Some(("one", "ca-1")), &[]);
+    for _ in 0..2 {
+        w.secret("infra/own", broken());
+        let words = ["Secret infra/own", "does not belong", "stays in use until it is corrected"];
+        check(&w, STALE, Some(("one", "ca-1")), &words);
+    }
+    w.ca("infra/clients-ca", Some(Err("ca.crt: no PEM certificate found".into())));
+    check(&w, STALE, Some(("one", "ca-1")), &["Secret infra/own", "ConfigMap infra/clients-ca"]);
+    w.secret("infra/own", key_pair("two"));
+    w.ca("infra/clients-ca", Some(Ok(ca_bundle("ca-2"))));
+    check(&w, GOOD, Some(("two", "ca-2")), &[]);
+    // Deleted is not renewed, and one that was made anew owes nothing to the old one.
+    w.secret("infra/own", broken());
+    check(&w, STALE, Some(("two", "ca-2")), &[]);
+    w.0.secrets.remove(&key("infra/own"));
+    check(
+        &w,
+        "Accepted ResolvedRefs=False/InvalidCertificateRef Programmed=False/Invalid",
+        None,
+        &["does not exist"],
+    );
+    w.secret("infra/own", key_pair("three"));
+    check(&w, GOOD, Some(("three", "ca-2")), &[]);
+    let anew =
+        Secret { meta: Meta { uid: "another".into(), ..meta("infra/own") }, data: broken(), broken: None };
+    w.0.secrets.insert(key("infra/own"), anew.into());
+    check(
+        &w,
+        "Accepted ResolvedRefs=False/InvalidCertificateRef Programmed=False/Invalid",
+        None,
+        &["does not belong"],
+    );
 }

@@ -1,7 +1,11 @@
 //! Routes on Services.
 
-use super::world::*;
-use crate::{config::AppProtocol, model::*};
+use super::{workloads::pod, world::*};
+use crate::{
+    config::AppProtocol,
+    engine::{Engine, Feedback},
+    model::*,
+};
 
 /// Services `shop/web` (80 undeclared, 81 http, 82 tcp, 443 https; UDP 53), `shop/v1`, `shop/v2`.
 fn shop() -> World {
@@ -206,4 +210,43 @@ fn the_same_cluster_ip_twice_goes_to_the_older_service() {
     assert_eq!(w.apply().mesh("10.0.0.1:80", "shop", "/"), "default shop/web:80");
     w.0.services.remove(&key("shop/web"));
     assert_eq!(w.apply().mesh("10.0.0.1:80", "shop", "/"), "default shop/twin:80");
+}
+
+/// E9: a route on a Service said Accepted, had no effect, and not a word.
+#[test]
+fn a_route_that_no_client_can_use_yet_says_so() {
+    let mut w = shop();
+    w.route(http_route("shop/producer", WEB, vec![rule("/", &["v1"])]));
+    w.route(http_route("other/consumer", WEB, vec![rule("/", &["shop/v1"])]));
+    let mut engine = Engine::new(settings());
+    let mut check = |w: &World, producer: Option<&str>, consumer: Option<&str>| {
+        let out = Applied(engine.apply(w.0.clone(), &Feedback::default()));
+        for (route, said) in [("shop/producer", producer), ("other/consumer", consumer)] {
+            assert_eq!(out.http_route(route), "Accepted ResolvedRefs", "whoever calls");
+            let message = out.message(RouteKind::Http, route, "Accepted");
+            match said {
+                Some(words) => assert!(message.contains(words), "{route}: {message}"),
+                None => assert_eq!(message, "The route is attached.", "{route}"),
+            }
+        }
+    };
+    let nobody = Some("Gets no traffic now: no pod that could call is in the mesh yet (weft join shop).");
+    let none_of = Some(
+        "Gets no traffic now: no pod of namespace other, whose calls alone it is for, is in the mesh yet (weft join other).",
+    );
+    w.pod(pod("shop/outside", "10.1.0.9"));
+    check(&w, nobody, none_of);
+    w.namespace("infra", &[(MESH_LABEL, "enabled")]);
+    w.pod(pod("infra/curl", "10.1.0.1"));
+    check(&w, None, none_of);
+    w.namespace("other", &[(MESH_LABEL, "enabled")]);
+    w.pod(pod("other/a", "10.1.0.2"));
+    w.pod(pod("other/b", "10.1.0.3"));
+    check(&w, None, None);
+    w.0.pods.remove(&key("other/a"));
+    check(&w, None, None);
+    w.0.pods.remove(&key("other/b"));
+    check(&w, None, none_of);
+    w.0.pods.remove(&key("infra/curl"));
+    check(&w, nobody, none_of);
 }

@@ -1,7 +1,12 @@
 //! BackendTLSPolicy.
 
 use super::world::*;
-use crate::{config::BackendTls, model::*, status::ObjectStatus};
+use crate::{
+    config::BackendTls,
+    engine::{Engine, Feedback},
+    model::*,
+    status::ObjectStatus,
+};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// A policy for `"svc"` or `"svc#port name"` with one CA ConfigMap.
@@ -180,4 +185,24 @@ fn copied_connections_never_go_in_clear_where_a_policy_asks_for_tls() {
         let message = out.message(kind, "shop/copied", "Accepted");
         assert!(message.contains("Connections to backends under a BackendTLSPolicy fail"), "{message}");
     }
+}
+
+/// D1, for backends: one that is reached over TLS stays reachable.
+#[test]
+fn a_broken_ca_leaves_the_last_good_one_in_use() {
+    let mut w = shop();
+    w.policy(policy("shop/p", "web", "ca"));
+    let mut engine = Engine::new(settings());
+    let mut check = |w: &World, conditions: &str, usable: bool| {
+        let out = Applied(engine.apply(w.0.clone(), &Feedback::default()));
+        assert_eq!(ancestors(&out, "shop/p"), [conditions]);
+        assert_eq!(tls(&out, "/").is_ok_and(|tls| tls.is_some()), usable, "{conditions}");
+    };
+    check(&w, ACCEPTED, true);
+    w.ca("shop/ca", Some(Err("ca.crt: no PEM certificate found".into())));
+    check(&w, "Gateway infra/gw: Accepted ResolvedRefs=False/InvalidCACertificateRef", true);
+    w.0.config_maps.remove(&key("shop/ca"));
+    let gone =
+        "Gateway infra/gw: Accepted=False/NoValidCACertificate ResolvedRefs=False/InvalidCACertificateRef";
+    check(&w, gone, false);
 }

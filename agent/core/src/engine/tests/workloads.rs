@@ -16,6 +16,7 @@ pub(super) fn pod(name: &str, addr: &str) -> Pod {
         node: Some("n1".into()),
         host_network: false,
         captured: None,
+        proved: Vec::new(),
         tunnel: TunnelPort::default(),
         finished: false,
         probes: Arc::default(),
@@ -172,11 +173,22 @@ fn a_node_shares_its_address_with_pods_that_nobody_tells_of() {
     w.0.nodes.insert("n2".into(), Arc::new(node));
     let out = apply(&w);
     assert_eq!(endpoints(&out), ["192.0.2.9:8080 -"]);
-    assert_eq!(out.0.config.pod_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.2.0.0/24"]);
+    let nets: Vec<String> = out.0.config.pod_cidrs.iter().map(ToString::to_string).collect();
+    assert_eq!(nets, ["10.1.0.0/16", "10.2.0.0/24"]);
+    // B10: a controller that tells of pods in their node's network tells of this one too, if it is one.
+    w.pod(Pod { host_network: true, node: Some("n3".into()), ..pod("other/agent", "192.0.2.10") });
+    assert_eq!(endpoints(&apply(&w)), [""; 0], "an address that a node says is its own proves nothing");
+    w.pod(Pod { host_network: true, node: Some("n2".into()), ..pod("other/host", "192.0.2.9") });
+    assert_eq!(endpoints(&apply(&w)), ["192.0.2.9:8080 -"]);
+    w.0.pods.remove(&key("other/host"));
+    w.0.pods.remove(&key("other/agent"));
+    assert_eq!(endpoints(&apply(&w)), ["192.0.2.9:8080 -"], "a controller of the version before");
     w.0.nodes.clear();
     let out = apply(&w);
     assert_eq!(endpoints(&out), [""; 0]);
-    assert!(out.0.config.pod_cidrs.is_empty());
+    w.0.pods.remove(&key("shop/a"));
+    w.0.pods.remove(&key("shop/b"));
+    assert!(apply(&w).0.config.pod_cidrs.is_empty());
 }
 
 #[test]
@@ -208,9 +220,12 @@ fn an_address_that_moves_to_another_pod() {
     let mut engine = Engine::new(settings());
     let mut apply = |w: &World| Applied(engine.apply(w.0.clone(), &Feedback::default()));
     assert_eq!(endpoints(&apply(&w)), ["10.1.0.1:8080 shop/a"]);
-    // A newer pod has the address; the slice is behind.
+    // A newer pod has the address, and is enrolled too; the slice is behind.
     let mut taker = pod("other/taker", "10.1.0.1");
     taker.meta.created = 9;
+    w.pod(taker.clone());
+    assert_eq!(endpoints(&apply(&w)), ["10.1.0.1:8080 shop/a"], "what is told makes nothing clear");
+    taker.meta.labels = labels(&[(MESH_LABEL, "enabled")]);
     w.pod(taker);
     assert_eq!(endpoints(&apply(&w)), [""; 0], "nobody is sent to the wrong pod");
     assert_eq!(apply(&w).0.config.workloads.get(&ip("10.1.0.1")).unwrap().pod, key("other/taker"));
@@ -259,4 +274,35 @@ fn the_same_port_number_over_tcp_and_udp() {
         out.0.config.endpoints.get(&key).unwrap().ready[0].addr.port()
     };
     assert_eq!((port(Transport::Tcp), port(Transport::Udp)), (1053, 2053));
+}
+
+/// B1: a kubelet may write any `status.podIPs`. The enrolled pod's address stayed its own, and its Service keeps the endpoint.
+#[test]
+fn a_forged_pod_ip_takes_nothing_from_a_proved_one() {
+    let mut w = shop(vec![endpoint("10.1.0.1", "shop/a")]);
+    let mut engine = Engine::new(settings());
+    let mut apply = |w: &World| Applied(engine.apply(w.0.clone(), &Feedback::default()));
+    let proved =
+        |name: &str| Pod { captured: Some(true), proved: vec![ip("10.1.0.1")], ..pod(name, "10.1.0.1") };
+    w.pod(proved("shop/a"));
+    assert_eq!(endpoints(&apply(&w)), ["10.1.0.1:8080 shop/a"]);
+    let mut forged =
+        Pod { node: Some("n9".into()), captured: Some(false), ..pod("other/forged", "10.1.0.1") };
+    forged.meta.created = 9;
+    for label in ["disabled", "enabled"] {
+        forged.meta.labels = labels(&[(MESH_LABEL, label)]);
+        w.pod(forged.clone());
+        let out = apply(&w);
+        assert_eq!(endpoints(&out), ["10.1.0.1:8080 shop/a"], "{label}");
+        assert!(out.0.config.workloads.get(&ip("10.1.0.1")).unwrap().enrolled, "{label}");
+    }
+    // Its agent has let it go, and it is about to be captured again: nobody knows whose the address is.
+    w.pod(Pod { captured: Some(false), proved: Vec::new(), ..proved("shop/a") });
+    let out = apply(&w);
+    assert_eq!(endpoints(&out), [""; 0]);
+    assert!(out.0.config.workloads.get(&ip("10.1.0.1")).is_none());
+    // It is gone, and the address is free at once for the next pod with proof.
+    w.0.pods.remove(&key("shop/a"));
+    w.pod(proved("shop/next"));
+    assert_eq!(apply(&w).0.config.workloads.get(&ip("10.1.0.1")).unwrap().pod, key("shop/next"));
 }

@@ -18,6 +18,7 @@ pub(super) fn settings() -> Settings {
         default_addresses: vec!["127.0.0.1".parse().unwrap()],
         placed: false,
         node: None,
+        pod_cidrs: Vec::new(),
     }
 }
 
@@ -127,11 +128,13 @@ impl World {
     }
 
     pub(super) fn secret(&mut self, name: &str, data: SecretData) {
-        self.0.secrets.insert(key(name), Arc::new(Secret { meta: meta(name), data }));
+        self.0.secrets.insert(key(name), Arc::new(Secret { meta: meta(name), data, broken: None }));
     }
 
     pub(super) fn ca(&mut self, name: &str, ca: Option<Result<CaBundle, Str>>) {
-        self.0.config_maps.insert(key(name), Arc::new(ConfigMap { meta: meta(name), ca, parameters: None }));
+        self.0
+            .config_maps
+            .insert(key(name), Arc::new(ConfigMap { meta: meta(name), ca, broken: None, parameters: None }));
     }
 
     /// Lets `from` (kind, namespace) refer to every `to` in the namespace of `name`.
@@ -451,7 +454,7 @@ pub(super) fn mesh_answer(config: &Config, addr: &str, client: &str, path: &str)
 pub(super) fn select(table: &RouteTable<Arc<HttpRule>>, host: Option<&str>, path: &str) -> String {
     let headers = HeaderMap::new();
     let (path, query) = path.split_once('?').map_or((path, None), |(p, q)| (p, Some(q)));
-    let head = RequestHead { host, method: &Method::GET, path, query, headers: &headers };
+    let head = RequestHead { host, authority: host, method: &Method::GET, path, query, headers: &headers };
     table.select(&head).map_or_else(|| "404".to_owned(), |s| rule_text(&s.entry.policy))
 }
 

@@ -2,7 +2,7 @@
 
 use super::world::{Request, check, entry, table};
 use crate::{
-    matching::{Entry, Order, RouteTable, host_of, normal_path, split_port},
+    matching::{Entry, Order, RouteTable, host_of, split_port},
     model::ObjectKey,
 };
 
@@ -226,30 +226,5 @@ fn authorities() {
     ] {
         assert_eq!(host_of(authority), host, "{authority}");
         assert_eq!(split_port(authority).1, port, "{authority}");
-    }
-}
-
-#[test]
-fn dot_segments() {
-    for (path, wanted) in [
-        ("/a/b", "/a/b"),
-        ("/a/../b", "/b"),
-        ("/a/./b", "/a/b"),
-        ("/a/%2E%2e/b", "/b"),
-        ("/a/.%2e", "/"),
-        ("/a/b/..", "/a/"),
-        ("/a/.", "/a/"),
-        ("/../../x", "/x"),
-        ("/..", "/"),
-        ("/a//../b", "/a/b"),
-        ("/...", "/..."),
-        ("/.a/b.", "/.a/b."),
-        ("//a", "//a"),
-        ("/%2f..%2f", "/%2f..%2f"),
-        ("*", "*"),
-        ("", ""),
-    ] {
-        assert_eq!(normal_path(path), wanted, "{path}");
-        assert_eq!(normal_path(&normal_path(path)), wanted, "twice: {path}");
     }
 }

@@ -88,6 +88,7 @@ impl Request {
     pub(super) fn head(&self) -> RequestHead<'_> {
         RequestHead {
             host: self.host.as_deref(),
+            authority: self.host.as_deref(),
             method: &self.method,
             path: &self.path,
             query: self.query.as_deref(),

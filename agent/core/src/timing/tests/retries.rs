@@ -4,7 +4,7 @@ use crate::{
     model::{Retry, Timeouts},
     timing::{
         Attempt, Deadlines, Decision, Outcome, decide,
-        retry::{Repeat, UNREACHED_TRIES},
+        retry::{REFUSALS_MAX, Repeat, UNREACHED_TRIES},
     },
 };
 use http::StatusCode;
@@ -20,7 +20,17 @@ fn status(code: u16) -> Outcome {
 }
 
 fn attempt(tries: u32, outcome: Outcome) -> Attempt {
-    Attempt { tries, outcome, replayable: true, repeat: Repeat::Safe, resets: 1, remaining: None, draw: 0 }
+    let refusals = u32::from(outcome == Outcome::Refused);
+    Attempt {
+        tries,
+        outcome,
+        replayable: true,
+        repeat: Repeat::Safe,
+        resets: 1,
+        refusals,
+        remaining: None,
+        draw: 0,
+    }
 }
 
 const OUTCOMES: [Outcome; 6] = [
@@ -54,7 +64,7 @@ fn what_is_tried_again() {
     check(Some(&full), false, Repeat::Safe, &[Unreached]);
     let other = policy(1, &[502], None);
     check(Some(&other), true, Repeat::Safe, &[Unreached, Refused, Stale, Reset, TryTimeout]);
-    check(Some(&policy(0, &[503], None)), true, Repeat::Safe, &[]);
+    check(Some(&policy(0, &[503], None)), true, Repeat::No, &[Refused]);
 }
 
 #[test]
@@ -81,6 +91,19 @@ fn attempts_and_waits() {
         (Some(&policy(9, &[], Some(100))), attempt(9, Outcome::Unreached), retry(1600)), // no longer than 16 times
         (Some(&policy(99, &[], Some(100))), attempt(60, Outcome::Unreached), retry(1600)),
         (Some(&policy(1, &[], None)), attempt(1, Outcome::Unreached), retry(25)),
+    ] {
+        assert_eq!(decide(policy, &attempt), wanted, "{attempt:?}");
+    }
+    // What nobody has looked at is sent again, and counts for nothing.
+    let refused = |refusals| Attempt { refusals, ..attempt(refusals, Outcome::Refused) };
+    for (policy, attempt, wanted) in [
+        (None, refused(2), retry(0)),
+        (None, refused(3), retry(25)),
+        (Some(&policy(0, &[], None)), refused(8), retry(800)),
+        (None, refused(9), Decision::Stop),
+        (None, Attempt { refusals: 3, ..attempt(6, Outcome::Unreached) }, retry(0)),
+        (None, Attempt { refusals: 3, ..attempt(7, Outcome::Unreached) }, Decision::Stop),
+        (Some(&backoff), Attempt { refusals: 3, ..attempt(4, status(500)) }, retry(100)),
     ] {
         assert_eq!(decide(policy, &attempt), wanted, "{attempt:?}");
     }
@@ -111,21 +134,24 @@ proptest! {
         let start = Instant::now();
         let limit = timeout.map(Duration::from_millis);
         let deadlines = Deadlines::start(&Timeouts { request: limit, backend_request: None }, start);
-        let (mut now, mut made, mut resets) = (start, 0, 0);
+        let (mut now, mut made, mut resets, mut refusals) = (start, 0, 0, 0);
         for (outcome, took, draw) in tries {
             made += 1;
             now += Duration::from_millis(took);
             let remaining = deadlines.remaining(now);
             resets += u32::from(outcome == Outcome::Reset);
-            let attempt =
-                Attempt { tries: made, outcome, replayable: true, repeat: Repeat::Safe, resets, remaining, draw };
+            refusals += u32::from(outcome == Outcome::Refused);
+            let attempt = Attempt {
+                tries: made, outcome, replayable: true, repeat: Repeat::Safe, resets, refusals, remaining, draw,
+            };
             let Decision::Retry { after } = decide(policy, &attempt) else { break };
-            if let Some(policy) = policy {
+            if let (Some(policy), true) = (policy, outcome != Outcome::Refused) {
                 prop_assert!(after >= policy.backoff.unwrap_or_default(), "not before the configured minimum");
             }
             now += after;
             prop_assert!(limit.is_none_or(|l| now < start + l), "a try must begin before the deadline");
         }
-        prop_assert!(made <= policy.map_or(UNREACHED_TRIES, |p| 1 + p.attempts));
+        prop_assert!(made - refusals <= policy.map_or(UNREACHED_TRIES, |p| 1 + p.attempts));
+        prop_assert!(refusals <= REFUSALS_MAX + 1);
     }
 }

@@ -2,7 +2,11 @@
 
 use super::super::parameters::read_text;
 use crate::{convert, yaml};
-use weft_core::model::GatewaySettings;
+use std::time::Duration;
+use weft_core::{
+    message::PathAction,
+    model::{GatewayParameters, GatewaySettings, ProxyProtocol},
+};
 
 /// The settings as text, or what is wrong.
 fn line(settings: &Result<GatewaySettings, weft_core::model::Str>) -> String {
@@ -52,8 +56,47 @@ fn fields_are_read() {
 }
 
 #[test]
+fn settings_for_clients_are_read() {
+    let spec = "{paths: {repeatedSlashes: Normalize, escapedSlashes: Reject}, streamIdleTimeout: 0s, udpSessionTimeout: 90s, \
+                clients: {trustedProxies: [192.0.2.0/24, 198.51.100.7], proxyProtocol: Required, traceContext: Trust}}";
+    let settings = read_text(spec).expect("right");
+    let paths = settings.paths.expect("paths");
+    assert_eq!((paths.repeated_slashes, paths.escaped_slashes), (PathAction::Normalize, PathAction::Reject));
+    assert_eq!((paths.backslashes, paths.parameters), (PathAction::Keep, PathAction::Keep));
+    assert_eq!(settings.stream_idle, Some(Duration::ZERO));
+    assert_eq!(settings.udp_session, Some(Duration::from_secs(90)));
+    let clients = settings.clients.as_ref().expect("clients");
+    assert_eq!((clients.proxy_protocol, clients.trust_trace), (ProxyProtocol::Required, true));
+    for (peer, trusted) in
+        [("192.0.2.9", true), ("198.51.100.7", true), ("198.51.100.8", false), ("::ffff:192.0.2.1", true)]
+    {
+        assert_eq!(clients.trusts(peer.parse().expect("an address")), trusted, "{peer}");
+    }
+    let all = GatewayParameters::new(None, Some(&settings)).expect("complete");
+    assert_eq!((all.stream_idle, all.udp_session), (None, Duration::from_secs(90)));
+}
+
+#[test]
 fn faults_name_the_field() {
     for (spec, want) in [
+        (
+            "{paths: {backslashes: Drop}}",
+            "paths.backslashes: \"Drop\" is no action; write Keep, Normalize or Reject",
+        ),
+        (
+            "{streamIdleTimeout: 5 minutes}",
+            "streamIdleTimeout: \"5 minutes\" is no duration; write one such as 30s, 5m or 1h30m",
+        ),
+        (
+            "{udpSessionTimeout: 0s}",
+            "udpSessionTimeout: \"0s\" is no time to live; write a duration of a second or more such as 2m",
+        ),
+        (
+            "{clients: {trustedProxies: [lb], proxyProtocol: Maybe, traceContext: Always}}",
+            "clients.proxyProtocol: \"Maybe\" is no such choice; write Off or Required. clients.traceContext: \"Always\" is \
+             no such choice; write Sample or Trust. clients.trustedProxies[0]: \"lb\" is no network; write a CIDR such as \
+             192.0.2.0/24",
+        ),
         (
             "{addressMode: Nowhere}",
             "addressMode: \"Nowhere\" is no mode; write LoadBalancer, AddressPool or HostPort",

@@ -74,9 +74,16 @@ fn placements_follow_the_mode() {
     let taken = "AddressNotUsable port 80 of node n1 is taken";
     let wanted = "addresses: [{value: 192.0.2.8}]";
     let missed = "AddressNotUsable the load balancer did not give 192.0.2.8 (spec.addresses)";
+    // E12: it names the Service that waits, and both ways out with an example that is there.
+    let waits = "AddressNotAssigned Service infra/web-weft waits for the cluster's load balancer, which has given it no \
+                 address. Where there is none, set addressMode to HostPort or AddressPool in a WeftGatewayConfig that the \
+                 Gateway names in spec.infrastructure.parametersRef (example: manifests/examples/addresses/addresses.yaml)";
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../../manifests/examples/addresses/addresses.yaml");
+    let example = std::fs::read_to_string(example).unwrap();
+    assert!(["HostPort", "AddressPool"].iter().all(|mode| example.contains(&format!("addressMode: {mode}"))));
     for (case, annotations, spec, status, gateway, me, want) in [
         ("controller", "", lb, ingress, "", None, format!("192.0.2.7,lb.example |  | {ports} | ")),
-        ("pending", "", lb, "", wanted, Some("n1"), format!(" | 10.0.0.1,fd00::1 | {ports} | ")),
+        ("pending", "", lb, "", wanted, Some("n1"), format!(" | 10.0.0.1,fd00::1 | {ports} | {waits}")),
         (
             "other address",
             "",
@@ -86,7 +93,7 @@ fn placements_follow_the_mode() {
             None,
             format!("192.0.2.7,lb.example |  | {ports} | {missed}"),
         ),
-        ("unknown node", "", lb, "", "", Some("n9"), format!(" |  | {ports} | ")),
+        ("unknown node", "", lb, "", "", Some("n9"), format!(" |  | {ports} | {waits}")),
         (
             "selector",
             r#"weft.dev/node-selector: '{"pool":"edge"}'"#,
@@ -94,7 +101,7 @@ fn placements_follow_the_mode() {
             "",
             "",
             Some("n2"),
-            format!(" |  | {ports} | "),
+            format!(" |  | {ports} | {waits}"),
         ),
         ("pool, owner", pool, "", "", "", Some("n2"), format!("192.0.2.9 | 192.0.2.9 | {ports} | ")),
         ("pool, other", pool, "", "", "", Some("n1"), format!("192.0.2.9 |  | {ports} | ")),

@@ -35,6 +35,7 @@ fn settings() -> Settings {
         default_addresses: Vec::new(),
         placed: true,
         node: None,
+        pod_cidrs: Vec::new(),
     }
 }
 

@@ -5,6 +5,7 @@ use super::support::{
     l4_rule, opaque_termination, tcp, tcp_app, termination, tls_port,
 };
 use crate::context::Limits;
+use rustls::HandshakeKind;
 use std::{io, net::SocketAddr};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -112,6 +113,39 @@ async fn clients_show_certificates_as_the_listener_demands() {
     for (row, (name, certificate, admitted)) in table.into_iter().enumerate() {
         let answer = ask(&client(&[&server], certificate, &[]), to, name).await;
         assert_eq!(answer.is_ok_and(|a| a == ok("shop")), admitted, "row {row}: {name}");
+    }
+}
+
+/// B9: a session ticket outlived the client's certificate, since a resumed session verifies nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_a_client_certificate_opened_is_not_resumed() {
+    let mut bed = Bed::new("127.21.9.1");
+    let shop = http_app("shop").await;
+    let shop = bed.service("shop", Transport::Tcp, &[shop]);
+    let server = Certificate::leaf(&["must.test", "may.test", "open.test"]);
+    let ca = Certificate::ca();
+    let own = Certificate::client_of(&ca);
+    let listener = |name: &str, demand| https(name, &termination(&[&server], demand), &shop);
+    let must = listener("must.test", Some((&ca, false)));
+    let may = listener("may.test", Some((&ca, true)));
+    let open = listener("open.test", None);
+    bed.gateway("a", [(tcp(8443), tls_port([("must.test", must), ("may.test", may), ("open.test", open)]))]);
+    bed.apply_well().await;
+    for (name, resumes) in [("must.test", false), ("may.test", false), ("open.test", true)] {
+        let client = client(&[&server], Some(&own), &[]);
+        let mut kinds = Vec::new();
+        for _ in 0..2 {
+            let mut io = connect(&client, bed.at(8443), name).await.unwrap();
+            // Tickets come after the handshake, before the answer.
+            let request = format!("GET / HTTP/1.1\r\nhost: {name}\r\nconnection: close\r\n\r\n");
+            io.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = Vec::new();
+            io.read_to_end(&mut answer).await.unwrap();
+            assert!(answer.starts_with(b"HTTP/1.1 200"), "{name}");
+            kinds.push(io.get_ref().1.handshake_kind());
+        }
+        let expected = if resumes { HandshakeKind::Resumed } else { HandshakeKind::Full };
+        assert_eq!(kinds, [Some(HandshakeKind::Full), Some(expected)], "{name}");
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::{
     time::timeout,
 };
 use weft_core::{
+    budget,
     config::{FailReason, PortConfig, Transport},
     model::RouteKind,
 };
@@ -113,4 +114,82 @@ async fn datagrams_go_and_come_back_and_follow_edits() {
     bed.remove("a");
     bed.apply_well().await;
     UdpSocket::bind(bed.at(5300)).await.unwrap();
+}
+
+/// Answers what begins with `?`, from whom and how often it came; is silent to all else.
+async fn choosy_app() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let addr = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0; 64];
+        while let Ok((n, peer)) = socket.recv_from(&mut buffer).await {
+            if buffer[..n].starts_with(b"?") {
+                let _ = socket.send_to(peer.to_string().as_bytes(), peer).await;
+            }
+        }
+    });
+    addr
+}
+
+/// Sends two datagrams from each of so many sources at a pace of 5,000 sources a second. Every fourth source is of one network.
+fn flood(to: SocketAddr, sources: u32) {
+    let begin = std::time::Instant::now();
+    for n in 0..sources {
+        let from = if n % 4 == 0 {
+            [127, 99, 0, (n % 250) as u8 + 1]
+        } else {
+            [127, 100, (n / 250) as u8, (n % 250) as u8 + 1]
+        };
+        let socket = std::net::UdpSocket::bind(SocketAddr::from((from, 0))).unwrap();
+        for _ in 0..2 {
+            // What does not fit is lost, as anywhere on a datagram's way.
+            let _ = socket.send_to(b"!", to);
+        }
+        let due = std::time::Duration::from_micros(200) * n;
+        std::thread::sleep(due.saturating_sub(begin.elapsed()));
+    }
+}
+
+/// Asks as a resolver does, which knows that datagrams get lost where there are too many: again after half a second, five times.
+async fn insist(client: &UdpSocket) -> String {
+    for _ in 0..5 {
+        client.send(b"?").await.unwrap();
+        let mut buffer = [0; 64];
+        if let Ok(answer) = timeout(std::time::Duration::from_millis(500), client.recv(&mut buffer)).await {
+            return String::from_utf8_lossy(&buffer[..answer.unwrap()]).into_owned();
+        }
+    }
+    panic!("five questions and no answer");
+}
+
+/// A4: whoever is answered keeps his session, and whoever is new gets one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_thousand_udp_sources_a_second_silence_nobody() {
+    const SOURCES: u32 = 40_000;
+    let mut bed = Bed::new("127.22.7.1");
+    let app = choosy_app().await;
+    let app = bed.service("app", Transport::Udp, &[app]);
+    let rule = l4_rule(RouteKind::Udp, [(1, Ok(app))]);
+    bed.gateway("a", [((5300, Transport::Udp), PortConfig::Udp(Some(rule)))]);
+    bed.apply_well().await;
+    let to = bed.at(5300);
+    // One who was there before, and a new one again and again.
+    let before = udp_client(to).await;
+    let session = say(&before, "?").await;
+    let flood = tokio::task::spawn_blocking(move || flood(to, SOURCES));
+    let mut asked = 0;
+    while !flood.is_finished() {
+        for (client, old) in [(&before, true), (&udp_client(to).await, false)] {
+            let told = insist(client).await;
+            assert!(!old || told == session, "the session of who was there before was taken away");
+            asked += 1;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    flood.await.unwrap();
+    assert!(asked >= 20, "{asked}");
+    let reached = bed.shared.budgets.list(None, std::time::Instant::now());
+    for budget in [&budget::UDP_SESSIONS_OF_NETWORK, &budget::UDP_SESSIONS] {
+        assert!(reached.iter().any(|r| r.budget == budget), "{}: {reached:?}", budget.name);
+    }
 }

@@ -212,6 +212,21 @@ fn no_silence_of_an_exchange_is_too_long() {
 }
 
 /// A stream as gRPC has them, with a day between two messages.
+/// To TCP, who has given up is one who only sends nothing more.
+#[test]
+fn a_client_that_has_ended_its_side_and_takes_nothing_is_let_go_after_a_minute() {
+    run_paused(async {
+        let quiet = Quiet::mesh(AppProtocol::Http);
+        let mut client = quiet.connect(in_mesh());
+        let _served = quiet.serve(a_day_later);
+        client.write_all(REQUEST).await.unwrap();
+        client.shutdown().await.unwrap();
+        let begin = Instant::now();
+        assert_eq!(client.read(&mut [0; 16]).await.unwrap_or(0), 0);
+        check("a client's FIN", begin.elapsed(), 60, 80);
+    });
+}
+
 #[test]
 fn no_silence_within_a_stream_is_too_long() {
     fn in_parts() -> LocalBoxFuture<'static, Reply> {

@@ -4,6 +4,8 @@ pub(crate) mod support;
 
 mod backend_tls;
 mod faults;
+mod floods;
 mod idle;
+mod messages;
 mod routing;
 mod streams;

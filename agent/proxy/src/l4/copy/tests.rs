@@ -20,7 +20,7 @@ fn in_memory(
     let (client, downstream) = duplex(64);
     let (upstream, server) = duplex(64);
     let copying = async move {
-        let buffers = Buffers::new(usize::MAX);
+        let buffers = Buffers::new(usize::MAX, None);
         bidirectional(Plain(downstream), Plain(upstream), Bytes::from_static(early), (&drain, &buffers)).await
     };
     (client, server, copying)
@@ -74,7 +74,7 @@ async fn a_reset_is_passed_on() {
     let (client, downstream) = tcp_pair().await;
     let (upstream, mut server) = tcp_pair().await;
     let drain = Drain::new();
-    let buffers = Buffers::new(usize::MAX);
+    let buffers = Buffers::new(usize::MAX, None);
     let copying = bidirectional(downstream, upstream, Bytes::new(), (&drain, &buffers));
     let resetting = async {
         crate::transport::connect::reset_on_close(&client);
@@ -226,7 +226,7 @@ async fn bulk_arrives_whole_both_ways_at_once() {
         }
     };
     let drain = Drain::new();
-    let buffers = Buffers::new(usize::MAX);
+    let buffers = Buffers::new(usize::MAX, None);
     let (a, b, copied) = tokio::join!(
         push(client),
         push(server),
@@ -300,7 +300,7 @@ fn an_end_that_is_known_goes_with_the_last_bytes() {
             Scripted { script, ..Scripted::default() },
             Scripted { script: Vec::new(), ..Scripted::default() },
         );
-        let buffers = Buffers::new(usize::MAX);
+        let buffers = Buffers::new(usize::MAX, None);
         let mut flow = Flow::new(&buffers);
         let mut cx = Context::from_waker(std::task::Waker::noop());
         let mut polled = Poll::Pending;

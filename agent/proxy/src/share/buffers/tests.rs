@@ -2,7 +2,7 @@ use super::*;
 
 #[test]
 fn what_is_held_is_counted_and_given_back() {
-    let buffers = Buffers::new(100);
+    let buffers = Buffers::new(100, None);
     let (mut one, mut other) = (Held::of(&buffers), Held::of(&buffers));
     one.set(60);
     assert!(!other.is_spent());

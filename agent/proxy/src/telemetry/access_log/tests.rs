@@ -92,6 +92,37 @@ fn a_connection() {
     assert_eq!((&got["reason"], &got["detail"]), (&json!("denied"), &json!("undeclared path /\"x")));
 }
 
+/// B3: a caller in clear was logged with the identity of the pod whose address it had.
+#[test]
+fn who_speaks_in_clear_has_no_identity() {
+    let (source, destination) = (workload("shop", "web-1", "web"), workload("db", "pg-0", "pg"));
+    let check = |direction, proved: Option<&SpiffeId>, expected: Value| {
+        let record = ConnectionRecord {
+            source: Some(&source),
+            source_identity: proved,
+            destination: Some(&destination),
+            ..ConnectionRecord::new(direction, "tcp", peer())
+        };
+        let mut out = Vec::new();
+        connection(&mut out, &record, SystemTime::UNIX_EPOCH);
+        let got = parse(&out);
+        let told: serde_json::Map<String, Value> = got
+            .as_object()
+            .unwrap()
+            .iter()
+            .filter(|(name, _)| name.starts_with("source_"))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        assert_eq!(Value::Object(told), expected, "{direction:?} {proved:?}");
+    };
+    let web = json!({"source_identity": "spiffe://cluster.local/ns/shop/sa/web", "source_namespace": "shop", "source_pod": "web-1",
+        "source_workload": "web"});
+    check(Direction::Inbound, None, json!({"source_by_address": "shop/web-1"}));
+    check(Direction::Inbound, Some(&source.identity), web.clone());
+    // A pod that this agent serves: its socket is in the captured namespace.
+    check(Direction::Mesh, None, web);
+}
+
 proptest! {
     /// Whatever bytes a client sends where bytes are allowed, the line parses and tells them (or U+FFFD) back.
     #[test]

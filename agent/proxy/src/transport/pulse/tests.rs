@@ -86,7 +86,7 @@ impl Bed {
             }
         });
         let identity = Rc::new(SpiffeId::new("cluster.local", "shop", "b"));
-        let (tunnel, driver) = Tunnel::establish(near, identity, node).await.unwrap();
+        let (tunnel, driver) = Tunnel::establish(near, identity, node, std::future::pending()).await.unwrap();
         tokio::task::spawn_local(driver);
         Self { tunnel, wire }
     }

@@ -44,7 +44,7 @@ async fn tunnel() -> (Rc<Tunnel>, mpsc::Receiver<Accepted>) {
         }
     });
     let identity = Rc::new(SpiffeId::new("cluster.local", "shop", "b"));
-    let (tunnel, driver) = Tunnel::establish(near, identity, None).await.unwrap();
+    let (tunnel, driver) = Tunnel::establish(near, identity, None, std::future::pending()).await.unwrap();
     tokio::task::spawn_local(driver);
     (tunnel, accepts)
 }
@@ -85,7 +85,7 @@ async fn the_end_of_a_server_that_answers_and_closes_is_in_its_last_frame() {
             tokio::task::yield_now().await;
         }
         let copying = tokio::task::spawn_local(async move {
-            let (drain, buffers) = (Drain::new(), Buffers::new(usize::MAX));
+            let (drain, buffers) = (Drain::new(), Buffers::new(usize::MAX, None));
             copy::bidirectional(far, agents, Bytes::new(), (&drain, &buffers)).await
         });
         let frame = std::future::poll_fn(|cx| near.poll_frame(cx)).await.unwrap();
@@ -258,7 +258,7 @@ async fn copy_to_slow_echo(stream: TunnelStream) {
         write.shutdown().await.unwrap();
     };
     let drain = Drain::new();
-    let buffers = Buffers::new(usize::MAX);
+    let buffers = Buffers::new(usize::MAX, None);
     let copying = copy::bidirectional(stream, Plain(upstream), Bytes::new(), (&drain, &buffers));
     let (copied, ()) = tokio::join!(copying, echo);
     assert!(matches!(copied.end, copy::End::Clean), "{copied:?}");
@@ -311,7 +311,7 @@ async fn a_tunnel_whose_other_end_is_no_more_is_given_up() {
         let identity = Rc::new(SpiffeId::new("cluster.local", "shop", "b"));
         // Empty SETTINGS: it speaks HTTP/2, and then no more.
         far.write_all(b"\0\0\0\x04\0\0\0\0\0").await.unwrap();
-        let (tunnel, driver) = Tunnel::establish(near, identity, None).await.unwrap();
+        let (tunnel, driver) = Tunnel::establish(near, identity, None, std::future::pending()).await.unwrap();
         tokio::task::spawn_local(driver);
         // The first look, after 10 s, sees that it spoke; PING at the second; dead 20 s later.
         let lived = lives(&tunnel).await.as_secs();

@@ -1,16 +1,20 @@
 //! Who a service-account token speaks for: TokenReview, with a short memory of good answers.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    hash::{BuildHasher, RandomState},
-    time::Duration,
-};
+mod access;
+mod claims;
+mod known;
 
+use std::{collections::BTreeMap, time::Duration};
+
+use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo};
 use kube::{Api, Client, api::PostParams};
-use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 use weft_control::{AuthFuture, Authenticate, Caller, Denied};
+
+use self::{claims::Claims, known::Known};
+
+pub use self::access::{AccessDenied, AccessReviewer};
 
 /// The audience of agents' tokens.
 const AUDIENCE: &str = "weft-controller";
@@ -20,8 +24,6 @@ const MEMORY: Duration = Duration::from_secs(60);
 const REMEMBERED: usize = 8192;
 /// How long the API server may take.
 const ANSWER: Duration = Duration::from_secs(8);
-/// Longer texts are no tokens.
-const TOKEN_MAX: usize = 16 * 1024;
 /// What a token bound to a pod says of it.
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
@@ -32,7 +34,7 @@ const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 pub struct TokenReviewer {
     reviews: Api<TokenReview>,
     audiences: Vec<String>,
-    known: Known,
+    known: Known<Caller>,
 }
 
 impl TokenReviewer {
@@ -45,16 +47,10 @@ impl TokenReviewer {
     /// Reviews tokens that are made for any of `audiences`; ztunnel's are made for `istio-ca`.
     #[must_use]
     pub fn for_audiences(client: Client, audiences: Vec<String>) -> Self {
-        Self { reviews: Api::all(client), audiences, known: Known::default() }
+        Self { reviews: Api::all(client), audiences, known: Known::new(REMEMBERED, MEMORY) }
     }
 
     async fn review(&self, token: &str) -> Result<Caller, Denied> {
-        if token.len() > TOKEN_MAX {
-            return Err(Denied::Invalid(format!("it has {} bytes", token.len())));
-        }
-        if let Some(caller) = self.known.recall(token, Instant::now()) {
-            return Ok(caller);
-        }
         // Taken before the question: the answer is at least as old.
         let asked = Instant::now();
         let spec = TokenReviewSpec { audiences: Some(self.audiences.clone()), token: token.to_owned() };
@@ -67,45 +63,22 @@ impl TokenReviewer {
             // The error says what the API server said; it never repeats the request.
             .map_err(|e| unavailable(e.to_string()))?;
         let caller = caller(answer.status.unwrap_or_default(), &self.audiences)?;
-        self.known.remember(token, asked, &caller);
+        self.known.remember(token, asked, caller.clone());
         Ok(caller)
     }
 }
 
 impl Authenticate for TokenReviewer {
+    fn recall(&self, token: &str) -> Option<Result<Caller, Denied>> {
+        if let Some((_, caller)) = self.known.recall(token, Instant::now()) {
+            return Some(Ok(caller));
+        }
+        let said = Claims::read(token).and_then(|c| c.of_account(&self.audiences, Timestamp::now()));
+        said.err().map(Err)
+    }
+
     fn authenticate<'a>(&'a self, token: &'a str) -> AuthFuture<'a> {
         Box::pin(self.review(token))
-    }
-}
-
-/// Good answers. Tokens themselves are not kept: a fingerprint of 128 bits under two keys of this process, at which
-/// nobody outside can aim.
-#[derive(Default)]
-struct Known {
-    keys: (RandomState, RandomState),
-    callers: Mutex<HashMap<(u64, u64), (Instant, Caller)>>,
-}
-
-impl Known {
-    fn print(&self, token: &str) -> (u64, u64) {
-        (self.keys.0.hash_one(token), self.keys.1.hash_one(token))
-    }
-
-    fn recall(&self, token: &str, now: Instant) -> Option<Caller> {
-        let callers = self.callers.lock();
-        let (since, caller) = callers.get(&self.print(token))?;
-        (now.duration_since(*since) < MEMORY).then(|| caller.clone())
-    }
-
-    fn remember(&self, token: &str, asked: Instant, caller: &Caller) {
-        let mut callers = self.callers.lock();
-        if callers.len() >= REMEMBERED {
-            callers.retain(|_, (since, _)| asked.duration_since(*since) < MEMORY);
-        }
-        // Still full: this one is asked about again.
-        if callers.len() < REMEMBERED {
-            callers.insert(self.print(token), (asked, caller.clone()));
-        }
     }
 }
 
@@ -211,21 +184,25 @@ mod tests {
         }
     }
 
-    #[test]
-    fn remembers_good_answers_for_a_while_and_not_too_many() {
-        let known = Known::default();
+    /// What was heard of a token is said at once, and what cannot be one of ours too; the rest is asked about.
+    #[tokio::test]
+    async fn knows_without_asking_whom_it_has_heard_of_and_who_cannot_be_meant() {
+        let nobody = tower::service_fn(|_: http::Request<kube::client::Body>| async {
+            panic!("the API server is asked");
+            #[allow(unreachable_code)]
+            Ok::<_, std::convert::Infallible>(http::Response::new(kube::client::Body::empty()))
+        });
+        let reviewer = TokenReviewer::new(Client::new(nobody, "default"));
+        let mut claims = claims::tests::good();
+        claims["exp"] = (Timestamp::now().as_second() + 600).into();
+        let token = claims::tests::token(&claims);
+        assert_eq!(reviewer.recall(&token), None);
         let caller = caller(serde_json::from_str(GOOD).unwrap(), &[AUDIENCE.to_owned()]).unwrap();
-        let start = Instant::now();
-        assert_eq!(known.recall("t", start), None);
-        known.remember("t", start, &caller);
-        assert_eq!(known.recall("t", start + MEMORY / 2), Some(caller.clone()));
-        assert_eq!(known.recall("t2", start), None);
-        assert_eq!(known.recall("t", start + MEMORY), None);
-        for i in 0..2 * REMEMBERED {
-            known.remember(&i.to_string(), start, &caller);
-        }
-        assert_eq!(known.callers.lock().len(), REMEMBERED);
-        known.remember("later", start + MEMORY, &caller);
-        assert_eq!(known.callers.lock().len(), 1);
+        reviewer.known.remember(token.as_str(), Instant::now(), caller.clone());
+        assert_eq!(reviewer.recall(&token), Some(Ok(caller)));
+        claims["aud"] = "api".into();
+        let other = claims::tests::token(&claims);
+        assert_eq!(reviewer.recall(&other), Some(Err(Denied::WrongAudience("api".into()))));
+        assert!(matches!(reviewer.recall("garbage"), Some(Err(Denied::Invalid(_)))));
     }
 }
