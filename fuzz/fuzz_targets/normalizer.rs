@@ -69,7 +69,14 @@ thread_local! {
 fn select(host: &str, path: &str) -> &'static str {
     TABLE.with(|table| {
         let (method, headers) = (Method::GET, HeaderMap::new());
-        let head = RequestHead { host: Some(host), method: &method, path, query: None, headers: &headers };
+        let head = RequestHead {
+            host: Some(host),
+            authority: Some(host),
+            method: &method,
+            path,
+            query: None,
+            headers: &headers,
+        };
         table.get_or_init(build).select(&head).map_or("none", |selected| selected.entry.policy)
     })
 }
