@@ -36,8 +36,8 @@ fn certificate(der: &[u8]) {
         assert_eq!(uris, [ours.to_string()], "another reader sees other names");
     }
     let digit = |text: &str| text.bytes().any(|b| b.is_ascii_digit());
-    let deep = serial.is_some() && ours.is_some_and(|id| digit(&id.namespace) && digit(&id.service_account));
-    planted(deep, "digits in a namespace and in an account");
+    let deep = serial.is_some() && ours.is_some_and(|id| digit(&id.service_account));
+    planted(deep, "a digit in an account");
 }
 
 fn chain(mut input: Bytes<'_>) {

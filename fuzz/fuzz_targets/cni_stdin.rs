@@ -54,6 +54,6 @@ fuzz_target!(|data: &[u8]| {
             assert_eq!(said[key], *value, "{key}");
         }
         let nowhere = conf.prev_result.is_some() && conf.addresses().is_empty();
-        planted(nowhere && conf.state_dir.is_some(), "no address that can be read, and a state directory");
+        planted(nowhere, "no address that can be read");
     }
 });

@@ -3,7 +3,6 @@
 
 use libfuzzer_sys::fuzz_target;
 use weft_control::fuzzing::{agent_says, certificate_request, controller_says};
-use weft_core::model::TunnelPort;
 use weft_fuzz::{Bytes, planted};
 
 fuzz_target!(|data: &[u8]| {
