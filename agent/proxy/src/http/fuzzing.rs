@@ -16,7 +16,7 @@ use support::{Bed, World, at_gateway, prefix, rule, to};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
     sync::oneshot,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use weft_core::{
     config::{AppProtocol, Config, Endpoint},
@@ -109,7 +109,7 @@ pub async fn serve_bytes(
         // An error is the end that is waited for.
         let _ = end.await;
         // What the connection's end has cancelled is told to its tasks.
-        tokio::task::yield_now().await;
+        sleep(PATIENCE).await;
     };
     timeout(HANG, talk).await.expect("the connection hangs");
     Served { answer, counted: counted(&bed.metrics()), dials: dials.get() }
