@@ -44,6 +44,8 @@ mod clock;
 mod csr;
 mod entry;
 mod failure;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod info;
 mod issue;
 mod key;

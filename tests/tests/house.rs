@@ -83,11 +83,14 @@ fn licences_are_allowed() -> Result<()> {
         .and_then(|s| s.split(']').next())
         .context("deny.toml: licenses.allow")?;
     let allowed: Vec<&str> = list.split('"').skip(1).step_by(2).collect();
-    let metadata: serde_json::Value =
-        serde_json::from_str(&cargo(&["metadata", "--locked", "--format-version", "1"])?)?;
-    let packages = metadata["packages"].as_array().context("packages")?;
-    ensure!(packages.len() > 100, "only {} packages", packages.len());
-    for package in packages {
+    let mut packages = Vec::new();
+    for manifest in ["Cargo.toml", "fuzz/Cargo.toml"] {
+        let told = cargo(&["metadata", "--locked", "--format-version", "1", "--manifest-path", manifest])?;
+        let metadata: serde_json::Value = serde_json::from_str(&told)?;
+        packages.extend(metadata["packages"].as_array().context("packages")?.iter().cloned());
+    }
+    ensure!(packages.len() > 300, "only {} packages", packages.len());
+    for package in &packages {
         let expression = package["license"].as_str().unwrap_or("none");
         // Each alternative of an OR is enough; every part of an AND is needed.
         let fine = expression.replace('/', " OR ").split(" OR ").any(|alternative| {
@@ -178,5 +181,52 @@ fn the_page_of_budgets_shows_the_table() -> Result<()> {
         fs::read_to_string(&path)? == wanted,
         "docs/budgets.md does not end with the table of weft_core::budget: run this test with WEFT_BLESS=1"
     );
+    Ok(())
+}
+
+/// Names and versions of a lock file.
+fn locked(path: &str) -> Result<std::collections::BTreeSet<(String, String)>> {
+    let text = fs::read_to_string(root().join(path))?;
+    let lines: Vec<&str> = text.lines().collect();
+    let value = |line: &str, key: &str| {
+        line.strip_prefix(key).map(|rest| rest.trim_matches([' ', '=', '"']).to_owned())
+    };
+    let pair = |two: &[&str]| Some((value(two[0], "name")?, value(two[1], "version")?));
+    let found: std::collections::BTreeSet<_> = lines.windows(2).filter_map(pair).collect();
+    ensure!(found.len() > 100, "{path}: only {} packages", found.len());
+    Ok(found)
+}
+
+/// `cp Cargo.lock fuzz/ && cargo metadata --manifest-path fuzz/Cargo.toml >/dev/null` brings it back in step.
+#[test]
+fn what_is_fuzzed_is_what_ships() -> Result<()> {
+    let own = ["arbitrary", "derive_arbitrary", "libfuzzer-sys", "weft-fuzz"];
+    let ships = locked("Cargo.lock")?;
+    for package in locked("fuzz/Cargo.lock")? {
+        let (name, version) = &package;
+        ensure!(
+            ships.contains(&package) || own.contains(&name.as_str()),
+            "fuzz/Cargo.lock has {name} {version}, Cargo.lock has not"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn every_fuzz_target_has_seeds_and_a_planted_bug() -> Result<()> {
+    let fuzz = root().join("fuzz");
+    let manifest = fs::read_to_string(fuzz.join("Cargo.toml"))?;
+    let mut targets = 0;
+    for entry in fs::read_dir(fuzz.join("fuzz_targets"))? {
+        let path = entry?.path();
+        let name = path.file_stem().and_then(|stem| stem.to_str()).context("a name")?;
+        let seeds =
+            fs::read_dir(fuzz.join("seeds").join(name)).with_context(|| format!("{name}: no seeds"))?;
+        ensure!(seeds.count() > 1, "{name}: one seed or none");
+        ensure!(fs::read_to_string(&path)?.contains("planted("), "{name}: no planted bug");
+        ensure!(manifest.contains(&format!("name = \"{name}\"")), "{name}: not in fuzz/Cargo.toml");
+        targets += 1;
+    }
+    ensure!(targets > 10, "only {targets} fuzz targets");
     Ok(())
 }

@@ -17,6 +17,8 @@ mod convert;
 mod delta;
 mod door;
 mod feedback;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod istio;
 mod parameters;
 mod quota;

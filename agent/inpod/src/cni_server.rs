@@ -147,3 +147,6 @@ async fn read_frame(stream: &UnixStream) -> Result<Option<Frame>, WireError> {
 fn timed_out(_: tokio::time::error::Elapsed) -> io::Error {
     io::ErrorKind::TimedOut.into()
 }
+
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;

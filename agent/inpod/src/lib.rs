@@ -20,6 +20,8 @@ mod capture_config;
 mod cni_server;
 mod error_list;
 mod find;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod holder;
 mod kubelet;
 mod manager;

@@ -21,6 +21,8 @@ pub mod dial;
 pub mod drain;
 mod entrance;
 pub mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod gateway;
 pub mod http;
 pub mod inbound;

@@ -7,6 +7,8 @@
 
 mod away;
 mod client;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod protocol;
 mod table;
 

@@ -139,6 +139,11 @@ impl Table {
     pub(crate) fn len(&self) -> usize {
         self.pods.len() + self.groups.len()
     }
+
+    #[cfg(fuzzing)]
+    pub(crate) fn group_sizes(&self) -> Vec<usize> {
+        self.groups.values().map(Vec::len).collect()
+    }
 }
 
 impl HeldPod {
@@ -174,7 +179,8 @@ impl HeldItem {
         let found = fds.len();
         let wanted = match &item {
             Item::Pod { listening, .. } => 1 + 3 * usize::from(*listening),
-            Item::Group { members, .. } => *members,
+            // As many as `listen_group` opens: one of none would be served by nobody for ever.
+            Item::Group { members, .. } => (*members).clamp(1, MAX_MEMBERS),
         };
         if found != wanted {
             return Err(WireError::Descriptors { wanted, found });
@@ -207,6 +213,16 @@ fn open_group(key: &GroupKey, members: usize) -> io::Result<Vec<OwnedFd>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_group_of_none_or_of_too_many_is_not_adopted() {
+        let key = GroupKey { address: "0.0.0.0:80".parse().unwrap(), transport: Transport::Tcp };
+        for (members, fits) in [(0, false), (1, true), (MAX_MEMBERS, true), (MAX_MEMBERS + 1, false)] {
+            let fds = (0..members).map(|_| std::fs::File::open("/dev/null").unwrap().into()).collect();
+            let held = HeldItem::new(Item::Group { key: key.clone(), members }, fds);
+            assert_eq!(held.is_ok(), fits, "{members}");
+        }
+    }
 
     #[test]
     fn a_group_is_not_shared_with_a_foreign_process() {

@@ -17,6 +17,8 @@ mod connect;
 mod exchange;
 mod filters;
 mod forward;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod io;
 mod mirror;
 mod plan;

@@ -8,6 +8,8 @@
 //! ```
 
 mod exchange;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod grpc;
 mod head;
 pub(crate) mod redirects;

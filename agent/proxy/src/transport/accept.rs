@@ -118,20 +118,26 @@ async fn handshakes(
     let source = &local.source;
     let identity = source.identity.as_ref().ok_or_else(|| tls::no_certificate(&source.workload.identity))?;
     let (tls, client, bond) = tls::accept(worker, identity, io, &local.share).await?;
-    let handshake = h2::server::Builder::new()
+    let handshake = http2().handshake::<_, Bytes>(Metered(tls));
+    let deadline = Duration::from_millis(worker.shared.limits.handshake_timeout_ms);
+    let connection = tokio::time::timeout(deadline, handshake).await;
+    let connection =
+        connection.map_err(|e| tunnel::broken(peer, &e))?.map_err(|e| tunnel::broken(peer, &e))?;
+    Ok((connection, client, bond))
+}
+
+/// How a tunnel's HTTP/2 is spoken.
+fn http2() -> h2::server::Builder {
+    let mut http2 = h2::server::Builder::new();
+    http2
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME_SIZE)
         .max_header_list_size(64 * 1024)
         .max_send_buffer_size(SEND_BUFFER)
         .max_concurrent_streams(STREAMS_MAX)
-        .data_frame_budget(DATA_FRAME_BUDGET)
-        .handshake::<_, Bytes>(Metered(tls));
-    let deadline = Duration::from_millis(worker.shared.limits.handshake_timeout_ms);
-    let connection = tokio::time::timeout(deadline, handshake).await;
-    let connection =
-        connection.map_err(|e| tunnel::broken(peer, &e))?.map_err(|e| tunnel::broken(peer, &e))?;
-    Ok((connection, client, bond))
+        .data_frame_budget(DATA_FRAME_BUDGET);
+    http2
 }
 
 /// What all streams of one accepted tunnel have in common.
@@ -281,6 +287,9 @@ fn answer(respond: &mut SendResponse<Bytes>, status: StatusCode, word: Option<Wo
     // Fails only if the peer has gone.
     let _ = respond.send_response(response, true);
 }
+
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 
 #[cfg(test)]
 mod tests {
