@@ -145,9 +145,56 @@ pub const TRAFFIC_MEMORY: Budget = Budget {
     flood: "the_largest_workload_yields_when_the_nodes_memory_is_spent",
 };
 
+/// The text of a `config.yaml`, which any ConfigMap may have.
+pub const CONFIG_TEXT: Budget = Budget {
+    name: "config-text",
+    holds: "the text of a ConfigMap's `config.yaml`, not read unless a GatewayClass or Gateway names the ConfigMap",
+    per: Per::Object,
+    bound: 64 << 10,
+    unit: Unit::Bytes,
+    setting: None,
+    held_by: HeldBy::Both,
+    when_reached: "the text is not kept, and who names it gets `InvalidParameters` with its size",
+    flood: "config_maps_cost_no_more_than_their_text",
+};
+
+/// What reading such a text may need.
+pub const CONFIG_VALUES: Budget = Budget {
+    name: "config-values",
+    holds: "the values of a `config.yaml` while it is read, reckoned by their kind; it has no anchors or aliases",
+    per: Per::Object,
+    bound: 1 << 20,
+    unit: Unit::Bytes,
+    setting: None,
+    held_by: HeldBy::Both,
+    when_reached: "it is refused, and who names it gets `InvalidParameters` with the line",
+    flood: "texts_from_the_cluster_need_no_more_than_their_budget",
+};
+
+/// An object, as far as Weft reads it.
+pub const OBJECT_TEXT: Budget = Budget {
+    name: "object-text",
+    holds: "an object that is watched, as JSON and without what Weft does not read",
+    per: Per::Object,
+    bound: 512 << 10,
+    unit: Unit::Bytes,
+    setting: None,
+    held_by: HeldBy::Both,
+    when_reached: "the object is refused by name before it is read; its last good version stays in effect",
+    flood: "objects_larger_than_their_budget_are_refused_by_name",
+};
+
 /// All rows, in the order in which they are shown.
-pub static ALL: &[&Budget] =
-    &[&CONNECTIONS_OUT, &CONNECTIONS_IN, &TUNNELS_IN, &CONNECTIONS_UNPROVED, &TRAFFIC_MEMORY];
+pub static ALL: &[&Budget] = &[
+    &CONNECTIONS_OUT,
+    &CONNECTIONS_IN,
+    &TUNNELS_IN,
+    &CONNECTIONS_UNPROVED,
+    &TRAFFIC_MEMORY,
+    &OBJECT_TEXT,
+    &CONFIG_TEXT,
+    &CONFIG_VALUES,
+];
 
 /// A row by its name.
 #[must_use]

@@ -1,6 +1,6 @@
 //! Secrets and ConfigMaps, as far as routing needs them: certificates.
 
-use super::{GatewaySettings, Meta, Str};
+use super::{Meta, Str, WrittenSettings};
 use std::{fmt, sync::Arc};
 
 /// A `Secret`, already read by the provider; private keys never leave [`KeyPair`].
@@ -83,6 +83,6 @@ pub struct ConfigMap {
     pub meta: Meta,
     /// `data["ca.crt"]` when it is there: its certificates, or why they cannot be used.
     pub ca: Option<Result<CaBundle, Str>>,
-    /// `data["config.yaml"]` when it is there: the settings of a `WeftGatewayConfig`, or what is wrong with them.
-    pub parameters: Option<Result<GatewaySettings, Str>>,
+    /// `data["config.yaml"]` when it is there: the settings of a `WeftGatewayConfig`.
+    pub parameters: Option<WrittenSettings>,
 }

@@ -385,7 +385,7 @@ fn settings(key: &ObjectKey, text: &str, last: &AgentConfig) -> (AgentConfig, Ve
         reason: reason.into(),
         remedy: remedy.into(),
     };
-    let (documents, errors) = yaml::read(text);
+    let (documents, errors) = yaml::read_within(text, &yaml::CLUSTER);
     let mut problems: Vec<Problem> =
         errors.iter().map(|e| problem(e.line, &e.reason, "the last good settings stay in effect")).collect();
     let Some(document) = documents.into_iter().find(|d| config::is_agent_config(&d.value)) else {

@@ -54,8 +54,11 @@ fn each_gateway_gets_what_it_may_use_and_no_more() {
         w.secret(of, key_pair(of));
     }
     w.ca("infra/clients-ca", Some(Ok(ca_bundle("clients"))));
-    let settings_of =
-        ConfigMap { meta: meta("infra/of-edge"), ca: None, parameters: Some(Ok(GatewaySettings::default())) };
+    let settings_of = ConfigMap {
+        meta: meta("infra/of-edge"),
+        ca: None,
+        parameters: Some(Ok(GatewaySettings::default()).into()),
+    };
     w.0.config_maps.insert(key("infra/of-edge"), settings_of.into());
     w.ca("shop/backend-ca", Some(Ok(ca_bundle("backend"))));
     w.service(service("shop/web", "10.0.0.1", &[80]));
