@@ -145,6 +145,98 @@ pub const TRAFFIC_MEMORY: Budget = Budget {
     flood: "the_largest_workload_yields_when_the_nodes_memory_is_spent",
 };
 
+/// Routes of a namespace that are served.
+pub const ROUTES: Budget = Budget {
+    name: "routes",
+    holds: "routes with a parent that Weft serves, of all kinds",
+    per: Per::Namespace,
+    bound: 10_000,
+    unit: Unit::Count,
+    setting: None,
+    held_by: HeldBy::Both,
+    when_reached: "the newest are not served and get `Accepted=False/UnsupportedValue`",
+    flood: "routes_of_a_namespace_are_bounded_and_the_newest_are_left_out",
+};
+
+/// Entries of the tables made of them.
+pub const MATCHES: Budget = Budget {
+    name: "matches",
+    holds: "matches of such routes; a rule without any counts as one",
+    per: Per::Namespace,
+    bound: 20_000,
+    unit: Unit::Count,
+    setting: None,
+    held_by: HeldBy::Both,
+    when_reached: "the newest routes are not served and get `Accepted=False/UnsupportedValue`",
+    flood: "matches_of_a_namespace_are_bounded_and_neighbours_are_served",
+};
+
+/// One regular expression.
+pub const PATTERN: Budget = Budget {
+    name: "pattern",
+    holds: "the program of a regular expression; three times `\\w` fit",
+    per: Per::Object,
+    bound: 64 << 10,
+    unit: Unit::Bytes,
+    setting: None,
+    held_by: HeldBy::Both,
+    when_reached: "its rule is not served: requests that meet the rest of the match get 500",
+    flood: "what_is_wrong_is_said_in_one_line",
+};
+
+/// The regular expressions of a route.
+pub const ROUTE_PATTERNS: Budget = Budget {
+    name: "route-patterns",
+    holds: "programs of the regular expressions of a route; equal ones count once",
+    per: Per::Object,
+    bound: 1 << 20,
+    unit: Unit::Bytes,
+    setting: None,
+    held_by: HeldBy::Both,
+    when_reached: "the route gets `Accepted=False/UnsupportedValue`, and requests that it might match get 500",
+    flood: "patterns_of_a_route_are_bounded",
+};
+
+/// The regular expressions of a namespace.
+pub const NAMESPACE_PATTERNS: Budget = Budget {
+    name: "namespace-patterns",
+    holds: "programs of the regular expressions of its routes; equal ones count once",
+    per: Per::Namespace,
+    bound: 1 << 20,
+    unit: Unit::Bytes,
+    setting: None,
+    held_by: HeldBy::Both,
+    when_reached: "the newest routes with such get `Accepted=False/UnsupportedValue`, and requests that they might match \
+                   get 500",
+    flood: "patterns_of_a_namespace_are_bounded_and_neighbours_are_served",
+};
+
+/// Tries of one request after the first.
+pub const RETRY_ATTEMPTS: Budget = Budget {
+    name: "retry-attempts",
+    holds: "tries after the first that a route's `retry.attempts` gets for a request",
+    per: Per::Object,
+    bound: 100,
+    unit: Unit::Count,
+    setting: None,
+    held_by: HeldBy::Agent,
+    when_reached: "no more are made; the message of `Accepted` says so",
+    flood: "attempts_are_capped_and_it_is_said",
+};
+
+/// Such tries of all requests of a workload.
+pub const RETRIES: Budget = Budget {
+    name: "retries",
+    holds: "retries that `retry` asks for beyond a fifth of the workload's requests; ten a second come back",
+    per: Per::Workload,
+    bound: 500,
+    unit: Unit::Count,
+    setting: None,
+    held_by: HeldBy::Agent,
+    when_reached: "the request is not tried again: its client gets what the last try gave",
+    flood: "retries_of_a_workload_are_bounded_and_its_neighbour_retries",
+};
+
 /// The text of a `config.yaml`, which any ConfigMap may have.
 pub const CONFIG_TEXT: Budget = Budget {
     name: "config-text",
@@ -194,6 +286,13 @@ pub static ALL: &[&Budget] = &[
     &OBJECT_TEXT,
     &CONFIG_TEXT,
     &CONFIG_VALUES,
+    &ROUTES,
+    &MATCHES,
+    &PATTERN,
+    &ROUTE_PATTERNS,
+    &NAMESPACE_PATTERNS,
+    &RETRY_ATTEMPTS,
+    &RETRIES,
 ];
 
 /// A row by its name.

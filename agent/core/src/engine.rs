@@ -4,6 +4,7 @@ mod changes;
 mod claims;
 mod lint;
 mod mesh;
+mod quota;
 mod report;
 mod state;
 mod tables;

@@ -26,6 +26,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use weft_core::timing::RetryBudget;
 
 pub mod buffers;
 mod fair;
@@ -59,6 +60,7 @@ pub struct Share {
     drain: Drain,
     buffers: Rc<Buffers>,
     counters: Counters,
+    retries: RefCell<RetryBudget>,
 }
 
 /// A task that has not ended.
@@ -153,6 +155,7 @@ impl Share {
             buffers: Buffers::new(limits.buffered_max, Some(account.clone())),
             account,
             counters: Counters::default(),
+            retries: RefCell::default(),
         })
     }
 
@@ -172,6 +175,12 @@ impl Share {
     #[must_use]
     pub const fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// The retries that its requests may still ask for.
+    #[must_use]
+    pub(crate) const fn retries(&self) -> &RefCell<RetryBudget> {
+        &self.retries
     }
 
     /// What its workload holds on all workers.

@@ -16,6 +16,7 @@ use super::{
     upgrade,
 };
 use crate::{
+    budgets::Tenant,
     dial::{Dial, impatiently},
     error::{ProxyError, Reason},
     loads::Choice,
@@ -36,6 +37,7 @@ use std::{
 };
 use weft_core::{
     balance::{Answer, Fault},
+    budget::RETRIES,
     config::{Backend, Endpoint},
     model::Retry,
     timing::{
@@ -90,8 +92,11 @@ async fn forward<D: Dial>(
     let (body, upload) = RequestBody::new(body);
     exchange.upload = upload;
     parts.extensions.clear();
-    if let (Some(upload), true) = (&exchange.upload, retry_policy(&exchange).is_some()) {
-        upload.remember();
+    if retry_policy(&exchange).is_some() {
+        exchange.conn.share.retries().borrow_mut().request();
+        if let Some(upload) = &exchange.upload {
+            upload.remember();
+        }
     }
     if !plan.mirrors.is_empty() {
         mirror::start(&exchange, &plan.mirrors, &parts);
@@ -109,7 +114,15 @@ async fn forward<D: Dial>(
             in_flight.blamed(&failure.error, fault, Instant::now());
         }
         exchange.resets += u32::from(failure.outcome == Outcome::Reset);
-        let decision = next(&exchange, &plan, &failure, repeat, &tried);
+        let decision = match next(&exchange, &plan, &failure, repeat, &tried) {
+            // For a status it was taken when its answer was let go.
+            Decision::Retry { .. }
+                if !matches!(failure.outcome, Outcome::Status(_)) && !may_retry(&exchange) =>
+            {
+                Decision::Stop
+            }
+            decision => decision,
+        };
         exchange.try_failed(failure.error.reason, failure.code);
         let (Decision::Retry { after }, Some((parts, body))) = (decision, failure.again) else {
             return respond::failure(exchange, &failure.error);
@@ -173,6 +186,21 @@ fn next<D: Dial>(
         draw: exchange.conn.http.draw(),
     };
     decide(retry_policy(exchange), &attempt)
+}
+
+/// Takes one of the retries that the workload has left for `retry` stanzas. The few that are made without one are no matter
+/// of a route's.
+fn may_retry<D: Dial>(exchange: &Exchange<D>) -> bool {
+    if retry_policy(exchange).is_none() {
+        return true;
+    }
+    let (conn, now) = (&exchange.conn, Instant::now());
+    let has = conn.share.retries().borrow_mut().take(now);
+    if !has {
+        conn.http.telemetry.count(Counter::LimitRefused);
+        conn.http.shared.budgets.reached(&RETRIES, Tenant::from(conn.share.key()), now);
+    }
+    has
 }
 
 /// One try, within its deadline.
@@ -441,8 +469,8 @@ fn finish_try<D: Dial>(
         again: remembered(exchange),
     };
     match next(exchange, plan, &failure, repeat, &[]) {
-        Decision::Retry { .. } => Err(failure.into()),
-        Decision::Stop => Ok(response),
+        Decision::Retry { .. } if may_retry(exchange) => Err(failure.into()),
+        _ => Ok(response),
     }
 }
 

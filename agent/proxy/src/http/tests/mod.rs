@@ -5,5 +5,6 @@ pub(crate) mod support;
 mod backend_tls;
 mod faults;
 mod idle;
+mod retries;
 mod routing;
 mod streams;

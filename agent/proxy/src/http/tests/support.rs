@@ -156,6 +156,22 @@ impl<D: Dial> Bed<D> {
         Rc::new(Self { shared, http, share, local, dials, hangs })
     }
 
+    /// Another pod on the same worker.
+    pub(crate) fn neighbour(&self) -> Rc<Self> {
+        let key = ShareKey::Pod(ObjectKey::new("neighbour", "curl"));
+        let limits = ShareLimits::from(&Limits::default());
+        let share =
+            Share::start(&Scheduler::start(Arc::default()), key, limits, Drain::new(), Arc::default());
+        Rc::new(Self {
+            shared: self.shared.clone(),
+            http: self.http.clone(),
+            local: LocalWorkload::new(source(), share.clone()),
+            share,
+            dials: self.dials.clone(),
+            hangs: self.hangs.clone(),
+        })
+    }
+
     /// Listens as 15001 would, for connections to [`FRONTEND`].
     pub(crate) async fn mesh(self: &Rc<Self>) -> SocketAddr {
         self.listen(Entrance::Mesh { frontend: FRONTEND.into() }, None).await
