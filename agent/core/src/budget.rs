@@ -237,6 +237,20 @@ pub const RETRIES: Budget = Budget {
     flood: "retries_of_a_workload_are_bounded_and_its_neighbour_retries",
 };
 
+/// File descriptors of connections at Gateways.
+pub const GATEWAY_DESCRIPTORS: Budget = Budget {
+    name: "gateway-descriptors",
+    holds: "file descriptors of connections at all Gateways, two for each, in hundredths of those that the process may \
+            have; the rest is the pods'",
+    per: Per::Process,
+    bound: 75,
+    unit: Unit::Count,
+    setting: None,
+    held_by: HeldBy::Agent,
+    when_reached: "a new connection to a Gateway is reset",
+    flood: "gateways_leave_file_descriptors_to_pods",
+};
+
 /// The text of a `config.yaml`, which any ConfigMap may have.
 pub const CONFIG_TEXT: Budget = Budget {
     name: "config-text",
@@ -293,6 +307,7 @@ pub static ALL: &[&Budget] = &[
     &NAMESPACE_PATTERNS,
     &RETRY_ATTEMPTS,
     &RETRIES,
+    &GATEWAY_DESCRIPTORS,
 ];
 
 /// A row by its name.

@@ -5,7 +5,7 @@ use crate::{
     inbound::probe::redirects::Redirects,
     kubelet::{Kubelet, NoKubelet},
     plaintext::PlaintextCallers,
-    share::memory::Memory,
+    share::{descriptors::Descriptors, memory::Memory},
     sticky::StickyClients,
     telemetry::Telemetry,
 };
@@ -37,6 +37,8 @@ pub struct Shared {
     pub plaintext: PlaintextCallers,
     /// What the connections of all workloads hold together.
     pub memory: Arc<Memory>,
+    /// The file descriptors that Gateways may have.
+    pub descriptors: Arc<Descriptors>,
     /// Which workloads have reached which of their budgets.
     pub budgets: Budgets,
     /// Knows the kubelet of this node, whose probes strict pods let in.
@@ -66,6 +68,7 @@ impl Shared {
             plaintext: PlaintextCallers::default(),
             budgets: Budgets::default(),
             memory: Arc::new(Memory::new(limits.traffic_bytes)),
+            descriptors: Arc::new(Descriptors::of_process()),
             kubelet: Arc::new(NoKubelet),
             redirects: Redirects::default(),
             sticky: Arc::default(),

@@ -141,6 +141,11 @@ fn begin(
         reset_on_close(&io);
         return;
     }
+    if matches!(entrance, Entrance::Gateway { .. }) && !worker.shared.descriptors.has_room() {
+        worker.reached(&budget::GATEWAY_DESCRIPTORS, Tenant::from(&local.source.share));
+        reset_on_close(&io);
+        return;
+    }
     let Some(guard) = local.share.admit(kind) else {
         let budget = if kind == Kind::In { &budget::CONNECTIONS_IN } else { &budget::CONNECTIONS_OUT };
         worker.reached(budget, Tenant::from(&local.source.share));

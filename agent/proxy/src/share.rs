@@ -10,6 +10,7 @@ use crate::{
 };
 use async_task::Task;
 use buffers::Buffers;
+use descriptors::Descriptors;
 use futures_util::FutureExt;
 use memory::{Account, Memory};
 use scheduler::{Queue, Scheduler};
@@ -29,6 +30,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use weft_core::timing::RetryBudget;
 
 pub mod buffers;
+pub mod descriptors;
 mod fair;
 pub mod memory;
 pub mod scheduler;
@@ -78,6 +80,8 @@ pub struct Load {
     pub connections: AtomicUsize,
     /// What the process's connections hold.
     pub memory: Arc<Memory>,
+    /// Those of Gateways.
+    pub descriptors: Arc<Descriptors>,
 }
 
 /// What bounds a share on one worker.
@@ -280,6 +284,9 @@ impl Share {
             return None;
         }
         self.load.connections.fetch_add(1, Ordering::Relaxed);
+        if matches!(self.key, ShareKey::Gateway(_)) {
+            self.load.descriptors.take();
+        }
         add(&self.counters.connections, 1);
         Some(ConnectionGuard { share: self.clone(), kind })
     }
@@ -440,6 +447,9 @@ impl Drop for ConnectionGuard {
         open.set(open.get() - 1);
         self.share.account.give(self.kind.bytes());
         self.share.load.connections.fetch_sub(1, Ordering::Relaxed);
+        if matches!(self.share.key, ShareKey::Gateway(_)) {
+            self.share.load.descriptors.give();
+        }
         if self.share.connections() == 0 {
             self.share.idle.notify_waiters();
         }

@@ -276,7 +276,11 @@ impl Workers {
         let mut queues = Vec::new();
         for _ in 0..count.max(1) {
             let (commands, queue) = mpsc::channel(COMMANDS_MAX);
-            let load = Load { memory: shared.memory.clone(), ..Load::default() };
+            let load = Load {
+                memory: shared.memory.clone(),
+                descriptors: shared.descriptors.clone(),
+                ..Load::default()
+            };
             handles.push(Handle { commands, load: Arc::new(load), refused: AtomicU64::new(0) });
             queues.push(queue);
         }
