@@ -270,7 +270,7 @@ impl Chunk for wire::Material {
         let (content, parameters) = match value {
             MaterialValue::Secret(secret) => (Some(secret_to_wire(&secret.data)), None),
             MaterialValue::ConfigMap(map) => {
-                let parameters = map.parameters.as_ref().map(parameters::to_wire);
+                let parameters = map.parameters.as_ref().map(|p| parameters::to_wire(p.settings()));
                 (map.ca.as_ref().map(config_map_to_wire), parameters)
             }
         };
@@ -356,7 +356,7 @@ fn material_object(object: wire::MaterialObject) -> Result<MaterialEntry, Malfor
                 Some(wire::Content::Invalid(why)) => Some(Err(text(&why))),
                 Some(wire::Content::Tls(_)) | None => None,
             };
-            let parameters = object.parameters.map(parameters::from_wire).transpose()?;
+            let parameters = object.parameters.map(parameters::from_wire).transpose()?.map(Into::into);
             MaterialValue::ConfigMap(Arc::new(ConfigMap { meta, ca, broken, parameters }))
         }
     };

@@ -351,6 +351,111 @@ pub const UDP_SESSIONS_OF_NETWORK: Budget = Budget {
     flood: "five_thousand_udp_sources_a_second_silence_nobody",
 };
 
+/// Routes of a namespace that are served.
+pub const ROUTES: Budget = Budget {
+    name: "routes",
+    holds: "routes with a parent that Weft serves, of all kinds",
+    per: Per::Namespace,
+    bound: 10_000,
+    unit: Unit::Count,
+    setting: None,
+    held_by: HeldBy::Both,
+    when_reached: "the newest are not served and get `Accepted=False/UnsupportedValue`",
+    flood: "routes_of_a_namespace_are_bounded_and_the_newest_are_left_out",
+};
+
+/// Entries of the tables made of them.
+pub const MATCHES: Budget = Budget {
+    name: "matches",
+    holds: "matches of such routes; a rule without any counts as one",
+    per: Per::Namespace,
+    bound: 20_000,
+    unit: Unit::Count,
+    setting: None,
+    held_by: HeldBy::Both,
+    when_reached: "the newest routes are not served and get `Accepted=False/UnsupportedValue`",
+    flood: "matches_of_a_namespace_are_bounded_and_neighbours_are_served",
+};
+
+/// One regular expression.
+pub const PATTERN: Budget = Budget {
+    name: "pattern",
+    holds: "the program of a regular expression; three times `\\w` fit",
+    per: Per::Object,
+    bound: 64 << 10,
+    unit: Unit::Bytes,
+    setting: None,
+    held_by: HeldBy::Both,
+    when_reached: "its rule is not served: requests that meet the rest of the match get 500",
+    flood: "what_is_wrong_is_said_in_one_line",
+};
+
+/// The regular expressions of a route.
+pub const ROUTE_PATTERNS: Budget = Budget {
+    name: "route-patterns",
+    holds: "programs of the regular expressions of a route; equal ones count once",
+    per: Per::Object,
+    bound: 1 << 20,
+    unit: Unit::Bytes,
+    setting: None,
+    held_by: HeldBy::Both,
+    when_reached: "the route gets `Accepted=False/UnsupportedValue`, and requests that it might match get 500",
+    flood: "patterns_of_a_route_are_bounded",
+};
+
+/// The regular expressions of a namespace.
+pub const NAMESPACE_PATTERNS: Budget = Budget {
+    name: "namespace-patterns",
+    holds: "programs of the regular expressions of its routes; equal ones count once",
+    per: Per::Namespace,
+    bound: 1 << 20,
+    unit: Unit::Bytes,
+    setting: None,
+    held_by: HeldBy::Both,
+    when_reached: "the newest routes with such get `Accepted=False/UnsupportedValue`, and requests that they might match \
+                   get 500",
+    flood: "patterns_of_a_namespace_are_bounded_and_neighbours_are_served",
+};
+
+/// The text of a `config.yaml`, which any ConfigMap may have.
+pub const CONFIG_TEXT: Budget = Budget {
+    name: "config-text",
+    holds: "the text of a ConfigMap's `config.yaml`, not read unless a GatewayClass or Gateway names the ConfigMap",
+    per: Per::Object,
+    bound: 64 << 10,
+    unit: Unit::Bytes,
+    setting: None,
+    held_by: HeldBy::Both,
+    when_reached: "the text is not kept, and who names it gets `InvalidParameters` with its size",
+    flood: "config_maps_cost_no_more_than_their_text",
+};
+
+/// What reading such a text may need.
+pub const CONFIG_VALUES: Budget = Budget {
+    name: "config-values",
+    holds: "the values of a `config.yaml` while it is read, reckoned by their kind; it has no anchors or aliases",
+    per: Per::Object,
+    bound: 1 << 20,
+    unit: Unit::Bytes,
+    setting: None,
+    held_by: HeldBy::Both,
+    when_reached: "it is refused, and who names it gets `InvalidParameters` with the line",
+    flood: "texts_from_the_cluster_need_no_more_than_their_budget",
+};
+
+/// An object, as far as Weft reads it.
+pub const OBJECT_TEXT: Budget = Budget {
+    name: "object-text",
+    holds: "an object that is watched, as JSON and without what Weft does not read",
+    per: Per::Object,
+    bound: 512 << 10,
+    unit: Unit::Bytes,
+    setting: None,
+    held_by: HeldBy::Both,
+    when_reached: "the object is refused by name before it is read; its last good version stays in effect",
+    flood: "objects_larger_than_their_budget_are_refused_by_name",
+};
+
 /// All rows, in the order in which they are shown.
 pub static ALL: &[&Budget] = &[
     &CONNECTIONS_OUT,
@@ -373,6 +478,14 @@ pub static ALL: &[&Budget] = &[
     &STREAM_RESETS,
     &UDP_SESSIONS,
     &UDP_SESSIONS_OF_NETWORK,
+    &ROUTES,
+    &MATCHES,
+    &PATTERN,
+    &ROUTE_PATTERNS,
+    &NAMESPACE_PATTERNS,
+    &CONFIG_TEXT,
+    &CONFIG_VALUES,
+    &OBJECT_TEXT,
 ];
 
 /// A row by its name.

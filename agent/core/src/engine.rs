@@ -7,6 +7,7 @@ mod lint;
 mod mesh;
 mod networks;
 mod overlap;
+mod quota;
 mod report;
 mod state;
 mod tables;

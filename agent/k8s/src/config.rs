@@ -366,7 +366,7 @@ pub(crate) fn settings(file: &str, text: &str, last: Option<&AgentConfig>) -> (A
     };
     let unread =
         || last.cloned().unwrap_or_else(|| AgentConfig { mtls: MtlsMode::Strict, ..AgentConfig::default() });
-    let (documents, errors) = yaml::read(text);
+    let (documents, errors) = yaml::read_within(text, &yaml::CLUSTER);
     let mut problems: Vec<Problem> = errors.iter().map(|e| problem(e.line, &e.reason, stays)).collect();
     let Some(document) = documents.into_iter().find(|d| is_agent_config(&d.value)) else {
         if problems.is_empty() && text.trim().is_empty() {

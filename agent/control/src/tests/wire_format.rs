@@ -115,7 +115,7 @@ fn parameters_of_config_maps_travel_field_by_field() {
     let mut all = Material::default();
     for (i, read) in cases.into_iter().enumerate() {
         let of = format!("infra/c{i}");
-        let map = ConfigMap { parameters: Some(read), ..(*config_map(&of, b"ca".to_vec())).clone() };
+        let map = ConfigMap { parameters: Some(read.into()), ..(*config_map(&of, b"ca".to_vec())).clone() };
         all.config_maps.insert(key(&of), Arc::new(map));
     }
     let mirror = travel::<wire::Material>(&BTreeMap::new(), &material_to_map(&all));

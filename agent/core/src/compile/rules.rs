@@ -3,9 +3,10 @@
 use super::label::route_label;
 use crate::{
     balance::Weighted,
+    budget::RETRY_ATTEMPTS,
     config::{Action, Backend, FailReason, FilterChain, HttpBackend, HttpRule, L4Rule, MirrorTarget, RuleId},
     matching::Order,
-    model::{Filter, Match, Route, RouteKind, Rule, Str},
+    model::{Filter, Match, Pattern, Program, Retry, Route, RouteKind, Rule, Str},
     resolve::{ResolvedRule, ResolvedRules},
 };
 use std::{collections::BTreeMap, sync::Arc};
@@ -19,6 +20,19 @@ pub(crate) struct CompiledRules {
     pub(super) l4: Option<Arc<L4Rule>>,
 }
 
+#[cfg(test)]
+impl CompiledRules {
+    /// How many entries it adds for each hostname.
+    pub(crate) fn len(&self) -> usize {
+        self.http.len()
+    }
+
+    /// The `attempts` of each.
+    pub(crate) fn retries(&self) -> Vec<u32> {
+        self.http.iter().filter_map(|m| m.rule.retry.as_ref()).map(|r| r.attempts).collect()
+    }
+}
+
 /// One match of one rule.
 #[derive(Debug)]
 pub(super) struct CompiledMatch {
@@ -27,11 +41,17 @@ pub(super) struct CompiledMatch {
     pub(super) rule: Arc<HttpRule>,
 }
 
-/// Compiles every rule of a route.
-pub(crate) fn compile_rules(route: &Route, resolved: &ResolvedRules) -> CompiledRules {
+/// Compiles every rule of a route. `program` is what a pattern compiles to.
+pub(crate) fn compile_rules(
+    route: &Route,
+    resolved: &ResolvedRules,
+    program: &impl Fn(&Pattern) -> Option<Arc<Program>>,
+) -> CompiledRules {
     let rules = route.rules.iter().zip(&resolved.rules).enumerate();
     if matches!(route.kind, RouteKind::Http | RouteKind::Grpc) {
-        let http = rules.flat_map(|(index, (rule, found))| http_matches(route, index, rule, found)).collect();
+        let http = rules.flat_map(|(index, (rule, found))| http_matches(route, index, rule, found));
+        let with = |p: &Pattern| p.with(program(p));
+        let http = http.map(|m| CompiledMatch { matcher: m.matcher.map_patterns(&with), ..m }).collect();
         return CompiledRules { http, l4: None };
     }
     let l4 = rules.map(|(index, (rule, found))| Arc::new(l4_rule(route, index, rule, found))).next();
@@ -45,7 +65,7 @@ fn http_matches(route: &Route, index: usize, rule: &Rule, found: &ResolvedRule) 
         filters: filter_chain(&rule.filters, &found.mirrors),
         action: action(rule, found),
         timeouts: rule.timeouts,
-        retry: rule.retry.clone().map(Arc::new),
+        retry: rule.retry.clone().map(|retry| Arc::new(capped(retry))),
         session: rule.session.clone().map(Arc::new),
     };
     let mut by_label: BTreeMap<Str, Arc<HttpRule>> = BTreeMap::new();
@@ -70,6 +90,12 @@ fn http_matches(route: &Route, index: usize, rule: &Rule, found: &ResolvedRule) 
             }
         })
         .collect()
+}
+
+/// With no more tries than a route may have.
+fn capped(retry: Retry) -> Retry {
+    let most = u32::try_from(RETRY_ATTEMPTS.bound).unwrap_or(u32::MAX);
+    Retry { attempts: retry.attempts.min(most), ..retry }
 }
 
 fn action(rule: &Rule, found: &ResolvedRule) -> Action {

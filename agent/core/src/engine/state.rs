@@ -4,11 +4,12 @@ use super::{
     addresses::{Addresses, PodRank},
     changes::Changes,
     claims::Claims,
+    quota::{Ledger, admit},
 };
 use crate::{
     compile::{CompiledRules, CompiledSlot, compile_rules},
     config::{BackendKey, Config, Frontend},
-    model::{Kind, ObjectKey, Str},
+    model::{Kind, ObjectKey, Pattern, Str},
     resolve::{
         Domain, Reader, ResolvedGateway, ResolvedListener, ResolvedPolicy, ResolvedRoute, RouteId, Settings,
         Slot, Source, Tracker, Unit, World, policy_targets, resolve_gateway, resolve_policy, resolve_route,
@@ -37,9 +38,18 @@ pub(super) enum Claimed {
 /// A route with its rules compiled for each domain.
 #[derive(Debug)]
 pub(super) struct RouteState {
+    /// As it is served.
     pub(super) resolved: ResolvedRoute,
+    /// As it was before the budgets of its namespace were asked, where that is something else.
+    raw: Option<ResolvedRoute>,
     pub(super) gateway: CompiledRules,
     pub(super) mesh: CompiledRules,
+}
+
+impl RouteState {
+    fn raw(&self) -> &ResolvedRoute {
+        self.raw.as_ref().unwrap_or(&self.resolved)
+    }
 }
 
 /// What has been resolved and compiled so far.
@@ -50,6 +60,7 @@ pub(super) struct State {
     pub(super) gateways: BTreeMap<ObjectKey, Arc<ResolvedGateway>>,
     pub(super) policies: BTreeMap<ObjectKey, Arc<ResolvedPolicy>>,
     pub(super) routes: BTreeMap<RouteId, RouteState>,
+    pub(super) ledger: Ledger,
     /// Routes attached to a slot.
     pub(super) attached: BTreeMap<Slot, BTreeSet<RouteId>>,
     pub(super) slots: BTreeMap<Slot, CompiledSlot>,
@@ -286,31 +297,54 @@ impl State {
             Unit::Route(id) => Some(id.clone()),
             _ => None,
         });
-        let mut slots = std::mem::take(&mut changes.slots);
+        let mut resolved: BTreeMap<RouteId, Option<ResolvedRoute>> = BTreeMap::new();
         for id in dirty {
             let unit = Unit::Route(id.clone());
             let route = self.world.snapshot.routes.get(&id).cloned();
             let new = self.read(settings, &unit, |r| route.map(|route| resolve_route(r, &route)));
             self.work.routes += 1;
             // A Service or grant that changes in a way that says nothing new rebuilds no table.
-            if self.routes.get(&id).map(|r| &r.resolved) == new.as_ref() {
+            if self.routes.get(&id).map(RouteState::raw) == new.as_ref() {
                 continue;
             }
+            self.ledger.set(&id, new.as_ref());
+            resolved.insert(id, new);
+        }
+        // Routes of the same namespace that have come within its budgets, or out of them.
+        for id in self.ledger.settle() {
+            let same = self.routes.get(&id).map(|r| r.raw().clone());
+            resolved.entry(id).or_insert(same);
+        }
+        let mut slots = std::mem::take(&mut changes.slots);
+        for (id, new) in resolved {
             if let Some(old) = self.routes.remove(&id) {
                 self.detach(&id, &old.resolved, &mut slots, touched);
             }
-            if let Some(resolved) = new {
-                self.attach(&id, &resolved, &mut slots, touched);
-                let compiled = |domain| {
-                    let rules = resolved.rules(domain);
-                    rules.map(|r| compile_rules(&resolved.route, r)).unwrap_or_default()
-                };
-                let (gateway, mesh) = (compiled(Domain::Gateway), compiled(Domain::Mesh));
-                self.routes.insert(id.clone(), RouteState { resolved, gateway, mesh });
+            if let Some(raw) = new {
+                let state = self.compile_route(&id, raw);
+                self.attach(&id, &state.resolved, &mut slots, touched);
+                self.routes.insert(id.clone(), state);
             }
             touched.routes.insert(id);
         }
         slots
+    }
+
+    /// Compiles a route as far as the budgets of its namespace let it be served.
+    fn compile_route(&self, id: &RouteId, raw: ResolvedRoute) -> RouteState {
+        let (resolved, raw) = match admit(id, &raw, &self.ledger) {
+            Some(admitted) => (admitted, Some(raw)),
+            None => (raw, None),
+        };
+        let program = |p: &Pattern| self.ledger.program(&id.1.namespace, p.source())?.as_ref().ok().cloned();
+        let compiled = |domain| {
+            // What is attached nowhere is in no table.
+            let attached = resolved.parents.iter().any(|p| p.domain == domain && !p.attachments.is_empty());
+            let rules = resolved.rules(domain).filter(|_| attached);
+            rules.map(|r| compile_rules(&resolved.route, r, &program)).unwrap_or_default()
+        };
+        let (gateway, mesh) = (compiled(Domain::Gateway), compiled(Domain::Mesh));
+        RouteState { resolved, raw, gateway, mesh }
     }
 
     fn detach(

@@ -2,6 +2,7 @@
 
 mod world;
 
+mod budgets;
 mod examples;
 mod gateways;
 mod incremental;

@@ -43,6 +43,7 @@ fn header(wanted: &HeaderMatch, head: &RequestHead<'_>) -> bool {
     }
     let mut lines = head.headers.get_all(&wanted.name).iter().map(http::HeaderValue::as_bytes);
     match (&wanted.value, lines.next(), lines.next()) {
+        (ValueMatch::Regex(pattern), ..) if pattern.is_broken() => true,
         (_, None, _) => false,
         (ValueMatch::Exact(value), Some(only), None) => value.as_bytes() == only,
         (ValueMatch::Regex(pattern), Some(only), None) => pattern.is_match(only),
@@ -75,6 +76,9 @@ fn is_joined<'a>(mut value: &[u8], lines: impl Iterator<Item = &'a [u8]>, separa
 }
 
 fn query(wanted: &QueryMatch, query: &str) -> bool {
+    if matches!(&wanted.value, ValueMatch::Regex(pattern) if pattern.is_broken()) {
+        return true;
+    }
     let value = query
         .split('&')
         .map(|pair| pair.split_once('=').unwrap_or((pair, "")))

@@ -4,7 +4,9 @@ use super::{Labels, Meta, Str};
 use crate::message::PathRules;
 use ipnet::IpNet;
 use std::{
+    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -40,6 +42,67 @@ pub struct GatewaySettings {
     pub udp_session: Option<Duration>,
     /// `clients`.
     pub clients: Option<ClientRules>,
+}
+
+/// What a `config.yaml` says, or what is wrong with it.
+pub type ReadSettings = Result<GatewaySettings, Str>;
+
+/// The `config.yaml` of a ConfigMap. Anybody may write one into any namespace, so its text is read when a GatewayClass or
+/// Gateway names the ConfigMap, and never before.
+#[derive(Clone)]
+pub struct WrittenSettings {
+    /// `None` when it came already read.
+    text: Option<Str>,
+    read: fn(&str) -> ReadSettings,
+    settings: OnceLock<ReadSettings>,
+}
+
+impl WrittenSettings {
+    /// A text, and what will read it. `read` must give the same for the same text.
+    #[must_use]
+    pub fn text(text: Str, read: fn(&str) -> ReadSettings) -> Self {
+        Self { text: Some(text), read, settings: OnceLock::new() }
+    }
+
+    /// The settings. The first call reads the text.
+    pub fn settings(&self) -> &ReadSettings {
+        let read = || (self.read)(self.text.as_deref().unwrap_or_default());
+        self.settings.get_or_init(read)
+    }
+
+    /// Whether the text has been read.
+    #[must_use]
+    pub fn is_read(&self) -> bool {
+        self.settings.get().is_some()
+    }
+}
+
+impl From<ReadSettings> for WrittenSettings {
+    fn from(settings: ReadSettings) -> Self {
+        let unread = |_: &str| Err("it has no text".into());
+        Self { text: None, read: unread, settings: OnceLock::from(settings) }
+    }
+}
+
+impl PartialEq for WrittenSettings {
+    fn eq(&self, other: &Self) -> bool {
+        match (&self.text, &other.text) {
+            (Some(a), Some(b)) => a == b,
+            (None, None) => self.settings() == other.settings(),
+            _ => false,
+        }
+    }
+}
+
+impl Eq for WrittenSettings {}
+
+impl fmt::Debug for WrittenSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WrittenSettings")
+            .field("text", &self.text)
+            .field("settings", &self.settings.get())
+            .finish()
+    }
 }
 
 /// What is in effect for one Gateway.

@@ -1,8 +1,8 @@
 //! One route model for HTTPRoute, GRPCRoute, TLSRoute, TCPRoute and UDPRoute.
 
-use super::{Filter, GroupKind, Hostname, Kind, Meta, ObjectKey, Str};
+use super::{Filter, GroupKind, Hostname, Kind, Meta, ObjectKey, Pattern, Str};
 use http::{HeaderName, HeaderValue, Method};
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 /// Which of the five kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,6 +57,89 @@ impl Route {
     }
 }
 
+/// Where a pattern stands in its route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PatternAt {
+    /// Index of the rule.
+    pub rule: usize,
+    matched: usize,
+    part: &'static str,
+    index: Option<usize>,
+}
+
+impl PatternAt {
+    /// The field, e.g. `spec.rules[0].matches[1].headers[2].value`.
+    #[must_use]
+    pub fn field(&self) -> String {
+        let Self { rule, matched, part, index } = self;
+        let at = format!("spec.rules[{rule}].matches[{matched}].{part}");
+        index.map_or_else(|| at.clone(), |i| format!("{at}[{i}].value"))
+    }
+}
+
+impl Route {
+    /// Every regular expression that its matches are written with.
+    pub fn patterns(&self) -> impl Iterator<Item = (PatternAt, &Pattern)> {
+        self.rules.iter().enumerate().flat_map(|(rule, r)| {
+            let matches = r.matches.iter().enumerate();
+            matches.flat_map(move |(matched, m)| {
+                let at = move |(part, index, pattern)| (PatternAt { rule, matched, part, index }, pattern);
+                m.patterns().map(at)
+            })
+        })
+    }
+}
+
+impl Match {
+    /// Its regular expressions: the part, the index in a list, and the pattern. Without those that are known to be broken.
+    fn patterns(&self) -> impl Iterator<Item = (&'static str, Option<usize>, &Pattern)> {
+        let [first, second] = match &self.path {
+            Some(PathMatch::Regex(pattern)) => [Some(("path.value", None, pattern)), None],
+            Some(PathMatch::GrpcRegex { service, method }) => [
+                service.as_ref().map(|p| ("method.service", None, p)),
+                method.as_ref().map(|p| ("method.method", None, p)),
+            ],
+            _ => [None, None],
+        };
+        let headers = self.headers.iter().enumerate().filter_map(|(i, h)| match &h.value {
+            ValueMatch::Regex(pattern) => Some(("headers", Some(i), pattern)),
+            ValueMatch::Exact(_) => None,
+        });
+        let query = self.query.iter().enumerate().filter_map(|(i, q)| match &q.value {
+            ValueMatch::Regex(pattern) => Some(("queryParams", Some(i), pattern)),
+            ValueMatch::Exact(_) => None,
+        });
+        let all = [first, second].into_iter().flatten().chain(headers).chain(query);
+        all.filter(|(_, _, pattern)| pattern.is_unread())
+    }
+
+    /// The match with each pattern as `f` gives it.
+    #[must_use]
+    pub fn map_patterns(&self, f: &impl Fn(&Pattern) -> Pattern) -> Self {
+        let mut out = self.clone();
+        match &mut out.path {
+            Some(PathMatch::Regex(pattern)) => *pattern = f(pattern),
+            Some(PathMatch::GrpcRegex { service, method }) => {
+                for pattern in service.iter_mut().chain(method) {
+                    *pattern = f(pattern);
+                }
+            }
+            _ => {}
+        }
+        for header in &mut out.headers {
+            if let ValueMatch::Regex(pattern) = &mut header.value {
+                *pattern = f(pattern);
+            }
+        }
+        for query in &mut out.query {
+            if let ValueMatch::Regex(pattern) = &mut query.value {
+                *pattern = f(pattern);
+            }
+        }
+        out
+    }
+}
+
 /// `ParentReference`. Kept as written, because status must repeat it exactly.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ParentRef {
@@ -89,9 +172,9 @@ pub struct Rule {
     pub retry: Option<Retry>,
     /// `sessionPersistence` (GEP-1619, experimental).
     pub session: Option<SessionPersistence>,
-    /// What is wrong with this rule and could not be kept (bad regular expression, unknown enum value): the rule is
-    /// not served, answers 500 where it would match, and the route says `Accepted=False/UnsupportedValue` or
-    /// `PartiallyInvalid`.
+    /// What is wrong with this rule and could not be kept (an unknown enum value): the rule is not served, answers 500
+    /// where it would match, and the route says `Accepted=False/UnsupportedValue` or `PartiallyInvalid`. A match keeps
+    /// its other criteria, so that its requests find no wider rule. Patterns are judged by resolution.
     pub invalid: Vec<InvalidField>,
 }
 
@@ -167,49 +250,6 @@ pub enum ValueMatch<T> {
     Exact(T),
     /// The whole value.
     Regex(Pattern),
-}
-
-/// A compiled regular expression of the `regex` crate's dialect, anchored at both ends, with size limits.
-#[derive(Clone, Debug)]
-pub struct Pattern {
-    source: Str,
-    /// Shared by clones: each Regex grows a cache of its own of up to half a megabyte per thread.
-    regex: Arc<regex::bytes::Regex>,
-}
-
-impl Pattern {
-    /// Compiles. The pattern must match the whole value.
-    ///
-    /// # Errors
-    /// The `regex` crate's message: syntax, an unsupported feature (look-around, back-references), or too large.
-    pub fn new(source: &str) -> Result<Self, String> {
-        let regex = regex::bytes::RegexBuilder::new(&format!("^(?:{source})$"))
-            .size_limit(1 << 18)
-            .dfa_size_limit(1 << 19)
-            .build()
-            .map_err(|e| e.to_string())?;
-        // A pattern such as `a)|(b` closes our group: compile it alone too.
-        regex::bytes::Regex::new(source).map_err(|e| e.to_string())?;
-        Ok(Self { source: source.into(), regex: Arc::new(regex) })
-    }
-
-    /// The pattern as written.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.source
-    }
-
-    /// Whether the whole of `value` matches.
-    #[must_use]
-    pub fn is_match(&self, value: &[u8]) -> bool {
-        self.regex.is_match(value)
-    }
-}
-
-impl PartialEq for Pattern {
-    fn eq(&self, other: &Self) -> bool {
-        self.source == other.source
-    }
 }
 
 /// `BackendObjectReference`.

@@ -1,6 +1,6 @@
 //! Secrets and ConfigMaps, as far as routing needs them: certificates.
 
-use super::{GatewaySettings, Meta, Str};
+use super::{Meta, Str, WrittenSettings};
 use std::{fmt, sync::Arc};
 
 /// A `Secret`, already read by the provider; private keys never leave [`KeyPair`].
@@ -104,8 +104,8 @@ pub struct ConfigMap {
     pub ca: Option<Result<CaBundle, Str>>,
     /// Why the `ca.crt` that is there now cannot be used, when `ca` is of before.
     pub broken: Option<Str>,
-    /// `data["config.yaml"]` when it is there: the settings of a `WeftGatewayConfig`, or what is wrong with them.
-    pub parameters: Option<Result<GatewaySettings, Str>>,
+    /// `data["config.yaml"]` when it is there: the settings of a `WeftGatewayConfig`.
+    pub parameters: Option<WrittenSettings>,
 }
 
 impl ConfigMap {

@@ -3,7 +3,7 @@
 use super::{Problem, Reader, reason};
 use crate::model::{
     CONTROLLER_NAME, Gateway, GatewayClass, GatewayParameters, GatewaySettings, Kind, ObjectKey,
-    ParametersRef, Str,
+    ParametersRef, Str, WrittenSettings,
 };
 use std::sync::Arc;
 
@@ -55,7 +55,7 @@ fn settings<'a>(
     let found = if is_config {
         reader.gateway_config(&key).map(|c| Some(&c.settings))
     } else {
-        reader.config_map(&key).map(|c| c.parameters.as_ref())
+        reader.config_map(&key).map(|c| c.parameters.as_ref().map(WrittenSettings::settings))
     };
     match found {
         None => invalid(format!("parametersRef names {kind} {key}, which does not exist")),

@@ -187,6 +187,24 @@ impl ResolvedRoute {
         }
     }
 
+    /// Makes rules fail closed, whatever they were.
+    pub(crate) fn fail_rules(&mut self, which: impl Fn(usize) -> bool) {
+        for rules in self.gateway_rules.iter_mut().chain(&mut self.mesh_rules) {
+            for (index, rule) in Arc::make_mut(rules).rules.iter_mut().enumerate() {
+                if which(index) {
+                    rule.fail = Some(FailReason::InvalidRule);
+                }
+            }
+        }
+    }
+
+    /// Says of rules why they are not served.
+    pub(crate) fn drop_rules(&mut self, problems: &[(usize, Problem)]) {
+        for rules in self.gateway_rules.iter_mut().chain(&mut self.mesh_rules) {
+            Arc::make_mut(rules).dropped.extend_from_slice(problems);
+        }
+    }
+
     /// Every slot that this route is attached to.
     pub(crate) fn slots(&self) -> impl Iterator<Item = &Slot> {
         self.parents.iter().flat_map(|p| p.attachments.iter().map(|a| &a.slot))
@@ -211,7 +229,7 @@ pub(crate) struct ResolvedParent {
     pub(crate) accepted: Result<(), Problem>,
     /// Extra sentences for the `Accepted` message.
     pub(crate) notes: Vec<String>,
-    /// Empty unless accepted.
+    /// Empty unless accepted, or not accepted only because it fails closed.
     pub(crate) attachments: Vec<Attachment>,
     /// The parent does not exist: nothing is said about references.
     pub(crate) missing: bool,

@@ -23,6 +23,7 @@ mod tests;
 pub use kinds::unroll;
 pub(crate) use kinds::versions;
 pub(crate) use node::convert_node;
+pub(crate) use secret::DATA;
 pub(crate) use slice::{WorkloadSlice, convert_workload_slice};
 pub use workload::MIRROR;
 

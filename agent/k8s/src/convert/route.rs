@@ -6,7 +6,8 @@ use http::{HeaderName, HeaderValue, Method};
 use std::{fmt::Display, time::Duration};
 use weft_core::model::{
     BackendObjectRef, BackendRef, HeaderMatch, Hostname, InvalidField, Kind, Match, ParentRef, PathMatch,
-    Pattern, QueryMatch, Retry, Route, RouteKind, Rule, SessionPersistence, Str, Timeouts, ValueMatch,
+    Pattern, Program, QueryMatch, Retry, Route, RouteKind, Rule, SessionPersistence, Str, Timeouts,
+    ValueMatch,
 };
 
 pub(super) fn route(kind: Kind, cx: &mut Cx<'_>) -> Option<Route> {
@@ -54,19 +55,29 @@ fn of<M: Matches>(kind: RouteKind, cx: &mut Cx<'_>) -> Option<Route> {
     for (i, r) in spec.rules.into_iter().enumerate() {
         let rule = rule(r, &path::index("spec.rules", i));
         for field in &rule.invalid {
-            let remedy = "correct it; until then this rule answers with an error where it would match";
+            let remedy = "correct it; until then this rule answers 500 where the rest of a match holds";
             cx.report.unserved(&field.path, &*field.message, remedy);
         }
         rules.push(rule);
     }
-    Some(Route {
+    let route = Route {
         meta,
         kind,
         parents: spec.parent_refs.into_iter().map(parent).collect(),
         hostnames,
         rules,
         use_default_gateways: spec.use_default_gateways.map(Str::from),
-    })
+    };
+    // In a cluster it is said in conditions, and nothing is compiled for routes whose parents are others'.
+    if !cx.source.admitted {
+        for (at, pattern) in route.patterns() {
+            if let Err(why) = Program::new(pattern.as_str()) {
+                let remedy = "correct it; until then requests that meet the rest of this match get 500";
+                cx.report.unserved(&at.field(), why, remedy);
+            }
+        }
+    }
+    Some(route)
 }
 
 fn parent(p: api::ParentRef) -> ParentRef {
@@ -151,19 +162,14 @@ fn session(s: api::SessionPersistence) -> SessionPersistence {
 
 impl Matches for api::HttpMatch {
     fn read(self, at: &str, invalid: &mut Invalid) -> Option<Match> {
-        let path = match self.path {
-            Some(p) => Some(http_path(p, &path::key(at, "path"), invalid)?),
-            None => None,
-        };
-        let method = match self.method {
-            Some(m) => Some(invalid.ok(&path::key(at, "method"), Method::from_bytes(m.as_bytes()))?),
-            None => None,
-        };
-        let headers = headers(self.headers, &path::key(at, "headers"), invalid)?;
+        let path = self.path.map(|p| http_path(p, &path::key(at, "path"), invalid));
+        let method = |m: String| invalid.ok(&path::key(at, "method"), Method::from_bytes(m.as_bytes()));
+        let method = self.method.and_then(method);
+        let headers = headers(self.headers, &path::key(at, "headers"), invalid);
         let mut query = Vec::new();
         for (i, q) in self.query_params.into_iter().enumerate() {
             let at = format!("{at}.queryParams[{i}]");
-            let value = value_match(&q.kind, q.value, &at, invalid, |v| Ok::<_, String>(Str::from(v)))?;
+            let value = value_match(&q.kind, q.value, &at, invalid, |v| Ok::<_, String>(Str::from(v)));
             query.push(QueryMatch { name: q.name.into(), value });
         }
         Some(Match { path, method, headers, query })
@@ -177,11 +183,8 @@ impl Matches for api::HttpMatch {
 
 impl Matches for api::GrpcMatch {
     fn read(self, at: &str, invalid: &mut Invalid) -> Option<Match> {
-        let path = match self.method {
-            Some(m) => Some(grpc_method(m, &path::key(at, "method"), invalid)?),
-            None => None,
-        };
-        let headers = headers(self.headers, &path::key(at, "headers"), invalid)?;
+        let path = self.method.map(|m| grpc_method(m, &path::key(at, "method"), invalid));
+        let headers = headers(self.headers, &path::key(at, "headers"), invalid);
         Some(Match { path, headers, ..Match::default() })
     }
 
@@ -200,41 +203,50 @@ impl Matches for api::NoMatch {
     }
 }
 
-fn http_path(p: api::PathMatch, at: &str, invalid: &mut Invalid) -> Option<PathMatch> {
+// A criterion that cannot be read is taken as met (`Pattern::broken`): its rule answers 500, and a request that meets the
+// rest of the match must not find a wider rule instead.
+
+fn http_path(p: api::PathMatch, at: &str, invalid: &mut Invalid) -> PathMatch {
     match p.kind.as_str() {
-        "Exact" => Some(PathMatch::Exact(p.value.into())),
-        "PathPrefix" => Some(PathMatch::Prefix(p.value.into())),
-        "RegularExpression" => pattern(&p.value, &path::key(at, "value"), invalid).map(PathMatch::Regex),
-        other => unknown_type(other, at, invalid),
+        "Exact" => PathMatch::Exact(p.value.into()),
+        "PathPrefix" => PathMatch::Prefix(p.value.into()),
+        "RegularExpression" => PathMatch::Regex(Pattern::unread(p.value.into())),
+        other => {
+            unknown_type(other, at, invalid);
+            PathMatch::Regex(Pattern::broken(p.value.into()))
+        }
     }
 }
 
-fn grpc_method(m: api::MethodMatch, at: &str, invalid: &mut Invalid) -> Option<PathMatch> {
-    let none_if_empty = |s: Option<String>| s.filter(|s| !s.is_empty());
-    let (service, method) = (none_if_empty(m.service), none_if_empty(m.method));
+fn grpc_method(m: api::MethodMatch, at: &str, invalid: &mut Invalid) -> PathMatch {
+    let some = |s: Option<String>| s.filter(|s| !s.is_empty()).map(Str::from);
+    let (service, method) = (some(m.service), some(m.method));
     match m.kind.as_str() {
         // Both empty matches every call, which is what no method match at all means.
-        "Exact" => Some(PathMatch::Grpc { service: service.map(Str::from), method: method.map(Str::from) }),
-        "RegularExpression" => {
-            let mut of = |field: &str, value: Option<String>| match value {
-                Some(v) => pattern(&v, &path::key(at, field), invalid).map(Some),
-                None => Some(None),
-            };
-            Some(PathMatch::GrpcRegex { service: of("service", service)?, method: of("method", method)? })
+        "Exact" => PathMatch::Grpc { service, method },
+        "RegularExpression" => PathMatch::GrpcRegex {
+            service: service.map(Pattern::unread),
+            method: method.map(Pattern::unread),
+        },
+        other => {
+            unknown_type(other, at, invalid);
+            PathMatch::GrpcRegex {
+                service: service.map(Pattern::broken),
+                method: method.map(Pattern::broken),
+            }
         }
-        other => unknown_type(other, at, invalid),
     }
 }
 
-fn headers(headers: Vec<api::NamedMatch>, at: &str, invalid: &mut Invalid) -> Option<Vec<HeaderMatch>> {
+fn headers(headers: Vec<api::NamedMatch>, at: &str, invalid: &mut Invalid) -> Vec<HeaderMatch> {
     let mut out: Vec<HeaderMatch> = Vec::new();
     for (i, h) in headers.into_iter().enumerate() {
         let at = path::index(at, i);
-        let name = invalid.ok(&path::key(&at, "name"), HeaderName::from_bytes(h.name.as_bytes()))?;
-        let value = value_match(&h.kind, h.value, &at, invalid, HeaderValue::from_str)?;
-        out.push(HeaderMatch { name, value });
+        let value = value_match(&h.kind, h.value, &at, invalid, HeaderValue::from_str);
+        let name = invalid.ok(&path::key(&at, "name"), HeaderName::from_bytes(h.name.as_bytes()));
+        out.extend(name.map(|name| HeaderMatch { name, value }));
     }
-    Some(out)
+    out
 }
 
 fn value_match<T, E: Display>(
@@ -243,28 +255,21 @@ fn value_match<T, E: Display>(
     at: &str,
     invalid: &mut Invalid,
     exact: impl FnOnce(&str) -> Result<T, E>,
-) -> Option<ValueMatch<T>> {
-    let value_at = path::key(at, "value");
-    match kind {
-        "Exact" => invalid.ok(&value_at, exact(&value)).map(ValueMatch::Exact),
-        "RegularExpression" => pattern(&value, &value_at, invalid).map(ValueMatch::Regex),
-        other => unknown_type(other, at, invalid),
-    }
-}
-
-fn pattern(source: &str, at: &str, invalid: &mut Invalid) -> Option<Pattern> {
-    // The crate's message is several lines with a marker; its last line says what is wrong.
-    let short = |e: String| {
-        let last = e.lines().rfind(|l| !l.trim().is_empty()).unwrap_or("").trim();
-        format!("not a valid regular expression: {}", last.strip_prefix("error: ").unwrap_or(last))
+) -> ValueMatch<T> {
+    let known = match kind {
+        "Exact" => invalid.ok(&path::key(at, "value"), exact(&value)).map(ValueMatch::Exact),
+        "RegularExpression" => return ValueMatch::Regex(Pattern::unread(value.into())),
+        other => {
+            unknown_type(other, at, invalid);
+            None
+        }
     };
-    invalid.ok(at, Pattern::new(source).map_err(short))
+    known.unwrap_or_else(|| ValueMatch::Regex(Pattern::broken(value.into())))
 }
 
-fn unknown_type<T>(kind: &str, at: &str, invalid: &mut Invalid) -> Option<T> {
+fn unknown_type(kind: &str, at: &str, invalid: &mut Invalid) {
     invalid.push(
         &path::key(at, "type"),
         format!("\"{kind}\" is a type of match that this version does not know"),
     );
-    None
 }

@@ -12,6 +12,9 @@ use std::{collections::BTreeMap, sync::Arc};
 use weft_core::model::{CaBundle, ConfigMap, KeyPair, Kind, PrivateKey, Secret, SecretData, Str};
 use x509_parser::{extensions::GeneralName, prelude::FromDer};
 
+/// The keys of `data` that are read of Secrets and ConfigMaps.
+pub(crate) const DATA: [&str; 4] = ["tls.crt", "tls.key", "ca.crt", "config.yaml"];
+
 const TLS_TYPE: &str = "kubernetes.io/tls";
 
 pub(super) fn secret(cx: &mut Cx<'_>) -> Option<Secret> {
@@ -54,8 +57,8 @@ pub(super) fn config_map(cx: &mut Cx<'_>) -> Option<ConfigMap> {
             "policies that use it trust what it held before, or nothing",
         );
     }
-    // Whether it is meant for a Gateway is known where it is named: nothing is said of it here.
-    let parameters = data.remove("config.yaml").map(|text| parameters::read_text(&text));
+    // Whether it is meant for a Gateway is known where it is named: until then it is not read, and nothing is said of it.
+    let parameters = data.remove("config.yaml").map(parameters::written);
     Some(ConfigMap { meta, ca, broken: None, parameters })
 }
 

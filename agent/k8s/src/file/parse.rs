@@ -98,7 +98,7 @@ pub(super) fn read(path: &Path, before: Option<&Parsed>) -> Parsed {
             return whole(file_problem(path, line, "not UTF-8 text", "save it as UTF-8"));
         }
     };
-    if let Some(error) = yaml::too_long(text) {
+    if let Some(error) = yaml::too_long(text, &yaml::FILE) {
         return whole(file_problem(path, error.line, &error.reason, &error.remedy));
     }
     let known: HashMap<u64, &Arc<Piece>> =
@@ -121,7 +121,7 @@ pub(super) fn read(path: &Path, before: Option<&Parsed>) -> Parsed {
 
 fn piece(path: &Path, first_line: u32, chunk: &str) -> Piece {
     let file: Str = path.to_string_lossy().into();
-    let (documents, error) = yaml::read_piece(first_line, chunk);
+    let (documents, error) = yaml::read_piece(first_line, chunk, &yaml::FILE);
     let mut piece = Piece { partial: error.is_some(), ..Piece::default() };
     piece.problems.extend(error.map(|e| file_problem(path, e.line, &e.reason, &e.remedy)));
     for document in documents {

@@ -13,7 +13,10 @@ use serde_json::{Map, Value};
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 use weft_core::{
     message::{PathAction, PathRules},
-    model::{AddressMode, ClientRules, GatewaySettings, IpRange, ProxyProtocol, Str, TrafficPolicy},
+    model::{
+        AddressMode, ClientRules, GatewaySettings, IpRange, ProxyProtocol, ReadSettings, Str, TrafficPolicy,
+        WrittenSettings,
+    },
     timing::parse_duration,
 };
 
@@ -75,9 +78,17 @@ pub(crate) fn read_spec(
     })
 }
 
-/// The `config.yaml` of a ConfigMap: the fields of `spec`, or a whole `WeftGatewayConfig`.
-pub(crate) fn read_text(text: &str) -> Result<GatewaySettings, Str> {
-    let (documents, errors) = yaml::read(text);
+/// The `config.yaml` of a ConfigMap, to be read when it is named. A text that is too long is not even kept.
+pub(crate) fn written(text: String) -> WrittenSettings {
+    match yaml::too_long(&text, &yaml::CLUSTER) {
+        Some(e) => WrittenSettings::from(Err(format!("config.yaml: {}", e.reason).into())),
+        None => WrittenSettings::text(text.into(), read_text),
+    }
+}
+
+/// A `config.yaml`: the fields of `spec`, or a whole `WeftGatewayConfig`.
+pub(crate) fn read_text(text: &str) -> ReadSettings {
+    let (documents, errors) = yaml::read_within(text, &yaml::CLUSTER);
     if let Some(e) = errors.first() {
         return Err(format!("config.yaml: line {}: {}", e.line, e.reason).into());
     }

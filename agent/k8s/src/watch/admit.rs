@@ -12,7 +12,10 @@ use crate::{
 };
 use serde_json::{Map, Value};
 use std::{sync::Arc, time::Duration};
-use weft_core::model::{GatewayConfig, Kind, Node, ObjectKey, Str};
+use weft_core::{
+    budget::{OBJECT_TEXT, amount},
+    model::{GatewayConfig, Kind, Node, ObjectKey, Str},
+};
 
 /// What is kept of an object.
 #[derive(Debug)]
@@ -70,6 +73,9 @@ pub(super) fn admit(kind: Watched, version: &str, raw: Raw, statuses: bool) -> O
     let mut value = raw.0;
     fill_type(kind, version, &mut value);
     slim(kind, &mut value);
+    if let Some(problem) = too_large(kind, &key, &value) {
+        return Some(Item { key, body: None, problems: vec![problem], live });
+    }
     let source = Source { origin: None, marks: None, admitted: true };
     let (body, problems) = match kind {
         Watched::Model(_) => {
@@ -133,11 +139,48 @@ fn slim(kind: Watched, value: &mut Value) {
         Watched::Model(Kind::Secret | Kind::ConfigMap) => {
             retain("annotations", speaks_to_us);
             retain("labels", speaks_to_us);
+            if let Some(data) = map.get_mut("data").and_then(Value::as_object_mut) {
+                data.retain(|name, _| convert::DATA.contains(&name.as_str()));
+            }
+            map.remove("binaryData");
         }
         Watched::Model(Kind::EndpointSlice | Kind::Namespace) | Watched::Node => {
             retain("annotations", speaks_to_us);
         }
         _ => {}
+    }
+}
+
+/// Why an object is not even read: of whatever kind, it holds more than a tenant may have held of one. The definitions
+/// and settings are those of whoever runs Weft.
+fn too_large(kind: Watched, key: &ObjectKey, value: &Value) -> Option<Problem> {
+    if matches!(kind, Watched::Definition | Watched::Settings | Watched::TrustRoots) {
+        return None;
+    }
+    let size = text_size(value);
+    (size > OBJECT_TEXT.size()).then(|| Problem {
+        severity: Severity::Error,
+        origin: None,
+        object: format!("{kind} {key}").into(),
+        path: "".into(),
+        reason: format!(
+            "has {} KiB of what Weft reads; the budget {} is {} for each object",
+            size >> 10,
+            OBJECT_TEXT.name,
+            amount(&OBJECT_TEXT)
+        )
+        .into(),
+        remedy: "split it into several objects".into(),
+    })
+}
+
+/// About how many bytes a value has as JSON. It came as JSON, so it is not deep.
+fn text_size(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 4,
+        Value::String(text) => text.len() + 2,
+        Value::Array(items) => 2 + items.iter().map(|v| text_size(v) + 1).sum::<usize>(),
+        Value::Object(entries) => 2 + entries.iter().map(|(k, v)| k.len() + 4 + text_size(v)).sum::<usize>(),
     }
 }
 
@@ -158,3 +201,6 @@ fn bundle(value: &Value) -> Option<Bundle> {
         channel: get("gateway.networking.k8s.io/channel").unwrap_or_else(|| "".into()),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,19 +1,60 @@
 //! Parser events to one [`Document`], with an explicit stack.
+//!
+//! What a value costs in memory is reckoned from its shape, by the constants below, and charged before the value is made or
+//! copied: a mapping of one entry takes more than a kilobyte, whatever its text is.
 
 use super::{
-    Document, MAX_DEPTH, MAX_NODES, Marks, SyntaxError,
+    Document, Limits, MAX_DEPTH, Marks, SyntaxError,
     scalar::{self, Plain},
 };
 use saphyr_parser::{Event, ScalarStyle, Span, Tag};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 
+/// Bytes of any value and its mark, where they stand: in a list that has grown to twice what it holds.
+const VALUE: usize = 2 * (size_of::<Value>() + size_of::<Marks>());
+/// Bytes of a mapping with its first entries: a whole node of a B-tree, and the smallest table of marks.
+const MAPPING: usize = 1536;
+/// Bytes of an entry of a mapping beside its value: its key as text, twice, each with its own place.
+const ENTRY: usize = 4 * (size_of::<String>() + size_of::<Value>() + size_of::<Marks>());
+
+/// Bytes that the parser needs for each mark of flow style: it keeps the tokens of a whole collection, because what stands
+/// behind its end may make it a key.
+const TOKENS: usize = 320;
+
+/// What the parser itself may need for a text.
+pub(super) fn most_of_tokens(text: &str) -> usize {
+    let marks = text.bytes().filter(|b| matches!(b, b'{' | b'}' | b'[' | b']' | b',' | b':'));
+    marks.count() * TOKENS
+}
+
+/// Why a document is refused that would need more than `limits` grant.
+pub(super) fn needs_more(limits: &Limits, line: u32) -> SyntaxError {
+    let reason = format!("its values need more than {} KiB of memory", limits.document >> 10);
+    fault(line, &reason, "split the document")
+}
+
+/// The most that a JSON text can cost, told from its marks alone.
+pub(super) fn most_of_json(text: &str) -> usize {
+    let one = |b: &u8| match b {
+        b'{' => MAPPING + VALUE,
+        b'[' | b',' => VALUE,
+        b':' => ENTRY,
+        _ => 0,
+    };
+    // A text is copied once, with room for as much again.
+    text.as_bytes().iter().map(one).sum::<usize>().saturating_add(VALUE + 2 * text.len())
+}
+
 pub(super) struct Builder {
     first_line: u32,
+    limits: Limits,
     stack: Vec<Frame>,
     root: Option<Node>,
     anchors: HashMap<usize, Node>,
-    nodes: usize,
+    /// Bytes charged so far, and how many of them are copies that anchors and aliases make.
+    spent: usize,
+    copied: usize,
 }
 
 /// A finished value.
@@ -21,15 +62,15 @@ pub(super) struct Builder {
 struct Node {
     value: Value,
     marks: Marks,
-    /// How many nodes it has, itself included: what an alias to it costs.
-    size: usize,
+    /// Bytes that it takes, with everything in it: what a copy of it costs.
+    cost: usize,
 }
 
 /// A collection being read.
 struct Frame {
     anchor: usize,
     line: u32,
-    size: usize,
+    cost: usize,
     kind: FrameKind,
 }
 
@@ -47,14 +88,17 @@ enum FrameKind {
 }
 
 impl Builder {
-    pub(super) fn new(first_line: u32) -> Self {
-        Self { first_line, stack: Vec::new(), root: None, anchors: HashMap::new(), nodes: 0 }
+    pub(super) fn new(first_line: u32, limits: Limits) -> Self {
+        let (stack, anchors) = (Vec::new(), HashMap::new());
+        Self { first_line, limits, stack, root: None, anchors, spent: 0, copied: 0 }
     }
 
-    /// The document, unless it is empty; ready for the next one.
+    /// The document, unless it is empty; ready for the next one, which may cost what is left.
     pub(super) fn finish(&mut self) -> Option<Document> {
         let root = self.root.take();
-        *self = Self::new(self.first_line);
+        let spent = self.spent;
+        *self = Self::new(self.first_line, self.limits);
+        self.spent = spent;
         root.filter(|n| !n.value.is_null()).map(|n| Document { value: n.value, marks: n.marks })
     }
 
@@ -65,11 +109,14 @@ impl Builder {
                 if self.wants_key() {
                     return self.key(text.into_owned(), line);
                 }
+                let cost = VALUE + text.len();
+                self.charge(cost, line)?;
                 let (value, marks) = read_scalar(&text, style, tag.as_deref(), line);
-                self.add(Node { value, marks, size: 1 }, anchor)
+                self.add(Node { value, marks, cost }, anchor)
             }
             Event::SequenceStart(anchor, _) => {
-                self.open(FrameKind::Seq { items: Vec::new(), marks: Vec::new() }, anchor, line)
+                let kind = FrameKind::Seq { items: Vec::new(), marks: Vec::new() };
+                self.open(kind, VALUE, (anchor, line))
             }
             Event::MappingStart(anchor, _) => {
                 let kind = FrameKind::Map {
@@ -78,13 +125,16 @@ impl Builder {
                     key: None,
                     merges: Vec::new(),
                 };
-                self.open(kind, anchor, line)
+                self.open(kind, VALUE + MAPPING, (anchor, line))
             }
             Event::SequenceEnd | Event::MappingEnd => self.close(),
             Event::Alias(anchor) => {
-                let node = self.anchors.get(&anchor).cloned().ok_or_else(|| {
+                let known = self.anchors.get(&anchor).map(|node| node.cost);
+                let cost = known.ok_or_else(|| {
                     fault(line, "the alias stands inside the value that it names", "write the value out")
                 })?;
+                self.charge_copy(cost, line)?;
+                let Some(node) = self.anchors.get(&anchor).cloned() else { return Ok(()) };
                 if self.wants_key() {
                     return match node.value {
                         Value::String(key) => self.key(key, line),
@@ -102,11 +152,38 @@ impl Builder {
         matches!(self.stack.last(), Some(Frame { kind: FrameKind::Map { key: None, .. }, .. }))
     }
 
+    /// Takes `cost` bytes of what the document may need.
+    fn charge(&mut self, cost: usize, line: u32) -> Result<(), SyntaxError> {
+        self.spent = self.spent.saturating_add(cost);
+        if self.spent <= self.limits.document {
+            return Ok(());
+        }
+        Err(needs_more(&self.limits, line))
+    }
+
+    /// As [`Self::charge`], for a copy of a value.
+    fn charge_copy(&mut self, cost: usize, line: u32) -> Result<(), SyntaxError> {
+        self.copied = self.copied.saturating_add(cost);
+        if self.copied <= self.limits.aliases {
+            return self.charge(cost, line);
+        }
+        let remedy = "write the values out";
+        if self.limits.aliases == 0 {
+            return Err(fault(line, "anchors and aliases (& and *) are not read here", remedy));
+        }
+        let reason = format!("its anchors and aliases need more than {} KiB", self.limits.aliases >> 10);
+        Err(fault(line, &reason, remedy))
+    }
+
     fn key(&mut self, text: String, line: u32) -> Result<(), SyntaxError> {
-        let Some(Frame { kind: FrameKind::Map { entries, marks, key, .. }, .. }) = self.stack.last_mut()
+        let cost = ENTRY + 2 * text.len();
+        self.charge(cost, line)?;
+        let Some(Frame { cost: whole, kind: FrameKind::Map { entries, marks, key, .. }, .. }) =
+            self.stack.last_mut()
         else {
             return Ok(());
         };
+        *whole += cost;
         if entries.contains_key(&text) {
             let before = marks.get(text.as_str()).map_or(0, Marks::line);
             let reason = format!("the key \"{text}\" is already set in line {before}");
@@ -116,7 +193,12 @@ impl Builder {
         Ok(())
     }
 
-    fn open(&mut self, kind: FrameKind, anchor: usize, line: u32) -> Result<(), SyntaxError> {
+    fn open(
+        &mut self,
+        kind: FrameKind,
+        cost: usize,
+        (anchor, line): (usize, u32),
+    ) -> Result<(), SyntaxError> {
         if self.wants_key() {
             return Err(fault(
                 line,
@@ -128,7 +210,8 @@ impl Builder {
             let reason = format!("nested deeper than {MAX_DEPTH} levels");
             return Err(fault(line, &reason, ""));
         }
-        self.stack.push(Frame { anchor, line, size: 1, kind });
+        self.charge(cost, line)?;
+        self.stack.push(Frame { anchor, line, cost, kind });
         Ok(())
     }
 
@@ -143,23 +226,13 @@ impl Builder {
                 (Value::Object(entries), Marks::map(frame.line, marks))
             }
         };
-        self.add(Node { value, marks, size: frame.size }, frame.anchor)
+        self.add(Node { value, marks, cost: frame.cost }, frame.anchor)
     }
 
     /// Puts a finished node where it belongs.
     fn add(&mut self, node: Node, anchor: usize) -> Result<(), SyntaxError> {
-        // Counted when a leaf or alias arrives: a closed collection's children were counted one by one.
-        self.nodes += if matches!(node.value, Value::Array(_) | Value::Object(_)) && anchor != 0 {
-            1
-        } else {
-            node.size
-        };
-        if self.nodes > MAX_NODES {
-            let reason = format!("more than {MAX_NODES} values, aliases expanded");
-            return Err(fault(node.marks.line(), &reason, "split the document"));
-        }
         if anchor != 0 {
-            self.nodes += node.size;
+            self.charge_copy(node.cost, node.marks.line())?;
             self.anchors.insert(anchor, node.clone());
         }
         match self.stack.last_mut() {
@@ -172,7 +245,7 @@ impl Builder {
 
 impl Frame {
     fn take(&mut self, node: Node) -> Result<(), SyntaxError> {
-        self.size += node.size;
+        self.cost = self.cost.saturating_add(node.cost);
         match &mut self.kind {
             FrameKind::Seq { items, marks } => {
                 items.push(node.value);
@@ -200,7 +273,7 @@ fn take_merge(merges: &mut Vec<Node>, node: Node, line: u32) -> Result<(), Synta
             for (i, value) in items.into_iter().enumerate() {
                 let marks = node.marks.item(i).cloned().unwrap_or_else(|| Marks::leaf(line));
                 value.is_object().then_some(()).ok_or_else(err)?;
-                merges.push(Node { value, marks, size: 1 });
+                merges.push(Node { value, marks, cost: 0 });
             }
         }
         _ => return Err(err()),

@@ -1,7 +1,8 @@
 //! YAML text to JSON values with the line of every field, reading scalars as `kubectl` does.
 //!
-//! [`read`] splits a file into documents first, so that a syntax error spoils only its own document. Bounds: nesting
-//! depth, number of nodes after aliases are expanded, size of a file; nothing here recurses with the input.
+//! [`read`] splits a file into documents first, so that a syntax error spoils only its own document. Bounds ([`Limits`]):
+//! nesting depth, bytes of text, bytes of what is made of it; nothing here recurses with the input. Bytes are reckoned
+//! before they are taken ([`build`]'s costs), so a text that would need more is refused before it has got it.
 
 mod build;
 mod marks;
@@ -15,13 +16,28 @@ pub use marks::Marks;
 use build::Builder;
 use saphyr_parser::{Event, Parser};
 use serde_json::Value;
+use weft_core::budget;
 
 /// Deeper nesting is refused (no Kubernetes object comes near; `serde_json` itself stops at 128).
 const MAX_DEPTH: usize = 100;
-/// More nodes in one document, aliases expanded, are refused ("billion laughs").
-const MAX_NODES: usize = 2_000_000;
-/// Longer files are refused, in bytes.
-const MAX_FILE: usize = 64 << 20;
+
+/// How much of a text is read, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Longer texts are refused.
+    text: usize,
+    /// A document whose values need more is refused.
+    document: usize,
+    /// So is one whose anchors and aliases alone need more ("billion laughs").
+    aliases: usize,
+}
+
+/// For the files of whoever runs Weft: only mistakes are to be survived. Nobody writes out a snippet megabytes long.
+pub(crate) const FILE: Limits = Limits { text: 64 << 20, document: 1 << 30, aliases: 16 << 20 };
+
+/// For texts within objects of a cluster, where any tenant may have written them: no aliases, nor anchors.
+pub(crate) const CLUSTER: Limits =
+    Limits { text: budget::CONFIG_TEXT.size(), document: budget::CONFIG_VALUES.size(), aliases: 0 };
 
 /// One document that parsed. Empty documents are left out.
 #[derive(Clone, Debug)]
@@ -46,32 +62,48 @@ pub struct SyntaxError {
 /// Reads all documents of a file. Errors stand beside the documents that are fine.
 #[must_use]
 pub fn read(text: &str) -> (Vec<Document>, Vec<SyntaxError>) {
+    read_within(text, &FILE)
+}
+
+/// As [`read`], within other limits.
+pub(crate) fn read_within(text: &str, limits: &Limits) -> (Vec<Document>, Vec<SyntaxError>) {
     let (mut documents, mut errors) = (Vec::new(), Vec::new());
-    if let Some(error) = too_long(text) {
+    if let Some(error) = too_long(text, limits) {
         return (documents, vec![error]);
     }
     for (first_line, chunk) in chunks(text) {
-        let (more, error) = read_piece(first_line, chunk);
+        let (more, error) = read_piece(first_line, chunk, limits);
         documents.extend(more);
         errors.extend(error);
     }
     (documents, errors)
 }
 
-/// Why a file is too long to be read.
-pub(crate) fn too_long(text: &str) -> Option<SyntaxError> {
-    (text.len() > MAX_FILE).then(|| SyntaxError {
+/// Why a text is too long to be read.
+pub(crate) fn too_long(text: &str, limits: &Limits) -> Option<SyntaxError> {
+    (text.len() > limits.text).then(|| SyntaxError {
         line: 1,
-        reason: format!("the file has {} MiB; at most {} are read", text.len() >> 20, MAX_FILE >> 20),
+        reason: format!("the text has {} KiB; at most {} are read", text.len() >> 10, limits.text >> 10),
         remedy: "split it into several files".to_owned(),
     })
 }
 
 /// The documents of one of [`chunks`], up to the first error.
-pub(crate) fn read_piece(first_line: u32, chunk: &str) -> (Vec<Document>, Option<SyntaxError>) {
+pub(crate) fn read_piece(
+    first_line: u32,
+    chunk: &str,
+    limits: &Limits,
+) -> (Vec<Document>, Option<SyntaxError>) {
+    if build::most_of_tokens(chunk) > limits.document {
+        return (Vec::new(), Some(build::needs_more(limits, first_line)));
+    }
     let mut documents = Vec::new();
-    let Err(mut error) = read_chunk(chunk, first_line, &mut documents) else { return (documents, None) };
-    if let Some(document) = json(chunk, first_line) {
+    let Err(mut error) = read_chunk(chunk, first_line, limits, &mut documents) else {
+        return (documents, None);
+    };
+    if build::most_of_json(chunk) <= limits.document
+        && let Some(document) = json(chunk, first_line)
+    {
         return (vec![document], None);
     }
     hint(chunk, first_line, &mut error);
@@ -106,9 +138,14 @@ fn only_directives(chunk: &str) -> bool {
     }) && any
 }
 
-fn read_chunk(chunk: &str, first_line: u32, out: &mut Vec<Document>) -> Result<(), SyntaxError> {
+fn read_chunk(
+    chunk: &str,
+    first_line: u32,
+    limits: &Limits,
+    out: &mut Vec<Document>,
+) -> Result<(), SyntaxError> {
     // An untouched builder for each chunk: anchors do not cross documents.
-    let mut builder = Builder::new(first_line);
+    let mut builder = Builder::new(first_line, *limits);
     let mut parser = Parser::new_from_str(chunk);
     while let Some(event) = parser.next_event() {
         let (event, span) = event.map_err(|e| SyntaxError {

@@ -33,7 +33,7 @@ fn parameters_are_looked_up() {
     for (name, settings) in [("infra/there", Ok(GatewaySettings::default())), ("infra/bad", bad())] {
         let config = GatewayConfig { meta: meta(name), settings: settings.clone() };
         w.0.gateway_configs.insert(key(name), std::sync::Arc::new(config));
-        let map = ConfigMap { meta: meta(name), ca: None, broken: None, parameters: Some(settings) };
+        let map = ConfigMap { meta: meta(name), ca: None, broken: None, parameters: Some(settings.into()) };
         w.0.config_maps.insert(key(name), std::sync::Arc::new(map));
     }
     w.ca("infra/empty", None);

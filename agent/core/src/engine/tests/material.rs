@@ -59,7 +59,7 @@ fn each_gateway_gets_what_it_may_use_and_no_more() {
         meta: meta("infra/of-edge"),
         ca: None,
         broken: None,
-        parameters: Some(Ok(GatewaySettings::default())),
+        parameters: Some(Ok(GatewaySettings::default()).into()),
     };
     w.0.config_maps.insert(key("infra/of-edge"), settings_of.into());
     w.ca("shop/backend-ca", Some(Ok(ca_bundle("backend"))));
