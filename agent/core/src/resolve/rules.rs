@@ -4,7 +4,6 @@ use super::{
     Domain, Problem, Reader, ResolvedBackend, ResolvedRule, ResolvedRules, backends::Backends, reason,
 };
 use crate::{
-    budget::RETRY_ATTEMPTS,
     config::{Backend, FailReason},
     model::{Filter, Match, PathMatch, PathModifier, Route, RouteKind, Rule, ValueMatch},
     timing::retry::ATTEMPTS_MAX,
@@ -50,12 +49,6 @@ impl Pass<'_, '_> {
             self.rules.notes.push(format!(
                 "rules[{index}] has neither backendRefs nor a redirect: it answers 500. A rule's matches, filters \
                  and backendRefs belong into one list entry."
-            ));
-        }
-        if let Some(retry) = rule.retry.as_ref().filter(|r| u64::from(r.attempts) > RETRY_ATTEMPTS.bound) {
-            self.rules.notes.push(format!(
-                "rules[{index}].retry.attempts is {}: {} are made, the budget {} of each route.",
-                retry.attempts, RETRY_ATTEMPTS.bound, RETRY_ATTEMPTS.name
             ));
         }
         if rule.session.is_some() {

@@ -16,12 +16,12 @@ pub struct Resets {
 
 impl Resets {
     /// A stream has ended after `lived`; `reset`: its client did that before its answer was whole. Whether the connection
-    /// must end: more streams than the budget have ended, and most of them were reset too soon. A client that cancels now
-    /// and then may do so for ever.
+    /// must end: more streams than the budget have ended, and more than three fifths of them were reset too soon. A client that
+    /// cancels now and then, or of two calls always the slower one, may do so for ever.
     pub fn ended(&mut self, lived: Duration, reset: bool) -> bool {
         self.ended += 1;
         self.premature += u64::from(reset && lived < PREMATURE);
-        self.ended > STREAM_RESETS.bound && self.premature > self.ended / 2
+        self.ended > STREAM_RESETS.bound && self.premature * 5 > self.ended * 3
     }
 }
 

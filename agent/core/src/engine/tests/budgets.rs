@@ -195,7 +195,7 @@ fn attempts_are_capped_and_it_is_said() {
         assert_eq!(message, format!("The route is attached.{note}"));
     };
     check(100, 100, "");
-    let note = " rules[0].retry.attempts is 1000: 100 are made, the budget retry-attempts of each route.";
+    let note = " rules[0].retry.attempts is 1000: a request is retried 100 times at most.";
     check(1000, 100, note);
 }
 

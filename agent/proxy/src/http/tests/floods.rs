@@ -92,7 +92,8 @@ fn a_flood_of_resets_ends_its_connection_whatever_its_pace() {
             // The bound, what was under way, and what came before the end was noticed.
             assert!(streams <= 1500, "{pause} ms: {streams} streams");
             assert!(told, "{pause} ms: no GOAWAY");
-            assert!(quiet.connections.get() <= 1000, "{pause} ms: {} connections", quiet.connections.get());
+            // At most one for each.
+            assert!(quiet.connections.get() <= 1500, "{pause} ms: {} connections", quiet.connections.get());
         }
     });
 }
