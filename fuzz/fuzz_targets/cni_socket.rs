@@ -11,9 +11,8 @@ fuzz_target!(
     |data: &[u8]| {
         let all = sockets::sent(data);
         let asked = sockets::run(cni_calls(&all));
-        let digit = |name: &str| name.bytes().any(|b| b.is_ascii_digit());
-        let named =
-            asked.iter().any(|a| matches!(&a.command, Some(Command::Add(of)) if digit(&of.pod.name)) && !a.actions.is_empty());
-        planted(named, "an ADD that is acted upon, of a pod with a digit in its name");
+        let longer = |command: &Option<Command>| matches!(command, Some(Command::Add(of)) if of.pod.name.len() > 3);
+        let acted = asked.iter().any(|a| longer(&a.command) && !a.actions.is_empty());
+        planted(acted, "an ADD that is acted upon, of a pod with a longer name");
     }
 );
