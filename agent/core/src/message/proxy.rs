@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// What a header of version 2 begins with (§2.2).
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
+/// `PROXY UNKNOWN` and its end: shorter than any header of version 2.
+const V1_MIN: usize = 15;
 /// The longest header of version 1 (§2.1).
 const V1_MAX: usize = 107;
 /// The longest header of version 2 that is read: addresses and some hundred bytes of extensions.
@@ -28,6 +30,10 @@ pub fn read(bytes: &[u8]) -> Header {
         let n = whole.len().min(bytes.len());
         whole[..n] == bytes[..n]
     };
+    if bytes.is_empty() {
+        // Of either version: not a byte of what may follow the shortest.
+        return Header::NeedMore(V1_MIN);
+    }
     if begins(&SIGNATURE) {
         return version2(bytes);
     }
@@ -38,8 +44,7 @@ fn version1(bytes: &[u8]) -> Header {
     let Some(line) = bytes.strip_suffix(b"\r\n") else {
         return match bytes.len() {
             V1_MAX.. => Header::Invalid,
-            // `PROXY UNKNOWN` and its end is the shortest.
-            n @ ..15 => Header::NeedMore(15 - n),
+            n @ ..V1_MIN => Header::NeedMore(V1_MIN - n),
             _ => Header::NeedMore(1),
         };
     };
