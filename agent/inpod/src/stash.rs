@@ -148,7 +148,7 @@ impl Stash {
         if self.looking.swap(true, Ordering::AcqRel) {
             return None;
         }
-        let look = move || Ok::<_, io::Error>(Diag::open()?.listeners(port)?);
+        let look = move || Diag::open()?.listeners(port);
         let found = self.thread.run(self.netns.clone(), look).await;
         self.looking.store(false, Ordering::Release);
         let found: Vec<IpAddr> = found.ok()?.ok()?.into_iter().map(|told| told.local.ip()).collect();

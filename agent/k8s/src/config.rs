@@ -238,26 +238,7 @@ pub(crate) fn read(value: &Value, marks: &Marks, report: &mut Report) -> Option<
         report.reject(path, reason, remedy);
         broken.push(path.to_owned());
     };
-    let ratio = config.tracing.sampling_ratio;
-    if !(0.0..=1.0).contains(&ratio) {
-        refuse("tracing.samplingRatio", format!("{ratio} is out of range"), "it must be from 0 to 1");
-    }
-    // As the chart's schema has them: with less, nothing could be served.
-    let Limits { connections, handshakes, request_head_bytes, .. } = config.limits;
-    for (path, value, least) in [
-        ("limits.connections", connections, 1),
-        ("limits.handshakes", handshakes, 1),
-        ("limits.requestHeadBytes", request_head_bytes, 1024),
-    ] {
-        if value < least {
-            refuse(path, format!("{value} is out of range"), &format!("it must be {least} at least"));
-        }
-    }
-    let traffic = config.limits.traffic_bytes;
-    if traffic < TRAFFIC_BYTES_MIN {
-        let remedy = "it must be at least 67108864 (64 MiB), and well below the agent's memory limit";
-        refuse("limits.trafficBytes", format!("{traffic} is too little"), remedy);
-    }
+    out_of_range(&config, &mut refuse);
     let no_url = |e: &&String| e.parse::<http::Uri>().map_or(true, |u| u.host().is_none());
     if let Some(e) = config.tracing.endpoint.as_ref().filter(no_url) {
         let remedy = "write a URL such as http://127.0.0.1:4317";
@@ -301,6 +282,29 @@ pub(crate) fn read(value: &Value, marks: &Marks, report: &mut Report) -> Option<
     let unaddressed;
     (config.gateway_addresses, unaddressed) = addresses(&written.gateway_addresses, report);
     Some(Reading { config, broken, unaddressed })
+}
+
+/// Numbers that could not be served with, as the chart's schema has them.
+fn out_of_range(config: &AgentConfig, refuse: &mut impl FnMut(&str, String, &str)) {
+    let ratio = config.tracing.sampling_ratio;
+    if !(0.0..=1.0).contains(&ratio) {
+        refuse("tracing.samplingRatio", format!("{ratio} is out of range"), "it must be from 0 to 1");
+    }
+    let Limits { connections, handshakes, request_head_bytes, .. } = config.limits;
+    for (path, value, least) in [
+        ("limits.connections", connections, 1),
+        ("limits.handshakes", handshakes, 1),
+        ("limits.requestHeadBytes", request_head_bytes, 1024),
+    ] {
+        if value < least {
+            refuse(path, format!("{value} is out of range"), &format!("it must be {least} at least"));
+        }
+    }
+    let traffic = config.limits.traffic_bytes;
+    if traffic < TRAFFIC_BYTES_MIN {
+        let remedy = "it must be at least 67108864 (64 MiB), and well below the agent's memory limit";
+        refuse("limits.trafficBytes", format!("{traffic} is too little"), remedy);
+    }
 }
 
 /// More networks than these are no pods' networks but a list of pods.

@@ -29,13 +29,16 @@ pub(super) struct Word {
     pub(super) note: String,
 }
 
+/// What was said of a pod: reasons and words.
+type SaidOfPod = BTreeSet<(&'static str, String)>;
+
 /// What has been said.
 #[derive(Debug, Default)]
 pub(super) struct Remarks {
     /// The namespaces and pods that it is about.
     seen: Snapshot,
-    /// Of each namespace what was said of its pods: reason and words, and of how many pods.
-    of_pods: BTreeMap<Str, BTreeMap<ObjectKey, BTreeSet<(&'static str, String)>>>,
+    /// What was said of the pods of each namespace.
+    of_pods: BTreeMap<Str, BTreeMap<ObjectKey, SaidOfPod>>,
     /// The routes that overlaps were looked for in, and when.
     routes: Snapshot,
     looked: Option<Instant>,

@@ -172,6 +172,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
+    #[allow(clippy::too_many_lines, reason = "a table")]
     fn each_pod_is_judged_by_label_capture_and_what_its_agent_says() {
         let namespaces = [
             json!({"metadata": {"name": "shop", "labels": {"weft.dev/mesh": "enabled"}}}),

@@ -341,10 +341,14 @@ fn unowned_classes(facts: &Facts) -> Vec<Unowned> {
     found
 }
 
-fn print(summary: &Summary, show: &Show) {
+/// What Weft is here, and how much of it could be seen. False: there is no more to show.
+fn print_head(summary: &Summary, show: &Show) -> bool {
     let leader = if summary.leader.is_empty() { "nobody" } else { &summary.leader };
     match summary.seen {
-        Seen::Absent => return show.line(Mark::Bad, "Weft is not installed: weft install"),
+        Seen::Absent => {
+            show.line(Mark::Bad, "Weft is not installed: weft install");
+            return false;
+        }
         Seen::Agents => show.plain(&format!("{} · leader: {leader}", summary.image)),
         Seen::Kinds => show.plain("Weft is installed; its agents and controller are not readable by you"),
         Seen::Unknown => {
@@ -359,6 +363,13 @@ fn print(summary: &Summary, show: &Show) {
             "Looked at in namespace {only} only, since you may not list others (another one: -n NAMESPACE): {}",
             kinds(&summary.narrowed)
         ));
+    }
+    true
+}
+
+fn print(summary: &Summary, show: &Show) {
+    if !print_head(summary, show) {
+        return;
     }
     print_nodes(summary, show);
     print_namespaces(summary, show);

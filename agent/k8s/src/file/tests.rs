@@ -211,6 +211,7 @@ kind: AgentConfig
 ";
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn a_broken_setting_costs_only_itself() {
     let not_an_ip = "is no IP address; write a list such as [\"127.0.0.2\"]";
     for (line, said) in [

@@ -405,6 +405,7 @@ fn versions_are_read_as_vendors_write_them() {
 
 /// E3: a mesh-wide strict was seen by no screen; wrong settings and labels were green.
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn what_is_written_and_does_not_hold_has_its_finding() {
     let check = |id: &str, expected: Option<Level>, says: &str, spoil: &dyn Fn(&mut Facts)| {
         let mut facts = installed();
