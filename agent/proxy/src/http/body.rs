@@ -15,7 +15,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 use tokio::sync::{Notify, mpsc};
@@ -89,6 +89,8 @@ impl Drop for ClientBody {
 pub(crate) struct Upload {
     bytes: Cell<u64>,
     complete: Cell<bool>,
+    /// Who waits until it is complete.
+    waiting: RefCell<Option<Waker>>,
     failed: Cell<Option<Reason>>,
     replay: RefCell<Option<Replay>>,
     /// What of it a try that has ended did not take.
@@ -140,6 +142,14 @@ impl Upload {
     /// Why there will be no more of it, if the client broke it off or sent what is not HTTP.
     pub(crate) fn failed(&self) -> Option<Reason> {
         self.failed.get()
+    }
+
+    /// Whether all of it has come; wakes the task when it has.
+    pub(crate) fn is_complete(&self, cx: &Context<'_>) -> bool {
+        if !self.complete.get() {
+            self.waiting.replace(Some(cx.waker().clone()));
+        }
+        self.complete.get()
     }
 
     /// Remembers it from here on, up to so many bytes.
@@ -208,6 +218,9 @@ impl Upload {
     }
 
     fn end(&self) {
+        if let Some(waiting) = self.waiting.take() {
+            waiting.wake();
+        }
         if !self.complete.replace(true) {
             self.mirrors.borrow_mut().retain(|m| {
                 let _ = m.try_send(Piece::End);

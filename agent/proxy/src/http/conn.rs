@@ -2,6 +2,7 @@
 
 use super::{
     HttpPool, HttpWorker,
+    body::Upload,
     exchange::Exchange,
     filters::{X_FORWARDED_FOR, X_FORWARDED_PORT, X_FORWARDED_PROTO},
     io::MaybeTls,
@@ -99,6 +100,8 @@ pub(crate) struct Conn<D: Dial> {
     pub(crate) closing: Cell<bool>,
     /// Exchanges under way.
     pub(crate) active: Cell<u32>,
+    /// The body of the last request, which HTTP/1.1 reads until it is complete.
+    pub(crate) upload: RefCell<Option<Rc<Upload>>>,
     /// Exchanges begun.
     pub(crate) begun: Cell<u64>,
     /// Reads from the client, as far as they are counted.
@@ -150,6 +153,7 @@ impl<D: Dial> Conn<D> {
             forwarded_for,
             closing: Cell::new(false),
             active: Cell::new(0),
+            upload: RefCell::default(),
             begun: Cell::new(0),
             reads: Rc::default(),
             writes: Rc::default(),

@@ -318,6 +318,8 @@ impl<D: Dial> Drop for Exchange<D> {
             self.conn.stream_ended(self.started.elapsed(), self.reason == Some(Reason::ClientGone));
         }
         self.conn.active.set(self.conn.active.get() - 1);
+        // What it has remembered is not kept with an idle connection.
+        self.conn.upload.take();
         self.conn.reads_done.set(self.conn.reads.get());
     }
 }

@@ -90,6 +90,8 @@ async fn forward<D: Dial>(
     body: Incoming,
 ) -> Response<ResponseBody<D>> {
     let (body, upload) = RequestBody::new(body);
+    // Of HTTP/2 many come at a time, and nobody looks at the last.
+    *exchange.conn.upload.borrow_mut() = upload.clone();
     exchange.upload = upload;
     if let Some(upload) = &exchange.upload {
         upload.filter_trailers(plan.trailers.take());

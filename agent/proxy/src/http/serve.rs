@@ -164,7 +164,9 @@ where
         if let Poll::Ready(ended) = Pin::new(&mut http).poll(cx) {
             return Poll::Ready(ended.is_ok());
         }
-        if conn.active.get() > 0 {
+        // Only once the whole request is there: before that hyper reads, and what was read ahead would reach it in crumbs.
+        let has_all = conn.upload.borrow().as_ref().is_none_or(|upload| upload.is_complete(cx));
+        if conn.active.get() > 0 && has_all {
             match watch.look(cx) {
                 Client::There => {}
                 Client::HalfClosed => conn.half_closed.set(true),
