@@ -217,7 +217,9 @@ fn every_object_has_the_recommended_labels_and_the_agents_pod_its_safeguards() -
         // A hostPort would keep the pod that takes over from being on the same node.
         ensure!(container.get("ports").is_none(), "{container}");
         ensure!(container["resources"]["requests"]["memory"].is_string(), "{container}");
-        ensure!(container["resources"]["limits"].is_null(), "{container}");
+        // Above the sum of its budgets (docs/budgets.md). CPU is not limited: it would be taken from all workloads alike.
+        let limits = &container["resources"]["limits"];
+        ensure!(limits["memory"].is_string() && limits["cpu"].is_null(), "{container}");
     }
     assert_eq!(
         all["Namespace /weft-system"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"],

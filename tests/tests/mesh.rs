@@ -58,34 +58,6 @@ fn errors_are_exact_404_500_503() -> Result<()> {
     Ok(())
 }
 
-/// E7: that nobody listens was blamed on the endpoint's agent, and where the application listens instead was in the pod's own
-/// socket table.
-#[test]
-fn an_application_that_does_not_listen_is_named_with_where_it_does() -> Result<()> {
-    let mut mesh = Mesh::new()?;
-    let (web, cart) = (mesh.pod(0, "web-1")?, mesh.echo_pod(1, "cart-v1")?);
-    let python = weft_tests::python()?;
-    mesh.serve(&cart, "local", &[&python, "-m", "http.server", "--bind", "127.0.0.1", "8081"], 8081)?;
-    let ports = [("dead", 80, 8079, "http"), ("local", 81, 8081, "http"), ("good", 82, 8080, "http")];
-    let ip = mesh.service("cart", &ports, &[&cart])?;
-    mesh.wait_serving(&web, &format!("http://{ip}:82/"), &["cart-v1"])?;
-    for (port, says) in [
-        (80, format!("not_listening: nothing listens on {}:8079 in pod shop/cart-v1\n", cart.ip)),
-        (
-            81,
-            format!(
-                "not_listening: nothing listens on {0}:8081 in pod shop/cart-v1: it listens on 127.0.0.1:8081 only\n",
-                cart.ip
-            ),
-        ),
-    ] {
-        let answer = mesh.curl(&web, &["-i", &format!("http://{ip}:{port}/")])?;
-        ensure!(answer.stdout.contains("x-weft-reason: not_listening"), "{answer:?}");
-        ensure!(answer.stdout.contains(&says), "{says}: {answer:?}");
-    }
-    Ok(())
-}
-
 #[test]
 fn strict_refuses_plaintext_and_permissive_does_not() -> Result<()> {
     let mut mesh = Mesh::new()?;

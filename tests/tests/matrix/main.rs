@@ -135,9 +135,10 @@ const CELLS: &[Cell] = &[
     outsider(From::Excluding, To::Pod(EXCLUDED), "hello", Inbound, "an excluded port goes in clear, so that strict refuses it"),
     cell(From::Excluding, To::Plain(PORT), "hello", Clear, "what no annotation names is captured"),
     cell(From::Excluding, To::External(PORT), "hello", Direct, "annotation exclude-outbound-cidrs"),
-    cell(From::Stranger, To::Guarded(EXCLUDED), "hello", Direct, "annotation exclude-inbound-ports"),
+    // A namespace's strict is not opened by its pods' annotations.
+    outsider(From::Stranger, To::Guarded(EXCLUDED), "hello", Direct, "annotation exclude-inbound-ports"),
     outsider(From::Stranger, To::Guarded(PORT), "hello", Inbound, "what no annotation names is captured"),
-    cell(From::External, To::Guarded(PORT), "hello", Direct, "annotation exclude-inbound-cidrs"),
+    outsider(From::External, To::Guarded(PORT), "hello", Direct, "annotation exclude-inbound-cidrs"),
     // Nobody listens.
     cell(From::Web, To::Service(DEAD_SERVICE), "hello", Refused, "a refused upstream is a refusal: a Service's endpoint"),
     cell(From::Web, To::Pod(DEAD), "hello", Refused, "a refused upstream is a refusal: a pod"),
