@@ -21,6 +21,8 @@ pub(crate) struct Asked<'a> {
     ready: Timestamp,
     /// When the agent was there for the last time.
     since: Timestamp,
+    /// What the namespace's label said before.
+    namespace_mode: String,
 }
 
 /// Every kind of probe that goes over the network; `http`, `tcp`: on which ports. The server listens on 8080 and 8081.
@@ -50,6 +52,10 @@ fn asked(cluster: &Cluster, node: &str, (name, mode): (&str, &str), (http, tcp):
 impl<'a> Asked<'a> {
     /// While the agent is there.
     pub(crate) fn begin(cluster: &'a Cluster, node: &str) -> Result<Self> {
+        // A pod of a strict namespace is strict, whatever its own label says.
+        let label = "jsonpath={.metadata.labels.weft\\.dev/mtls}";
+        let namespace_mode = cluster.kubectl(&["get", "namespace", SHOP, "-o", label])?;
+        cluster.kubectl(&["label", "--overwrite", "namespace", SHOP, "weft.dev/mtls=permissive"])?;
         let live = (8080, 8081);
         let mut dead = asked(cluster, node, (DEAD, "permissive"), (8080, 8081));
         // Never ready: nobody listens there.
@@ -66,7 +72,7 @@ impl<'a> Asked<'a> {
         }
         let permissive = pod(cluster, SHOP, PERMISSIVE)?;
         let ready = ready_since(&permissive, "True").context("not ready")?;
-        Ok(Self { cluster, ready, since: Timestamp::now() })
+        Ok(Self { cluster, ready, since: Timestamp::now(), namespace_mode: namespace_mode.trim().to_owned() })
     }
 
     /// Looks on while the agent is away (it was told to go after `begin`), and says what that costs a strict pod.
@@ -105,9 +111,12 @@ impl<'a> Asked<'a> {
         let pod = format!("pod/{STRICT}");
         self.cluster.kubectl(&["-n", SHOP, "wait", "--for=condition=Ready", &pod, "--timeout=110s"])?;
         let names = [PERMISSIVE, STRICT, DEAD];
-        self.cluster
-            .kubectl(&[&["-n", SHOP, "delete", "pod", "--timeout=60s"][..], &names].concat())
-            .map(drop)
+        self.cluster.kubectl(&[&["-n", SHOP, "delete", "pod", "--timeout=60s"][..], &names].concat())?;
+        let before = match &*self.namespace_mode {
+            "" => "weft.dev/mtls-".to_owned(),
+            mode => format!("weft.dev/mtls={mode}"),
+        };
+        self.cluster.kubectl(&["label", "--overwrite", "namespace", SHOP, &before]).map(drop)
     }
 }
 

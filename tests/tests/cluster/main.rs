@@ -193,6 +193,8 @@ impl<'a> Story<'a> {
 
     /// A stranger is served in clear until the namespace is strict.
     fn strict(&self) -> Result<()> {
+        // Strict ends what is older than the join, since it was never protected.
+        self.kept_lives_on()?;
         let url = self.direct("cart-v2")?;
         let before = self.cluster.call(STRANGER, &[&url, "--count=10", "--no-keepalive"])?;
         ensure!(before.bad() == 0, "permissive must serve callers in clear: {before:?}");
