@@ -32,8 +32,9 @@ fn certificate(der: &[u8]) {
     let ours = identity(&der);
     let serial = facts(&der);
     if let (Some(ours), Ok(theirs)) = (&ours, webpki::EndEntityCert::try_from(&der)) {
-        let uris: Vec<&str> = theirs.valid_uri_names().collect();
-        assert_eq!(uris, [ours.to_string()], "another reader sees other names");
+        // It stops at the first name that it does not know, and so may see none; it must see no other.
+        let ours = ours.to_string();
+        assert!(theirs.valid_uri_names().all(|uri| uri == ours), "another reader sees other names");
     }
     let digit = |text: &str| text.bytes().any(|b| b.is_ascii_digit());
     let deep = serial.is_some() && ours.is_some_and(|id| digit(&id.service_account));

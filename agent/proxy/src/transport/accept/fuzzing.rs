@@ -41,7 +41,7 @@ pub async fn connects(bytes: &[u8], only: Option<u16>) -> Vec<Connect> {
             let to = destination(&request, LOCAL, only);
             let authority = request.uri().authority().map(ToString::to_string);
             seen.push(Connect { method: request.method().to_string(), authority, to });
-            answer(&mut respond, to.err().unwrap_or(StatusCode::OK));
+            answer(&mut respond, to.err().unwrap_or(StatusCode::OK), None);
         }
     };
     let sending = async {
