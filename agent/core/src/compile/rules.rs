@@ -3,10 +3,9 @@
 use super::label::route_label;
 use crate::{
     balance::Weighted,
-    budget::RETRY_ATTEMPTS,
     config::{Action, Backend, FailReason, FilterChain, HttpBackend, HttpRule, L4Rule, MirrorTarget, RuleId},
     matching::Order,
-    model::{Filter, Match, Pattern, Program, Retry, Route, RouteKind, Rule, Str},
+    model::{Filter, Match, Pattern, Program, Route, RouteKind, Rule, Str},
     resolve::{ResolvedRule, ResolvedRules},
 };
 use std::{collections::BTreeMap, sync::Arc};
@@ -25,11 +24,6 @@ impl CompiledRules {
     /// How many entries it adds for each hostname.
     pub(crate) fn len(&self) -> usize {
         self.http.len()
-    }
-
-    /// The `attempts` of each.
-    pub(crate) fn retries(&self) -> Vec<u32> {
-        self.http.iter().filter_map(|m| m.rule.retry.as_ref()).map(|r| r.attempts).collect()
     }
 }
 
@@ -65,7 +59,7 @@ fn http_matches(route: &Route, index: usize, rule: &Rule, found: &ResolvedRule) 
         filters: filter_chain(&rule.filters, &found.mirrors),
         action: action(rule, found),
         timeouts: rule.timeouts,
-        retry: rule.retry.clone().map(|retry| Arc::new(capped(retry))),
+        retry: rule.retry.clone().map(Arc::new),
         session: rule.session.clone().map(Arc::new),
     };
     let mut by_label: BTreeMap<Str, Arc<HttpRule>> = BTreeMap::new();
@@ -90,12 +84,6 @@ fn http_matches(route: &Route, index: usize, rule: &Rule, found: &ResolvedRule) 
             }
         })
         .collect()
-}
-
-/// With no more tries than a route may have.
-fn capped(retry: Retry) -> Retry {
-    let most = u32::try_from(RETRY_ATTEMPTS.bound).unwrap_or(u32::MAX);
-    Retry { attempts: retry.attempts.min(most), ..retry }
 }
 
 fn action(rule: &Rule, found: &ResolvedRule) -> Action {

@@ -1,33 +1,32 @@
 //! Connections to a pod's HBONE port whose client has not shown a certificate yet.
 //!
 //! Anybody who reaches the pod can open them and say nothing. They have a small bound of their own, and a newer one takes
-//! the place of an older one: of the address that has the most of them, so that a flood displaces itself.
+//! the place of an older one, as at every door before which strangers stand: [`weft_core::lobby`].
 
-use std::{
-    cell::RefCell,
-    collections::{HashMap, VecDeque},
-    net::IpAddr,
-    rc::Rc,
-};
+use std::{cell::RefCell, net::IpAddr, rc::Rc};
 use tokio::sync::Notify;
-use weft_core::budget::CONNECTIONS_UNPROVED;
+use weft_core::{
+    budget::CONNECTIONS_UNPROVED,
+    lobby::{Lobby, Ticket},
+};
 
-/// Those of one pod on one worker, oldest first.
-#[derive(Debug, Default)]
-pub(crate) struct Unproved {
-    waiting: Rc<RefCell<VecDeque<Waiting>>>,
-}
-
+/// Those of one pod on one worker.
 #[derive(Debug)]
-struct Waiting {
-    from: IpAddr,
-    displaced: Rc<Notify>,
+pub(crate) struct Unproved(Rc<RefCell<Lobby<Rc<Notify>>>>);
+
+impl Default for Unproved {
+    fn default() -> Self {
+        // All may be of one address: a node may hide those of its pods behind its own.
+        let bound = CONNECTIONS_UNPROVED.size();
+        Self(Rc::new(RefCell::new(Lobby::new(bound, bound))))
+    }
 }
 
 /// A place among them, given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
-    waiting: Rc<RefCell<VecDeque<Waiting>>>,
+    lobby: Rc<RefCell<Lobby<Rc<Notify>>>>,
+    ticket: Ticket,
     displaced: Rc<Notify>,
 }
 
@@ -38,32 +37,20 @@ pub(crate) struct Displaced;
 impl Unproved {
     /// A place for a connection from `from`. With it, whether another had to give way.
     pub(crate) fn enter(&self, from: IpAddr) -> (Place, Option<Displaced>) {
-        let mut waiting = self.waiting.borrow_mut();
-        let full = waiting.len() >= CONNECTIONS_UNPROVED.size();
-        let gone = full.then(|| oldest_of_the_most(&waiting)).flatten().and_then(|i| waiting.remove(i));
-        let gone = gone.map(|gone| {
-            gone.displaced.notify_one();
+        let displaced = Rc::new(Notify::new());
+        let (ticket, leaves) = self.0.borrow_mut().enter(from, displaced.clone());
+        let gone = leaves.map(|(_, other)| {
+            other.notify_one();
             Displaced
         });
-        let displaced = Rc::new(Notify::new());
-        waiting.push_back(Waiting { from, displaced: displaced.clone() });
-        (Place { waiting: self.waiting.clone(), displaced }, gone)
+        (Place { lobby: self.0.clone(), ticket, displaced }, gone)
     }
 
     /// How many there are.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        self.waiting.borrow().len()
+        self.0.borrow().len()
     }
-}
-
-fn oldest_of_the_most(waiting: &VecDeque<Waiting>) -> Option<usize> {
-    let mut counts: HashMap<IpAddr, usize> = HashMap::new();
-    for one in waiting {
-        *counts.entry(one.from).or_default() += 1;
-    }
-    let most = counts.values().max().copied()?;
-    waiting.iter().position(|one| counts.get(&one.from) == Some(&most))
 }
 
 impl Place {
@@ -75,7 +62,8 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.waiting.borrow_mut().retain(|one| !Rc::ptr_eq(&one.displaced, &self.displaced));
+        // None when it had been taken.
+        let _ = self.lobby.borrow_mut().leave(self.ticket);
     }
 }
 
@@ -83,6 +71,7 @@ impl Drop for Place {
 mod tests {
     use super::*;
     use futures_util::FutureExt;
+    use std::collections::VecDeque;
 
     fn ip(last: u8) -> IpAddr {
         [10, 0, 0, last].into()

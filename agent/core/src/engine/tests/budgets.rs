@@ -183,23 +183,6 @@ fn a_pattern_larger_than_its_budget_fails_closed() {
 }
 
 #[test]
-fn attempts_are_capped_and_it_is_said() {
-    let check = |attempts: u32, made: u32, note: &str| {
-        let mut w = two_tenants();
-        let retry = Some(Retry { codes: vec![503], attempts, backoff: None });
-        w.route(http_route("shop/a", &["Gateway infra/gw"], vec![Rule { retry, ..rule("/", &["web"]) }]));
-        let (engine, applied) = apply(&w);
-        let compiled = engine.state.routes[&(RouteKind::Http, key("shop/a"))].gateway.retries();
-        assert_eq!(compiled, [made]);
-        let message = applied.message(RouteKind::Http, "shop/a", "Accepted");
-        assert_eq!(message, format!("The route is attached.{note}"));
-    };
-    check(100, 100, "");
-    let note = " rules[0].retry.attempts is 1000: a request is retried 100 times at most.";
-    check(1000, 100, note);
-}
-
-#[test]
 fn matches_of_a_namespace_are_bounded_and_neighbours_are_served() {
     let mut w = two_tenants();
     let each = 128;

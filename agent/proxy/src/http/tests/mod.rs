@@ -3,6 +3,7 @@
 pub(crate) mod support;
 
 mod backend_tls;
+mod endings;
 mod faults;
 mod floods;
 mod idle;
