@@ -178,7 +178,9 @@ pub(super) fn create_node(id: &str, index: usize, netns: &Netns) -> Result<Ipv4A
         .line(&format!("address add {ip}/24 dev eth0"))
         .line(&format!("address add fd77::{}/64 dev eth0 nodad", index + 1))
         .line("link set eth0 up")
-        .line("link add cni0 type bridge")
+        // Its own address, as the bridge plugin gives one: otherwise it takes the lowest of its ports', so that a new pod may
+        // change it, and what the others have for other nodes is dropped until they ask again.
+        .line(&format!("link add cni0 address 02:57:46:54:00:{:02x} type bridge", index + 1))
         .line(&format!("address add 10.88.{index}.1/24 dev cni0"))
         .line(&format!("address add fd88:{index}::1/64 dev cni0 nodad"))
         .line("link set cni0 up")
