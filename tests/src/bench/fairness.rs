@@ -28,16 +28,44 @@ use super::{
     mesh::paced,
     peers::Who,
     place::{Class, Place, argv},
+    proc,
     results::{Figures, Row, measure},
-    rig::{IPERF, Path, Rig},
+    rig::{HTTP, IPERF, Path, Rig},
 };
 use anyhow::{Context as _, Result, bail};
-use std::{fs, net::Ipv4Addr, thread, time::Duration};
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    thread,
+    time::{Duration, Instant},
+};
+use weft::sandbox::Pod;
 
 /// The agents' port for HBONE, and of the TLS server that stands for it outside the mesh.
 const HBONE: u16 = 15008;
 /// Victim: requests a second, connections.
 const PACE: (u32, u32) = (500, 4);
+
+/// The Gateway's ports: HTTP/1.1 to nginx, HTTP/2 in clear, UDP. Behind it and outside the mesh are [`H2C`] and [`SINK`].
+const EDGE: (u16, u16, u16) = (8090, 8092, 8053);
+const H2C: u16 = 8082;
+const SINK: u16 = 8053;
+/// Port of the Service whose pods speak HTTP/2 in clear.
+const H2C_SERVICE: u16 = 82;
+
+/// How much of its memory an agent may hold longer than before an attack: a share, and MB.
+const LEFT_MAX: (f64, f64) = (0.1, 2.0);
+/// When an attack's memory must be back.
+const RETURN: Duration = Duration::from_secs(60);
+
+/// What the flood's target is reached through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    /// A Service, from a pod in the mesh.
+    Mesh,
+    /// A Gateway of the victim's node, from outside the mesh.
+    Edge,
+}
 
 #[derive(Clone, Copy, Debug)]
 enum Attack {
@@ -47,12 +75,33 @@ enum Attack {
     Handshakes,
     /// Four streams at full speed.
     Bulk,
+    /// 1,000 heads of requests that never end.
+    HalfSent(At),
+    /// 20 × 200 HTTP/2 streams whose answers may not be sent.
+    Windows(At),
+    /// Streams that are reset so many milliseconds after their HEADERS.
+    Resets(At, u64),
+    /// 5,000 sources a second.
+    Datagrams,
 }
 
 const SCENARIOS: &[(&str, &str, Attack)] = &[
     ("flood-connections", "a pod floods new connections", Attack::Connections),
     ("flood-handshakes", "a pod floods TLS handshakes on 15008", Attack::Handshakes),
     ("flood-bytes", "a pod streams at full speed", Attack::Bulk),
+    ("half-sent", "1,000 half-sent requests to a Service", Attack::HalfSent(At::Mesh)),
+    ("windows", "20 × 200 zero-window streams to a Service", Attack::Windows(At::Mesh)),
+    ("resets-0", "resets at once, to a Service", Attack::Resets(At::Mesh, 0)),
+    ("resets-1", "resets after 1 ms, to a Service", Attack::Resets(At::Mesh, 1)),
+    ("resets-10", "resets after 10 ms, to a Service", Attack::Resets(At::Mesh, 10)),
+    ("resets-100", "resets after 100 ms, to a Service", Attack::Resets(At::Mesh, 100)),
+    ("edge-half-sent", "1,000 half-sent requests to a Gateway", Attack::HalfSent(At::Edge)),
+    ("edge-windows", "20 × 200 zero-window streams to a Gateway", Attack::Windows(At::Edge)),
+    ("edge-resets-0", "resets at once, to a Gateway", Attack::Resets(At::Edge, 0)),
+    ("edge-resets-1", "resets after 1 ms, to a Gateway", Attack::Resets(At::Edge, 1)),
+    ("edge-resets-10", "resets after 10 ms, to a Gateway", Attack::Resets(At::Edge, 10)),
+    ("edge-resets-100", "resets after 100 ms, to a Gateway", Attack::Resets(At::Edge, 100)),
+    ("edge-datagrams", "5,000 UDP sources a second to a Gateway", Attack::Datagrams),
 ];
 
 /// Names and titles.
@@ -67,6 +116,10 @@ struct Lines {
     control: Path,
     /// The attacked pod itself.
     attacked: Ipv4Addr,
+    /// The Service of its HTTP/2 server.
+    h2c: Ipv4Addr,
+    /// The Gateway's address.
+    edge: Ipv4Addr,
 }
 
 /// Measures the scenarios named, all when none is. Nothing without Weft, since there is no agent to share.
@@ -90,7 +143,9 @@ pub(super) fn run(options: &Options, names: &[String]) -> Result<Vec<Row>> {
                 let _ = paced(&lines.victim, PACE.0, PACE.1, 1);
             }
             once(&rig, &mut row, &lines, ("alone", None), options);
+            let before = memory(&rig);
             once(&rig, &mut row, &lines, ("beside", Some((*attack, false))), options);
+            returned(&rig, &mut row, before);
             once(&rig, &mut row, &lines, ("control", Some((*attack, true))), options);
             rig.tidy(&mut row);
         }
@@ -106,11 +161,64 @@ fn lines(rig: &mut Rig, inside: &str) -> Result<Lines> {
     let victim = rig.path_in((inside, Class::Instrument), &victim, "web")?;
     let attack = rig.path_in((inside, Class::Background), &attacker, "target")?;
     let control = rig.path_in(("outside", Class::Background), &outsider, "apart")?;
-    let attacked = rig.sandbox.pod(&format!("{inside}/target"))?.ip;
-    let apart = rig.place(rig.sandbox.pod("outside/apart")?).class(Class::Background);
+    let target = rig.sandbox.pod(&format!("{inside}/target"))?.clone();
+    let apart = rig.sandbox.pod("outside/apart")?.clone();
     let server = tls_server(&rig.sandbox.dir().join("tls-apart"))?;
-    rig.serve(&apart, &server, HBONE, "tls-apart.log")?;
-    Ok(Lines { victim, attack, control, attacked })
+    rig.serve(&rig.place(&apart).class(Class::Background), &server, HBONE, "tls-apart.log")?;
+    for pod in [&target, &apart] {
+        let place = rig.place(pod).class(Class::Background);
+        for (tool, port) in [("h2c", H2C), ("sink", SINK)] {
+            rig.serve(&place, &tool_argv(tool, port)?, port, &format!("{tool}-{}.log", pod.spec.name))?;
+        }
+    }
+    let (h2c, edge) = (Ipv4Addr::new(10, 96, 0, 200), rig.sandbox.nodes()[0].ip);
+    if !rig.agents.is_empty() {
+        rig.sandbox.apply("floods", &attacked_yaml(&target, h2c, edge))?;
+    }
+    Ok(Lines { victim, attack, control, attacked: target.ip, h2c, edge })
+}
+
+fn tool_argv(tool: &str, port: u16) -> Result<Vec<String>> {
+    let me = std::env::current_exe()?;
+    Ok(argv(&[me.to_str().context("path")?, "tool", tool, "--listen", &format!("0.0.0.0:{port}")]))
+}
+
+/// A Service of the target's HTTP/2 and UDP servers, and a Gateway in front of all of its servers.
+fn attacked_yaml(target: &Pod, h2c: Ipv4Addr, edge: Ipv4Addr) -> String {
+    let (http, http2, udp) = EDGE;
+    let version = "apiVersion: gateway.networking.k8s.io/v1";
+    let route = |kind: &str, listener: &str, service: &str, port: u16| {
+        format!(
+            "---\n{version}\nkind: {kind}\nmetadata: {{namespace: shop, name: {listener}}}\nspec:\n  \
+             parentRefs: [{{name: edge, sectionName: {listener}}}]\n  \
+             rules: [{{backendRefs: [{{name: {service}, port: {port}}}]}}]\n"
+        )
+    };
+    let ip = target.ip;
+    [
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{namespace: shop, name: flooded}}\nspec:\n  clusterIP: {h2c}\n  ports:\n  \
+             - {{name: h2c, port: {H2C_SERVICE}, targetPort: {H2C}, appProtocol: kubernetes.io/h2c}}\n  \
+             - {{name: udp, port: {SINK}, protocol: UDP}}\n---\n\
+             apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  namespace: shop\n  name: flooded-1\n  \
+             labels: {{kubernetes.io/service-name: flooded}}\naddressType: IPv4\nports:\n\
+             - {{name: h2c, port: {H2C}}}\n- {{name: udp, port: {SINK}, protocol: UDP}}\n\
+             endpoints: [{{addresses: [{ip}], targetRef: {{kind: Pod, namespace: shop, name: target}}}}]\n"
+        ),
+        format!(
+            "---\n{version}\nkind: GatewayClass\nmetadata: {{name: weft}}\n\
+             spec: {{controllerName: weft.dev/gateway-controller}}\n---\n\
+             {version}\nkind: Gateway\nmetadata: {{namespace: shop, name: edge}}\nspec:\n  gatewayClassName: weft\n  listeners:\n  \
+             - {{name: http, port: {http}, protocol: HTTP}}\n  - {{name: http2, port: {http2}, protocol: HTTP}}\n  \
+             - {{name: udp, port: {udp}, protocol: UDP}}\n---\n\
+             apiVersion: weft.dev/v1alpha1\nkind: AgentConfig\nmetadata: {{name: agent}}\n\
+             gatewayAddresses: {{shop/edge: [\"{edge}\"]}}\n"
+        ),
+        route("HTTPRoute", "http", "target", 80),
+        route("HTTPRoute", "http2", "flooded", H2C_SERVICE),
+        route("UDPRoute", "udp", "flooded", SINK),
+    ]
+    .concat()
 }
 
 /// Handshakes without an agent: nginx with a certificate of the same kind.
@@ -176,6 +284,39 @@ fn once(
     }
     if let Some((before, after)) = waited {
         after.since(&before, last);
+    }
+}
+
+/// Both agents' memory in MB.
+fn memory(rig: &Rig) -> f64 {
+    rig.agents.iter().map(|pid| proc::pss_bytes(*pid) as f64 / 1e6).sum()
+}
+
+/// An attack that has ended holds nothing any more, after a minute at the latest.
+fn returned(rig: &Rig, row: &mut Row, before: f64) {
+    let (end, ended) = (memory(rig), Instant::now());
+    let most = before * (1.0 + LEFT_MAX.0) + LEFT_MAX.1;
+    let mut now = end;
+    while now > most && ended.elapsed() < RETURN {
+        thread::sleep(Duration::from_millis(500));
+        now = memory(rig);
+    }
+    if now > most {
+        row.failures.push(format!(
+            "{now:.1} MB are held {} s after the attack, {before:.1} before",
+            RETURN.as_secs()
+        ));
+    }
+    if let Some(figures) = row.samples.get_mut("beside").and_then(|s| s.last_mut()) {
+        let seconds = ended.elapsed().as_secs_f64();
+        for (name, value) in
+            [("pss_before_mb", before), ("pss_end_mb", end), ("pss_after_mb", now), ("back_s", seconds)]
+        {
+            figures.insert(name.into(), value);
+        }
+        eprintln!(
+            "           memory: {before:.1} MB before, {end:.1} at its end, {now:.1} after {seconds:.0} s"
+        );
     }
 }
 
@@ -259,11 +400,49 @@ fn flood(rig: &Rig, lines: &Lines, attack: Attack, apart: bool, seconds: u64) ->
             let load = iperf(&path.client, &path.ip.to_string(), IPERF, &["-P4"], seconds)?;
             load.bytes as f64 * 8.0 / 1e9 / load.seconds
         }
+        Attack::HalfSent(at) => {
+            let kind = ["half-sent", "--connections", "1000"];
+            hostile(lines.target(at, apart, (80, EDGE.0, HTTP)), &kind, seconds)?
+        }
+        Attack::Windows(at) => {
+            let kind = ["windows", "--connections", "20", "--streams", "200"];
+            hostile(lines.target(at, apart, (H2C_SERVICE, EDGE.1, H2C)), &kind, seconds)?
+        }
+        Attack::Resets(at, pause) => {
+            let kind = ["resets", "--connections", "8", "--pause-ms", &pause.to_string()];
+            hostile(lines.target(at, apart, (H2C_SERVICE, EDGE.1, H2C)), &kind, seconds)?
+        }
+        Attack::Datagrams => {
+            let to = lines.target(At::Edge, apart, (0, EDGE.2, SINK));
+            hostile(to, &["datagrams", "--rate", "5000"], seconds)?
+        }
     };
     if strength <= 0.0 {
         bail!("the attack reached nothing");
     }
     Ok(strength)
+}
+
+impl Lines {
+    /// Whence and whereto a flood goes: a Service's port, the Gateway's, or the pod's that stands outside. What attacks a
+    /// Gateway is outside the mesh, as the control is.
+    fn target(&self, at: At, apart: bool, (service, edge, pod): (u16, u16, u16)) -> (&Place, SocketAddr) {
+        let outside = &self.control.client;
+        match (apart, at) {
+            (true, _) => (outside, (self.control.ip, pod).into()),
+            (false, At::Edge) => (outside, (self.edge, edge).into()),
+            (false, At::Mesh) if service == H2C_SERVICE => (&self.attack.client, (self.h2c, service).into()),
+            (false, At::Mesh) => (&self.attack.client, (self.attack.ip, service).into()),
+        }
+    }
+}
+
+/// A flood of our own, in units a second.
+fn hostile((from, to): (&Place, SocketAddr), kind: &[&str], seconds: u64) -> Result<f64> {
+    let (to, time) = (to.to_string(), seconds.to_string());
+    let args = [&["flood", "--target", &to, "--seconds", &time][..], kind].concat();
+    let load: Load = own(from, &args, Duration::from_secs(seconds + 60))?;
+    Ok(load.requests as f64 / load.seconds)
 }
 
 fn handshakes(client: &Place, target: Ipv4Addr, seconds: u64) -> Result<f64> {

@@ -1,6 +1,7 @@
 //! The measurements behind `tests/bench/RESULTS.md`: gateway, mesh and fairness, each against something in the same run.
 
 mod fairness;
+mod floods;
 mod foreign;
 mod gateway;
 mod load;

@@ -226,6 +226,16 @@ const FAIRNESS: &[Table] = &[
         ],
         ratios: &[("attack ÷ alone", ("beside", "p50_us"), ("alone", "p50_us"))],
     },
+    Table {
+        heading: "Both agents' memory, MB: before an attack, at its end, and afterwards (within 60 s)",
+        columns: &[
+            ("before", ("beside", "pss_before_mb"), 1.0, 1),
+            ("at the end", ("beside", "pss_end_mb"), 1.0, 1),
+            ("afterwards", ("beside", "pss_after_mb"), 1.0, 1),
+            ("after, s", ("beside", "back_s"), 1.0, 0),
+        ],
+        ratios: &[],
+    },
 ];
 
 /// What must be reached: suite, row, words, the value, the most it may be.
@@ -257,6 +267,18 @@ const fn fairness(scenario: &'static str) -> Budget {
         to: Some(("alone", "p99_apart_us")),
         most: 1.5,
         also: Some(("holes included", ("beside", "p99_us"), ("alone", "p99_us"))),
+    }
+}
+
+/// An attack that the kernel has work with too: what counts is what the agents add to it.
+const fn flood(scenario: &'static str) -> Budget {
+    Budget {
+        place: ("fairness", scenario),
+        what: "p99 beside the attack ÷ beside the control, without the machine's own holes",
+        of: ("beside", "p99_apart_us"),
+        to: Some(("control", "p99_apart_us")),
+        most: 1.2,
+        also: Some(("the agents' own wait", ("beside", "wait_p99_us"), ("control", "wait_p99_us"))),
     }
 }
 
@@ -301,6 +323,19 @@ const BUDGETS: &[Budget] = &[
     fairness("flood-connections"),
     fairness("flood-handshakes"),
     fairness("flood-bytes"),
+    flood("half-sent"),
+    flood("windows"),
+    flood("resets-0"),
+    flood("resets-1"),
+    flood("resets-10"),
+    flood("resets-100"),
+    flood("edge-half-sent"),
+    flood("edge-windows"),
+    flood("edge-resets-0"),
+    flood("edge-resets-1"),
+    flood("edge-resets-10"),
+    flood("edge-resets-100"),
+    flood("edge-datagrams"),
 ];
 
 /// A suite's tables in Markdown; readable in a terminal too.

@@ -5,9 +5,11 @@
 //! * `handshakes`: a full TLS handshake for every request; wrk resumes sessions.
 //! * `hold`: opens connections, one request on each, and holds them idle.
 //! * `h2c`: a backend that answers like a unary gRPC server.
+//! * `flood`: what a hostile client sends ([`super::floods`]); `sink` reads its datagrams.
 //! * `watch`: what foreign programs take from the nodes meanwhile.
 
 use super::{
+    floods::{Flood, flood, sink},
     foreign::{Watch, watch},
     load::Load,
     results::percentile,
@@ -45,6 +47,14 @@ pub(super) enum Tool {
     Hold(Hold),
     /// A backend that answers like a unary gRPC server
     H2c {
+        /// Address to listen on
+        #[arg(long)]
+        listen: SocketAddr,
+    },
+    /// What a hostile client sends
+    Flood(Flood),
+    /// Reads datagrams and answers none
+    Sink {
         /// Address to listen on
         #[arg(long)]
         listen: SocketAddr,
@@ -114,6 +124,8 @@ pub(super) fn run(tool: Tool) -> Result<()> {
         Tool::Handshakes(args) => report(&handshakes(&args)?),
         Tool::Hold(args) => hold(&args),
         Tool::H2c { listen } => h2c(listen),
+        Tool::Flood(args) => report(&flood(&args)?),
+        Tool::Sink { listen } => sink(listen),
         Tool::Watch(args) => report(&watch(&args)?),
     }
 }
@@ -373,7 +385,7 @@ fn h2c(listen: SocketAddr) -> Result<()> {
     })
 }
 
-/// A message of 128 bytes and the trailers of a successful call.
+/// A message of 128 bytes, or of 64 KiB for `/64k`, and the trailers of a successful call.
 async fn unary(
     request: hyper::Request<hyper::body::Incoming>,
 ) -> Result<hyper::Response<impl hyper::body::Body<Data = Bytes, Error = std::convert::Infallible>>> {
@@ -382,12 +394,14 @@ async fn unary(
         (message[0], message[1], message[2], message[3], message[4]) = (0, 0, 0, 0, 128);
         message
     };
+    static LARGE: [u8; 64 << 10] = [0; 64 << 10];
+    let body = if request.uri().path() == "/64k" { &LARGE[..] } else { &MESSAGE[..] };
     request.into_body().collect().await?;
     let trailers = async {
         let mut trailers = http::HeaderMap::new();
         trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
         Some(Ok(trailers))
     };
-    let body = Full::new(Bytes::from_static(&MESSAGE)).with_trailers(trailers);
+    let body = Full::new(Bytes::from_static(body)).with_trailers(trailers);
     Ok(hyper::Response::builder().header("content-type", "application/grpc").body(body)?)
 }
