@@ -20,4 +20,4 @@ mod tests;
 
 pub use authority::is_authority;
 pub use path::{PathAction, PathRules, UnwantedPath, normal_path};
-pub use request::{Refusal, check, check_authority, trailers};
+pub use request::{Refusal, check, check_authority, keep_tokens, trailers};

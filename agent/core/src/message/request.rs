@@ -29,6 +29,9 @@ pub enum Refusal {
     /// Its length is said in a way that others may read differently (RFC 9112 §6.3, RFC 9110 §8.6).
     #[error("the request's length is ambiguous")]
     Length,
+    /// A field's name is no token (RFC 9110 §5.1).
+    #[error("the name of one of the request's header fields is malformed")]
+    FieldName,
 }
 
 /// Checks what decides where a message ends and what is asked for: without that, it cannot be passed on to anybody.
@@ -41,7 +44,26 @@ pub fn check(parts: &Parts) -> Result<(), Refusal> {
     if !has_target(parts) {
         return Err(Refusal::Target);
     }
+    if parts.version == Version::HTTP_2 && !parts.headers.keys().all(is_token) {
+        return Err(Refusal::FieldName);
+    }
     length(parts)
+}
+
+/// Whether a name is a token (RFC 9110 §5.6.2). Of all that is none the `http` crate lets `"` pass, in HTTP/2 alone.
+fn is_token(name: &HeaderName) -> bool {
+    !name.as_str().as_bytes().contains(&b'"')
+}
+
+/// Removes fields of a message that came by HTTP/2 whose names HTTP/1.1 could not carry.
+pub fn keep_tokens(fields: &mut HeaderMap) {
+    if fields.keys().all(is_token) {
+        return;
+    }
+    let wrong: Vec<HeaderName> = fields.keys().filter(|name| !is_token(name)).cloned().collect();
+    for name in &wrong {
+        fields.remove(name);
+    }
 }
 
 /// Whether the target has one of the forms of RFC 9112 §3.2: origin, absolute, or `*` of OPTIONS.

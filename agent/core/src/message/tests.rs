@@ -3,7 +3,7 @@
 use super::{
     PathAction, PathRules, Refusal, check, check_authority,
     head::{Admission, HeadLimits, admits},
-    is_authority, normal_path, trailers,
+    is_authority, keep_tokens, normal_path, trailers,
 };
 use crate::{
     matching::{Entry, Order, RequestHead, RouteTable},
@@ -169,6 +169,18 @@ fn a_message_with_two_readings_is_refused() {
         let found = check(&parts).and_then(|()| check_authority(&parts)).err();
         assert_eq!(found, *wanted, "{version:?} {target} {headers:?}");
     }
+}
+
+/// Found by fuzzing: a name that HTTP/1.1 has no room for would have been written into a head of HTTP/1.1.
+#[test]
+fn a_field_name_of_http2_that_is_no_token_goes_nowhere() {
+    let odd = http::HeaderName::from_lowercase(b"a\"b").expect("as the HTTP/2 library makes it");
+    let mut parts = parts(Version::HTTP_2, "http://a/", &["x-fine: 1"]);
+    assert_eq!(check(&parts), Ok(()));
+    parts.headers.insert(odd, http::HeaderValue::from_static("1"));
+    assert_eq!(check(&parts), Err(Refusal::FieldName));
+    keep_tokens(&mut parts.headers);
+    assert_eq!(parts.headers.keys().map(http::HeaderName::as_str).collect::<Vec<_>>(), ["x-fine"]);
 }
 
 #[test]

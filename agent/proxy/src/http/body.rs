@@ -308,6 +308,7 @@ fn poll_stream(
             if let Some(data) = frame.data_ref() {
                 upload.note(Piece::Data(data.clone()));
             } else if let Some(trailers) = frame.trailers_mut() {
+                message::keep_tokens(trailers);
                 if let Some(rules) = &*upload.trailers.borrow() {
                     rules.apply(trailers);
                 }

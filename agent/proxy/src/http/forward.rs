@@ -39,6 +39,7 @@ use weft_core::{
     balance::{Answer, Fault},
     budget,
     config::{Backend, Endpoint},
+    message,
     model::Retry,
     timing::{
         Attempt, Deadline, Decision, Outcome, TimeoutKind, decide,
@@ -561,6 +562,9 @@ fn answer<D: Dial>(
     }
     exchange.code = head.status.as_u16();
     exchange.grpc_status = respond::grpc_status(&head.headers);
+    if head.version == Version::HTTP_2 {
+        message::keep_tokens(&mut head.headers);
+    }
     head.version = Version::HTTP_11;
     filters::answer(head.status, &mut head.headers);
     filters::after(&exchange, &mut head.headers);

@@ -10,6 +10,7 @@ use std::{
     pin::Pin,
     task::{Context, Poll, ready},
 };
+use weft_core::message;
 
 /// A response body. The exchange ends when its last byte has been taken, or with it.
 pub(crate) struct ResponseBody<D: Dial> {
@@ -63,7 +64,10 @@ impl<D: Dial> ResponseBody<D> {
         deadline.map_or(Poll::Pending, |sleep| sleep.as_mut().poll(cx))
     }
 
-    fn note(&mut self, frame: &Frame<Bytes>) {
+    fn note(&mut self, frame: &mut Frame<Bytes>) {
+        if let Some(trailers) = frame.trailers_mut() {
+            message::keep_tokens(trailers);
+        }
         let Some(exchange) = &mut self.exchange else { return };
         if let Some(activity) = &exchange.activity {
             activity.moved();
@@ -99,8 +103,8 @@ impl<D: Dial> Body for ResponseBody<D> {
             Source::Upstream(body) => ready!(Pin::new(body).poll_frame(cx)),
         };
         Poll::Ready(match next {
-            Some(Ok(frame)) => {
-                self.note(&frame);
+            Some(Ok(mut frame)) => {
+                self.note(&mut frame);
                 // A body of known length is not polled again after its last byte.
                 if self.is_end_stream() {
                     self.end();

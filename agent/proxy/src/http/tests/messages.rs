@@ -41,6 +41,33 @@ fn both(app: &App, protocol: AppProtocol) -> [(&'static str, Rc<Bed>, Entrance);
     ]
 }
 
+/// Found by fuzzing: `"` in a name, which HTTP/2's library lets pass, made a head of HTTP/1.1 that is none.
+#[test]
+fn a_field_name_that_is_no_token_reaches_nobody() {
+    run(async {
+        let empty = || StreamBody::new(stream::empty::<Result<Frame<Bytes>, io::Error>>()).boxed_unsync();
+        let odd = || http::HeaderName::from_lowercase(b"a\"b").expect("as HTTP/2's library makes it");
+        let app = App::start(move |_, _| {
+            Box::pin(async move {
+                let mut answer = text(200, "answer");
+                answer.headers_mut().insert(odd(), http::HeaderValue::from_static("1"));
+                answer
+            })
+        })
+        .await;
+        for (place, bed, entrance) in both(&app, AppProtocol::H2c) {
+            let addr = bed.listen(entrance, None).await;
+            let request = Request::get("http://a/").body(empty()).unwrap();
+            let answer = h2_client(addr).await.send_request(request).await.expect("an answer");
+            assert!(answer.status() == 200 && !answer.headers().contains_key(odd()), "{place} {answer:?}");
+            let calls = app.count();
+            let request = Request::get("http://a/").header(odd(), "1").body(empty()).unwrap();
+            let answer = h2_client(addr).await.send_request(request).await.expect("an answer");
+            assert_eq!((answer.status().as_u16(), app.count()), (400, calls), "{place}");
+        }
+    });
+}
+
 /// C1: what has no length is a body all the same, whatever the method.
 #[test]
 fn a_body_of_get_and_head_without_a_length_arrives() {
