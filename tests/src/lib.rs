@@ -47,9 +47,18 @@ impl Mesh {
     ///
     /// # Errors
     /// What the sandbox says.
-    pub fn with(mut options: Options) -> Result<Self> {
+    pub fn with(options: Options) -> Result<Self> {
+        Self::prepared(options, |_| Ok(()))
+    }
+
+    /// As [`Self::with`], with something done in the sandbox's directory before the agents start.
+    ///
+    /// # Errors
+    /// What the sandbox says, or `prepare`.
+    pub fn prepared(mut options: Options, prepare: impl FnOnce(&Path) -> Result<()>) -> Result<Self> {
         options.weft = Some(weft_binary()?);
         let mut sandbox = Sandbox::create(options)?;
+        prepare(sandbox.dir())?;
         sandbox.apply("namespaces", &namespaces("permissive"))?;
         for name in ["node-a", "node-b"] {
             let node = sandbox.add_node(name)?;

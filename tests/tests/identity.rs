@@ -2,8 +2,10 @@
 //! addresses. Each test looks at the packets between the nodes.
 
 use anyhow::{Context, Result, ensure};
-use std::path::PathBuf;
-use weft::sandbox::{PodSpec, Process, Sandbox};
+use jiff::Timestamp;
+use std::{fs, path::PathBuf, time::Duration};
+use weft::sandbox::{Options, PodSpec, Process, Sandbox};
+use weft_certs::Ca;
 use weft_tests::{LIMIT, Mesh};
 
 const HTTP: &[(&str, u16, u16, &str)] = &[("http", 80, 8080, "http")];
@@ -98,6 +100,40 @@ fn without_pod_cidrs_an_unknown_pod_is_not_spoken_to_in_clear() -> Result<()> {
     ensure!(outside.bad() == 0, "{outside:?}");
     mesh.call(&stranger, &format!("http://{}:8080/said-in-clear", fresh.ip), &[])?;
     wire.finish(&mesh, "said-in-clear", &["secret-to-unknown"])
+}
+
+/// B5: tunnels outlived their certificates. Here nothing can be renewed, because the CA itself ends: what is in the mesh says
+/// nothing then, rather than saying it in clear.
+#[test]
+fn an_expired_certificate_makes_nothing_clear() -> Result<()> {
+    // As long as pods and their first calls may take on a busy machine.
+    let end = Timestamp::now() + Duration::from_secs(20);
+    let mut mesh = Mesh::prepared(Options::default(), |dir| {
+        let life = Ca::create("cluster.local", end)?.validity().not_after.duration_since(end);
+        fs::create_dir_all(dir.join("ca"))?;
+        Ok(Ca::create("cluster.local", end - life)?.save(&dir.join("ca"))?)
+    })?;
+    let (web, stranger) = (mesh.pod(0, "web-1")?, mesh.pod_in(0, "outside", "stranger")?);
+    let cart = mesh.echo_pod(1, "cart-v1")?;
+    let service = mesh.service("cart", HTTP, &[&cart])?;
+    mesh.wait_serving(&web, &format!("http://{service}/"), &["cart-v1"])?;
+    let wire = Wire::start(&mesh)?;
+    let ip = cart.ip.to_string();
+    let kept = mesh.sandbox.spawn(&web, "kept", &["python3", "-c", TICKER, &ip, "secret-of-before"])?;
+    Sandbox::wait_until("the kept connection to talk", LIMIT, || kept.log_tail().contains("tick 5\n"))?;
+    ensure!(Timestamp::now() < end, "the machine is too slow for a certificate of 20 s");
+    for url in [format!("http://{service}/secret-by-service"), format!("http://{ip}:8080/secret-by-address")]
+    {
+        Sandbox::wait_until(&format!("no answer from {url}"), LIMIT, || {
+            mesh.call(&web, &url, &["--count", "5", "--no-keepalive"]).is_ok_and(|tally| tally.good() == 0)
+        })?;
+    }
+    ensure!(Timestamp::now() >= end, "refused before the certificate's end");
+    let line = mesh.log_line(0, &["\"request\"", "secret-by-service", "no_certificate"])?;
+    ensure!(line["code"] == 503, "{line}");
+    // Who never was in the mesh is served by a permissive pod as before.
+    mesh.call(&stranger, &format!("http://{ip}:8080/said-in-clear"), &[])?;
+    wire.finish(&mesh, "said-in-clear", &["secret-of-before", "secret-by-service", "secret-by-address"])
 }
 
 /// A connection that says something all the time; ends when it is reset or nothing is answered.
