@@ -32,8 +32,6 @@ pub(super) fn prepare(setup: &Setup<'_>) -> Result<Vec<String>> {
         &at(10),
         "--metrics",
         &at(11),
-        "--health",
-        &at(12),
     ]))
 }
 
