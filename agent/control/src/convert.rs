@@ -7,7 +7,7 @@ use weft_core::{
     config::Transport,
     model::{
         CaBundle, Capture, ConfigMap, KeyPair, Meta, ObjectKey, PrivateKey, Secret, SecretData, Str,
-        TunnelPort,
+        TunnelPort, Validity,
     },
 };
 
@@ -317,6 +317,8 @@ fn secret_to_wire(data: &SecretData) -> wire::Content {
             chain: pair.chain.clone(),
             key: pair.key.expose().to_vec(),
             names: pair.names.iter().map(ToString::to_string).collect(),
+            not_before: pair.validity.not_before,
+            not_after: pair.validity.not_after,
         }),
         SecretData::Ca(bundle) => wire::Content::Ca(wire::Certificates { der: bundle.0.to_vec() }),
         SecretData::Invalid(why) => wire::Content::Invalid(why.to_string()),
@@ -370,6 +372,7 @@ fn secret_data(content: Option<wire::Content>) -> SecretData {
             chain: std::mem::take(&mut pair.chain),
             key: PrivateKey::new(std::mem::take(&mut pair.key)),
             names: pair.names.iter().map(|name| text(name)).collect(),
+            validity: Validity { not_before: pair.not_before, not_after: pair.not_after },
         })),
         Some(wire::Content::Ca(ca)) => SecretData::Ca(CaBundle(Arc::new(ca.der))),
         Some(wire::Content::Invalid(why)) => SecretData::Invalid(text(&why)),

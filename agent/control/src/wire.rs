@@ -414,6 +414,11 @@ pub(crate) struct KeyPair {
     /// DNS names and IPs of the leaf, for messages.
     #[prost(string, repeated, tag = "3")]
     pub(crate) names: Vec<String>,
+    /// When the leaf may be used, in Unix seconds; 0 where it is not told.
+    #[prost(int64, tag = "4")]
+    pub(crate) not_before: i64,
+    #[prost(int64, tag = "5")]
+    pub(crate) not_after: i64,
 }
 
 impl fmt::Debug for KeyPair {

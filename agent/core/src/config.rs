@@ -6,6 +6,7 @@
 
 use crate::{
     balance::Weighted,
+    expiry::ListenerCertificate,
     matching::{HostMap, RouteTable},
     model::{
         CaBundle, Cors, GatewayParameters, HeaderModifier, Hostname, KeyPair, ObjectKey, Redirect, Retry,
@@ -152,7 +153,7 @@ pub enum TlsListener {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsTermination {
     /// Certificates; the one whose names cover the SNI is shown, else the first.
-    pub certificates: Vec<Arc<KeyPair>>,
+    pub certificates: Vec<ListenerCertificate>,
     /// Client certificates, if asked for (GEP-91).
     pub client_ca: Option<ClientValidation>,
     /// ALPN protocols: `h2`, `http/1.1` for HTTPS; none for TLS.

@@ -1,6 +1,7 @@
 //! The pipeline as one value: Snapshots in, Config and conditions out.
 
 mod addresses;
+mod certificates;
 mod changes;
 mod claims;
 mod lint;
@@ -12,7 +13,7 @@ mod report;
 mod state;
 mod tables;
 
-pub use self::overlap::Overlap;
+pub use self::{certificates::ListenerRemark, overlap::Overlap};
 pub use crate::resolve::Settings;
 
 use self::{changes::replace, state::State};

@@ -17,6 +17,7 @@ pub mod budget;
 mod compile;
 pub mod config;
 pub mod engine;
+pub mod expiry;
 pub mod filter;
 pub mod hash;
 pub mod lobby;

@@ -2,12 +2,13 @@
 
 use super::{node::NodePage, world::Seen};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::{Display, Write as _},
     sync::Arc,
 };
 use tokio::sync::watch;
 use weft_control::ControlServer;
+use weft_core::expiry::Ending;
 use weft_inpod::Mechanism;
 use weft_k8s::{
     WatchState,
@@ -69,6 +70,28 @@ impl Text {
         let labels: Vec<String> = labels.iter().filter(|(label, _)| !label.is_empty()).map(one).collect();
         let braced = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
         let _ = writeln!(self.out, "{name}{braced} {value}");
+    }
+}
+
+/// When the certificates that are shown here end, in Unix seconds: of identities, and of the Secrets of Gateways' listeners.
+pub(super) fn certificates(identities: &[(String, i64)], listeners: &BTreeSet<Ending>, out: &mut Text) {
+    let name = "weft_certificate_expiration_timestamp_seconds";
+    out.family(
+        name,
+        "When a certificate ends, Unix time: of an identity, or of a Gateway's listener.",
+        "gauge",
+    );
+    for (identity, end) in identities {
+        out.line(name, &[("identity", identity)], end);
+    }
+    for Ending { gateway, secret, end } in listeners {
+        let labels = [
+            ("gateway_namespace", &*gateway.namespace),
+            ("gateway_name", &*gateway.name),
+            ("secret_namespace", &*secret.namespace),
+            ("secret_name", &*secret.name),
+        ];
+        out.line(name, &labels, end);
     }
 }
 
@@ -250,6 +273,26 @@ fn watches(state: &WatchState, out: &mut Text) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use weft_core::model::ObjectKey;
+
+    /// E10: the family had no sample ever.
+    #[test]
+    fn certificates_tell_when_they_end() {
+        let identities = [("spiffe://cluster.local/ns/a/sa/b".to_owned(), 1_700_000_000)];
+        let key = |name| ObjectKey::new("shop", name);
+        let ending = Ending { gateway: key("edge"), secret: key("cert"), end: 1_800_000_000 };
+        let mut text = Text { out: String::new(), open: false };
+        certificates(&identities, &BTreeSet::from([ending]), &mut text);
+        let lines: Vec<&str> = text.out.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(
+            lines,
+            [
+                "weft_certificate_expiration_timestamp_seconds{identity=\"spiffe://cluster.local/ns/a/sa/b\"} 1700000000",
+                "weft_certificate_expiration_timestamp_seconds{gateway_namespace=\"shop\",gateway_name=\"edge\",\
+                 secret_namespace=\"shop\",secret_name=\"cert\"} 1800000000",
+            ]
+        );
+    }
 
     #[test]
     fn counters_and_gauges_in_both_formats() {

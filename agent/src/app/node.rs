@@ -7,7 +7,9 @@ use super::{
     leave::Leaving,
     plugin::Plugin,
 };
-use crate::cluster::{BudgetReport, CertificateReport, CniReport, NodeReport, PlaintextReport, PodReport};
+use crate::cluster::{
+    BudgetReport, CertificateReport, CniReport, ListenerReport, NodeReport, PlaintextReport, PodReport,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     process::Command,
@@ -17,7 +19,7 @@ use std::{
 use tokio::sync::watch;
 use weft_certs::IdentityStore;
 use weft_control::ClientState;
-use weft_core::model::ObjectKey;
+use weft_core::{config::Config, model::ObjectKey};
 use weft_inpod::{Captured, Counts, Mechanism};
 use weft_k8s::WatchState;
 use weft_proxy::{budgets::Reached, context::Shared, plaintext::PlaintextCaller};
@@ -78,6 +80,12 @@ impl NodePage {
         }
     }
 
+    /// When the certificate of each identity ends, in Unix seconds.
+    pub(super) fn identity_ends(&self) -> Vec<(String, i64)> {
+        let infos = self.identities.as_ref().map(IdentityStore::infos).unwrap_or_default();
+        infos.into_iter().filter_map(|info| Some((info.identity, info.not_after?.as_second()))).collect()
+    }
+
     /// The page.
     pub(super) fn report(&self) -> NodeReport {
         let captured: BTreeSet<ObjectKey> = self.on_node.captured.borrow().keys().cloned().collect();
@@ -107,6 +115,7 @@ impl NodePage {
             uninstall: leaving.word().to_owned(),
             findings: findings(&self.watched.borrow()),
             certificates: self.identities.as_ref().map(certificates).unwrap_or_default(),
+            listeners: listeners(&self.shared.config.load(), jiff::Timestamp::now().as_second()),
         }
     }
 }
@@ -180,6 +189,19 @@ fn findings(watched: &WatchState) -> Vec<String> {
         remedy => format!("{what}: {} ({remedy})", fault.reason),
     };
     watched.findings().iter().map(line).collect()
+}
+
+fn listeners(config: &Config, now: i64) -> Vec<ListenerReport> {
+    let all = config.terminations().flat_map(|(gateway, hostname, tls)| {
+        tls.remarks(hostname, now).into_iter().map(move |remark| ListenerReport {
+            gateway: gateway.to_string(),
+            fault: remark.fault.reason().to_owned(),
+            now: remark.fault.is_now(),
+            message: remark.message,
+            remedy: remark.fault.remedy().to_owned(),
+        })
+    });
+    all.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 fn certificates(identities: &IdentityStore) -> Vec<CertificateReport> {

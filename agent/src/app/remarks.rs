@@ -1,5 +1,5 @@
 //! What the leader says by Events that no condition says: labels and annotations that mean nothing or are overruled, and
-//! routes that take requests of another namespace's.
+//! routes that take requests of another namespace's, and certificates that end.
 
 use super::world::Pipeline;
 use std::{
@@ -9,7 +9,7 @@ use std::{
 use tokio::time::Instant;
 use weft_core::{
     budget,
-    engine::Overlap,
+    engine::{ListenerRemark, Overlap},
     model::{Kind, Labels, Namespace, ObjectKey, ObjectRef, Pod, Snapshot, Str},
     remarks::{self, Remark, Weight, Words},
 };
@@ -17,6 +17,10 @@ use weft_k8s::Recorder;
 
 /// Overlaps are looked for this often at most: it is a walk over every route.
 const OVERLAPS_EVERY: Duration = Duration::from_secs(5);
+/// How often certificates are looked at for the time's sake, in seconds.
+const CERTIFICATES_EVERY: i64 = 60 * 60;
+/// How often what is still so is told again, in seconds: an Event is there for an hour.
+const CERTIFICATES_AGAIN: i64 = 24 * 60 * 60;
 /// Where Weft is: its own pods have annotations of their own.
 const SYSTEM: &str = "weft-system";
 
@@ -43,6 +47,8 @@ pub(super) struct Remarks {
     routes: Snapshot,
     looked: Option<Instant>,
     overlaps: BTreeSet<Overlap>,
+    /// When certificates were looked at (Unix seconds), of which Gateways and Secrets, and what was said.
+    certificates: (i64, Snapshot, BTreeSet<Word>),
 }
 
 impl Remarks {
@@ -56,6 +62,10 @@ impl Remarks {
         let mut words = self.labels(snapshot);
         if self.may_look(snapshot, Instant::now()) {
             words.extend(self.routes(snapshot, pipeline.overlaps()));
+        }
+        let now = jiff::Timestamp::now().as_second();
+        if self.may_look_at_certificates(snapshot, now) {
+            words.extend(self.certificates(snapshot, pipeline.certificate_remarks(now)));
         }
         for Word { object, uid, reason, note } in words {
             tracing::warn!("{object}: {note}");
@@ -166,6 +176,50 @@ impl Remarks {
         !same && self.looked.is_none_or(|looked| at.duration_since(looked) >= OVERLAPS_EVERY)
     }
 
+    /// Whether certificates are to be looked at: one may have come, or the time has gone on.
+    fn may_look_at_certificates(&mut self, snapshot: &Snapshot, now: i64) -> bool {
+        let (looked, was, said) = &mut self.certificates;
+        let same = was.gateways.is(&snapshot.gateways)
+            && was.listener_sets.is(&snapshot.listener_sets)
+            && was.classes.is(&snapshot.classes)
+            && was.secrets.is(&snapshot.secrets);
+        let day = |at: i64| at.div_euclid(CERTIFICATES_AGAIN);
+        if day(now) != day(*looked) {
+            said.clear();
+        } else if same && now - *looked < CERTIFICATES_EVERY {
+            return false;
+        }
+        *looked = now;
+        *was = Snapshot {
+            gateways: snapshot.gateways.clone(),
+            listener_sets: snapshot.listener_sets.clone(),
+            classes: snapshot.classes.clone(),
+            secrets: snapshot.secrets.clone(),
+            ..Snapshot::default()
+        };
+        true
+    }
+
+    /// What is new of listeners' certificates.
+    fn certificates(&mut self, snapshot: &Snapshot, remarks: Vec<ListenerRemark>) -> Vec<Word> {
+        let word = |ListenerRemark { object, listener, remark }: ListenerRemark| {
+            let uid = match object.kind {
+                Kind::ListenerSet => snapshot.listener_sets.get(&object.key)?.meta.uid.clone(),
+                _ => snapshot.gateways.get(&object.key)?.meta.uid.clone(),
+            };
+            let (reason, remedy) = (remark.fault.reason(), remark.fault.remedy());
+            Some(Word {
+                object,
+                uid,
+                reason,
+                note: format!("listener {listener}: {}: {remedy}", remark.message),
+            })
+        };
+        let now: BTreeSet<Word> = remarks.into_iter().filter_map(word).collect();
+        let before = std::mem::replace(&mut self.certificates.2, now);
+        self.certificates.2.difference(&before).cloned().collect()
+    }
+
     /// What is new of routes: both are told.
     pub(super) fn routes(&mut self, now: &Snapshot, overlaps: Vec<Overlap>) -> Vec<Word> {
         self.looked = Some(Instant::now());
@@ -239,6 +293,47 @@ mod tests {
 
     fn said(words: &[Word]) -> Vec<String> {
         words.iter().map(|w| format!("{} {}", w.object, w.reason)).collect()
+    }
+
+    /// E10: nobody was told that a certificate ends.
+    #[test]
+    fn a_certificate_that_ends_is_told_once_a_day_to_its_gateway() {
+        use weft_core::{
+            expiry::{CertificateRemark, Fault},
+            model::{FromNamespaces, Gateway},
+        };
+        let mut world = Snapshot::default();
+        let gateway = Gateway {
+            meta: meta("shop", "edge", &[]),
+            class: "weft".into(),
+            listeners: Vec::new(),
+            addresses: Vec::new(),
+            infrastructure: None,
+            allowed_listeners: FromNamespaces::None,
+            backend_client_certificate: None,
+            frontend_tls: None,
+            default_scope: None,
+        };
+        let object = ObjectRef { kind: Kind::Gateway, key: gateway.meta.key.clone() };
+        world.gateways.insert(object.key.clone(), Arc::new(gateway));
+        let ends = || {
+            let secret = ObjectKey::new("shop", "cert");
+            let message = "the certificate of Secret shop/cert ends at 2026-12-24T00:00:00Z".to_owned();
+            let remark = CertificateRemark { fault: Fault::EndsSoon, secret, message };
+            vec![ListenerRemark { object: object.clone(), listener: "https".into(), remark }]
+        };
+        let mut remarks = Remarks::default();
+        let mut look = |at: i64, now: Vec<ListenerRemark>| {
+            remarks.may_look_at_certificates(&world, at).then(|| said(&remarks.certificates(&world, now)))
+        };
+        let told = || Some(vec!["Gateway shop/edge CertificateExpiresSoon".to_owned()]);
+        let (day, hour) = (CERTIFICATES_AGAIN, CERTIFICATES_EVERY);
+        assert_eq!(look(10 * day, ends()), told());
+        assert_eq!(look(10 * day + 1, ends()), None, "nothing has changed, and no time has gone by");
+        assert_eq!(look(10 * day + hour, ends()), Some(Vec::new()), "it was told");
+        assert_eq!(look(11 * day, ends()), told(), "the Event of yesterday is gone");
+        assert_eq!(look(11 * day + hour, Vec::new()), Some(Vec::new()), "renewed");
+        assert_eq!(look(11 * day + 2 * hour, ends()), told());
     }
 
     /// E3, B6: nobody was told that a word means nothing, or counts for nothing.

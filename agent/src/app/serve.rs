@@ -294,6 +294,11 @@ impl Agent {
         let pages = Arc::downgrade(&self.pages);
         let more: metrics::More = Box::new(move |out| {
             metrics::agent(&shown, out);
+            metrics::certificates(
+                &shown.identity_ends(),
+                &shown.shared.config.load().certificate_ends(),
+                out,
+            );
             metrics::process(&seen.lock().clone(), out);
             let own = pages.upgrade().map(|p| p.reached()).unwrap_or_default();
             metrics::budgets(&own, &shown.shared.budgets.list(None, std::time::Instant::now()), out);

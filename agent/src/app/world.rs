@@ -10,7 +10,7 @@ use std::{
 };
 use weft_core::{
     config::Config,
-    engine::{Engine, Feedback, Overlap, Settings, Update},
+    engine::{Engine, Feedback, ListenerRemark, Overlap, Settings, Update},
     model::{Kind, ObjectKey, ObjectRef, Snapshot, Str},
     status::AllStatuses,
 };
@@ -160,6 +160,11 @@ impl Pipeline {
     /// As [`Engine::overlaps`].
     pub(super) fn overlaps(&self) -> Vec<Overlap> {
         self.engine.overlaps()
+    }
+
+    /// As [`Engine::certificate_remarks`].
+    pub(super) fn certificate_remarks(&self, now: i64) -> Vec<ListenerRemark> {
+        self.engine.certificate_remarks(now)
     }
 
     /// As [`Engine::gateway_material`].

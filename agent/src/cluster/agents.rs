@@ -54,6 +54,24 @@ pub struct NodeReport {
     pub findings: Vec<String>,
     /// Of the node's pods and Gateways.
     pub certificates: Vec<CertificateReport>,
+    /// What is to be said of certificates of listeners that are served here.
+    pub listeners: Vec<ListenerReport>,
+}
+
+/// A listener's certificate that has ended, ends soon, begins later, or is for other names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ListenerReport {
+    /// `namespace/name` of the Gateway.
+    pub gateway: String,
+    /// The word of an Event's reason, e.g. `CertificateExpired`.
+    pub fault: String,
+    /// Whether clients are refused by it now.
+    pub now: bool,
+    /// What.
+    pub message: String,
+    /// What to do.
+    pub remedy: String,
 }
 
 /// A budget that was reached: `docs/budgets.md`.

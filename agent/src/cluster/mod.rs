@@ -31,7 +31,9 @@ mod tests;
 #[cfg(test)]
 mod tests_of_rights;
 
-pub use agents::{BudgetReport, CertificateReport, CniReport, NodeReport, PlaintextReport, PodReport};
+pub use agents::{
+    BudgetReport, CertificateReport, CniReport, ListenerReport, NodeReport, PlaintextReport, PodReport,
+};
 pub use api::ClusterError;
 pub use args::{
     AdminArgs, CheckArgs, CleanArgs, HealthArgs, InstallArgs, MembershipArgs, StatusArgs, UninstallArgs,

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use weft_certs::{Ca, TrustBundle};
 use weft_core::model::{
     CaBundle, Capture, ConfigMap, FromNamespaces, Gateway, KeyPair, Meta, ObjectKey, Pod, PrivateKey, Secret,
-    SecretData, Snapshot, Str, TunnelPort,
+    SecretData, Snapshot, Str, TunnelPort, Validity,
 };
 
 use crate::{
@@ -262,6 +262,7 @@ fn secret(of: &str) -> Arc<Secret> {
         chain: vec![b"leaf".to_vec(), b"intermediate".to_vec()],
         key: PrivateKey::new(KEY_BYTES.to_vec()),
         names: vec!["shop.example".into()],
+        validity: Validity { not_before: 1_700_000_000, not_after: 1_800_000_000 },
     };
     Arc::new(Secret { meta: meta(of), data: SecretData::Tls(Arc::new(pair)), broken: None })
 }

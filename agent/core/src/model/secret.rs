@@ -50,6 +50,25 @@ pub struct KeyPair {
     pub key: PrivateKey,
     /// DNS names and IPs that the leaf carries, for messages.
     pub names: Vec<Str>,
+    /// When the leaf may be used.
+    pub validity: Validity,
+}
+
+/// From when to when a certificate may be used, in Unix seconds, both included (RFC 5280 §4.1.2.5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Validity {
+    /// `notBefore`.
+    pub not_before: i64,
+    /// `notAfter`.
+    pub not_after: i64,
+}
+
+impl Validity {
+    /// Whether it was told: a controller of before does not.
+    #[must_use]
+    pub const fn is_known(self) -> bool {
+        self.not_after != 0
+    }
 }
 
 /// A private key in DER. Not printed; overwritten on drop.

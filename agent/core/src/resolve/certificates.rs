@@ -3,6 +3,7 @@
 use super::{Problem, Reader, grants::Referrer, reason, tls_policy::ca_bundle};
 use crate::{
     config::{ClientValidation, TlsTermination},
+    expiry::ListenerCertificate,
     model::{
         CaBundle, FrontendValidation, Gateway, KeyPair, Kind, Listener, ObjectKey, ObjectReference, Protocol,
         SecretData, TlsMode,
@@ -45,8 +46,8 @@ pub(super) fn termination(
     let mut certificates = Vec::new();
     for reference in refs {
         match certificate(reader, owner, reference, reason::INVALID_CERTIFICATE_REF) {
-            Ok(Found { value, stale }) => {
-                certificates.push(value);
+            Ok(Found { value: pair, stale }) => {
+                certificates.push(ListenerCertificate { secret: target(owner, reference), pair });
                 out.refs.extend(stale);
             }
             Err(p) => out.refs.push(p),

@@ -233,12 +233,11 @@ fn listener(
             ..Condition::yes("Conflicted", reason::NO_CONFLICTS, "No listener conflicts with it.")
         },
     };
-    let mut conditions = vec![
-        accepted,
-        conflicted,
-        Condition::refs(&listener.refs),
-        listener_programmed(gateway, listener, feedback),
-    ];
+    let mut refs = Condition::refs(&listener.refs);
+    if let (true, Some(tls)) = (listener.serves(), &listener.tls) {
+        refs.message = format!("{}{}", refs.message, tls.told(listener.attach.hostname.as_ref()));
+    }
+    let mut conditions = vec![accepted, conflicted, refs, listener_programmed(gateway, listener, feedback)];
     if let Some(overlap) = &listener.overlaps {
         let message = format!("{overlap}; clients that reuse a connection are answered 421.");
         conditions.push(Condition::yes("OverlappingTLSConfig", reason::OVERLAPPING_HOSTNAMES, message));

@@ -9,7 +9,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 use std::{collections::BTreeMap, sync::Arc};
-use weft_core::model::{CaBundle, ConfigMap, KeyPair, Kind, PrivateKey, Secret, SecretData, Str};
+use weft_core::model::{CaBundle, ConfigMap, KeyPair, Kind, PrivateKey, Secret, SecretData, Str, Validity};
 use x509_parser::{extensions::GeneralName, prelude::FromDer};
 
 /// The keys of `data` that are read of Secrets and ConfigMaps.
@@ -79,7 +79,7 @@ fn read(kind: &str, data: &BTreeMap<String, Vec<u8>>) -> SecretData {
 
 fn key_pair(chain: &[u8], key: &[u8]) -> Result<KeyPair, Str> {
     let chain = certificates("tls.crt", chain)?;
-    let names = names(chain.first().map_or(&[], |c| c.as_slice()))?;
+    let (names, validity) = leaf(chain.first().map_or(&[], |c| c.as_slice()))?;
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| {
         Str::from("tls.key: no PEM private key (PKCS#8, PKCS#1 or SEC1) found; is it encrypted?")
     })?;
@@ -89,7 +89,7 @@ fn key_pair(chain: &[u8], key: &[u8]) -> Result<KeyPair, Str> {
     CertifiedKey::new(ders, signer)
         .keys_match()
         .map_err(|_| Str::from("tls.key does not belong to the first certificate of tls.crt"))?;
-    Ok(KeyPair { chain, key: PrivateKey::new(key.secret_der().to_vec()), names })
+    Ok(KeyPair { chain, key: PrivateKey::new(key.secret_der().to_vec()), names, validity })
 }
 
 fn bundle(what: &str, pem: &[u8]) -> Result<CaBundle, Str> {
@@ -112,17 +112,20 @@ fn certificates(what: &str, pem: &[u8]) -> Result<Vec<Vec<u8>>, Str> {
     Ok(certificates.into_iter().map(|c| c.to_vec()).collect())
 }
 
-/// DNS names and IPs of a certificate, for messages.
-fn names(leaf: &[u8]) -> Result<Vec<Str>, Str> {
+/// DNS names and IPs of a certificate, and when it may be used.
+fn leaf(leaf: &[u8]) -> Result<(Vec<Str>, Validity), Str> {
     let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(leaf)
         .map_err(|_| Str::from("tls.crt: certificate 1 is no X.509"))?;
-    let Ok(Some(san)) = certificate.subject_alternative_name() else { return Ok(Vec::new()) };
+    let validity = certificate.validity();
+    let validity =
+        Validity { not_before: validity.not_before.timestamp(), not_after: validity.not_after.timestamp() };
+    let Ok(Some(san)) = certificate.subject_alternative_name() else { return Ok((Vec::new(), validity)) };
     let name = |n: &GeneralName<'_>| match n {
         GeneralName::DNSName(name) => Some(Str::from(*name)),
         GeneralName::IPAddress(raw) => address(raw),
         _ => None,
     };
-    Ok(san.value.general_names.iter().filter_map(name).collect())
+    Ok((san.value.general_names.iter().filter_map(name).collect(), validity))
 }
 
 fn address(raw: &[u8]) -> Option<Str> {

@@ -15,7 +15,8 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::{collections::HashMap, sync::Arc};
 use weft_core::{
-    config::{ClientValidation, Config, PortConfig, TlsListener, TlsTermination},
+    config::{ClientValidation, Config, TlsTermination},
+    expiry::ListenerCertificate,
     model::KeyPair,
 };
 
@@ -49,7 +50,7 @@ impl TlsConfigs {
     pub(super) fn refresh(&self, config: &Config) {
         let before = self.0.load_full();
         let mut all = HashMap::new();
-        for tls in terminations(config) {
+        for (_, _, tls) in config.terminations() {
             let key = Arc::as_ptr(tls) as usize;
             all.entry(key).or_insert_with(|| match before.get(&key) {
                 Some(known) => known.clone(),
@@ -58,18 +59,6 @@ impl TlsConfigs {
         }
         self.0.store(Arc::new(all));
     }
-}
-
-fn terminations(config: &Config) -> impl Iterator<Item = &Arc<TlsTermination>> {
-    let ports = config.gateways.values().flat_map(|gateway| gateway.ports.values());
-    let listeners = ports.flat_map(|port| match port {
-        PortConfig::Tls(hosts) => Some(hosts.iter().map(|(_, listener)| &**listener)),
-        _ => None,
-    });
-    listeners.flatten().filter_map(|listener| match listener {
-        TlsListener::Https { tls, .. } | TlsListener::Terminate { tls, .. } => Some(tls),
-        TlsListener::Passthrough { .. } => None,
-    })
 }
 
 fn build_logged(tls: &TlsTermination) -> Built {
@@ -127,10 +116,10 @@ struct Certificates {
 }
 
 impl Certificates {
-    fn build(pairs: &[Arc<KeyPair>], provider: &CryptoProvider) -> Result<Self, String> {
+    fn build(pairs: &[ListenerCertificate], provider: &CryptoProvider) -> Result<Self, String> {
         let mut certificates = Self { all: Vec::new(), by_name: HashMap::new() };
         let mut problem = "no certificate".to_owned();
-        for pair in pairs {
+        for ListenerCertificate { pair, .. } in pairs {
             match certified(pair, provider) {
                 Ok(key) => certificates.add(Arc::new(key)),
                 // One bad pair must not take the good ones down.

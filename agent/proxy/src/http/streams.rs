@@ -5,13 +5,11 @@
 
 use super::conn::Conn;
 use crate::{dial::Dial, share::ShareExecutor};
-use futures_util::task::AtomicWaker;
 use std::{
     cell::{Cell, RefCell},
-    future::poll_fn,
-    pin::pin,
+    pin::Pin,
     rc::{Rc, Weak},
-    task::Poll,
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -25,13 +23,20 @@ pub(crate) struct Activity {
     /// It may be quiet.
     exempt: Cell<bool>,
     over: Cell<bool>,
-    task: AtomicWaker,
+    task: RefCell<Option<Waker>>,
 }
 
 impl Activity {
     /// Something was carried, in either direction.
     pub(crate) fn moved(&self) {
         self.moved.set(true);
+    }
+
+    fn register(&self, task: &Waker) {
+        let mut known = self.task.borrow_mut();
+        if !known.as_ref().is_some_and(|known| known.will_wake(task)) {
+            *known = Some(task.clone());
+        }
     }
 
     /// It may be quiet for as long as it likes.
@@ -62,7 +67,9 @@ impl All {
             stream.quiet.set(if moved { Duration::ZERO } else { stream.quiet.get() + tick });
             if stream.quiet.get() >= limit {
                 stream.over.set(true);
-                stream.task.wake();
+                if let Some(task) = stream.task.take() {
+                    task.wake();
+                }
             }
             !stream.over.get()
         });
@@ -100,24 +107,38 @@ impl<D: Dial> Clone for Streams<D> {
 }
 
 impl<D: Dial, F: Future + 'static> hyper::rt::Executor<F> for Streams<D> {
-    fn execute(&self, stream: F) {
+    fn execute(&self, task: F) {
         if self.conn.edge.is_none() {
-            return self.executor.execute(stream);
+            return self.executor.execute(task);
         }
         let (conn, activity) = (Rc::clone(&self.conn), self.conn.streams.begin());
-        self.executor.execute(async move {
-            let mut stream = pin!(stream);
-            poll_fn(|cx| {
-                activity.task.register(cx.waker());
-                if activity.over.get() {
-                    return Poll::Ready(());
-                }
-                *conn.streams.current.borrow_mut() = Some(Rc::clone(&activity));
-                let polled = stream.as_mut().poll(cx).map(drop);
-                *conn.streams.current.borrow_mut() = None;
-                polled
-            })
-            .await;
-        });
+        self.executor.execute(Stream { task, conn, activity });
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// A stream's task. No `async` block: that would have room for hyper's task, which is large, twice.
+    struct Stream<F, D: Dial> {
+        #[pin]
+        task: F,
+        conn: Rc<Conn<D>>,
+        activity: Rc<Activity>,
+    }
+}
+
+impl<F: Future, D: Dial> Future for Stream<F, D> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        this.activity.register(cx.waker());
+        if this.activity.over.get() {
+            return Poll::Ready(());
+        }
+        let streams = &this.conn.streams;
+        *streams.current.borrow_mut() = Some(Rc::clone(this.activity));
+        let polled = this.task.poll(cx).map(drop);
+        *streams.current.borrow_mut() = None;
+        polled
     }
 }

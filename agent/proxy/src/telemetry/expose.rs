@@ -58,8 +58,6 @@ pub fn negotiate(accept: &str) -> ContentType {
 pub(super) struct View<'a> {
     pub(super) workers: &'a [Arc<Counters>],
     pub(super) registry: &'a Registry,
-    /// Identity and expiry, Unix seconds.
-    pub(super) certificates: &'a BTreeMap<String, i64>,
     /// Counters of the exporter and the writer: family, help, value.
     pub(super) own: &'a [(&'static str, &'static str, u64)],
 }
@@ -85,11 +83,6 @@ pub(super) fn render(view: &View<'_>, format: ContentType) -> String {
     ];
     for (family, count) in overflows {
         out.total("weft_series_overflows", &[("family", &family)], count.load(Relaxed));
-    }
-    let certificate = "weft_certificate_expiration_timestamp_seconds";
-    out.family(certificate, "When the certificate of an identity ends, Unix time.", "gauge");
-    for (identity, end) in view.certificates {
-        out.line(certificate, &[("identity", identity)], end);
     }
     if out.open {
         out.out.push_str("# EOF\n");

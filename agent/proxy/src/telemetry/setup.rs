@@ -15,7 +15,6 @@ use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig};
 use opentelemetry_sdk::trace::{Sampler as SdkSampler, SdkTracerProvider};
 use parking_lot::Mutex;
 use std::{
-    collections::BTreeMap,
     io::{self, IsTerminal},
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -34,7 +33,6 @@ use tracing_subscriber::{
     fmt::layer as fmt_layer,
     layer::SubscriberExt,
 };
-use weft_core::model::SpiffeId;
 
 /// Why telemetry cannot start. All are the operator's to mend; none is worth a retry.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +59,6 @@ pub struct Telemetry {
     config: TelemetryConfig,
     registry: Arc<Registry>,
     workers: Mutex<Vec<Arc<Counters>>>,
-    certificates: Mutex<BTreeMap<String, i64>>,
     spans: Option<Spans>,
     writer: Option<Arc<Writer>>,
     /// Opens the access log anew on SIGHUP; aborted on shutdown.
@@ -121,7 +118,6 @@ fn assemble(config: TelemetryConfig, spans: Option<Spans>) -> Result<Arc<Telemet
     let telemetry = Telemetry {
         registry: Arc::new(Registry::new(config.metrics.series_max, config.metrics.idle)),
         workers: Mutex::default(),
-        certificates: Mutex::default(),
         spans,
         hangup: Mutex::new(watch_hangup(&config, writer.clone())),
         writer,
@@ -225,14 +221,8 @@ impl Telemetry {
     pub fn render_metrics(&self, openmetrics: bool) -> String {
         self.registry.sweep(Instant::now());
         let workers = self.workers.lock().clone();
-        let certificates = self.certificates.lock().clone();
         let format = if openmetrics { ContentType::OpenMetrics } else { ContentType::Text };
-        let view = View {
-            workers: &workers,
-            registry: &self.registry,
-            certificates: &certificates,
-            own: &self.own_counters(),
-        };
+        let view = View { workers: &workers, registry: &self.registry, own: &self.own_counters() };
         expose::render(&view, format)
     }
 
@@ -259,16 +249,6 @@ impl Telemetry {
             ("weft_access_log_dropped", "Lines dropped: the writer was too slow.", lines),
             ("weft_access_log_failed_writes", "Writes of the access log that failed.", writes),
         ]
-    }
-
-    /// Shows when an identity's certificate ends, in Unix seconds.
-    pub fn certificate(&self, identity: &SpiffeId, not_after: i64) {
-        self.certificates.lock().insert(identity.to_string(), not_after);
-    }
-
-    /// The identity is no longer held.
-    pub fn forget_certificate(&self, identity: &SpiffeId) {
-        self.certificates.lock().remove(&identity.to_string());
     }
 
     /// Opens the access log's file anew, as SIGHUP does.

@@ -55,6 +55,7 @@ pub(super) const CODES: &[Code] = &[
     code("WEFT-C040", "Pods are captured by a redirect, which slows down many new connections; without `nft_socket` a probe of a dead port succeeds, too", "Load the kernel modules `nft_tproxy`, `nft_socket` and `nft_fib_inet`"),
     code("WEFT-C041", "An annotation that excludes traffic has an entry that cannot be read, which is captured", "Correct the entry in the pod's template: a port from 1 to 65535, or a CIDR"),
     code("WEFT-C042", "A node's kubelet is not recognised, so that the probes of strict pods there fail", "End what holds the kubelet's port beside it, which is named; the agent needs `hostPID` and CAP_SYS_PTRACE"),
+    code("WEFT-C050", "A listener's certificate has ended, ends soon, begins later, or is for other names", "Renew the certificate in the Secret, or correct the listener's hostname"),
     code("WEFT-C051", "A setting of the mesh (`weft-config`) is wrong or unknown: the last good one holds, or, of `mtls`, strict", "Correct it by `weft install --set` or the chart's `config`"),
     code("WEFT-C052", "A label or annotation of Weft's says something that means nothing; of `weft.dev/mtls` it counts as strict", "Write what is named"),
     code("WEFT-C053", "A pod asks for less than its namespace's `weft.dev/mtls=strict`, and is ignored", "Take the label or annotation off the pod's template, or put the exclusion on the namespace"),

@@ -3,7 +3,7 @@
 use super::*;
 use crate::cluster::{
     STRICT,
-    agents::BudgetReport,
+    agents::{BudgetReport, ListenerReport},
     facts::{CA_ROOT, POLICIES, SLICES, SYSTEM_PODS, is_served},
     install::{AGENTS, CONTROLLER},
     members::Member,
@@ -383,6 +383,7 @@ fn pods(report: &mut Report<'_>) {
     strict(report, &all);
     exclusions(report, &all);
     budgets(report);
+    listeners(report);
 }
 
 /// Says what strict leaves of the callers from outside, where a label asks for it, and where that lacks the kubelet.
@@ -441,6 +442,16 @@ fn strict(report: &mut Report<'_>, all: &[Member]) {
             ),
             "end what holds the kubelet's port beside it; the agent needs hostPID and CAP_SYS_PTRACE",
         );
+    }
+}
+
+/// Certificates that clients of a Gateway do not trust, or will not before long. Several nodes serve one Gateway.
+fn listeners(report: &mut Report<'_>) {
+    let agents = report.facts.agents.values().flat_map(|agent| agent.iter());
+    let all: BTreeSet<ListenerReport> = agents.flat_map(|agent| agent.listeners.iter().cloned()).collect();
+    for ListenerReport { gateway, now, message, remedy, .. } in all {
+        let level = if now { Level::Error } else { Level::Warning };
+        report.add("WEFT-C050", level, format!("Gateway {gateway}: {message}"), remedy);
     }
 }
 

@@ -1,6 +1,6 @@
 use super::*;
 use crate::cluster::{
-    BudgetReport,
+    BudgetReport, ListenerReport,
     fake::{Fake, agent_pod, node},
 };
 use std::sync::Arc;
@@ -294,6 +294,32 @@ fn a_budget_that_is_used_up_is_said_with_its_workload() {
     };
     facts.agents.get_mut("n1").unwrap().as_mut().unwrap().budgets = vec![reached];
     assert_eq!(level(&facts, Want::All, "WEFT-C070"), Some(Level::Warning));
+}
+
+/// E10: an expired certificate was on no screen. Each node that serves the Gateway says it.
+#[test]
+fn a_listeners_certificate_that_ended_is_named_once_with_its_remedy() {
+    let mut facts = installed();
+    assert_eq!(level(&facts, Want::All, "WEFT-C050"), None);
+    let report = |now| ListenerReport {
+        gateway: "shop/edge".into(),
+        fault: "CertificateExpired".into(),
+        now,
+        message: "the certificate of Secret shop/cert ended at 2026-11-30T00:00:00Z".into(),
+        remedy: "renew it".into(),
+    };
+    facts.agents.get_mut("n1").unwrap().as_mut().unwrap().listeners = vec![report(true)];
+    let other = facts.agents["n1"].clone();
+    facts.agents.insert("n2".into(), other);
+    let found = findings(&facts, Want::All);
+    let said: Vec<_> =
+        found.iter().filter(|f| f.id == "WEFT-C050").map(|f| (&*f.message, &*f.remedy)).collect();
+    let wanted = "Gateway shop/edge: the certificate of Secret shop/cert ended at 2026-11-30T00:00:00Z";
+    assert_eq!(said, [(wanted, "renew it")]);
+    assert_eq!(level(&facts, Want::All, "WEFT-C050"), Some(Level::Error));
+    facts.agents.remove("n2");
+    facts.agents.get_mut("n1").unwrap().as_mut().unwrap().listeners = vec![report(false)];
+    assert_eq!(level(&facts, Want::All, "WEFT-C050"), Some(Level::Warning));
 }
 
 /// Only the agent's log said that an entry of an annotation was not understood.

@@ -106,6 +106,41 @@ fn each_gateway_gets_what_it_may_use_and_no_more() {
 }
 
 /// D1: a renewal with another's key closed the listener: 110 of 110 requests failed.
+/// E10: the listener's condition says until when, and that the names are others; Events and metrics come of the same listener.
+#[test]
+fn a_listener_says_when_its_certificate_ends_and_that_it_is_for_others() {
+    let mut w = world();
+    let mut listener = https("a", 443, "", "own");
+    listener.hostname = Some(Hostname::parse("a.example").expect("a hostname"));
+    w.gateway(gateway("infra/edge", vec![listener]));
+    let validity = Validity { not_before: 0, not_after: 100 * 86_400 };
+    w.secret("infra/own", key_pair_until("b.example", validity));
+    let mut engine = Engine::new(settings());
+    let out = Applied(engine.apply(w.0.clone(), &Feedback::default()));
+    assert_eq!(out.listener("infra/edge", "a"), "Accepted ResolvedRefs Programmed");
+    let message = &find(&out.listeners(Kind::Gateway, "infra/edge")[0].conditions, "ResolvedRefs").message;
+    assert_eq!(
+        message,
+        "All references are resolved. The certificate of Secret infra/own is valid until 1970-04-11T00:00:00Z. \
+         But the certificate of Secret infra/own is not for a.example (it has b.example)."
+    );
+    let ends = out.0.config.certificate_ends();
+    assert_eq!(
+        ends.iter().map(|e| (&*e.secret.name, e.end)).collect::<Vec<_>>(),
+        [("own", validity.not_after)]
+    );
+    let said = |day: i64| -> Vec<_> {
+        let remarks = engine.certificate_remarks(day * 86_400).into_iter();
+        remarks.map(|r| format!("{} {} {}", r.object, r.listener, r.remark.fault.reason())).collect()
+    };
+    assert_eq!(said(50), ["Gateway infra/edge a CertificateNameMismatch"]);
+    let both = ["Gateway infra/edge a CertificateExpired", "Gateway infra/edge a CertificateNameMismatch"];
+    assert_eq!(said(101), both);
+    w.secret("infra/own", key_pair_until("a.example", Validity { not_after: 200 * 86_400, ..validity }));
+    engine.apply(w.0.clone(), &Feedback::default());
+    assert_eq!(engine.certificate_remarks(101 * 86_400), [], "renewed");
+}
+
 #[test]
 fn a_broken_renewal_leaves_the_last_good_certificate_in_use() {
     let mut w = world();
@@ -130,7 +165,10 @@ fn a_broken_renewal_leaves_the_last_good_certificate_in_use() {
         });
         let names = |tls: &TlsTermination| {
             let roots = &tls.client_ca.as_ref().expect("asks for certificates").roots;
-            (tls.certificates[0].names[0].to_string(), String::from_utf8(roots.0[0].clone()).expect("a name"))
+            (
+                tls.certificates[0].pair.names[0].to_string(),
+                String::from_utf8(roots.0[0].clone()).expect("a name"),
+            )
         };
         let served = served.map(|(a, b)| (a.to_owned(), b.to_owned()));
         assert_eq!(serving.map(|tls| names(&tls)), served);

@@ -206,10 +206,15 @@ pub(super) fn listener_set(name: &str, parent: &str, listeners: Vec<Listener>) -
 }
 
 pub(super) fn key_pair(text: &str) -> SecretData {
+    key_pair_until(text, Validity::default())
+}
+
+pub(super) fn key_pair_until(text: &str, validity: Validity) -> SecretData {
     SecretData::Tls(Arc::new(KeyPair {
         chain: vec![text.as_bytes().to_vec()],
         key: PrivateKey::new(text.as_bytes().to_vec()),
         names: vec![text.into()],
+        validity,
     }))
 }
 

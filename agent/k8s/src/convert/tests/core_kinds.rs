@@ -3,7 +3,7 @@
 use super::*;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use std::time::Duration;
-use weft_core::model::{ObjectKey, ProbeAsk, SecretData, ServiceType};
+use weft_core::model::{ObjectKey, ProbeAsk, SecretData, ServiceType, Validity};
 
 fn core(kind: &str, rest: &str) -> String {
     format!("apiVersion: v1\nkind: {kind}\nmetadata: {{name: x, namespace: shop}}\n{rest}\n")
@@ -259,6 +259,18 @@ fn tls(chain: &str, key: &str) -> String {
             indent(key)
         ),
     )
+}
+
+#[test]
+fn a_secret_says_when_its_certificate_may_be_used() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(["a.example".to_owned()]).unwrap();
+    params.not_before = rcgen::date_time_ymd(2026, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2026, 3, 1);
+    let cert = params.self_signed(&key).unwrap();
+    let Object::Secret(s) = model(&tls(&cert.pem(), &key.serialize_pem())) else { panic!() };
+    let SecretData::Tls(pair) = &s.data else { panic!("{s:?}") };
+    assert_eq!(pair.validity, Validity { not_before: 1_767_225_600, not_after: 1_772_323_200 });
 }
 
 #[test]

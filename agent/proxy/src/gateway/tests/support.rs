@@ -35,8 +35,11 @@ use weft_core::{
         Reach, RuleId, TlsListener, TlsTermination, Transport,
     },
     engine::Feedback,
+    expiry::ListenerCertificate,
     matching::{Entry, HostMap, Order, RouteTable},
-    model::{CaBundle, Hostname, KeyPair, Match, ObjectKey, PrivateKey, RouteKind, SpiffeId, Timeouts},
+    model::{
+        CaBundle, Hostname, KeyPair, Match, ObjectKey, PrivateKey, RouteKind, SpiffeId, Timeouts, Validity,
+    },
 };
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -205,7 +208,7 @@ pub(super) fn termination(
     client_ca: Option<(&Certificate, bool)>,
 ) -> Arc<TlsTermination> {
     Arc::new(TlsTermination {
-        certificates: certificates.iter().map(|c| c.pair()).collect(),
+        certificates: certificates.iter().map(|c| c.listener()).collect(),
         client_ca: client_ca.map(|(ca, optional)| ClientValidation {
             roots: CaBundle(Arc::new(vec![ca.der.to_vec()])),
             optional,
@@ -216,7 +219,7 @@ pub(super) fn termination(
 
 /// For bytes that nobody here understands: no ALPN is chosen.
 pub(super) fn opaque_termination(certificate: &Certificate) -> Arc<TlsTermination> {
-    Arc::new(TlsTermination { certificates: vec![certificate.pair()], client_ca: None, alpn: Vec::new() })
+    Arc::new(TlsTermination { certificates: vec![certificate.listener()], client_ca: None, alpn: Vec::new() })
 }
 
 /// A certificate with its key.
@@ -273,7 +276,12 @@ impl Certificate {
             chain: vec![self.der.to_vec()],
             key: PrivateKey::new(self.key_der.clone()),
             names: Vec::new(),
+            validity: Validity::default(),
         })
+    }
+
+    fn listener(&self) -> ListenerCertificate {
+        ListenerCertificate { secret: ObjectKey::new("shop", "certificate"), pair: self.pair() }
     }
 }
 

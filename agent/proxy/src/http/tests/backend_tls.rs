@@ -8,7 +8,7 @@ use std::{net::SocketAddr, sync::Arc};
 use tokio::net::TcpStream;
 use weft_core::{
     config::{AppProtocol, BackendTls},
-    model::{CaBundle, Hostname, KeyPair, PrivateKey, SubjectAltName},
+    model::{CaBundle, Hostname, KeyPair, PrivateKey, SubjectAltName, Validity},
 };
 
 struct TestCa {
@@ -34,6 +34,7 @@ impl TestCa {
             chain: vec![certificate.der().to_vec()],
             key: PrivateKey::new(key.serialize_der()),
             names: names.iter().map(|n| (*n).into()).collect(),
+            validity: Validity::default(),
         })
     }
 

@@ -18,14 +18,8 @@ fn text(format: ContentType) -> String {
     let counters = Arc::<Counters>::default();
     counters.add(Counter::ConnectionsOpenedMesh, 3);
     counters.add(Counter::ConnectionsClosedMesh, 1);
-    let certificates = BTreeMap::from([("spiffe://cluster.local/ns/a/sa/b".to_owned(), 1_800_000_000)]);
     let own = [("weft_spans_dropped", "Dropped.", 4)];
-    let view = View {
-        workers: &[counters.clone(), counters],
-        registry: &registry,
-        certificates: &certificates,
-        own: &own,
-    };
+    let view = View { workers: &[counters.clone(), counters], registry: &registry, own: &own };
     render(&view, format)
 }
 
@@ -100,7 +94,6 @@ fn values_and_labels() {
     check("weft_connections_active{", &["mesh"], 4.0);
     check("weft_connections_ended_total{", &["direction=\"inbound\"", "protocol=\"tcp\""], 1.0);
     check("weft_spans_dropped_total", &[], 4.0);
-    check("weft_certificate_expiration_timestamp_seconds{", &["spiffe://cluster.local/ns/a/sa/b"], 1.8e9);
 }
 
 #[test]
