@@ -7,6 +7,7 @@ use super::{
     filters,
     io::MaybeTls,
     pool::{H1Conn, Key, Stream},
+    spare::Spare,
     streams::Activity,
 };
 use crate::{
@@ -96,7 +97,7 @@ pub(crate) struct Exchange<D: Dial> {
     head: Option<RequestHead>,
     span: RequestSpan,
     /// Of an HTTP/2 client.
-    is_stream: bool,
+    pub(crate) is_stream: bool,
     _active: ActiveRequest,
     /// Content is gRPC: errors are told in its way.
     pub(crate) grpc: bool,
@@ -113,7 +114,7 @@ pub(crate) struct Exchange<D: Dial> {
     /// The client's side of an extended CONNECT.
     pub(crate) tunnel: Option<OnUpgrade>,
     /// The head once more, for another try, if one may be made.
-    pub(crate) spare: Option<Parts>,
+    pub(crate) spare: Option<Spare>,
     /// The try under way, or the last one.
     pub(crate) attempt: Attempt<D>,
     pub(crate) tries: u32,

@@ -13,6 +13,7 @@ use super::{
     pool::{H2Turn, Key, Stream},
     reply::ResponseBody,
     respond::{self, error},
+    spare::Spare,
     upgrade,
 };
 use crate::{
@@ -238,7 +239,7 @@ async fn send<D: Dial>(
         return Err(Failure { outcome: Outcome::Reset, error, code: None, again: None }.into());
     };
     let retried = retry_policy(exchange).is_some_and(|r| has_tries(Some(r), exchange.counted()));
-    exchange.spare = retried.then(|| outgoing.parts.clone());
+    exchange.spare = retried.then(|| Spare::of(&outgoing.parts));
     let deadline = plan.deadlines.of_try(now);
     let mut sleep = deadline.map(|d| Box::pin(tokio::time::sleep_until(d.at.into())));
     let sent = {
@@ -276,7 +277,7 @@ fn remembered<D: Dial>(exchange: &mut Exchange<D>) -> Option<(Parts, RequestBody
         None => Some(RequestBody::Empty),
         Some(upload) => upload.again(),
     };
-    body.and_then(|body| Some((exchange.spare.take()?, body)))
+    body.and_then(|body| Some((exchange.spare.take()?.into_parts(), body)))
 }
 
 /// Picks an endpoint and counts the request there.
@@ -334,7 +335,7 @@ async fn send_to<D: Dial>(
     let safe = matches!(body, RequestBody::Empty) && (repeat.is_idempotent() || (!kept && lease.is_h2()));
     let again = lease.is_h2() || (safe && has_tries(retry_policy(exchange), exchange.counted()));
     if exchange.spare.is_none() && again {
-        exchange.spare = Some(parts.clone());
+        exchange.spare = Some(Spare::of(&parts));
     }
     if let (true, Lease::H1(_, h1)) = (plan.upgrade, &lease) {
         exchange.attempt.handoff = Some(h1.handoff.ask());
@@ -562,7 +563,7 @@ fn answer<D: Dial>(
     }
     exchange.code = head.status.as_u16();
     exchange.grpc_status = respond::grpc_status(&head.headers);
-    if head.version == Version::HTTP_2 {
+    if head.version == Version::HTTP_2 && !exchange.is_stream {
         message::keep_tokens(&mut head.headers);
     }
     head.version = Version::HTTP_11;

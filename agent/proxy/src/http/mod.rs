@@ -27,6 +27,7 @@ mod reply;
 mod respond;
 mod route;
 mod serve;
+mod spare;
 mod streams;
 mod upgrade;
 

@@ -65,16 +65,16 @@ impl<D: Dial> ResponseBody<D> {
     }
 
     fn note(&mut self, frame: &mut Frame<Bytes>) {
-        if let Some(trailers) = frame.trailers_mut() {
-            message::keep_tokens(trailers);
-        }
         let Some(exchange) = &mut self.exchange else { return };
         if let Some(activity) = &exchange.activity {
             activity.moved();
         }
         if let Some(data) = frame.data_ref() {
             exchange.response_bytes += data.len() as u64;
-        } else if let Some(trailers) = frame.trailers_ref() {
+        } else if let Some(trailers) = frame.trailers_mut() {
+            if !exchange.is_stream {
+                message::keep_tokens(trailers);
+            }
             exchange.grpc_status = super::respond::grpc_status(trailers).or(exchange.grpc_status);
             exchange.ended();
         }
