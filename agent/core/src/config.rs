@@ -10,7 +10,8 @@ use crate::{
     matching::{HostMap, RouteTable},
     model::{
         CaBundle, Cors, GatewayParameters, HeaderModifier, Hostname, KeyPair, ObjectKey, Redirect, Retry,
-        RouteKind, SessionPersistence, SpiffeId, Str, SubjectAltName, Timeouts, UrlRewrite, Workload,
+        RouteKind, SessionPersistence, SpiffeId, Str, SubjectAltName, Timeouts, TlsSettings, UrlRewrite,
+        Workload,
     },
     shards::Shards,
 };
@@ -158,6 +159,8 @@ pub struct TlsTermination {
     pub client_ca: Option<ClientValidation>,
     /// ALPN protocols: `h2`, `http/1.1` for HTTPS; none for TLS.
     pub alpn: Vec<Str>,
+    /// `options`.
+    pub settings: TlsSettings,
 }
 
 /// Client certificate validation on a listener.
@@ -426,6 +429,8 @@ pub struct BackendTls {
     pub roots: Option<CaBundle>,
     /// Accepted names instead of the hostname.
     pub subject_alt_names: Vec<SubjectAltName>,
+    /// `options`.
+    pub settings: TlsSettings,
 }
 
 /// Endpoints of one Service port that clients of this node use, in a stable order.

@@ -234,7 +234,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::PrivateKey;
+    use crate::model::{PrivateKey, TlsSettings};
 
     const DAY: i64 = 86_400;
 
@@ -248,7 +248,12 @@ mod tests {
                 validity,
             }),
         };
-        TlsTermination { certificates: names.iter().map(one).collect(), client_ca: None, alpn: Vec::new() }
+        TlsTermination {
+            certificates: names.iter().map(one).collect(),
+            client_ca: None,
+            alpn: Vec::new(),
+            settings: TlsSettings::default(),
+        }
     }
 
     /// E10: an expired certificate was on no screen.

@@ -36,6 +36,7 @@ pub mod pods;
 pub mod share;
 mod sticky;
 pub mod telemetry;
+mod tls_settings;
 pub mod transport;
 pub mod worker;
 pub mod workload;

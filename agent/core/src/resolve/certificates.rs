@@ -6,7 +6,7 @@ use crate::{
     expiry::ListenerCertificate,
     model::{
         CaBundle, FrontendValidation, Gateway, KeyPair, Kind, Listener, ObjectKey, ObjectReference, Protocol,
-        SecretData, TlsMode,
+        SecretData, TlsMode, TlsSettings,
     },
 };
 use std::sync::Arc;
@@ -39,8 +39,11 @@ pub(super) fn termination(
                 ..Termination::default()
             };
         }
+        (Protocol::Tls, TlsMode::Passthrough) => return passed_through(listener),
         _ => return Termination::default(),
     }
+    let settings =
+        listener.tls.as_ref().map_or_else(|| Ok(TlsSettings::default()), |t| TlsSettings::read(&t.options));
     let refs = listener.tls.as_ref().map_or(&[][..], |t| &t.certificate_refs);
     let mut out = Termination::default();
     let mut certificates = Vec::new();
@@ -65,14 +68,31 @@ pub(super) fn termination(
         out.unservable = Some(Problem::new(reason::INVALID, why));
     }
     let client_ca = client_validation(reader, gateway, listener, &mut out);
+    let settings = settings.unwrap_or_else(|why| {
+        out.rejected.get_or_insert(Problem::new(reason::UNSUPPORTED_VALUE, format!("tls.{why}")));
+        TlsSettings::default()
+    });
     if out.unservable.is_none() && out.rejected.is_none() {
         let alpn = match listener.protocol {
             Protocol::Https => vec!["h2".into(), "http/1.1".into()],
             _ => Vec::new(),
         };
-        out.tls = Some(Arc::new(TlsTermination { certificates, client_ca, alpn }));
+        out.tls = Some(Arc::new(TlsTermination { certificates, client_ca, alpn, settings }));
     }
     out
+}
+
+/// TLS that ends behind the listener: what of it may be spoken is decided there.
+fn passed_through(listener: &Listener) -> Termination {
+    let options = listener.tls.as_ref().map(|tls| &tls.options);
+    let ours = options.and_then(|all| all.keys().find(|key| key.starts_with("weft.dev/")));
+    let rejected = ours.map(|key| {
+        let why = format!(
+            "tls.options: {key} has no effect with mode Passthrough; use mode Terminate, or leave it out"
+        );
+        Problem::new(reason::UNSUPPORTED_VALUE, why)
+    });
+    Termination { rejected, ..Termination::default() }
 }
 
 /// `spec.tls.frontend` (GEP-91): the entry of the listener's port, else the default. HTTPS only.

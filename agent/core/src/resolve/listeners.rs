@@ -4,7 +4,7 @@ use super::{
     AttachPoint, ListenerId, Problem, Reader, ResolvedListener, certificates::termination, grants::Referrer,
     reason,
 };
-use crate::model::{Gateway, GroupKind, Listener, ObjectKey, Protocol, RouteKind, TlsMode};
+use crate::model::{Gateway, GroupKind, Listener, ObjectKey, Protocol, RouteKind, TlsMode, TlsSettings};
 use std::sync::Arc;
 
 /// Resolves a listener of `gateway`, or of the ListenerSet `set` attached to it. Conflicts are found later.
@@ -49,6 +49,7 @@ pub(super) fn resolve_listener(
         servable: tls.unservable.map_or(Ok(()), Err),
         overlaps: None,
         tls: tls.tls,
+        foreign_options: listener.tls.as_ref().and_then(|tls| TlsSettings::foreign(&tls.options)),
     }
 }
 

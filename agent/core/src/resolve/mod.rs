@@ -123,6 +123,8 @@ pub(crate) struct ResolvedListener {
     pub(crate) overlaps: Option<String>,
     /// For HTTPS, and TLS with `mode: Terminate`.
     pub(crate) tls: Option<Arc<TlsTermination>>,
+    /// What is to be said of options that are other implementations'.
+    pub(crate) foreign_options: Option<String>,
 }
 
 impl ResolvedListener {

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     config::BackendTls,
-    model::{BackendTlsPolicy, CaBundle, Kind, ObjectKey, ObjectReference, SecretData, Str},
+    model::{BackendTlsPolicy, CaBundle, Kind, ObjectKey, ObjectReference, SecretData, Str, TlsSettings},
 };
 use std::sync::Arc;
 
@@ -29,11 +29,17 @@ pub(crate) fn resolve_policy(reader: &Reader<'_>, policy: &Arc<BackendTlsPolicy>
         };
         (bundle, refs, accepted)
     };
+    let settings = TlsSettings::read(&policy.options).map_err(|why| Problem::new(reason::INVALID, why));
+    let (settings, accepted) = match settings {
+        Ok(settings) => (settings, accepted),
+        Err(problem) => (TlsSettings::default(), accepted.and(Err(problem))),
+    };
     let tls = accepted.is_ok().then(|| {
         Arc::new(BackendTls {
             hostname: policy.hostname.clone(),
             roots,
             subject_alt_names: policy.subject_alt_names.clone(),
+            settings,
         })
     });
     ResolvedPolicy { policy: policy.clone(), accepted, refs, tls }

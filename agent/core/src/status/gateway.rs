@@ -223,7 +223,11 @@ fn listener(
     attached: &impl Fn(&ListenerId) -> i32,
 ) -> ListenerStatus {
     let accepted = match &listener.accepted {
-        Ok(()) => Condition::yes("Accepted", reason::ACCEPTED, "The listener is valid."),
+        Ok(()) => {
+            let foreign = listener.foreign_options.iter().map(|said| format!(" {said}"));
+            let message = format!("The listener is valid.{}", foreign.collect::<String>());
+            Condition::yes("Accepted", reason::ACCEPTED, message)
+        }
         Err(problem) => Condition::no("Accepted", problem),
     };
     let conflicted = match &listener.conflict {

@@ -2,7 +2,7 @@
 
 use super::{Condition, ObjectStatus, PolicyAncestorStatus, observed};
 use crate::{
-    model::{Kind, ObjectKey},
+    model::{Kind, ObjectKey, TlsSettings},
     resolve::{Problem, ResolvedPolicy, reason},
 };
 
@@ -33,7 +33,11 @@ pub(crate) fn policy_status(
             ),
         ),
         (None, Err(problem)) => Condition::no("Accepted", problem),
-        (None, Ok(())) => Condition::yes("Accepted", reason::ACCEPTED, "The policy is in effect."),
+        (None, Ok(())) => {
+            let foreign = TlsSettings::foreign(&policy.policy.options).map(|said| format!(" {said}"));
+            let message = format!("The policy is in effect.{}", foreign.unwrap_or_default());
+            Condition::yes("Accepted", reason::ACCEPTED, message)
+        }
     };
     let conditions = observed(policy.policy.meta.generation, vec![accepted, Condition::refs(&policy.refs)]);
     let ancestors: Vec<_> = ancestors

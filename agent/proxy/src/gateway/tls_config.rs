@@ -2,6 +2,7 @@
 //! a session ticket is good on every one of them.
 
 use super::client_cert::AnyClient;
+use crate::tls_settings::allowed;
 use arc_swap::ArcSwap;
 use rustls::{
     RootCertStore, ServerConfig, SignatureScheme,
@@ -69,10 +70,10 @@ fn build_logged(tls: &TlsTermination) -> Built {
 }
 
 fn build(tls: &TlsTermination) -> Result<ServerConfig, String> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let (provider, versions) = allowed(&tls.settings);
     let certificates = Certificates::build(&tls.certificates, &provider)?;
     let builder = ServerConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(&versions)
         .map_err(|e| e.to_string())?;
     let builder = match &tls.client_ca {
         None => builder.with_no_client_auth(),

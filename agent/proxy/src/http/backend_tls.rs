@@ -1,6 +1,7 @@
 //! TLS to backends (BackendTLSPolicy, GEP-1897): settings built once per policy and worker, not per connection.
 
 use super::connect::Protocol;
+use crate::tls_settings::allowed;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
     client::{
@@ -91,7 +92,7 @@ impl BackendTlsClient {
 
 fn build(id: u32, policy: &BackendTls, certificate: Option<&KeyPair>) -> Result<BackendTlsClient, String> {
     let name = ServerName::try_from(policy.hostname.as_str().to_owned()).map_err(|e| e.to_string())?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let (provider, versions) = allowed(&policy.settings);
     let roots = match &policy.roots {
         Some(bundle) => trusted(bundle.0.iter().map(|der| CertificateDer::from(der.as_slice()))),
         None => system_roots().clone(),
@@ -101,7 +102,7 @@ fn build(id: u32, policy: &BackendTls, certificate: Option<&KeyPair>) -> Result<
     }
     let verifier = Verifier::new(roots, policy, &provider)?;
     let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(&versions)
         .map_err(|e| e.to_string())?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));

@@ -141,6 +141,68 @@ fn a_listener_says_when_its_certificate_ends_and_that_it_is_for_others() {
     assert_eq!(engine.certificate_remarks(101 * 86_400), [], "renewed");
 }
 
+/// B11: options were parsed and read by nobody. A wrong one of ours closes the listener, whose TLS would be weaker than is
+/// believed; another implementation's is said.
+#[test]
+fn options_of_a_listener_hold_or_close_it() {
+    let check = |mode: TlsMode,
+                 option: (&str, &str),
+                 conditions: &str,
+                 said: (&str, &str),
+                 settings: Option<TlsVersion>| {
+        let mut w = world();
+        let mut listener = https("a", 443, "", "own");
+        if mode == TlsMode::Passthrough {
+            listener = Listener { protocol: Protocol::Tls, ..listener };
+        }
+        let tls = listener.tls.as_mut().expect("made with it");
+        (tls.mode, tls.options) = (mode, BTreeMap::from([(option.0.into(), option.1.into())]));
+        w.gateway(gateway("infra/edge", vec![listener]));
+        w.secret("infra/own", key_pair("one"));
+        let out = w.apply();
+        assert_eq!(out.listener("infra/edge", "a"), conditions, "{option:?}");
+        let (kind, words) = said;
+        let message = &find(&out.listeners(Kind::Gateway, "infra/edge")[0].conditions, kind).message;
+        assert!(message.contains(words), "{message}");
+        let served = out.0.config.terminations().next().map(|(_, _, tls)| tls.settings.min_version);
+        assert_eq!(served, settings, "{option:?}");
+    };
+    const GOOD: &str = "Accepted ResolvedRefs Programmed";
+    const CLOSED: &str = "Accepted=False/UnsupportedValue ResolvedRefs Programmed=False/Invalid";
+    let ends = TlsMode::Terminate;
+    check(
+        ends,
+        (MIN_TLS_VERSION, "1.3"),
+        GOOD,
+        ("Accepted", "The listener is valid."),
+        Some(TlsVersion::V13),
+    );
+    check(
+        ends,
+        (MIN_TLS_VERSION, "13"),
+        CLOSED,
+        ("Accepted", "tls.options: weft.dev/min-tls-version: \"13\""),
+        None,
+    );
+    check(
+        ends,
+        ("weft.dev/min", "1.3"),
+        CLOSED,
+        ("Accepted", "tls.options: weft.dev/min is no option"),
+        None,
+    );
+    let foreign = "Of its options these mean nothing to Weft: example.com/min.";
+    check(ends, ("example.com/min", "1.3"), GOOD, ("Accepted", foreign), Some(TlsVersion::V12));
+    let through = TlsMode::Passthrough;
+    check(
+        through,
+        (MIN_TLS_VERSION, "1.3"),
+        CLOSED,
+        ("Accepted", "has no effect with mode Passthrough"),
+        None,
+    );
+}
+
 #[test]
 fn a_broken_renewal_leaves_the_last_good_certificate_in_use() {
     let mut w = world();

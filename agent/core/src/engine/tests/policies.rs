@@ -69,6 +69,10 @@ const ACCEPTED: &str = "Gateway infra/gw: Accepted ResolvedRefs";
 #[test]
 fn policies_by_themselves() {
     let with = |ca: &str| policy("shop/p", "web", ca);
+    let optioned = |key: &str, value: &str| BackendTlsPolicy {
+        options: BTreeMap::from([(key.into(), value.into())]),
+        ..with("ca")
+    };
     let wrong_kind = BackendTlsPolicy { ca_refs: vec![object(Kind::Service, "ca")], ..with("") };
     let both = BackendTlsPolicy {
         ca_refs: vec![object(Kind::ConfigMap, "ca"), object(Kind::ConfigMap, "absent")],
@@ -88,6 +92,11 @@ fn policies_by_themselves() {
         (both, "Gateway infra/gw: Accepted ResolvedRefs=False/InvalidCACertificateRef", true),
         (with(""), "Gateway infra/gw: Accepted=False/Invalid ResolvedRefs", false),
         (BackendTlsPolicy { system_roots: true, ..with("") }, ACCEPTED, true),
+        // B11
+        (optioned(MIN_TLS_VERSION, "1.3"), ACCEPTED, true),
+        (optioned("example.com/min", "9"), ACCEPTED, true),
+        (optioned(MIN_TLS_VERSION, "1.4"), "Gateway infra/gw: Accepted=False/Invalid ResolvedRefs", false),
+        (optioned("weft.dev/min", "1.3"), "Gateway infra/gw: Accepted=False/Invalid ResolvedRefs", false),
     ];
     for (policy, status, served) in cases {
         let mut w = shop();

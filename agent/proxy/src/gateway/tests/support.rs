@@ -38,7 +38,8 @@ use weft_core::{
     expiry::ListenerCertificate,
     matching::{Entry, HostMap, Order, RouteTable},
     model::{
-        CaBundle, Hostname, KeyPair, Match, ObjectKey, PrivateKey, RouteKind, SpiffeId, Timeouts, Validity,
+        CaBundle, Hostname, KeyPair, Match, ObjectKey, PrivateKey, RouteKind, SpiffeId, Timeouts,
+        TlsSettings, Validity,
     },
 };
 
@@ -214,12 +215,39 @@ pub(super) fn termination(
             optional,
         }),
         alpn: vec!["h2".into(), "http/1.1".into()],
+        settings: TlsSettings::default(),
     })
+}
+
+/// For clients of which something is demanded.
+pub(super) fn demanding(certificate: &Certificate, settings: TlsSettings) -> Arc<TlsTermination> {
+    let termination = termination(&[certificate], None);
+    Arc::new(TlsTermination { settings, ..(*termination).clone() })
+}
+
+/// A TLS client of one version and one cipher suite.
+pub(super) fn client_of(server: &Certificate, suite: rustls::CipherSuite) -> TlsConnector {
+    let mut roots = RootCertStore::empty();
+    roots.add(server.der.clone()).unwrap();
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.cipher_suites.retain(|known| known.suite() == suite);
+    let version = provider.cipher_suites[0].version();
+    let config = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    TlsConnector::from(Arc::new(config))
 }
 
 /// For bytes that nobody here understands: no ALPN is chosen.
 pub(super) fn opaque_termination(certificate: &Certificate) -> Arc<TlsTermination> {
-    Arc::new(TlsTermination { certificates: vec![certificate.listener()], client_ca: None, alpn: Vec::new() })
+    Arc::new(TlsTermination {
+        certificates: vec![certificate.listener()],
+        client_ca: None,
+        alpn: Vec::new(),
+        settings: TlsSettings::default(),
+    })
 }
 
 /// A certificate with its key.

@@ -1,8 +1,8 @@
 //! HTTPS and TLS listeners: who is chosen by server name, which certificate is shown, which clients come in.
 
 use super::support::{
-    Bed, Certificate, client, connect, exchange, get, get_once, host, http_app, http_port, http1, https,
-    l4_rule, opaque_termination, tcp, tcp_app, termination, tls_port,
+    Bed, Certificate, client, client_of, connect, demanding, exchange, get, get_once, host, http_app,
+    http_port, http1, https, l4_rule, opaque_termination, tcp, tcp_app, termination, tls_port,
 };
 use crate::context::Limits;
 use rustls::HandshakeKind;
@@ -15,7 +15,7 @@ use tokio_rustls::TlsConnector;
 use weft_core::{
     config::{FailReason, TlsListener, Transport},
     matching::HostMap,
-    model::RouteKind,
+    model::{RouteKind, TlsSettings, TlsVersion},
 };
 
 /// Status and body of one request over TLS.
@@ -59,6 +59,39 @@ async fn the_server_name_chooses_listener_and_certificate() {
     assert_eq!(get_once(bed.at(8080), "shop.test").await, Ok(ok("shop")));
     assert!(bed.metric(r#"weft_tls_handshakes_total{side="listener",result="ok"} 4"#));
     assert!(bed.metric(r#"weft_tls_handshakes_total{side="listener",result="failed"} 2"#));
+}
+
+/// B11: a minimum version was written down, and TLS 1.2 was spoken all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listener_speaks_no_less_than_its_options_say() {
+    use rustls::CipherSuite as Suite;
+    let mut bed = Bed::new("127.21.9.1");
+    let app = http_app("app").await;
+    let app = bed.service("app", Transport::Tcp, &[app]);
+    let certificate = Certificate::leaf(&["any.test", "newest.test", "one.test"]);
+    let listener = |name: &'static str, min_version, suites: &[&'static str]| {
+        let settings = TlsSettings { min_version, suites: suites.to_vec() };
+        (name, https(name, &demanding(&certificate, settings), &app))
+    };
+    let listeners = [
+        listener("any.test", TlsVersion::V12, &[]),
+        listener("newest.test", TlsVersion::V13, &[]),
+        listener("one.test", TlsVersion::V12, &["TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"]),
+    ];
+    bed.gateway("a", [(tcp(8443), tls_port(listeners))]);
+    bed.apply_well().await;
+    for (suite, served) in [
+        (Suite::TLS13_AES_128_GCM_SHA256, &["any.test", "newest.test"][..]),
+        (Suite::TLS13_AES_256_GCM_SHA384, &["any.test", "newest.test"]),
+        (Suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, &["any.test"]),
+        (Suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, &["any.test", "one.test"]),
+    ] {
+        let client = client_of(&certificate, suite);
+        for name in ["any.test", "newest.test", "one.test"] {
+            let answer = ask(&client, bed.at(8443), name).await;
+            assert_eq!(answer.is_ok(), served.contains(&name), "{suite:?} {name}: {answer:?}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,7 +8,7 @@ use std::{net::SocketAddr, sync::Arc};
 use tokio::net::TcpStream;
 use weft_core::{
     config::{AppProtocol, BackendTls},
-    model::{CaBundle, Hostname, KeyPair, PrivateKey, SubjectAltName, Validity},
+    model::{CaBundle, Hostname, KeyPair, PrivateKey, SubjectAltName, TlsSettings, TlsVersion, Validity},
 };
 
 struct TestCa {
@@ -45,9 +45,18 @@ impl TestCa {
 
 /// A TLS backend; with `clients`, it demands a certificate of theirs.
 async fn tls_app(pair: &KeyPair, clients: Option<&TestCa>, inner: SocketAddr) -> SocketAddr {
+    tls_app_of(rustls::ALL_VERSIONS, pair, clients, inner).await
+}
+
+async fn tls_app_of(
+    versions: &[&'static rustls::SupportedProtocolVersion],
+    pair: &KeyPair,
+    clients: Option<&TestCa>,
+    inner: SocketAddr,
+) -> SocketAddr {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .unwrap();
     let builder = match clients {
         None => builder.with_no_client_auth(),
@@ -107,7 +116,12 @@ fn backends_over_tls_are_verified_as_their_policy_says() {
         for (endpoint, roots, hostname, subject_alt_names, certificate, protocol, code) in cases {
             let mut world = World::default();
             let hostname = Hostname::parse(hostname).unwrap();
-            let policy = BackendTls { hostname, roots: Some(roots), subject_alt_names };
+            let policy = BackendTls {
+                hostname,
+                roots: Some(roots),
+                subject_alt_names,
+                settings: TlsSettings::default(),
+            };
             let tls = Some(Arc::new(policy));
             let backend = weft_core::config::Backend { tls, ..backend("app", protocol) };
             let to_app = world.service(backend, &[endpoint]);
@@ -120,6 +134,37 @@ fn backends_over_tls_are_verified_as_their_policy_says() {
             let gateway = Bed::new(config).gateway().await;
             let case = format!("{hostname:?} {protocol:?}", hostname = to_app.tls);
             assert_eq!(get(gateway, "/").await.0, code, "{case}");
+        }
+    });
+}
+
+/// B11: a policy's options were read by nobody.
+#[test]
+fn a_backend_is_spoken_to_by_no_less_than_the_policys_options_say() {
+    run(async {
+        let (app, ca) = (App::named("app").await, TestCa::new());
+        let pair = ca.pair(&["inner.example"]);
+        let old = tls_app_of(&[&rustls::version::TLS12], &pair, None, app.addr).await;
+        let new = tls_app_of(&[&rustls::version::TLS13], &pair, None, app.addr).await;
+        for (endpoint, min_version, code) in [
+            (old, TlsVersion::V12, 200),
+            (new, TlsVersion::V12, 200),
+            (old, TlsVersion::V13, 503),
+            (new, TlsVersion::V13, 200),
+        ] {
+            let policy = BackendTls {
+                hostname: Hostname::parse("inner.example").unwrap(),
+                roots: Some(ca.bundle()),
+                subject_alt_names: Vec::new(),
+                settings: TlsSettings { min_version, ..TlsSettings::default() },
+            };
+            let mut world = World::default();
+            let tls = Some(Arc::new(policy));
+            let backend = weft_core::config::Backend { tls, ..backend("app", AppProtocol::Http) };
+            let to_app = world.service(backend, &[endpoint]);
+            let config = world.gateway(vec![(None, vec![(prefix("/"), rule(to(&to_app)))])]);
+            let gateway = Bed::new(config).gateway().await;
+            assert_eq!(get(gateway, "/").await.0, code, "{min_version:?}");
         }
     });
 }
