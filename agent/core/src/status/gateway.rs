@@ -239,7 +239,11 @@ fn listener(
     };
     let mut refs = Condition::refs(&listener.refs);
     if let (true, Some(tls)) = (listener.serves(), &listener.tls) {
-        refs.message = format!("{}{}", refs.message, tls.told(listener.attach.hostname.as_ref()));
+        let told = tls.told(listener.attach.hostname.as_ref());
+        if !told.is_empty() && !refs.message.ends_with('.') {
+            refs.message.push('.');
+        }
+        refs.message.push_str(&told);
     }
     let mut conditions = vec![accepted, conflicted, refs, listener_programmed(gateway, listener, feedback)];
     if let Some(overlap) = &listener.overlaps {

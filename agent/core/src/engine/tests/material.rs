@@ -139,6 +139,13 @@ fn a_listener_says_when_its_certificate_ends_and_that_it_is_for_others() {
     w.secret("infra/own", key_pair_until("a.example", Validity { not_after: 200 * 86_400, ..validity }));
     engine.apply(w.0.clone(), &Feedback::default());
     assert_eq!(engine.certificate_remarks(101 * 86_400), [], "renewed");
+    w.secret("infra/own", SecretData::Invalid("broken".into()));
+    let out = Applied(engine.apply(w.0.clone(), &Feedback::default()));
+    let message = &find(&out.listeners(Kind::Gateway, "infra/edge")[0].conditions, "ResolvedRefs").message;
+    assert!(
+        message.contains("until it is corrected. The certificate of Secret infra/own is valid"),
+        "{message}"
+    );
 }
 
 /// B11: options were parsed and read by nobody. A wrong one of ours closes the listener, whose TLS would be weaker than is
